@@ -1,0 +1,70 @@
+# Each target does all its own set-up: Debian packages, a virtual environment, the BPF build.
+# Set-up runs once; `make clean` takes its products away again.
+SHELL  := /bin/bash
+PYTHON := /usr/bin/python3
+BIN    := .venv/bin
+BUILD  := build
+DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev make gdb elfutils \
+          binutils
+OBJECT := $(BUILD)/coresnap.bpf.o
+HELPER := $(BUILD)/coresnap-pipe
+
+.DELETE_ON_ERROR:
+.PHONY: setup demo run test lint types unit system bench clean
+
+setup: $(BIN)/.ready $(OBJECT) $(HELPER)
+
+demo: setup
+	@$(BIN)/python -m demo
+
+run: setup
+	@exec $(BIN)/coresnap run --config config/default.yaml
+
+test: lint types unit system
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.ready
+	$(BIN)/mypy
+
+unit: $(BIN)/.ready
+	$(BIN)/pytest -q tests/unit
+
+system: setup
+	$(BIN)/pytest -q tests/system
+
+bench: setup
+	@$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv $(BUILD) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What Debian lacks is installed only if it is missing, so that a second run needs no network.
+$(BUILD)/.debs: Makefile
+	@mkdir -p $(BUILD)
+	@missing=$$(for p in $(DEBS); do dpkg-query -Wf '$${db:Status-Abbrev}' $$p 2>/dev/null \
+	    | grep -q '^ii' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    [ "$$(id -u)" = 0 ] || { echo "install as root: apt-get install $$missing" >&2; exit 1; }; \
+	    echo "installing" $$missing; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	        apt-get -qq install -y --no-install-recommends $$missing >$(BUILD)/apt.log 2>&1 \
+	        || { tail -20 $(BUILD)/apt.log >&2; exit 1; }; \
+	fi
+	@touch $@
+
+# The distribution's interpreter and its packages: bcc is one of them.
+$(BIN)/.ready: pyproject.toml $(BUILD)/.debs
+	@test -x $(BIN)/python || { echo "making the virtual environment"; \
+	    $(PYTHON) -m venv --system-site-packages .venv; }
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
+	@$(BIN)/python -m collector.probe.build $(BUILD)
+
+$(HELPER): $(wildcard collector/hold/*.c) $(BIN)/.ready
+	@$(BIN)/python -m collector.hold.build $(BUILD)
