@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
+/*
+ * Everything that differs between the two loaders, and between kernels. No logic of its own.
+ *
+ * CO-RE (libbpf): vmlinux.h has preserve_access_index on all types, so each `&p->f` is
+ * relocated when the object is loaded.
+ * bcc (CORESNAP_BCC): the types are those of the running kernel itself. Before bcc sees the
+ * source, collector/probe/bccload.py spells the map helpers as bcc's methods, because bcc's
+ * rewriter does not look into macros.
+ */
+#ifndef CORESNAP_COMPAT_H
+#define CORESNAP_COMPAT_H
+
+#define FN static inline __attribute__((always_inline))
+
+#ifdef CORESNAP_BCC
+
+#define ON_EVENT(tracepoint) int raw_tracepoint__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
+#define ITERATE(target, name) int bpf_iter__##target(struct bpf_iter__##target *ctx)
+#define ITERATE_SLEEPING(target, name) int name(struct bpf_iter__##target *ctx)
+#define ON_CLOCK(name) int name(struct bpf_perf_event_data *ctx)
+#define HASH_MAP(name, key_type, value_type, entries) \
+	BPF_TABLE("lru_hash", key_type, value_type, name, entries)
+#define ARRAY_MAP(name, value_type, entries) BPF_TABLE("array", u32, value_type, name, entries)
+#define SHARED_ARRAY(name, value_type, entries) \
+	BPF_F_TABLE("array", u32, value_type, name, entries, BPF_F_MMAPABLE)
+#define PER_CPU_MAP(name, value_type) BPF_TABLE("percpu_array", u32, value_type, name, 1)
+#define TASK_MAP(name, value_type) BPF_TASK_STORAGE(name, value_type)
+#define RING_MAP(name, bytes) BPF_RINGBUF_OUTPUT(name, (bytes) / 4096)
+#define OFFSET_OF(type, field) __builtin_offsetof(type, field)
+#define KERNEL_RELEASE LINUX_VERSION_CODE
+/* Offsets are taken by the compiler's front end, which is proved right (btf.py): bcc compiles for
+ * x86 and then makes BPF of it, whose wide integers are aligned differently. */
+#define ADDRESS(p, field) \
+	((typeof(&(p)->field))((char *)(p) + __builtin_offsetof(typeof(*(p)), field)))
+
+#else /* CO-RE */
+
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#define ON_EVENT(tracepoint) \
+	SEC("raw_tp/" #tracepoint) int tracepoint(struct bpf_raw_tracepoint_args *ctx)
+#define ITERATE(target, name) SEC("iter/" #target) int name(struct bpf_iter__##target *ctx)
+#define ITERATE_SLEEPING(target, name) \
+	SEC("iter.s/" #target) int name(struct bpf_iter__##target *ctx)
+#define ON_CLOCK(name) SEC("perf_event") int name(struct bpf_perf_event_data *ctx)
+#define MAP_OF(map_type, name, key_type, value_type, entries) \
+	struct { \
+		__uint(type, map_type); \
+		__uint(max_entries, entries); \
+		__type(key, key_type); \
+		__type(value, value_type); \
+	} name SEC(".maps")
+#define HASH_MAP(name, key_type, value_type, entries) \
+	MAP_OF(BPF_MAP_TYPE_LRU_HASH, name, key_type, value_type, entries)
+#define ARRAY_MAP(name, value_type, entries) \
+	MAP_OF(BPF_MAP_TYPE_ARRAY, name, u32, value_type, entries)
+#define SHARED_ARRAY(name, value_type, entries) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(map_flags, BPF_F_MMAPABLE); \
+		__uint(max_entries, entries); \
+		__type(key, u32); \
+		__type(value, value_type); \
+	} name SEC(".maps")
+#define PER_CPU_MAP(name, value_type) MAP_OF(BPF_MAP_TYPE_PERCPU_ARRAY, name, u32, value_type, 1)
+#define TASK_MAP(name, value_type) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_TASK_STORAGE); \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__type(key, int); \
+		__type(value, value_type); \
+	} name SEC(".maps")
+#define RING_MAP(name, bytes) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_RINGBUF); \
+		__uint(max_entries, bytes); \
+	} name SEC(".maps")
+#define OFFSET_OF(type, field) \
+	__builtin_preserve_field_info(((type *)0)->field, BPF_FIELD_BYTE_OFFSET)
+#define ADDRESS(p, field) (&(p)->field)
+
+extern int LINUX_KERNEL_VERSION __kconfig; /* libbpf knows it */
+#define KERNEL_RELEASE LINUX_KERNEL_VERSION
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+#endif
+
+/* A field of an object whose type the verifier knows (in iterators): a plain load. */
+#define GET(p, field) (*ADDRESS(p, field))
+
+/* The value of a kernel object's scalar field; 0 if it can not be read. The comma makes the
+ * type of the copy lose a `const` that the field may have. */
+#define READ(p, field) \
+	({ \
+		typeof(((void)0, (p)->field)) value_ = 0; \
+		bpf_probe_read_kernel(&value_, sizeof(value_), ADDRESS(p, field)); \
+		value_; \
+	})
+
+/* The object that holds `p` as its member `field`. */
+#define HOLDER_OF(p, type, field) ((type *)((char *)(p) - OFFSET_OF(type, field)))
+
+/* mark_victim passes the task since 6.9 (and where that was ported back), its pid before. */
+#define IS_KERNEL_POINTER(word) ((s64)(word) < 0)
+
+/* FMODE_BACKING <linux/fs.h>: moved in 6.14. */
+#define BACKING_FILE (KERNEL_RELEASE >= 0x060e00 ? 1U << 24 : 1U << 25)
+
+/* struct fpu moved from thread_struct to the end of task_struct in 6.16. */
+#ifdef CORESNAP_BCC
+
+FN struct fpu *task_fpu(struct task_struct *t)
+{
+#ifdef CORESNAP_FPU_IN_THREAD
+	return ADDRESS(t, thread.fpu);
+#else
+	return (struct fpu *)((char *)t + CORESNAP_TASK_SIZE);
+#endif
+}
+
+/* Of a file on overlayfs the mapped one is a backing file; user space knows its user_path (6.8). */
+FN struct path *file_user_path(struct file *file)
+{
+#ifdef CORESNAP_USER_PATH
+	return ADDRESS((struct backing_file *)file, user_path);
+#else
+	return 0;
+#endif
+}
+
+#else
+
+struct backing_file___since_6_8 {
+	struct path user_path;
+} __attribute__((preserve_access_index));
+
+FN struct path *file_user_path(struct file *file)
+{
+	struct backing_file___since_6_8 *backing = (void *)file;
+
+	if (bpf_core_field_exists(struct backing_file___since_6_8, user_path))
+		return &backing->user_path;
+	return 0;
+}
+
+struct thread_struct___before_6_16 {
+	struct fpu fpu;
+} __attribute__((preserve_access_index));
+
+struct task_struct___before_6_16 {
+	struct thread_struct___before_6_16 thread;
+} __attribute__((preserve_access_index));
+
+FN struct fpu *task_fpu(struct task_struct *t)
+{
+	struct task_struct___before_6_16 *old = (void *)t;
+
+	if (bpf_core_field_exists(struct thread_struct___before_6_16, fpu))
+		return &old->thread.fpu;
+	return (struct fpu *)((char *)t + bpf_core_type_size(struct task_struct));
+}
+
+#endif
+
+#endif

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
+/*
+ * The threads and the mappings of one process, listed without stopping it. The reader chooses the
+ * process when it opens an iterator. Part of coresnap.bpf.c, not a header for others.
+ */
+#ifndef CORESNAP_ITERATORS_H
+#define CORESNAP_ITERATORS_H
+
+struct cs_scratch {
+	__u8 bytes[CS_XSTATE_MAX];
+};
+
+struct cs_path_scratch {
+	char bytes[CS_PAGE];
+};
+
+PER_CPU_MAP(xstate_scratch, struct cs_scratch);
+PER_CPU_MAP(path_scratch, struct cs_path_scratch);
+
+/* Ids as fill_prstatus() of the kernel gives them: its real_parent is a thread, too. */
+FN void fill_ids(struct cs_thread *out, struct task_struct *t)
+{
+	struct pid *pid = GET(t, thread_pid);
+	u32 level = READ(pid, level);
+	struct upid own = {};
+
+	bpf_probe_read_kernel(&own, sizeof(own), ADDRESS(pid, numbers[0]) + level);
+	out->tid = GET(t, pid);
+	out->tgid = GET(t, tgid);
+	out->ns_tid = own.nr;
+	out->ns_ppid = id_in_namespace(GET(GET(t, real_parent), thread_pid), level, own.ns);
+	out->ns_pgrp = id_in_namespace(GET(GET(t, signal), pids[PIDTYPE_PGID]), level, own.ns);
+	out->ns_sid = id_in_namespace(GET(GET(t, signal), pids[PIDTYPE_SID]), level, own.ns);
+}
+
+FN void fill_thread(struct cs_thread *out, struct task_struct *t)
+{
+	struct signal_struct *signal = GET(t, signal);
+
+	fill_ids(out, t);
+	out->state = GET(t, __state);
+	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));
+	out->sigpend = GET(t, pending.signal.sig[0]);
+	out->sighold = GET(t, blocked.sig[0]);
+	out->utime = GET(t, utime);
+	out->stime = GET(t, stime);
+	out->group_utime = GET(signal, utime);
+	out->group_stime = GET(signal, stime);
+	out->cutime = GET(signal, cutime);
+	out->cstime = GET(signal, cstime);
+	out->clear_child_tid = (u64)GET(t, clear_child_tid);
+	out->robust_list = (u64)GET(t, robust_list);
+	out->pkru = GET(t, thread.pkru);
+	bpf_probe_read_kernel(out->regs, CS_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
+	fill_selectors(out->regs, t);
+}
+
+ITERATE(task, threads)
+{
+	struct task_struct *t = ctx->task;
+	struct cs_thread out = {};
+	struct cs_scratch *scratch;
+	struct fpstate *fpstate;
+	struct fpu *fpu;
+	u32 zero = 0, size;
+
+	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
+		return 0;
+	scratch = bpf_map_lookup_elem(&xstate_scratch, &zero);
+	if (!scratch)
+		return 0;
+	fill_thread(&out, t);
+	fpu = task_fpu(t);
+	fpstate = READ(fpu, fpstate);
+	out.xfeatures = READ(fpstate, user_xfeatures);
+	size = READ(fpstate, size);
+	if (size > CS_XSTATE_MAX ||
+	    bpf_probe_read_kernel(scratch->bytes, size, ADDRESS(fpstate, regs)))
+		size = 0;
+	out.xstate_size = size;
+	out.size = sizeof(out) + size;
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	if (size && size <= CS_XSTATE_MAX)
+		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
+	return 0;
+}
+
+/* [vdso] and its like: the kernel keeps the name in a struct vm_special_mapping. */
+FN int special_name(char *out, struct vm_area_struct *vma)
+{
+	const char *name = 0;
+
+	bpf_probe_read_kernel(&name, sizeof(name), GET(vma, vm_private_data));
+	return bpf_probe_read_kernel_str(out, CS_NAME_MAX, name);
+}
+
+/* bpf_d_path() names only files that the verifier knows; this one it does not. */
+FN int walked_path(struct cs_mapping *out, char *bytes, struct path *path)
+{
+	struct task_struct *reader = (void *)bpf_get_current_task_btf();
+	struct fs_struct *fs = READ(reader, fs);
+	struct dentry *dentry = READ(path, dentry);
+	struct inode *inode = READ(dentry, d_inode);
+	struct super_block *super = READ(inode, i_sb);
+
+	out->inode = READ(inode, i_ino);
+	out->dev = READ(super, s_dev);
+	out->flags |= CS_MAPPING_PATH_WALK;
+	if (!READ(dentry, d_hash.pprev))
+		out->flags |= CS_MAPPING_DELETED;
+	return copy_path(bytes, dentry, READ(path, mnt), fs ? ADDRESS(fs, root) : 0);
+}
+
+FN s64 fill_file(struct cs_mapping *out, char *bytes, struct file *file)
+{
+	struct inode *inode = GET(file, f_inode);
+	struct path *user_path;
+
+	out->flags |= CS_MAPPING_FILE;
+	out->inode = GET(inode, i_ino);
+	out->nlink = GET(inode, i_nlink);
+	out->dev = GET(GET(inode, i_sb), s_dev);
+	user_path = GET(file, f_mode) & BACKING_FILE ? file_user_path(file) : 0;
+	if (user_path)
+		return walked_path(out, bytes, user_path);
+	return bpf_d_path((struct path *)ADDRESS(file, f_path), bytes, CS_PAGE);
+}
+
+ITERATE(task_vma, mappings)
+{
+	struct vm_area_struct *vma = ctx->vma;
+	struct cs_mapping out = {};
+	struct cs_path_scratch *scratch;
+	struct mm_struct *mm;
+	struct file *file;
+	u32 zero = 0;
+	s64 size = 0;
+
+	if (!vma)
+		return 0;
+	scratch = bpf_map_lookup_elem(&path_scratch, &zero);
+	if (!scratch)
+		return 0;
+	mm = GET(vma, vm_mm);
+	out.start = GET(vma, vm_start);
+	out.end = GET(vma, vm_end);
+	out.vm_flags = GET(vma, vm_flags);
+	out.start_brk = GET(mm, start_brk);
+	out.brk = GET(mm, brk);
+	out.start_stack = GET(mm, start_stack);
+	if (GET(vma, anon_vma))
+		out.flags |= CS_MAPPING_ANON_VMA;
+	file = GET(vma, vm_file);
+	if (file) {
+		out.pgoff = GET(vma, vm_pgoff);
+		size = fill_file(&out, scratch->bytes, file);
+	} else if (GET(vma, vm_ops) && GET(GET(vma, vm_ops), name)) {
+		out.flags |= CS_MAPPING_SPECIAL;
+		size = special_name(scratch->bytes, vma);
+	}
+	if (size < 0 || size > CS_PAGE)
+		size = -1;
+	out.path_size = size;
+	out.size = sizeof(out) + (size > 0 ? size : 0);
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	if (size > 0 && size <= CS_PAGE)
+		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
+	return 0;
+}
+
+#endif

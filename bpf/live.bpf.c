@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
+/*
+ * The threads of a live process, with their stacks, without stopping one: nothing is attached to
+ * the system, and nothing here runs but while the reader asks.
+ *
+ * `stacks` lists every thread and copies the top of its user stack. Of a thread that runs, the
+ * kernel knows only the registers of its last entry; `catch_running` runs in the clock interrupts
+ * that the reader switches on for some milliseconds, and takes registers and stack together.
+ * `threads` and `mappings` are those of iterators.bpf.h, for readers that are not the agent.
+ *
+ * Linux >= 6.1, x86-64. One source for two loaders: see compat.h.
+ */
+#include "compat.h"
+#include "coresnap.h"
+#include "live.h"
+#include "task.bpf.h"
+#include "iterators.bpf.h"
+
+#define CS_PF_KTHREAD 0x200000 /* <linux/sched.h> */
+#define PAGE_OF(address) ((address) & ~(u64)(CS_PAGE - 1))
+
+struct cs_page {
+	__u8 bytes[CS_PAGE];
+};
+
+ARRAY_MAP(live_settings, struct cs_live_settings, 1);
+SHARED_ARRAY(pool, struct cs_page, CS_LIVE_POOL);
+RING_MAP(ring, CS_CAUGHT_RING);
+HASH_MAP(caught_in, u32, u32, CS_CAUGHT_THREADS);
+
+FN void fill_live(struct cs_live *out, struct task_struct *t)
+{
+	struct task_struct *leader = GET(t, group_leader);
+	struct pid *pid = GET(t, thread_pid);
+
+	out->time_ns = bpf_ktime_get_ns();
+	out->process_start_ns = READ(leader, start_boottime);
+	out->start_ns = GET(t, start_boottime);
+	out->tid = GET(t, pid);
+	out->tgid = GET(t, tgid);
+	out->ns_tid = id_in_namespace(pid, READ(pid, level), 0);
+	out->state = GET(t, __state);
+	out->cpu = GET(t, thread_info.cpu);
+	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));
+	out->utime = GET(t, utime);
+	out->stime = GET(t, stime);
+	out->runtime = GET(t, se.sum_exec_runtime);
+	out->voluntary = GET(t, nvcsw);
+	out->involuntary = GET(t, nivcsw);
+}
+
+FN void fill_registers(u64 *regs, struct task_struct *t)
+{
+	bpf_probe_read_kernel(regs, CS_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
+	fill_selectors(regs, t);
+}
+
+/* Page by page: the stack's mapping may end anywhere. */
+FN void copy_stack(struct cs_live *out, struct task_struct *t, struct cs_live_settings *settings)
+{
+	u32 pages = settings->stack_pages, first = settings->next_page;
+	u64 sp = out->regs[CS_LIVE_SP], block = out->regs[CS_PT_REGS];
+
+	out->stack_base = PAGE_OF(sp);
+	/* A thread's control block (fs_base) is the end of what its stack can hold. */
+	if (block > sp && block - out->stack_base < (u64)pages * CS_PAGE)
+		pages = (block - out->stack_base) / CS_PAGE + 1;
+	out->first_page = first;
+	for (u32 i = 0; i < CS_LIVE_PAGES; i++) {
+		u32 index = first + i;
+		struct cs_page *page;
+
+		if (i >= pages)
+			break;
+		page = bpf_map_lookup_elem(&pool, &index);
+		if (!page) {
+			out->flags |= CS_LIVE_NO_ROOM;
+			break;
+		}
+		if (bpf_copy_from_user_task(page->bytes, CS_PAGE,
+					    (void *)(out->stack_base + i * CS_PAGE), t, 0))
+			break;
+		out->pages = i + 1;
+	}
+	settings->next_page = first + out->pages;
+}
+
+ITERATE_SLEEPING(task, stacks)
+{
+	struct task_struct *t = ctx->task;
+	struct cs_live_settings *settings;
+	struct cs_live out = {};
+	u32 zero = 0;
+
+	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
+		return 0;
+	settings = bpf_map_lookup_elem(&live_settings, &zero);
+	if (!settings)
+		return 0;
+	if (GET(t, on_cpu))
+		out.flags |= CS_LIVE_ON_CPU;
+	fill_live(&out, t);
+	if (GET(t, flags) & CS_PF_KTHREAD) {
+		out.flags |= CS_LIVE_KERNEL;
+	} else {
+		fill_registers(out.regs, t);
+		copy_stack(&out, t, settings);
+	}
+	/* It was asleep, and has not been switched away since: so it has not run. */
+	if (GET(t, on_cpu) || GET(t, nvcsw) != out.voluntary || GET(t, nivcsw) != out.involuntary)
+		out.flags |= CS_LIVE_MOVED;
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
+
+ON_CLOCK(catch_running)
+{
+	struct cs_live_settings *settings;
+	struct task_struct *t;
+	struct cs_caught *out;
+	u32 zero = 0, tid = bpf_get_current_pid_tgid(), round, *seen;
+	u64 bytes;
+
+	settings = bpf_map_lookup_elem(&live_settings, &zero);
+	if (!settings || settings->tgid != bpf_get_current_pid_tgid() >> 32)
+		return 0;
+	round = settings->round;
+	seen = bpf_map_lookup_elem(&caught_in, &tid);
+	if (seen && *seen == round)
+		return 0;
+	out = bpf_ringbuf_reserve(&ring, sizeof(*out), 0);
+	if (!out)
+		return 0;
+	bpf_map_update_elem(&caught_in, &tid, &round, BPF_ANY);
+	t = (void *)bpf_get_current_task_btf();
+	out->time_ns = bpf_ktime_get_ns();
+	out->start_ns = READ(t, start_boottime);
+	out->tid = tid;
+	out->round = round;
+	out->reserved = 0;
+	/* The interrupt came from user mode, or the kernel works for it: either way these are exact. */
+	fill_registers(out->regs, t);
+	out->stack_base = PAGE_OF(out->regs[CS_LIVE_SP]);
+	bytes = (u64)settings->stack_pages * CS_PAGE;
+	out->pages = 0;
+	for (u64 at = 0; at < CS_CAUGHT_PAGES * CS_PAGE && at < bytes; at += CS_PAGE) {
+		if (bpf_probe_read_user(out->stack + at, CS_PAGE, (void *)(out->stack_base + at)))
+			break;
+		out->pages++;
+	}
+	bpf_ringbuf_submit(out, 0);
+	return 0;
+}

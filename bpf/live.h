@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
+/*
+ * The contract between live.bpf.c and its reader, collector/probe/stacks.py: fixed-width fields in
+ * their natural alignment, no implicit padding. Loaded and read by the same process, so there is
+ * no format to negotiate. Needs coresnap.h.
+ */
+#ifndef CORESNAP_LIVE_H
+#define CORESNAP_LIVE_H
+
+#define CS_LIVE_SP 19          /* word of rsp in struct user_regs_struct */
+#define CS_LIVE_PAGES 17       /* of a thread's stack: 64 KiB from any sp on */
+#define CS_LIVE_POOL 256       /* pages of all threads that one read(2) tells */
+#define CS_CAUGHT_PAGES 9      /* of a thread that was caught running: 32 KiB from any sp on */
+#define CS_CAUGHT_RING (1 << 20)
+#define CS_CAUGHT_THREADS 4096 /* that are remembered as caught */
+
+/* The value of the map `live_settings`, written by the reader. */
+struct cs_live_settings {
+	__u32 stack_pages;     /* at most so many of each thread */
+	__u32 next_page;       /* of the pool; set to 0 before each read(2) */
+	__u32 tgid;            /* whose threads are caught; 0: nobody's */
+	__u32 round;           /* each thread is caught once per round */
+};
+
+enum cs_live_flag {
+	CS_LIVE_ON_CPU = 1,    /* it ran when it was looked at: registers may be those of before */
+	CS_LIVE_MOVED = 2,     /* it ran while its stack was copied */
+	CS_LIVE_NO_ROOM = 4,   /* the pool was full */
+	CS_LIVE_KERNEL = 8,    /* a thread of the kernel: no registers, no stack */
+};
+
+/* One thread of the iterator `stacks`. */
+struct cs_live {
+	__u64 time_ns;         /* CLOCK_MONOTONIC */
+	__u64 process_start_ns; /* CLOCK_BOOTTIME */
+	__u64 start_ns;        /* of the thread */
+	__u32 tid;             /* initial namespace */
+	__u32 tgid;
+	__u32 ns_tid;          /* as the thread itself sees it */
+	__u32 state;           /* task_struct.__state */
+	__u32 flags;           /* enum cs_live_flag */
+	__u32 cpu;             /* where it runs, or ran last */
+	char comm[CS_COMM];
+	__u64 utime;           /* ns; as accounted, often by ticks */
+	__u64 stime;
+	__u64 runtime;         /* ns on a CPU, exact up to the last tick */
+	__u64 voluntary;       /* context switches */
+	__u64 involuntary;
+	__u64 regs[CS_USER_REGS];
+	__u64 stack_base;      /* address of the first page */
+	__u32 first_page;      /* in the pool */
+	__u32 pages;           /* that could be read */
+};
+
+/* One thread that was caught on its CPU: a record of the map `ring`. */
+struct cs_caught {
+	__u64 time_ns;         /* CLOCK_MONOTONIC */
+	__u64 start_ns;        /* of the thread */
+	__u32 tid;
+	__u32 pages;
+	__u32 round;
+	__u32 reserved;
+	__u64 regs[CS_USER_REGS];
+	__u64 stack_base;
+	__u8 stack[CS_CAUGHT_PAGES * CS_PAGE];
+};
+
+#endif
