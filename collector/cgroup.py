@@ -1,0 +1,73 @@
+"""Control groups by id: where a cgroup lies in the hierarchy, although its process is gone.
+
+BPF names a cgroup by its 64-bit id (bpf_get_current_cgroup_id(), cgroup v2). On cgroupfs that id
+is a file handle (open_by_handle_at(2), FILEID_KERNFS in <linux/exportfs.h>).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from functools import cache
+from pathlib import Path
+
+_FILEID_KERNFS = 0xFE
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def has_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether any cgroup v1 hierarchy is mounted."""
+    return any(line.split()[2] == "cgroup" for line in mounts.read_text().splitlines())
+
+
+@cache
+def unified_mount(mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """Where cgroup v2 is mounted; None if it is not."""
+    for line in mounts.read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return where
+    return None
+
+
+def path_of(cgroup_id: int) -> str | None:
+    """Path of a cgroup in the v2 hierarchy, "/" for the root; None if it is gone or unknown.
+
+    Where v1 hierarchies are mounted as well, services may be in those and in the root of v2: then
+    the root says nothing and is None.
+    """
+    mount = unified_mount()
+    if mount is None or not cgroup_id:
+        return None
+    mount_fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = struct.pack("<IiQ", 8, _FILEID_KERNFS, cgroup_id)
+        fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH)
+        if fd < 0:
+            return None
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+    finally:
+        os.close(mount_fd)
+    inside = path.removeprefix(mount)
+    return inside or (None if has_v1() else "/")
+
+
+def path_in(text: bytes) -> str | None:
+    """The cgroup to show for the content of /proc/PID/cgroup (cgroups(7)).
+
+    The v2 path where the process is below its root, else the systemd or memory hierarchy of v1.
+    """
+    found: dict[str, str] = {}
+    # not splitlines(): a cgroup's name may hold any line separator but the newline
+    for line in os.fsdecode(text).rstrip("\n").split("\n"):
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            found[name] = path
+    order = ("", "name=systemd", "memory")
+    paths = [found[name] for name in order if name in found]
+    return next((path for path in paths if path != "/"), paths[0] if paths else None)

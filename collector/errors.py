@@ -1,0 +1,84 @@
+"""The project's exceptions.
+
+A message says what failed, on what, why, and what to do about it. The command line turns
+each into one line and the exit status of its class; nothing else decides an exit status.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CoresnapError(Exception):
+    """Anything that went wrong and that the user can be told in one line."""
+
+    exit_status = 1
+
+
+class UsageError(CoresnapError):
+    """The arguments do not make sense together."""
+
+    exit_status = 2
+
+
+class PolicyError(CoresnapError):
+    """A configuration file is wrong; names the file, the line (1-based) and the key."""
+
+    exit_status = 2
+
+    def __init__(self, file: Path | str, line: int | None, key: str | None, problem: str) -> None:
+        where = f"{file}:{line}" if line else str(file)
+        super().__init__(f"{where}: {key}: {problem}" if key else f"{where}: {problem}")
+        self.file, self.line, self.key, self.problem = str(file), line, key, problem
+
+
+class ProbeError(CoresnapError):
+    """The BPF programs can not be built, loaded, attached or read."""
+
+
+class HoldError(CoresnapError):
+    """The kernel's hand-off can not be set up, or a peer is not what it claims to be."""
+
+
+class TakeoverRefused(HoldError):
+    """Another crash handler is configured and `hold.takeover` does not allow replacing it."""
+
+
+class CaptureError(CoresnapError):
+    """Threads or memory of a process can not be captured."""
+
+
+class CoreFormatError(CoresnapError):
+    """A file is not an ELF core, or is damaged."""
+
+
+class StoreError(CoresnapError):
+    """The store can not be read or written."""
+
+
+class NotFound(StoreError):
+    """No record has this id."""
+
+
+class Ambiguous(StoreError):
+    """More than one record begins with this prefix."""
+
+
+class ProcessError(CoresnapError):
+    """A live process can not be looked at, or not in this way."""
+
+
+class ProcessGone(ProcessError):
+    """There is no such process, or it has ended meanwhile."""
+
+
+class NotPermitted(ProcessError):
+    """The kernel does not let this user look into that process."""
+
+
+class Unreadable(ProcessError):
+    """Memory of a live process that is not mapped, or not readable; `address` is the first byte."""
+
+    def __init__(self, address: int, message: str) -> None:
+        super().__init__(message)
+        self.address = address

@@ -1,0 +1,86 @@
+"""A lane: a few threads that work off a bounded queue.
+
+Not a general executor: a lane says at once when it is full (the caller counts that), never loses
+the exception of a task, and starts its threads only when there is work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+Task = Callable[[], None]
+
+
+class Lane:
+    """At most `workers` tasks at a time, at most `limit` waiting."""
+
+    def __init__(self, name: str, workers: int, limit: int, *, nice: int = 0) -> None:
+        self.name = name
+        self._workers, self._limit, self._nice = workers, limit, nice
+        self._ready = threading.Condition()
+        self._tasks: deque[Task] = deque()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._busy = 0
+        self._closed = False
+
+    def submit(self, task: Task, *, first: bool = False) -> bool:
+        """Queue a task (`first`: before all others); False if the lane is full or closed."""
+        with self._ready:
+            if self._closed or len(self._tasks) >= self._limit:
+                return False
+            (self._tasks.appendleft if first else self._tasks.append)(task)
+            if self._idle < len(self._tasks) and len(self._threads) < self._workers:
+                name = f"{self.name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._ready.notify()
+            return True
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has taken yet."""
+        return len(self._tasks)
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until nothing is queued or running; False if that took longer (seconds)."""
+        with self._ready:
+            return self._ready.wait_for(lambda: not self._tasks and not self._busy, timeout)
+
+    def close(self) -> list[Task]:
+        """Take no more work; returns the tasks that were never begun."""
+        with self._ready:
+            self._closed = True
+            left = list(self._tasks)
+            self._tasks.clear()
+            self._ready.notify_all()
+            return left
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):  # else it is that of whoever submitted first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        while True:
+            with self._ready:
+                self._idle += 1
+                self._ready.wait_for(lambda: self._tasks or self._closed)
+                self._idle -= 1
+                if not self._tasks:
+                    return
+                task = self._tasks.popleft()
+                self._busy += 1
+            try:
+                task()
+            except Exception:
+                log.exception("%s: a task failed", self.name)
+            finally:
+                del task  # and all that it holds, before waiting for the next one
+                with self._ready:
+                    self._busy -= 1
+                    self._ready.notify_all()

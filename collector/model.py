@@ -1,0 +1,250 @@
+"""What a death is: the typed values that travel between the stages.
+
+`probe` makes the events, `hold` the hand-off, `agent` joins them into one `Record` per death,
+`store` keeps it, `explain` adds the frames and the sentence. All values are immutable; a stage
+that learns something makes a new one (`msgspec.structs.replace`). A fact that could not be had
+is None, and `Record.lost` says why.
+
+A process is named by its pid *and* start time, never by its pid alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+from typing import NamedTuple
+
+import msgspec
+
+
+class ProcessKey(NamedTuple):
+    """One process of this boot: pid in the initial namespace, start in ns of CLOCK_BOOTTIME."""
+
+    pid: int
+    start_ns: int
+
+
+class Cause(enum.StrEnum):
+    """Why a process ended, as policy and metrics see it."""
+
+    SIGNAL = "signal"  # a fatal signal that the kernel or the process itself raised
+    KILLED = "killed"  # a fatal signal sent by another process
+    OOM = "oom"  # chosen by the kernel's out-of-memory killer
+    EXIT = "exit"  # exit(N) with N != 0
+    SNAPSHOT = "snapshot"  # it did not end: somebody asked for a core of it
+
+
+class Capture(enum.StrEnum):
+    """How much of a process is kept, from most to least."""
+
+    FULL = "full"  # all memory that the kernel would dump
+    STACKS = "stacks"  # registers, stacks and what a debugger needs to walk them
+    THREADS = "threads"  # registers and notes only
+    RECORD = "record"  # no core; the record says what is known
+    NONE = "none"  # not even a record; counted in the metrics
+
+
+class Release(enum.StrEnum):
+    """When the dying process may go on."""
+
+    INSTANT = "instant"  # at once: its memory is pinned and read afterwards
+    AFTER_WRITE = "after-write"  # when the selected memory is on disk
+
+
+class Outcome(enum.StrEnum):
+    """What became of the capture that policy asked for."""
+
+    PENDING = "pending"  # the core is being written
+    COMPLETE = "complete"  # all that was asked for is in the core
+    TRUNCATED = "truncated"  # the core stops at one of its limits
+    REDUCED = "reduced"  # a smaller capture than asked for; `lost` says why
+    RECORDED = "recorded"  # no core was asked for, or none can be had for this kind of death
+    IGNORED = "ignored"  # policy wants no record of it; only counted
+    FAILED = "failed"  # a core was asked for and could not be written; `lost` says why
+
+
+class Access(enum.StrEnum):
+    """What an instruction did to the address at which it faulted."""
+
+    READ = "read"
+    WRITE = "write"
+    EXECUTE = "execute"
+
+
+class Sender(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that sent a signal, as it was at that moment."""
+
+    pid: int
+    comm: str
+    uid: int
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """The last hardware fault that a handler of the process caught before the process died."""
+
+    time_ns: int  # CLOCK_BOOTTIME
+    tid: int
+    signal: int
+    si_code: int
+    si_addr: int
+    ip: int
+    sp: int
+
+
+class CodeSite(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in a binary that is the same over restarts: build-id (hex) and file offset."""
+
+    build_id: str
+    offset: int
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a task is: ids in the initial namespaces, ns_* in its own pid namespace."""
+
+    key: ProcessKey
+    tid: int
+    ns_pid: int
+    ns_tid: int
+    ppid: int
+    comm: str  # the process's name: that of its first thread
+    uid: int
+    gid: int
+    cgroup_id: int
+    exe: str | None  # as the process itself would see it; None if it could not be read
+
+
+class StackPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A copied page of user stack."""
+
+    address: int
+    data: bytes
+
+
+class MappedObject(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a file that was mapped at [start, end), told when its process ended."""
+
+    start: int
+    end: int
+    offset: int  # in the file, bytes
+    executable: bool
+    path: str
+
+
+class FatalSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """A fatal signal reached a thread; the process is about to die."""
+
+    who: Identity
+    time_ns: int  # CLOCK_BOOTTIME
+    signal: int
+    si_code: int | None  # None: the kernel passed no siginfo
+    si_addr: int | None  # only for hardware faults (si_code > 0)
+    siginfo: bytes  # verbatim, 128 bytes as in NT_SIGINFO; empty if the kernel passed none
+    sender: Sender | None
+    regs: tuple[int, ...]  # 27 words in the order of struct user_regs_struct (<sys/user.h>)
+    stack: tuple[StackPage, ...]
+    site: CodeSite | None
+    last_fault: Fault | None
+    thread_name: str | None = None
+    fault_access: Access | None = None  # of a page fault, from the CPU's error code
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """The last thread of a process left."""
+
+    who: Identity
+    time_ns: int
+    status: int  # as waitpid gives it: exit code << 8, or signal with the core bit 0x80
+    sender: Sender | None  # of the signal that ended it, where one did
+    last_fault: Fault | None
+    mapped: tuple[MappedObject, ...] = ()  # for what was not handed over, where BPF can tell
+
+
+class OomVictim(msgspec.Struct, frozen=True, kw_only=True):
+    """The out-of-memory killer chose this process."""
+
+    who: Identity
+    time_ns: int
+
+
+Event = FatalSignal | Exit | OomVictim
+
+
+class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How a snapshot of a live process was taken, and what it did to it."""
+
+    mode: str  # threads, nonstop, full-stop
+    method: str  # how: iterator, rolling, pre-copy, fork, copy
+    why: str  # why this method
+    consistent: bool  # registers and memory are of one instant
+    pause_ms: float | None = None  # of the whole process; None: it was never stopped as a whole
+    worst_ms: float | None = None  # the longest that one thread was held; None: none was
+    unstopped: tuple[str, ...] = ()  # threads that ran on, and what is known of them
+    elsewhen: tuple[str, ...] = ()  # areas whose content is not of that instant
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """One frame of a backtrace, innermost first. Unknown parts are None."""
+
+    pc: int
+    function: str | None = None
+    offset: int | None = None  # of pc from the start of the function, bytes
+    file: str | None = None
+    line: int | None = None
+    module: str | None = None  # path of the mapped object
+    build_id: str | None = None
+    inline: bool = False
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One death, from the first event to the last export. This is `record.json`."""
+
+    id: str  # 16 hex digits, the same for the same death however often it is seen
+    time: datetime.datetime  # UTC
+    pid: int
+    tid: int
+    cause: Cause
+    comm: str
+    start_ns: int
+    ns_pid: int | None = None
+    ppid: int | None = None
+    exe: str | None = None
+    cmdline: list[str] | None = None
+    uid: int | None = None
+    gid: int | None = None
+    cgroup: str | None = None
+    unit: str | None = None
+    container: bool | None = None
+    signal: int | None = None
+    signal_name: str | None = None
+    si_code: int | None = None
+    si_addr: int | None = None
+    ip: int | None = None  # instruction and stack pointer at a fatal signal
+    sp: int | None = None
+    fault_access: Access | None = None  # for SIGSEGV and SIGBUS
+    syscall: int | None = None  # for SIGSYS: the number of the refused system call
+    sender: Sender | None = None
+    last_fault: Fault | None = None
+    exit_code: int | None = None  # 0..255, for cause `exit`
+    core_bit: bool | None = None  # whether the kernel counts it as "core dumped"
+    oom: bool = False
+    late: bool = False  # happened while the agent was down; learnt at its next start
+    thread_name: str | None = None
+    threads: int | None = None
+    capture_wanted: Capture = Capture.RECORD
+    capture: Capture = Capture.RECORD
+    outcome: Outcome = Outcome.RECORDED
+    core: str | None = None  # file name inside the record's folder: `core` or `core.zst`
+    core_size: int | None = None  # bytes on disk
+    core_memory: int | None = None  # bytes of memory that the core holds
+    resident_bytes: int | None = None
+    held_ms: float | None = None  # from the kernel's hand-off to its release
+    capture_s: float | None = None  # from the hand-off until the core was visible
+    release: Release | None = None  # None: the process was never held
+    release_reason: str | None = None
+    site: CodeSite | None = None
+    reason: str | None = None
+    abort_message: str | None = None  # what the C library said before it aborted
+    frames: list[Frame] | None = None
+    rule: str | None = None
+    snapshot: SnapshotFacts | None = None  # for cause `snapshot`
+    lost: dict[str, str] = {}  # field or part -> why it could not be had
