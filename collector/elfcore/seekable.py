@@ -1,0 +1,161 @@
+"""The seekable format of zstd: a table of all frames behind them, for random access.
+
+Source: contrib/seekable_format/zstd_seekable_compression_format.md of zstd. The table is itself
+a skippable frame, so that `zstd -d` reads such a file like any other:
+
+    magic 0x184D2A5E, size of the rest | per frame: compressed size, decompressed size
+    [, checksum] | number of frames, descriptor byte, magic 0x8F92EAB1
+
+Here: the table both ways, and `FrameReader`, which reads bytes of the decompressed file. What
+the file holds is not known here. zstandard is imported when the first frame is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+import struct
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from collector.elfcore.zeros import CHUNK, ZEROS
+from collector.errors import CoreFormatError
+
+FRAME = CHUNK  # bytes of a frame as ZstdWriter makes them
+MAX_FRAME = 64 << 20  # bytes of a frame that is read
+MAX_FRAMES = 1 << 24
+SKIPPABLE = struct.Struct("<II")  # magic, size of the rest
+SKIPPABLE_MAGIC = 0x184D2A5E
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_FOOTER = struct.Struct("<IBI")
+_FOOTER_MAGIC = 0x8F92EAB1
+_CHECKSUMS = 0x80  # descriptor: each line has a checksum
+_RESERVED = 0x7C
+_CACHED_FRAMES = 4
+
+
+def skippable(size: int) -> bytes:
+    """Give a frame of `size` bytes, at least 8, that decompresses to nothing."""
+    return SKIPPABLE.pack(SKIPPABLE_MAGIC, size - SKIPPABLE.size).ljust(size, b"\0")
+
+
+def build_table(sizes: array[int]) -> bytes:
+    """Give the table's frame. `sizes` are pairs of u32: compressed, decompressed."""
+    body = sizes.tobytes() + _FOOTER.pack(len(sizes) // 2, 0, _FOOTER_MAGIC)
+    return SKIPPABLE.pack(SKIPPABLE_MAGIC, len(body)) + body
+
+
+class FrameReader:
+    """Random access to a file in the seekable format. Does not close `fd`.
+
+    `size` is that of the decompressed file. CoreFormatError if the file has no table, or one
+    that does not fit it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        compressed, plain = _read_table(fd)
+        self.lengths = plain
+        self._sizes = compressed
+        self._starts = array("Q", itertools.accumulate(compressed, initial=0))
+        self._offsets = array("Q", itertools.accumulate(plain, initial=0))
+        self.size = self._offsets[-1]
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Give bytes of the decompressed file; fewer at its end."""
+        end = min(offset + size, self.size)
+        parts = []
+        # The last frame that begins at or before offset; empty ones before it are passed over.
+        number = bisect.bisect_right(self._offsets, offset) - 1
+        while offset < end:
+            begin = offset - self._offsets[number]
+            take = min(self.lengths[number] - begin, end - offset)
+            if take > 0:
+                parts.append(self._cached(number)[begin : begin + take])
+                offset += take
+            number += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def frames(self) -> Iterator[tuple[int, bytes | None]]:
+        """All frames in order: length, and bytes or None where a frame is known to be zero."""
+        zeros = b""
+        for number, length in enumerate(self.lengths):
+            if not length:
+                continue
+            packed = self._packed(number)
+            if packed == zeros:
+                yield length, None
+                continue
+            data = self._unpack(number, packed)
+            if length == FRAME and data == ZEROS:
+                zeros = packed
+                yield length, None
+            else:
+                yield length, data
+
+    def _cached(self, number: int) -> bytes:
+        data = self._cache.pop(number, None)
+        if data is None:
+            data = self._unpack(number, self._packed(number))
+            if len(self._cache) >= _CACHED_FRAMES:
+                self._cache.popitem(last=False)
+        self._cache[number] = data
+        return data
+
+    def _packed(self, number: int) -> bytes:
+        size = self._sizes[number]
+        packed = os.pread(self._fd, size, self._starts[number])
+        if len(packed) != size:
+            raise CoreFormatError(f"compressed core: frame {number} is cut off")
+        return packed
+
+    def _unpack(self, number: int, packed: bytes) -> bytes:
+        import zstandard  # noqa: PLC0415 - heavy, and plain cores do without it
+
+        length = self.lengths[number]
+        try:
+            # Checked first: decompress() would allocate whatever the frame claims.
+            claimed = zstandard.frame_content_size(packed)
+            if claimed not in (-1, length):
+                raise CoreFormatError(
+                    f"compressed core: frame {number} claims {claimed} bytes, the table {length}"
+                )
+            data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
+        except (zstandard.ZstdError, MemoryError) as error:
+            raise CoreFormatError(f"compressed core: frame {number} is damaged: {error}") from None
+        if len(data) != length:
+            raise CoreFormatError(
+                f"compressed core: frame {number} has {len(data)} bytes, the table says {length}"
+            )
+        return data
+
+
+def _read_table(fd: int) -> tuple[array[int], array[int]]:
+    """Compressed and decompressed sizes of all frames, checked against each other and the file."""
+    file_size = os.fstat(fd).st_size
+    tail = os.pread(fd, _FOOTER.size, max(0, file_size - _FOOTER.size))
+    count, descriptor, magic = _FOOTER.unpack(tail) if len(tail) == _FOOTER.size else (0, 0, 0)
+    if magic != _FOOTER_MAGIC:
+        raise CoreFormatError(
+            "compressed core without a seek table (or cut off): decompress it first, with zstd -d"
+        )
+    width = 3 if descriptor & _CHECKSUMS else 2
+    body = count * width * 4 + _FOOTER.size
+    start = file_size - body - SKIPPABLE.size
+    if count > MAX_FRAMES or descriptor & _RESERVED or start < 0:
+        raise CoreFormatError(f"compressed core: its seek table of {count} frames is impossible")
+    table = os.pread(fd, SKIPPABLE.size + body, start)
+    if len(table) != SKIPPABLE.size + body or SKIPPABLE.unpack_from(table) != (
+        SKIPPABLE_MAGIC,
+        body,
+    ):
+        raise CoreFormatError("compressed core: its seek table is damaged")
+    words = array("I")
+    words.frombytes(table[SKIPPABLE.size : -_FOOTER.size])
+    compressed, plain = words[::width], words[1::width]
+    if sum(compressed) != start or max(plain, default=0) > MAX_FRAME:
+        raise CoreFormatError("compressed core: its seek table does not fit the file")
+    return compressed, plain

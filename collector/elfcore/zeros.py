@@ -1,0 +1,36 @@
+"""Finding the pages of a buffer that are not zero, fast enough to be free beside a copy.
+
+`bytearray.startswith` compares with memcmp and copies nothing: a page of data is settled by its
+first bytes, a page of zeros at some 40 GiB/s. (Comparing memoryviews goes byte by byte: 1 GiB/s.)
+"""
+
+from __future__ import annotations
+
+from collector.elfcore.types import PAGE
+
+CHUNK = 4 << 20  # bytes; the largest buffer that nonzero_runs takes
+ZEROS = bytes(CHUNK)
+_PAGE_OF_ZEROS = bytes(PAGE)
+
+
+def nonzero_runs(buffer: bytearray, size: int) -> list[tuple[int, int]]:
+    """Give the ranges [start, end) of `buffer[:size]` that are not zero, in whole pages.
+
+    Pages are counted from the start of the buffer; the last one may be short. size <= CHUNK.
+    """
+    is_prefix = buffer.startswith
+    whole = size & -PAGE
+    if is_prefix(ZEROS[:size] if size < CHUNK else ZEROS):
+        return []
+    zero = [is_prefix(_PAGE_OF_ZEROS, at) for at in range(0, whole, PAGE)]
+    if whole < size:
+        zero.append(is_prefix(_PAGE_OF_ZEROS[: size - whole], whole))
+    if True not in zero:
+        return [(0, size)]
+    zero += (False, True)  # so that both searches below end
+    runs, page, last = [], 0, len(zero) - 2
+    while (page := zero.index(False, page)) < last:
+        end = min(zero.index(True, page), last)
+        runs.append((page * PAGE, min(end * PAGE, size)))
+        page = end
+    return runs
