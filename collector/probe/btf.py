@@ -1,0 +1,162 @@
+"""The running kernel's types as C headers: for the CO-RE build, and for bcc.
+
+bcc wants a tree of kernel headers and trusts it blindly: with headers of another kernel it reads
+wrong offsets without a word. `header_tree` makes a tree of the few files that bcc opens, with
+types from the kernel's own BTF (/sys/kernel/btf/vmlinux), and asserts for each structure that
+is used that the compiler lays it out as the kernel did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from collector.errors import ProbeError
+from collector.probe import libbpf
+
+BTF_FILE = Path("/sys/kernel/btf/vmlinux")
+
+# What bpf/ uses; btf_dump adds all that these need.
+_STRUCTS = """
+    task_struct signal_struct sighand_struct pid upid kernel_siginfo k_sigaction pt_regs mm_struct
+    vm_area_struct vm_operations_struct file inode dentry super_block path vfsmount mount fs_struct
+    css_set cgroup kernfs_node cred fpu fpstate bpf_iter__task bpf_iter__task_vma bpf_iter_task_vma
+    bpf_iter_meta seq_file backing_file bpf_stack_build_id bpf_raw_tracepoint_args thread_struct
+"""
+_OTHERS = """
+    __u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64 u8 u16 u32 u64 s8 s16 s32 s64 bool size_t pid_t
+    uid_t gid_t uintptr_t __be16 __be32 __be64 __wsum bpf_func_id bpf_map_type pid_type
+    bpf_perf_event_data bpf_perf_event_value bpf_pidns_info
+"""
+_BPF_CONSTANTS = "BPF_"
+
+
+@cache
+def kernel_hash() -> str:
+    """Names the running kernel's types: hex SHA-256 of its BTF. ProbeError if it has none."""
+    try:
+        with BTF_FILE.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ProbeError(
+            f"{BTF_FILE} can not be read ({error.strerror}): the kernel needs CONFIG_DEBUG_INFO_BTF"
+        ) from error
+
+
+def _declare(types: libbpf.Types) -> None:
+    for name in _OTHERS.split():
+        number = types.find(name)
+        if number is not None:
+            types.declare(number)
+    for name in _STRUCTS.split():
+        number = types.find_struct(name)
+        if number is not None:
+            types.declare(number)
+    for number in types.anonymous_enums(_BPF_CONSTANTS):
+        types.declare(number)
+
+
+def _without_wide_bit_fields(text: str) -> str:
+    """btf_dump's padding `long: 64;` as members: a compiler may join such into wider integers,
+    whose alignment is not the same on x86 and BPF.
+    """
+    count = itertools.count()
+    return re.sub(r"\blong: 64;", lambda _: f"long padding_{next(count)};", text)
+
+
+def vmlinux_h() -> str:
+    """The types as a header; CO-RE relocatable unless BPF_NO_PRESERVE_ACCESS_INDEX is defined."""
+    with libbpf.Types() as types:
+        _declare(types)
+        body = _without_wide_bit_fields(types.text())
+    return (
+        "#ifndef __VMLINUX_H__\n#define __VMLINUX_H__\n"
+        "#ifndef BPF_NO_PRESERVE_ACCESS_INDEX\n"
+        "#pragma clang attribute push (__attribute__((preserve_access_index)), apply_to = record)\n"
+        "#endif\n"
+        f"{body}\n"
+        "#ifndef BPF_NO_PRESERVE_ACCESS_INDEX\n#pragma clang attribute pop\n#endif\n#endif\n"
+    )
+
+
+def layout_h() -> str:
+    """Facts of the kernel's layout for bcc, and the proof that the compiler agrees with them."""
+    lines = ["#ifndef CORESNAP_LAYOUT_H", "#define CORESNAP_LAYOUT_H"]
+    with libbpf.Types() as types:
+        for name in _STRUCTS.split():
+            number = types.find_struct(name)
+            if number is None:
+                continue
+            if name == "task_struct":
+                lines.append(f"#define CORESNAP_TASK_SIZE {types.size(number)}")
+            if name == "backing_file" and "user_path" in dict(types.members(number)):
+                lines.append("#define CORESNAP_USER_PATH 1")
+            if name == "thread_struct" and "fpu" in dict(types.members(number)):
+                lines.append("#define CORESNAP_FPU_IN_THREAD 1")
+            lines += [
+                f'_Static_assert(__builtin_offsetof(struct {name}, {member}) == {offset}, "");'
+                for member, offset in types.members(number)
+            ]
+    return "\n".join([*lines, "#endif", ""])
+
+
+def _kernel_version() -> str:
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", os.uname().release)
+    major, minor, patch = (int(n or 0) for n in numbers.groups()) if numbers else (6, 1, 0)
+    code = (major << 16) + (minor << 8) + min(patch, 255)
+    return (
+        f"#define LINUX_VERSION_CODE {code}\n"
+        "#define KERNEL_VERSION(a,b,c) (((a)<<16)+((b)<<8)+((c)>255?255:(c)))\n"
+    )
+
+
+# bcc includes linux/kconfig.h before everything else. The guard keeps out bcc's own, older
+# copy of the BPF interface: all of that comes from BTF.
+_KCONFIG = """\
+#define CONFIG_BPF_SYSCALL 1
+#define _UAPI__LINUX_BPF_H__ 1
+#define BPF_NO_PRESERVE_ACCESS_INDEX 1
+#include "vmlinux.h"
+#include "layout.h"
+#include "version.h"
+"""
+_EMPTY = """
+    include/linux/sched.h include/linux/types.h include/linux/log2.h include/linux/signal.h
+    include/linux/bpf_common.h include/uapi/linux/ptrace.h include/uapi/linux/if_packet.h
+    include/uapi/linux/bpf.h
+"""
+
+
+def header_tree(cache_dir: Path) -> Path:
+    """The tree for BCC_KERNEL_SOURCE, made once per kernel below `cache_dir` (mode 0700)."""
+    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tree = cache_dir / f"headers-{_generator_hash()[:16]}-{kernel_hash()[:16]}"
+    if tree.is_dir():
+        return tree
+    files = dict.fromkeys(_EMPTY.split(), "")
+    files["include/linux/kconfig.h"] = _KCONFIG
+    files["include/linux/vmlinux.h"] = vmlinux_h()
+    files["include/linux/layout.h"] = layout_h()
+    files["include/linux/version.h"] = _kernel_version()
+    files["include/asm/page.h"] = "#define PAGE_SIZE 4096\n"
+    temporary = Path(tempfile.mkdtemp(prefix=".headers-", dir=cache_dir))
+    for name, text in files.items():
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    try:
+        temporary.rename(tree)
+    except OSError:  # another process was faster
+        if not tree.is_dir():
+            raise
+    return tree
+
+
+def _generator_hash() -> str:
+    sources = (Path(__file__), Path(libbpf.__file__))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()

@@ -1,0 +1,202 @@
+"""Ring records into `collector.model` events; the mirror of bpf/coresnap.h.
+
+Strict: a record of another type or size than the header file says is a ProbeError, for it means
+that program and reader are not of the same build. Names come from hostile processes: bytes that
+are not UTF-8 become \\xNN escapes, control characters stay as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from collector.errors import ProbeError
+from collector.model import (
+    Access,
+    CodeSite,
+    Event,
+    Exit,
+    FatalSignal,
+    Fault,
+    Identity,
+    MappedObject,
+    OomVictim,
+    ProcessKey,
+    Sender,
+    StackPage,
+)
+
+FORMAT = 2  # CS_FORMAT
+PAGE = 4096
+STACK_PAGES = 8
+SIGINFO_USER = 128  # sizeof(siginfo_t)
+SI_KERNEL = 0x80  # <asm-generic/siginfo.h>
+TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
+ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
+BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
+TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED = 1, 2, 3, 4  # enum cs_event_type
+VM_EXEC = 0x4  # <linux/mm.h>
+
+WHO = struct.Struct("<QQ7Ii16s768s")  # struct cs_who
+SENDER = struct.Struct("<QIIiI16s")  # struct cs_sender
+FAULT = struct.Struct("<6QIiiI")  # struct cs_fault
+HEAD = struct.Struct("<IIQ")  # the head of struct cs_event
+EVENT_BYTES = HEAD.size + WHO.size + SENDER.size + FAULT.size
+EXIT = struct.Struct("<II")  # struct cs_exit behind its event
+FATAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cs_fatal behind its event, before stack
+MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cs_mapped
+FATAL_BYTES = EVENT_BYTES + FATAL.size + STACK_PAGES * PAGE
+SIZES = {TYPE_FATAL: FATAL_BYTES, TYPE_EXIT: EVENT_BYTES + EXIT.size, TYPE_OOM: EVENT_BYTES}
+
+
+class _Common(NamedTuple):
+    """What all records begin with."""
+
+    time_ns: int
+    who: Identity
+    sender: Sender | None
+    fault: Fault | None
+
+
+def text(raw: bytes) -> str:
+    """A C string of a kernel buffer."""
+    return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def path_of(raw: bytes) -> str:
+    """The path whose components, the last one first, are in `raw`, each with a zero behind."""
+    names = raw.split(b"\0")[-2::-1]
+    return "/" + b"/".join(names).decode("utf-8", "backslashreplace")
+
+
+def _who(record: bytes) -> Identity:
+    fields = WHO.unpack_from(record, HEAD.size)
+    start, cgroup, pid, tid, ns_pid, ns_tid, ppid, uid, gid, exe_len, comm, exe = fields
+    if exe_len > len(exe):
+        raise ProbeError(f"a record of pid {pid} claims a path of {exe_len} bytes")
+    return Identity(
+        key=ProcessKey(pid, start),
+        tid=tid,
+        ns_pid=ns_pid,
+        ns_tid=ns_tid,
+        ppid=ppid,
+        comm=text(comm),
+        uid=uid,
+        gid=gid,
+        cgroup_id=cgroup,
+        exe=path_of(exe[:exe_len]) if exe_len > 0 else None,
+    )
+
+
+def _sender(record: bytes) -> Sender | None:
+    _target, pid, uid, signal, _, comm = SENDER.unpack_from(record, HEAD.size + WHO.size)
+    return Sender(pid=pid, comm=text(comm), uid=uid) if signal else None
+
+
+def _fault(record: bytes) -> Fault | None:
+    fields = FAULT.unpack_from(record, HEAD.size + WHO.size + SENDER.size)
+    _start, _exec, time_ns, address, ip, sp, tid, signal, code, _ = fields
+    if not time_ns:
+        return None
+    return Fault(
+        time_ns=time_ns, tid=tid, signal=signal, si_code=code, si_addr=address, ip=ip, sp=sp
+    )
+
+
+def _site(status: int, build_id: bytes, offset: int) -> CodeSite | None:
+    if status != BUILD_ID_VALID:
+        return None
+    # The kernel pads shorter build-ids (16: MD5 or UUID; 8: fast) with zeros.
+    for length in (8, 16):
+        if not any(build_id[length:]):
+            build_id = build_id[:length]
+            break
+    return CodeSite(build_id=build_id.hex(), offset=offset)
+
+
+def _access(trap: int, error: int) -> Access | None:
+    if trap != TRAP_PAGE_FAULT:
+        return None
+    if error & ERROR_FETCH:
+        return Access.EXECUTE
+    return Access.WRITE if error & ERROR_WRITE else Access.READ
+
+
+def _fatal(common: _Common, record: bytes) -> FatalSignal:
+    fields = FATAL.unpack_from(record, EVENT_BYTES)
+    signal, has_info, thread_comm, info = fields[:4]
+    trap, trap_error, status, build_id, offset, base, valid = fields[31:]
+    code = int.from_bytes(info[8:12], "little", signed=True) if has_info else None
+    is_fault = code is not None and code > 0 and code != SI_KERNEL
+    stack = EVENT_BYTES + FATAL.size
+    return FatalSignal(
+        who=common.who,
+        time_ns=common.time_ns,
+        signal=signal,
+        si_code=code,
+        si_addr=int.from_bytes(info[16:24], "little") if is_fault else None,
+        siginfo=info.ljust(SIGINFO_USER, b"\0") if has_info else b"",
+        sender=common.sender,
+        regs=tuple(fields[4:31]),
+        stack=tuple(
+            StackPage(
+                address=base + page * PAGE,
+                data=record[stack + page * PAGE : stack + (page + 1) * PAGE],
+            )
+            for page in range(STACK_PAGES)
+            if valid >> page & 1
+        ),
+        site=_site(status, build_id, offset),
+        last_fault=common.fault,
+        thread_name=text(thread_comm),
+        fault_access=_access(trap, trap_error) if is_fault else None,
+    )
+
+
+class Mapped(NamedTuple):
+    """An object of a process whose `Exit` is still to come; not an event of its own."""
+
+    key: ProcessKey
+    found: MappedObject | None  # None: its path could not be told
+
+
+def _mapped(record: bytes) -> Mapped:
+    if len(record) != MAPPED.size:
+        raise ProbeError(f"a record of a mapping with {len(record)} bytes")
+    fields = MAPPED.unpack(record)
+    _, _, _, start_ns, pid, path_len, start, end, offset, vm_flags, _, path = fields
+    if path_len > len(path):
+        raise ProbeError(f"a record of pid {pid} claims a path of {path_len} bytes")
+    found = MappedObject(
+        start=start,
+        end=end,
+        offset=offset,
+        executable=bool(vm_flags & VM_EXEC),
+        path=path_of(path[:path_len]),
+    )
+    return Mapped(ProcessKey(pid, start_ns), found if path_len > 0 else None)
+
+
+def decode(record: bytes) -> Event | Mapped:
+    """One ring record. ProbeError if it is not one of bpf/coresnap.h."""
+    if len(record) >= HEAD.size and HEAD.unpack_from(record)[0] == TYPE_MAPPED:
+        return _mapped(record)
+    if len(record) < EVENT_BYTES:
+        raise ProbeError(f"a record of {len(record)} bytes is too short for any event")
+    kind, size, time_ns = HEAD.unpack_from(record)
+    # The ring rounds nothing: the length of a record is what the program reserved.
+    if size != len(record) or size != SIZES.get(kind):
+        raise ProbeError(f"a record of type {kind} with {len(record)} bytes, said to have {size}")
+    common = _Common(time_ns, _who(record), _sender(record), _fault(record))
+    if kind == TYPE_FATAL:
+        return _fatal(common, record)
+    if kind == TYPE_EXIT:
+        status, _ = EXIT.unpack_from(record, EVENT_BYTES)
+        return Exit(
+            who=common.who,
+            time_ns=time_ns,
+            status=status,
+            sender=common.sender,
+            last_fault=common.fault,
+        )
+    return OomVictim(who=common.who, time_ns=time_ns)

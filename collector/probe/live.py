@@ -1,0 +1,298 @@
+"""The probe for live processes: threads with registers and stacks, mappings; nobody is stopped.
+
+    with open_live() as live:
+        threads = live.sample(pid, 8 << 10)
+
+Its programs belong to the process that opened it: nothing is attached to the system, nothing is
+pinned, and any number of them may be open beside an agent. Needs root (CAP_BPF, CAP_PERFMON,
+CAP_SYS_ADMIN, CAP_SYS_PTRACE).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from collector.errors import ProbeError
+from collector.probe import files, iterators, libbpf, pins
+from collector.probe.clock import Clock
+from collector.probe.ring import Ring
+from collector.probe.stacks import (
+    LIVE,
+    MAX_CAUGHT_STACK,
+    PAGE,
+    POOL_PAGES,
+    SETTINGS,
+    Caught,
+    Chunk,
+    ThreadStack,
+    decode_caught,
+    decode_stacks,
+    pages_for,
+    with_caught,
+)
+
+PROGRAMS = ("stacks", "catch_running", *pins.ITERATORS)
+MAPS = ("live_settings", "pool", "ring")
+PERIOD_NS = 150_000  # between two clock interrupts
+PATIENCE = 0.005  # seconds in which a running thread is caught, if it goes on running
+_AGAIN = 64  # threads that are looked at once more, one by one
+
+
+class _Descriptors(NamedTuple):
+    programs: dict[str, int]
+    maps: dict[str, int]
+
+    def close(self) -> None:
+        for descriptor in (*self.programs.values(), *self.maps.values()):
+            os.close(descriptor)
+
+
+def _from_object(path: Path) -> _Descriptors:
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise ProbeError(
+            f"{path} can not be read ({error.strerror}): build it with "
+            "`python -m collector.probe.build build`, or use the loader bcc"
+        ) from error
+    with libbpf.Object(image, str(path)) as loaded:
+        programs = dict(loaded.programs())
+        return _Descriptors(
+            {name: os.dup(programs[name]) for name in PROGRAMS},
+            {name: os.dup(loaded.map(name)) for name in MAPS},
+        )
+
+
+def _from_bcc() -> _Descriptors:
+    """Through pins of a moment: the compiler runs in another process."""
+    from collector.probe import livebcc  # noqa: PLC0415 - it is also a program of its own
+
+    if not pins.BPFFS.is_mount():
+        libbpf.mount_bpffs(pins.BPFFS)
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="coresnap-live-", dir=pins.BPFFS))
+    except OSError as error:
+        raise ProbeError(f"{pins.BPFFS}: {error.strerror}") from error
+    try:
+        livebcc.load_elsewhere(directory)
+        return _Descriptors(
+            {name: libbpf.get_pin(str(directory / name)) for name in PROGRAMS},
+            {name: libbpf.get_pin(str(directory / name)) for name in MAPS},
+        )
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+def open_live(loader: str = "auto") -> LiveProbe:
+    """Load the programs: "core" (the built object), "bcc", or the first that works ("auto").
+
+    ProbeError says what each did not like.
+    """
+    ways: dict[str, Callable[[], _Descriptors]] = {
+        "core": lambda: _from_object(files.live_object_file()),
+        "bcc": _from_bcc,
+    }
+    if loader not in ("auto", *ways):
+        raise ProbeError(f"loader {loader!r}: there are auto, core and bcc")
+    problems = []
+    for name, way in ways.items():
+        if loader not in ("auto", name):
+            continue
+        try:
+            return LiveProbe(name, way())
+        except ProbeError as error:
+            problems.append(f"{name}: {error}")
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror or error}")
+    raise ProbeError("; ".join(problems))
+
+
+class LiveProbe:
+    """See `open_live`. A context manager. All methods may be called from any thread."""
+
+    loader: str
+    no_clock: str | None  # why running threads can not be caught; None: they can
+
+    def __init__(self, loader: str, descriptors: _Descriptors) -> None:
+        self.loader = loader
+        self.no_clock = None
+        self._descriptors = descriptors
+        self._programs = descriptors.programs
+        self._settings = descriptors.maps["live_settings"]
+        self._lock = threading.Lock()
+        self._round = 0
+        self._pool = mmap.mmap(
+            descriptors.maps["pool"], POOL_PAGES * PAGE, mmap.MAP_SHARED, mmap.PROT_READ
+        )
+        self._ring = Ring(os.dup(descriptors.maps["ring"]))
+        self._clock: Clock | None = None
+        try:
+            self._clock = Clock(self._programs["catch_running"], PERIOD_NS)
+        except ProbeError as error:
+            self.no_clock = str(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload everything. Safe to call again."""
+        if self._pool.closed:
+            return
+        self._pool.close()
+        self._ring.close()
+        if self._clock is not None:
+            self._clock.close()
+        self._descriptors.close()
+
+    def threads(self, pid: int) -> memoryview:
+        """As `Probe.threads`: with extended registers and signal masks, without stacks."""
+        with self._listing(pid):
+            raw = iterators.read_all(self._programs["threads"], pid)
+        if not raw:
+            raise ProbeError(f"no process {pid} has threads to list")
+        return raw
+
+    def mappings(self, pid: int) -> memoryview:
+        """As `Probe.mappings`: raw records for `decode_mappings`; empty if it has none."""
+        with self._listing(pid):
+            return iterators.read_mappings(self._programs["mappings"], pid)
+
+    def stacks(self, pid: int, stack: int = 8 << 10) -> list[Chunk]:
+        """All threads for `decode_stacks`, each with up to `stack` bytes (at most 64 KiB).
+
+        One pass of the iterator; a running thread has the registers of its last entry into the
+        kernel. An empty list: there is no such process.
+        """
+        with self._listing(pid):
+            return list(self._read_stacks(pid, stack, single=False))
+
+    @contextlib.contextmanager
+    def _listing(self, pid: int) -> Iterator[None]:
+        try:
+            with self._lock:  # the programs have one scratch area, and one pool
+                yield
+        except OSError as error:
+            raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
+
+    def _read_stacks(self, pid: int, stack: int, *, single: bool) -> Iterator[Chunk]:
+        pages = pages_for(stack)
+        at_once = iterators.CHUNK // LIVE.size
+        if pages:
+            at_once = min(at_once, POOL_PAGES // pages)
+        program = self._programs["stacks"]
+        descriptor = libbpf.open_task_iterator(program, pid, single=single)
+        try:
+            while True:
+                self._set(pages)
+                records = os.read(descriptor, at_once * LIVE.size)
+                if not records:
+                    return
+                yield Chunk(records, self._pool[: self._used(records) * PAGE])
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _used(records: bytes) -> int:
+        """Pages of the pool that these records speak of: up to those of the last one."""
+        return max(
+            int.from_bytes(records[end - 8 : end - 4], "little")
+            + int.from_bytes(records[end - 4 : end], "little")
+            for end in range(LIVE.size, len(records) + 1, LIVE.size)
+        )
+
+    def _set(self, pages: int, tgid: int = 0) -> None:
+        libbpf.write_array(self._settings, 0, SETTINGS.pack(pages, 0, tgid, self._round))
+
+    def catch(
+        self,
+        tgid: int,
+        wanted: Collection[int],
+        stack: int = 8 << 10,
+        seconds: float = PATIENCE,
+    ) -> dict[int, Caught]:
+        """Threads of a process as they run, by tid: those of `wanted` that do, within `seconds`.
+
+        Switches clock interrupts on for that long, on every CPU; ends as soon as all are caught.
+        A thread gets up to 32 KiB of stack. Ids are those of the initial namespace.
+        """
+        found: dict[int, Caught] = {}
+        if self._clock is None:
+            return found
+        size = min(stack, MAX_CAUGHT_STACK)
+        with self._listing(tgid):
+            self._round = (self._round + 1) & 0xFFFFFFFF
+            poll = select.poll()
+            poll.register(self._ring.descriptor, select.POLLIN)
+            deadline = time.monotonic() + seconds
+            self._set(pages_for(size), tgid)
+            with self._clock.ticking():
+                while not found.keys() >= set(wanted):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    poll.poll(left * 1000)
+                    self._drain(found, size)
+            self._set(0)
+            self._drain(found, size)
+            self._ring.trim()
+        return found
+
+    def _drain(self, found: dict[int, Caught], stack: int) -> None:
+        for record in self._ring.records():
+            caught = decode_caught(record, stack)
+            if caught.round == self._round:
+                found[caught.tid] = caught
+
+    def sample(
+        self, pid: int, stack: int = 8 << 10, patience: float = PATIENCE
+    ) -> list[ThreadStack]:
+        """All threads of a process, those that run caught as they run, where they can be.
+
+        `ThreadStack.exact` says of which it is known. ProbeError if there is no such process.
+        """
+        threads = list(decode_stacks(self.stacks(pid, stack), stack))
+        if not threads:
+            raise ProbeError(f"no process {pid} has threads to list")
+        moving = {t.tid: t for t in threads if not t.exact and t.regs is not None}
+        if not moving:
+            return threads
+        tgid = threads[0].tgid
+        settled: dict[int, ThreadStack] = {}
+        for tid, caught in self.catch(tgid, moving, stack, patience).items():
+            if tid in moving and moving[tid].start_ns == caught.start_ns:
+                settled[tid] = with_caught(moving[tid], caught)
+        if tgid == pid:  # else thread ids have other numbers where we are
+            for tid in [tid for tid in moving if tid not in settled][:_AGAIN]:
+                again = self._one(tid, stack)
+                if again is not None and again.start_ns == moving[tid].start_ns:
+                    settled[tid] = again
+        return [settled.get(thread.tid, thread) for thread in threads]
+
+    def _one(self, tid: int, stack: int) -> ThreadStack | None:
+        """One thread; None if it has ended."""
+        try:
+            with self._listing(tid):
+                chunks = list(self._read_stacks(tid, stack, single=True))
+        except ProbeError:
+            return None
+        return next(decode_stacks(chunks, stack), None)

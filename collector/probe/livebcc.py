@@ -1,0 +1,71 @@
+"""`python -m collector.probe.livebcc DIRECTORY`: compile bpf/live.bpf.c with bcc, pin, exit.
+
+A process of its own for the same reason as `bccload`. The pins live for a moment: who asked for
+them opens and removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from collector.errors import CoresnapError, ProbeError
+from collector.probe import bccload, btf, files, libbpf
+from collector.probe.libbpf import ProgramType
+from collector.probe.live import MAPS
+from collector.probe.pins import ITERATORS
+
+
+def load(directory: Path) -> None:
+    """Compile and pin, in this process. ProbeError says what went wrong."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(bccload.cache_dir()))
+    try:
+        from bcc import BPF  # noqa: PLC0415 - heavy, and not on every machine
+    except ImportError as error:
+        raise ProbeError(f"bcc can not be imported ({error}): install {bccload.PACKAGE}") from error
+    try:
+        program = BPF(text=bccload.translated(files.live_source_file()), cflags=["-w"])
+        found = {
+            name: program.load_func(f"bpf_iter__{target}", BPF.TRACING).fd
+            for name, target in zip(ITERATORS, ("task", "task_vma"), strict=True)
+        }
+        found["catch_running"] = program.load_func("catch_running", BPF.PERF_EVENT).fd
+        # bcc has no iterators that may sleep: its code, loaded by libbpf
+        code = program.dump_func("stacks")
+        found["stacks"] = libbpf.load_program(
+            ProgramType.TRACING, code, iterator="task", sleeping=True
+        )
+    except Exception as error:
+        raise ProbeError(f"bcc could not load the programs: {error}") from error
+    for name in MAPS:
+        found[name] = program[name].map_fd
+    try:
+        for name, descriptor in found.items():
+            libbpf.pin(descriptor, str(directory / name))
+    except OSError as error:
+        raise ProbeError(f"{directory}: {error.strerror}") from error
+
+
+def load_elsewhere(directory: Path) -> None:
+    """The same in a short-lived process."""
+    bccload.load_elsewhere(directory, __name__)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m collector.probe.livebcc DIRECTORY", file=sys.stderr)
+        return 2
+    try:
+        libbpf.version()
+        load(Path(arguments[0]))
+    except CoresnapError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # bcc's destructors would take longer than all the rest

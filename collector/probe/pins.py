@@ -1,0 +1,132 @@
+"""The programs' names in bpffs: one directory per build below the pin directory.
+
+A build's directory holds its links (which keep the programs attached), its maps and its iterator
+programs; `complete` is pinned last, so a directory without it is what a killed loader left.
+Pinned programs go on recording while no agent runs. Nothing here knows how programs are made.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.errors import ProbeError
+from collector.probe import events, libbpf
+
+TRACEPOINTS = ("signal_generate", "signal_deliver", "sched_process_exit", "mark_victim")
+# Programs that only newer kernels take, before the others of their tracepoint: name -> tracepoint
+OPTIONAL = {"exit_mappings": "sched_process_exit"}
+FORMAT = "format"  # the map whose values are as many bytes long as CS_FORMAT says
+MAPS = ("ring", "counters", "settings", FORMAT)
+ITERATORS = ("threads", "mappings")
+LINK = "link_"
+BPFFS = Path("/sys/fs/bpf")
+COMPLETE = "complete"
+
+
+class Programs(NamedTuple):
+    """Descriptors of what a loader made, by name; `links` by tracepoint."""
+
+    links: Mapping[str, int]
+    maps: Mapping[str, int]
+    iterators: Mapping[str, int]
+
+
+def lock(pin_dir: Path) -> int:
+    """Make the directory, and take it for this process; the descriptor holds the lock.
+
+    Mounts the bpffs at its usual place where nobody did: systemd does, a bare container does not.
+
+    ProbeError if another process has it, or if it is not on a bpffs.
+    """
+    if BPFFS in pin_dir.parents and not BPFFS.is_mount():
+        libbpf.mount_bpffs(BPFFS)
+    try:
+        pin_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ProbeError(
+            f"{pin_dir} can not be made ({error.strerror}): it needs root and a mounted bpffs "
+            "(mount -t bpf bpf /sys/fs/bpf)"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ProbeError(f"another process uses {pin_dir}: only one agent can run") from error
+    return descriptor
+
+
+def publish(programs: Programs, directory: Path) -> None:
+    """Pin everything into a build's directory. ProbeError names what failed."""
+    made = libbpf.map_info(programs.maps[FORMAT]).value_size
+    if made != events.FORMAT:
+        raise ProbeError(
+            f"the programs write records of format {made}, this version reads {events.FORMAT}: "
+            "build them again"
+        )
+    try:
+        directory.mkdir(mode=0o700)
+        for name, descriptor in programs.maps.items():
+            libbpf.pin(descriptor, str(directory / name))
+        for name, descriptor in programs.iterators.items():
+            libbpf.pin(descriptor, str(directory / name))
+        for name, descriptor in programs.links.items():
+            libbpf.pin(descriptor, str(directory / f"{LINK}{name}"))
+        mark = libbpf.create_array(COMPLETE, 4, 1)
+        try:
+            libbpf.pin(mark, str(directory / COMPLETE))
+        finally:
+            os.close(mark)
+    except OSError as error:
+        raise ProbeError(f"{directory}: {error.strerror or error}") from error
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a build's directory has all its pins."""
+    return (directory / COMPLETE).exists()
+
+
+def event_format(directory: Path) -> int:
+    """The CS_FORMAT that the records of this build have; 0 if it does not say."""
+    if not (directory / FORMAT).exists():
+        return 0
+    descriptor = libbpf.get_pin(str(directory / FORMAT))
+    try:
+        return libbpf.map_info(descriptor).value_size
+    finally:
+        os.close(descriptor)
+
+
+def builds(pin_dir: Path) -> Iterator[Path]:
+    """The builds that have pins, complete or not."""
+    yield from sorted(path for path in pin_dir.iterdir() if path.is_dir())
+
+
+def detach(directory: Path) -> None:
+    """Remove a build's links: its programs stop, its maps stay."""
+    for path in directory.glob(f"{LINK}*"):
+        path.unlink()
+
+
+def remove(directory: Path) -> None:
+    """Remove all pins of a build, links first. Nothing happens if there are none."""
+    if not directory.is_dir():
+        return
+    detach(directory)
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+def remove_empty(pin_dir: Path) -> None:
+    """Remove the pin directory itself unless something is in it."""
+    try:
+        pin_dir.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise

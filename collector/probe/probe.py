@@ -1,0 +1,324 @@
+"""The open probe: one reader of the pinned programs, and how it comes to be.
+
+Opening takes over what is pinned: pins of the same build are used as they are; those of another
+build are replaced without a gap (the new programs are attached before the old ones are detached,
+and what both saw is reported once).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import msgspec
+
+from collector.errors import ProbeError
+from collector.model import Event, Exit, MappedObject, ProcessKey
+from collector.probe import btf, core, events, files, iterators, libbpf, pins
+from collector.probe.ring import Ring
+
+PIN_DIR = Path("/sys/fs/bpf/coresnap")
+_COUNTER = struct.Struct("<Q")
+_SETTING = struct.Struct("<I")
+_WANT_EXITS = 0  # enum cs_setting
+_MAX_LEAVING = 1024  # processes between the two records of their end
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the programs counted since they were loaded, and the reader since it was opened."""
+
+    dropped_deliver: int  # fatal signals that found the ring full
+    dropped_exit: int
+    dropped_oom: int  # found the ring full, or came from a kernel that names only a pid
+    dropped_mapped: int  # objects of killed processes: their backtraces miss them
+    handled: int  # signals that were delivered and not fatal
+    fatal: int
+    undecodable: int  # records of another build's format, or damaged
+
+
+class _Build(NamedTuple):
+    """A way to make the programs. `name` is that of its directory of pins."""
+
+    loader: str
+    name: str
+    load: Callable[[Path], None]
+
+
+def _build_name(loader: str, content: bytes) -> str:
+    digest = hashlib.sha256(content + btf.kernel_hash().encode()).hexdigest()
+    return f"{loader}-{digest[:16]}"
+
+
+def _core_build(object_file: Path | None) -> _Build:
+    path = object_file or files.object_file()
+    try:
+        image = path.read_bytes()
+    except OSError as error:
+        raise ProbeError(
+            f"{path} can not be read ({error.strerror}): build it with "
+            "`python -m collector.probe.build build`, or use the loader bcc"
+        ) from error
+    return _Build(
+        "core", _build_name("core", image), lambda target: core.load(image, str(path), target)
+    )
+
+
+def _bcc_build() -> _Build:
+    from collector.probe import bccload  # noqa: PLC0415 - it is also a program of its own
+
+    text = bccload.translated(files.source_file())
+    return _Build("bcc", _build_name("bcc", text.encode()), bccload.load_elsewhere)
+
+
+def _builds(loader: str, object_file: Path | None) -> Iterator[_Build]:
+    """The builds to try, best first."""
+    if loader not in ("auto", "core", "bcc"):
+        raise ProbeError(f"loader {loader!r}: there are auto, core and bcc")
+    if loader == "core" or object_file is not None:
+        yield _core_build(object_file)
+    elif loader == "auto" and files.object_file().exists():
+        yield _core_build(None)
+    if loader in ("auto", "bcc"):
+        yield _bcc_build()
+
+
+def _ensure(build: _Build, pin_dir: Path) -> Path:
+    """The directory with this build's pins; loaded if it is not there."""
+    directory = pin_dir / build.name
+    if not pins.is_complete(directory):
+        pins.remove(directory)
+        try:
+            build.load(directory)
+        except ProbeError:
+            pins.remove(directory)
+            raise
+    return directory
+
+
+def _load_best(loader: str, pin_dir: Path, object_file: Path | None) -> tuple[str, Path]:
+    problems = []
+    for build in _builds(loader, object_file):
+        try:
+            return build.loader, _ensure(build, pin_dir)
+        except ProbeError as error:
+            problems.append(f"{build.loader}: {error}")
+    raise ProbeError("; ".join(problems) or "no loader can be used")
+
+
+class _Leftovers(NamedTuple):
+    """What a replaced build had recorded."""
+
+    events: list[Event]
+    undecodable: int
+
+
+def _take_over(old: Path) -> _Leftovers:
+    """Detach another build, read its ring to the end, remove its pins."""
+    if not pins.is_complete(old):
+        pins.remove(old)
+        return _Leftovers([], 0)
+    pins.detach(old)
+    readable = pins.event_format(old) == events.FORMAT
+    ring = Ring(libbpf.get_pin(str(old / "ring")))
+    found: list[Event] = []
+    lost = 0
+    try:
+        for record in ring.records():
+            try:
+                if not readable:
+                    raise ProbeError("another format")
+                event = events.decode(record)
+                if not isinstance(event, events.Mapped):
+                    found.append(event)
+            except ProbeError:
+                lost += 1
+    finally:
+        ring.close()
+    pins.remove(old)
+    return _Leftovers(found, lost)
+
+
+def open_probe(
+    loader: str = "auto", pin_dir: Path = PIN_DIR, object_file: Path | None = None
+) -> Probe:
+    """Use the programs that are pinned below `pin_dir`, or load them: "core", "bcc", or the best.
+
+    `object_file` is the CO-RE object (default: build/coresnap.bpf.o of the checkout). Needs root
+    (CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN for the iterators). ProbeError says what to do.
+    """
+    descriptor = pins.lock(pin_dir)
+    try:
+        used, directory = _load_best(loader, pin_dir, object_file)
+        left = [_take_over(old) for old in pins.builds(pin_dir) if old != directory]
+        return Probe(
+            used,
+            directory,
+            descriptor,
+            [event for leftovers in left for event in leftovers.events],
+            sum(leftovers.undecodable for leftovers in left),
+        )
+    except OSError as error:
+        os.close(descriptor)
+        raise ProbeError(f"{pin_dir}: {error.strerror or error}") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+class Probe:
+    """One reader of the programs; see `open_probe`. All methods may be called from any thread."""
+
+    loader: str
+    attached_ns: int  # CLOCK_BOOTTIME; earlier events happened while nobody listened
+
+    def __init__(
+        self, loader: str, directory: Path, lock: int, waiting: list[Event], undecodable: int
+    ) -> None:
+        self.loader = loader
+        self._directory = directory
+        self._lock_descriptor = lock
+        self._undecodable = undecodable
+        self._waiting = deque(waiting)
+        self._reported = {_identity(event) for event in waiting}
+        self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
+        self._drain_lock = threading.Lock()
+        self._iterator_lock = threading.Lock()  # the programs have one scratch page per CPU
+        self._fence = threading.Lock()
+        self._ring = Ring(libbpf.get_pin(str(directory / "ring")))
+        self._counters = libbpf.get_pin(str(directory / "counters"))
+        self._settings = libbpf.get_pin(str(directory / "settings"))
+        self._threads = libbpf.get_pin(str(directory / "threads"))
+        self._mappings = libbpf.get_pin(str(directory / "mappings"))
+        self._epoll = select.epoll()
+        self._epoll.register(self._ring.descriptor, select.EPOLLIN)
+        self._wake = os.eventfd(1 if waiting else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self.attached_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """A descriptor for poll(2), readable when events wait."""
+        return self._epoll.fileno()
+
+    def drain(self) -> list[Event]:
+        """The events that wait, oldest first. Does not block."""
+        with self._drain_lock:
+            found = list(self._waiting)
+            if self._waiting:
+                self._waiting.clear()
+                os.eventfd_read(self._wake)
+            found += self._decoded()
+            # A writer wakes us only if it sees that we have read all before its record. The lock's
+            # atomic operation is the barrier between our store and the second look.
+            with self._fence:
+                found += self._decoded()
+            self._ring.trim()
+            return found
+
+    def _decoded(self) -> Iterator[Event]:
+        for record in self._ring.records():
+            try:
+                event = events.decode(record)
+            except ProbeError:
+                self._undecodable += 1
+                continue
+            if isinstance(event, events.Mapped):
+                self._note_mapped(event)
+                continue
+            if isinstance(event, Exit):
+                found = self._mapped.pop(event.who.key, [])
+                event = msgspec.structs.replace(event, mapped=tuple(found))
+            if event.time_ns < self.attached_ns and _identity(event) in self._reported:
+                continue  # the replaced build saw it as well
+            yield event
+
+    def _note_mapped(self, told: events.Mapped) -> None:
+        """Keep it for the exit of its process, which is the next to come."""
+        if told.found is None:
+            return
+        if len(self._mapped) > _MAX_LEAVING:  # their exits were lost
+            self._mapped.clear()
+        self._mapped.setdefault(told.key, []).append(told.found)
+
+    def threads(self, pid: int) -> memoryview:
+        """All threads of a process as raw records for `decode_threads`, without stopping any.
+
+        ProbeError if there is no such process in this pid namespace.
+        """
+        raw = self._iterate(iterators.read_all, self._threads, pid)
+        if not raw:
+            raise ProbeError(f"no process {pid} has threads to list")
+        return raw
+
+    def mappings(self, pid: int) -> memoryview:
+        """All mappings of a process as raw records for `decode_mappings`; empty if it has none.
+
+        A leader that called pthread_exit(3) has no memory any more; then another thread tells.
+        """
+        return self._iterate(iterators.read_mappings, self._mappings, pid)
+
+    def _iterate(
+        self, read: Callable[[int, int], memoryview], program: int, pid: int
+    ) -> memoryview:
+        try:
+            with self._iterator_lock:
+                return read(program, pid)
+        except OSError as error:
+            raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
+
+    def set_want_exits(self, on: bool) -> None:
+        """Whether exits with a status other than 0 are reported although nothing went wrong."""
+        libbpf.write_array(self._settings, _WANT_EXITS, _SETTING.pack(int(on)))
+
+    def counters(self) -> Counters:
+        """What was counted so far."""
+        names = Counters.__struct_fields__[:-1]  # in the order of enum cs_counter
+        values = {
+            name: _COUNTER.unpack(libbpf.read_array(self._counters, index, _COUNTER.size))[0]
+            for index, name in enumerate(names)
+        }
+        return Counters(**values, undecodable=self._undecodable)
+
+    def unpin(self) -> None:
+        """Detach the programs for good; events that wait can still be drained."""
+        pins.remove(self._directory)
+        pins.remove_empty(self._directory.parent)
+
+    def close(self) -> None:
+        """Stop reading. Pinned programs go on recording for the next opener."""
+        if self._epoll.closed:
+            return
+        self._epoll.close()
+        self._ring.close()
+        for descriptor in (
+            self._wake,
+            self._counters,
+            self._settings,
+            self._threads,
+            self._mappings,
+            self._lock_descriptor,
+        ):
+            os.close(descriptor)
+
+
+def _identity(event: Event) -> tuple[type[Event], ProcessKey]:
+    return type(event), event.who.key
