@@ -1,0 +1,155 @@
+"""The coredump socket with requests: `core_pattern = @@/absolute/path` (Linux >= 6.17, core(5)).
+
+The kernel connects to our socket for each crash and asks what to do; see <linux/coredump.h>. It
+connects from within the dying process without blocking, so a full backlog or a missing listener
+means no hand-off, never a process that hangs. What this is not: a way to learn the signal (the
+kernel tells it from 6.19 on only), or to see processes that are not dumpable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+
+from collector.errors import HoldError
+from collector.hold import pidfd
+from collector.hold.handoff import HandOff
+
+log = logging.getLogger(__name__)
+
+_REQUEST = struct.Struct("=IIQ")  # struct coredump_req: size, size_ack, mask
+_ACK = struct.Struct("=IIQ")  # struct coredump_ack: size, spare, mask
+_MARK = struct.Struct("=I")  # enum coredump_mark; 4 bytes although the header's comment says 1
+_KERNEL, _USERSPACE, _WAIT = 1, 2, 8  # COREDUMP_KERNEL, COREDUMP_USERSPACE, COREDUMP_WAIT
+_MARKS = {
+    1: "the answer is too small",
+    2: "the answer is too large",
+    3: "the answer has unsupported bits",
+    4: "the answer's bits contradict each other",
+}
+_REQUEST_LIMIT = 4096  # bytes; later kernels may send more than they do now, but not a page
+_TIMEOUT_S = 1.0  # for the kernel's part of the conversation, which takes microseconds
+_SUN_PATH = 108  # bytes of a socket's path, with its NUL (unix(7))
+_ACCEPT_BURST = 256  # connections looked at in one call
+
+
+class SocketHandOff(HandOff):
+    backend = "socket"
+
+    def __init__(self, conn: socket.socket, pid: int, fd: int, signal: int | None) -> None:
+        super().__init__(pid, fd, signal)
+        self._conn = conn
+        self._streams = False
+
+    def answer(self, stream: bool) -> None:
+        self._conn.settimeout(_TIMEOUT_S)
+        try:
+            self._negotiate(_WAIT | (_KERNEL if stream else _USERSPACE))
+        except OSError as error:
+            raise HoldError(
+                f"pid {self.pid}: the kernel broke off its hand-off: {error}"
+            ) from error
+        self._streams = stream
+
+    def _negotiate(self, mask: int) -> None:
+        size, size_ack, offered = _REQUEST.unpack(self._receive(_REQUEST.size))
+        if not _REQUEST.size <= size <= _REQUEST_LIMIT or size_ack < _ACK.size:
+            raise HoldError(f"pid {self.pid}: not a coredump request: sizes {size}, {size_ack}")
+        self._receive(size - _REQUEST.size)  # of a later kernel
+        if mask & ~offered:
+            raise HoldError(f"pid {self.pid}: the kernel offers {offered:#x}, not {mask:#x}")
+        self._conn.sendall(_ACK.pack(_ACK.size, 0, mask))
+        (mark,) = _MARK.unpack(self._receive(_MARK.size))
+        if mark:
+            raise HoldError(f"pid {self.pid}: {_MARKS.get(mark, f'the kernel says {mark}')}")
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self._conn.recv(size - len(data))
+            if not part:
+                raise HoldError(f"pid {self.pid}: the kernel's hand-off ended early")
+            data += part
+        return data
+
+    def stream_fd(self) -> int:
+        if not self._streams:
+            raise HoldError(f"pid {self.pid}: no core stream was asked for")
+        return self._conn.fileno()
+
+    def _let_go(self) -> None:
+        self._conn.close()
+
+
+class SocketBackend:
+    """The listening end. `pattern` is what core_pattern has to be set to."""
+
+    backend = "socket"
+    pipe_limit: int | None = None  # core_pipe_limit does not matter to sockets
+
+    def __init__(self, path: Path) -> None:
+        """Listen at `path`, in an existing directory that others cannot enter.
+
+        Raises HoldError if the kernel could not use the path or it cannot be bound. A socket that
+        is left there by an earlier run is replaced.
+        """
+        path = path.parent.resolve() / path.name  # the kernel follows no symbolic links
+        if len(os.fsencode(path)) >= _SUN_PATH or any(c in str(path) for c in " %\t\n"):
+            raise HoldError(f"{path}: no path for a coredump socket: too long, or a blank or %")
+        self.path = path
+        self.pattern = f"@@{path}"
+        self.refused = 0  # connections that were not the kernel's
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._listener.bind(str(path))
+            path.chmod(0o600)
+            self._listener.listen(65535)  # the kernel cuts it to net.core.somaxconn
+        except OSError as error:
+            self._listener.close()
+            raise HoldError(f"{path}: cannot listen for crashes: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """Readable when `accept` has something to do."""
+        return self._listener.fileno()
+
+    def accept(self) -> HandOff | None:
+        """The next dying process; None if there is none. Never blocks.
+
+        Connections that are not the kernel's are closed, counted in `refused` and logged.
+        """
+        for _ in range(_ACCEPT_BURST):
+            try:
+                conn, _ = self._listener.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                log.error("cannot accept a hand-off: %s", error)
+                return None
+            try:
+                return self._admit(conn)
+            except HoldError as error:
+                conn.close()
+                self.refused += 1
+                log.warning("refused a connection to %s: %s", self.path, error)
+        return None
+
+    @staticmethod
+    def _admit(conn: socket.socket) -> HandOff:
+        fd = pidfd.peer_pidfd(conn)
+        try:
+            facts = pidfd.info(fd)
+            if facts.coredump is None or not facts.coredump & pidfd.Coredump.DUMPED:
+                raise HoldError(f"pid {facts.pid} (uid {facts.ruid}) is not dumping core")
+            return SocketHandOff(conn, facts.pid, fd, facts.coredump_signal)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Stop listening; processes that were not accepted yet go at once."""
+        self._listener.close()
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,244 @@
+"""The pin: keeps the memory of another process after that process is gone.
+
+A read of /proc/PID/mem into a page of ours that is registered with our own userfaultfd(2) and not
+there yet: the kernel takes a reference on the other address space, and blocks in the fault of our
+page while it copies, holding no lock of the other process. Until that fault is resolved the
+address space cannot be torn down; if we die it is. A pin does not keep the process from running,
+nor the OOM reaper from emptying its memory.
+
+The blocking read is glibc's aio_read(3): its threads block all signals and have no part in
+Python's scheduling, so a busy interpreter does not delay a pin. One flaw is the kernel's: after
+the agent was stopped and continued (SIGSTOP, a debugger), the threads of its pins spin until
+release.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from collector.errors import HoldError
+
+# <linux/userfaultfd.h>
+_SYS_USERFAULTFD = {"x86_64": 323}.get(os.uname().machine, 282)  # 282: <asm-generic/unistd.h>
+_UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_ZEROPAGE = 0xC018AA3F, 0xC020AA00, 0xC020AA04
+_UFFD_API, _MODE_MISSING = 0xAA, 1
+_UFFD_MSG = struct.Struct("=B7xQQQ")  # event, then for a fault: flags, address, thread id
+_EVENT_PAGEFAULT = 0x12
+
+_PAGE = mmap.PAGESIZE
+_READ_SIZE = 8  # bytes
+_POLLIN = 1
+_SPARE_SLOTS = 8  # kept ready for the next crashes
+_AIO_THREADS = 4096  # at most; far above any policy's number of pins
+
+
+class _AioCb(ctypes.Structure):
+    """struct aiocb of <aio.h>, glibc, 64 bit."""
+
+    _fields_ = (
+        ("fildes", ctypes.c_int),
+        ("lio_opcode", ctypes.c_int),
+        ("reqprio", ctypes.c_int),
+        ("buf", ctypes.c_void_p),
+        ("nbytes", ctypes.c_size_t),
+        ("sigev_value", ctypes.c_void_p),
+        ("sigev_signo", ctypes.c_int),
+        ("sigev_notify", ctypes.c_int),
+        ("sigev_pad", ctypes.c_int * 12),
+        ("internal", ctypes.c_uint64 * 4),
+        ("offset", ctypes.c_int64),
+        ("reserved", ctypes.c_char * 32),
+    )
+
+
+class _AioInit(ctypes.Structure):
+    """struct aioinit of <aio.h>."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int)
+        for name in ("threads", "num", "locks", "usedba", "debug", "numusers", "idle_time", "rsvd")
+    )
+
+
+class _PollFd(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+_SIGEV_NONE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Calls that return at once, or after microseconds: while a process waits for us, giving up the
+# interpreter's lock may cost us its switch interval (5 ms) each time.
+_quick = ctypes.PyDLL(None, use_errno=True)
+_aio_lock = threading.Lock()
+_aio_ready = False
+
+
+class _Slot:
+    """A page that blocks whoever touches it, and the request that will touch it."""
+
+    def __init__(self) -> None:
+        _init_aio()
+        self.uffd = int(_libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK))
+        if self.uffd < 0:
+            raise HoldError(
+                f"no userfaultfd: {os.strerror(ctypes.get_errno())}; "
+                "needs CAP_SYS_PTRACE, and seccomp to allow it"
+            )
+        try:
+            fcntl.ioctl(self.uffd, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, 0, 0))
+            self.page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
+            register = struct.pack("=QQQQ", self.address, _PAGE, _MODE_MISSING, 0)
+            fcntl.ioctl(self.uffd, _UFFDIO_REGISTER, register)
+        except OSError as error:
+            os.close(self.uffd)
+            raise HoldError(f"userfaultfd cannot watch a page: {error.strerror}") from error
+        self.request = _AioCb()
+        self.poll = _PollFd(self.uffd, _POLLIN, 0)
+
+    def block_reader(self, fd: int, address: int, timeout_ms: int) -> bool:
+        """Start a read of `fd` at `address` into the page; whether it blocks there in time."""
+        ctypes.memset(ctypes.byref(self.request), 0, ctypes.sizeof(self.request))
+        self.request.fildes = fd
+        self.request.buf = self.address
+        self.request.nbytes = _READ_SIZE
+        self.request.offset = address
+        self.request.sigev_notify = _SIGEV_NONE
+        if _quick.aio_read64(ctypes.byref(self.request)) != 0:
+            raise HoldError(f"aio_read: {os.strerror(ctypes.get_errno())}")
+        # Normally done within the first millisecond.
+        if not _quick.poll(ctypes.byref(self.poll), ctypes.c_ulong(1), 1) and not _libc.poll(
+            ctypes.byref(self.poll), ctypes.c_ulong(1), timeout_ms
+        ):
+            return False
+        event, *_ = _UFFD_MSG.unpack(os.read(self.uffd, _UFFD_MSG.size))
+        return bool(event == _EVENT_PAGEFAULT)
+
+    def unblock(self) -> None:
+        """Let the reader go, wait for its end, and make the page as new."""
+        try:
+            zeropage = struct.pack("=QQQq", self.address, _PAGE, 0, 0)
+            fcntl.ioctl(self.uffd, _UFFDIO_ZEROPAGE, zeropage)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise HoldError(f"a pin cannot be released: {error.strerror}") from error
+        pending = (ctypes.c_void_p * 1)(ctypes.addressof(self.request))
+        while _quick.aio_error64(ctypes.byref(self.request)) == errno.EINPROGRESS:
+            _libc.aio_suspend64(pending, 1, None)
+        _quick.aio_return64(ctypes.byref(self.request))
+        self.page.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmap the page. Nothing may be blocked on it."""
+        os.close(self.uffd)
+        self.page.close()
+
+
+class _Pool:
+    """Slots that are ready, so that a pin need not make one while a process waits."""
+
+    def __init__(self) -> None:
+        self._spare: list[_Slot] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> _Slot:
+        with self._lock:
+            if self._spare:
+                return self._spare.pop()
+        return _Slot()
+
+    def give(self, slot: _Slot) -> None:
+        with self._lock:
+            if len(self._spare) < _SPARE_SLOTS:
+                self._spare.append(slot)
+                return
+        slot.close()
+
+
+_pool = _Pool()
+
+
+class Pin:
+    """An address space that stays until `release`. A context manager."""
+
+    def __init__(self, mem_fd: int, addresses: Sequence[int], timeout_ms: int = 50) -> None:
+        """Pin the process whose /proc/PID/mem is open as `mem_fd`, by one of its readable bytes.
+
+        `addresses` are tried in order. Takes 0.03 ms, 0.2 ms on an idle machine. `mem_fd` stays
+        the caller's: it can be read while the pin holds, also after the process was reaped.
+        Raises HoldError if no address can be read, or the pin does not take within `timeout_ms`.
+        """
+        address = _readable(mem_fd, addresses)
+        self._lock = threading.Lock()
+        self._slot: _Slot | None = None
+        slot = _pool.take()
+        # glibc queues requests on the same descriptor, so each pin keeps one of its own.
+        self._fd = os.dup(mem_fd)
+        try:
+            held = slot.block_reader(self._fd, address, timeout_ms)
+        except BaseException:
+            slot.close()
+            os.close(self._fd)
+            raise
+        self._slot = slot
+        if not held:
+            self.release()
+            raise HoldError(f"the memory at {address:#x} could not be pinned: is the process gone?")
+
+    def release(self) -> None:
+        """Give the address space up; the kernel frees it now. Again does nothing."""
+        with self._lock:
+            slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.unblock()
+            os.close(self._fd)
+            _pool.give(slot)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def prepare(count: int = _SPARE_SLOTS) -> None:
+    """Make what the first `count` pins need. Raises HoldError if this process cannot pin at all."""
+    slots = [_pool.take() for _ in range(min(count, _SPARE_SLOTS))]
+    for slot in slots:
+        _pool.give(slot)
+
+
+def _readable(mem_fd: int, addresses: Sequence[int]) -> int:
+    for address in addresses:
+        try:
+            if len(os.pread(mem_fd, _READ_SIZE, address)) == _READ_SIZE:
+                return address
+        except (OSError, OverflowError):
+            continue
+    raise HoldError("no memory to pin: none of its addresses can be read")
+
+
+def _init_aio() -> None:
+    """Let glibc have as many threads as there are pins; only before the first request."""
+    global _aio_ready
+    with _aio_lock:
+        if not _aio_ready:
+            try:
+                _libc.aio_init(ctypes.byref(_AioInit(threads=_AIO_THREADS, num=64, idle_time=1)))
+            except AttributeError as error:
+                raise HoldError("this C library has no aio_init: pinning needs glibc") from error
+            _aio_ready = True

@@ -1,0 +1,211 @@
+"""The kernel's global crash settings: taken over, and always given back (core(5)).
+
+The previous values are on disk before anything changes, so that they can be put back by whoever
+comes next: this process when it stops, the service manager's stop hook after it was killed, or
+`coresnap doctor --restore`. What this does not do: choose the pattern; that is `open_backend`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from collector.errors import HoldError, TakeoverRefused
+
+log = logging.getLogger(__name__)
+
+SYSCTL = Path("/proc/sys/kernel")
+_PATTERN, _LIMIT = "core_pattern", "core_pipe_limit"
+_KERNEL_DEFAULT = "core"  # the kernel's built-in core_pattern
+
+
+class _Setting(msgspec.Struct):
+    """One setting: what it was before us, and every value that we have put there since."""
+
+    original: str
+    ours: list[str]
+
+
+class _Saved(msgspec.Struct):
+    """`settings.json`: settings by name, in the order in which they are put back."""
+
+    settings: dict[str, _Setting] = {}
+
+
+class SettingsGuard:
+    """A context manager: leaving it restores. Only one guard on the machine can have taken over."""
+
+    def __init__(self, state_dir: Path, sysctl: Path = SYSCTL) -> None:
+        """`settings.json` is kept in `state_dir`, which is made (0700) when first needed."""
+        self.file = state_dir / "settings.json"
+        self._sysctl = sysctl
+        self._lock: int | None = None
+
+    def takeover(self, pattern: str, pipe_limit: int | None, allow: bool) -> None:
+        """Set core_pattern, and core_pipe_limit if one is given and the present one is smaller.
+
+        May be called again with other values. Raises TakeoverRefused if the present pattern
+        belongs to another crash handler and `allow` is false, or another agent is at work;
+        HoldError if the settings cannot be saved or the kernel refuses the pattern, in which case
+        everything is as before.
+        """
+        held_before = self._lock is not None
+        self.lock()
+        saved = self._load()
+        present = self._read(_PATTERN)
+        # our own from an earlier run, even if its save file was lost
+        own = present == pattern or present in self._ours(saved)
+        if present[:1] in ("|", "@") and not own and not allow:
+            if not held_before:
+                self._unlock()
+            raise TakeoverRefused(
+                f"kernel.core_pattern is {present!r}: another crash handler is installed; "
+                "remove it, or set `hold.takeover: true` to replace it while coresnap runs"
+            )
+        self._note(saved, _PATTERN, present, pattern)
+        limit = self._read(_LIMIT)
+        if pipe_limit is not None and int(limit) < pipe_limit:
+            self._note(saved, _LIMIT, limit, str(pipe_limit))
+        else:
+            pipe_limit = None
+        self._save(saved)
+        try:
+            if pipe_limit is not None:
+                self._write(_LIMIT, str(pipe_limit))
+            self._write(_PATTERN, pattern)
+        except HoldError:
+            self.restore()
+            raise
+
+    def restore(self) -> list[str]:
+        """Put back what was before; returns what was done, a sentence each, for people.
+
+        A setting that someone else has changed meanwhile is left alone. Does nothing the second
+        time. Raises TakeoverRefused while another agent is at work, HoldError if a value cannot be
+        put back; the save file stays then, so that it can be tried again.
+        """
+        if not self.file.exists():
+            self._unlock()
+            return []
+        self.lock()
+        done = []
+        for name, setting in self._load().settings.items():
+            present = self._read(name)
+            if present not in setting.ours:
+                if present != setting.original:
+                    done.append(f"kernel.{name} is {present!r} by someone else's hand: left alone")
+            elif present != setting.original:
+                self._write(name, setting.original)
+                done.append(f"kernel.{name} is {setting.original!r} again")
+        self.file.unlink()
+        self._sync_directory()
+        self._unlock()
+        return done
+
+    def is_ours(self, pattern: str) -> bool:
+        """Whether a core_pattern is one that we have set."""
+        return pattern in self._ours(self._load())
+
+    @staticmethod
+    def _ours(saved: _Saved) -> list[str]:
+        setting = saved.settings.get(_PATTERN)
+        return setting.ours if setting else []
+
+    @staticmethod
+    def _note(saved: _Saved, name: str, present: str, value: str) -> None:
+        """Remember the original, unless what is there now is ours: then keep the older one."""
+        setting = saved.settings.get(name)
+        if setting is None or present not in setting.ours:
+            lost = name == _PATTERN and present == value  # ours, and nobody knows what was before
+            setting = saved.settings[name] = _Setting(_KERNEL_DEFAULT if lost else present, [])
+        if value not in setting.ours:
+            setting.ours.append(value)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self._sysctl / name).read_text().rstrip("\n")
+        except OSError as error:
+            raise HoldError(f"cannot read kernel.{name}: {error.strerror}") from error
+
+    def _write(self, name: str, value: str) -> None:
+        try:
+            (self._sysctl / name).write_text(f"{value}\n")
+        except OSError as error:
+            raise HoldError(f"cannot set kernel.{name} to {value!r}: {error.strerror}") from error
+        if (there := self._read(name)) != value:
+            raise HoldError(f"the kernel made {there!r} of kernel.{name} {value!r}")
+
+    def _load(self) -> _Saved:
+        try:
+            return msgspec.json.decode(self.file.read_bytes(), type=_Saved)
+        except FileNotFoundError:
+            return _Saved()
+        except msgspec.DecodeError as error:
+            raise HoldError(
+                f"{self.file} is damaged ({error}): set the kernel's core_pattern "
+                "by hand, then remove the file"
+            ) from error
+
+    def _save(self, saved: _Saved) -> None:
+        """Atomic, and on the disk when it returns."""
+        partial = self.file.with_suffix(".new")
+        try:
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with open(fd, "wb") as file:
+                file.write(msgspec.json.encode(saved))
+                file.flush()
+                os.fsync(fd)
+            partial.rename(self.file)
+            self._sync_directory()
+        except OSError as error:
+            raise HoldError(f"{self.file}: cannot save the settings: {error.strerror}") from error
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def lock(self) -> None:
+        """Keep other agents out until `restore`; again does nothing. Raises TakeoverRefused.
+
+        It is the setting itself that is locked (flock(2) on core_pattern): what two agents share.
+        """
+        if self._lock is not None:
+            return
+        fd = os.open(self._sysctl / _PATTERN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno == errno.EWOULDBLOCK:
+                raise TakeoverRefused(
+                    "another coresnap agent has the hand-off; stop it first"
+                ) from error
+            raise HoldError(f"cannot lock kernel.core_pattern: {error.strerror}") from error
+        self._lock = fd
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> SettingsGuard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for line in self.restore():
+            log.info("%s", line)
