@@ -1,0 +1,143 @@
+"""How often captures may happen: budgets per executable and per crash site.
+
+A budget is a sliding window: at most `limit.captures` full captures in any `limit.period`, and
+at most FALLBACK_FACTOR times as many smaller ones (`stacks`, `threads`), whether asked for or
+fallen back to; beyond that a death is recorded without a core. Both the executable's and the
+site's window must have room. Windows of rules with different periods are separate.
+
+Knows nothing of disk space or of pins; forgets everything when the agent restarts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+
+import msgspec
+
+from collector.model import Capture, CodeSite, FatalSignal
+from collector.policy.types import Action, Limit
+from collector.policy.units import show_duration
+
+FALLBACK_FACTOR = 4
+MAX_KEYS = 10_000
+
+_SMALLER = (Capture.STACKS, Capture.THREADS)
+_Key = tuple[str, str | CodeSite | None, float, bool]
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be captured, and why it is less than asked for (None: it is not)."""
+
+    capture: Capture
+    reason: str | None
+
+
+class LimiterCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals since the start; every call of `admit` is in exactly one of the first two."""
+
+    admitted: dict[Capture, int]  # as asked for
+    reduced: dict[tuple[Capture, Capture], int]  # (asked for, admitted)
+    forgotten: int  # windows that were given up although they still held captures
+
+
+class Limiter:
+    """The windows of all executables and sites; may be used from several threads.
+
+    `clock` gives seconds that never go back.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, max_keys: int = MAX_KEYS
+    ) -> None:
+        self._clock = clock
+        self._max_keys = max_keys
+        self._lock = threading.Lock()
+        self._windows: OrderedDict[_Key, deque[float]] = OrderedDict()
+        self._admitted: Counter[Capture] = Counter()
+        self._reduced: Counter[tuple[Capture, Capture]] = Counter()
+        self._forgotten = 0
+
+    def admit(
+        self, action: Action, exe: str | None, site: CodeSite | None, now: float | None = None
+    ) -> Admission:
+        """What of `action.capture` may be done now, charged to the windows.
+
+        Deaths whose executable is unknown share one window. `site` None: only the executable
+        counts; take it from `site_of`. `now` defaults to the clock.
+        """
+        with self._lock:
+            when = self._clock() if now is None else now
+            admission = self._judge(action, exe, site, when)
+            if admission.capture is action.capture:
+                self._admitted[action.capture] += 1
+            else:
+                self._reduced[action.capture, admission.capture] += 1
+            return admission
+
+    def counts(self) -> LimiterCounts:
+        """The totals at this moment."""
+        with self._lock:
+            return LimiterCounts(
+                admitted=dict(self._admitted),
+                reduced=dict(self._reduced),
+                forgotten=self._forgotten,
+            )
+
+    def _judge(
+        self, action: Action, exe: str | None, site: CodeSite | None, now: float
+    ) -> Admission:
+        limit, wanted = action.limit, action.capture
+        if limit is None or wanted in (Capture.RECORD, Capture.NONE):
+            return Admission(capture=wanted, reason=None)
+        reasons: list[str] = []
+        for capture in (Capture.FULL, limit.fallback) if wanted is Capture.FULL else (wanted,):
+            if capture is Capture.RECORD:
+                break
+            used_up = self._charge(limit, capture in _SMALLER, exe, site, now)
+            if used_up is None:
+                return Admission(capture=capture, reason=reasons[0] if reasons else None)
+            reasons.append(used_up)
+        return Admission(capture=Capture.RECORD, reason="; ".join(reasons))
+
+    def _charge(
+        self, limit: Limit, small: bool, exe: str | None, site: CodeSite | None, now: float
+    ) -> str | None:
+        """Count one capture if every window has room; else say which has none."""
+        most = limit.captures * (FALLBACK_FACTOR if small else 1)
+        windows = [("executable", self._window(("exe", exe, limit.period, small), now))]
+        if site is not None:
+            windows.append(("crash site", self._window(("site", site, limit.period, small), now)))
+        for name, window in windows:
+            if len(window) >= most:
+                kind = "smaller" if small else "full"
+                span = show_duration(limit.period)
+                return f"limit of {most} {kind} captures per {span} used up for this {name}"
+        for _, window in windows:
+            window.append(now)
+        return None
+
+    def _window(self, key: _Key, now: float) -> deque[float]:
+        """The times of a key's captures that still count, oldest first."""
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = deque()
+            if len(self._windows) > self._max_keys:
+                (_, _, period, _), oldest = self._windows.popitem(last=False)
+                self._forgotten += bool(oldest and oldest[-1] > now - period)
+        self._windows.move_to_end(key)
+        while window and window[0] <= now - key[2]:
+            window.popleft()
+        return window
+
+
+def site_of(death: FatalSignal) -> CodeSite | None:
+    """The site that a limit may count: that of a hardware fault.
+
+    A signal that was sent (abort(3) too: the thread sends itself SIGABRT) leaves the thread in
+    libc's system call wrapper, a "site" that unrelated programs share. Kernel-generated signals
+    have si_code > 0 (sigaction(2)).
+    """
+    return death.site if death.si_code is not None and death.si_code > 0 else None

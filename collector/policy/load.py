@@ -1,0 +1,397 @@
+"""A configuration file (YAML) to a checked `Policy`: the schema.
+
+Everything that is wrong with a file is found here, before anything acts on it, and reported
+together, each problem with file, line, key and what would be right. Needs neither root nor the
+kernel; only `user:` names are looked up on this host. `docs/policy.md` is the reference of keys.
+
+Imports PyYAML, so whoever must stay small imports this module only when it loads a file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import pwd
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from msgspec.structs import replace
+
+from collector.errors import PolicyError
+from collector.model import Capture, Cause, Release
+from collector.policy import yamlnodes as nodes
+from collector.policy.types import (
+    Action,
+    Backend,
+    CaptureSettings,
+    Codec,
+    Compress,
+    HoldSettings,
+    Limit,
+    MappingKind,
+    Match,
+    MemoryChoice,
+    Policy,
+    ReleaseSettings,
+    Rule,
+    StoreSettings,
+)
+from collector.policy.units import did_you_mean, parse_duration, parse_signal, parse_size, quote
+from collector.policy.yamlnodes import Document, Parser, PolicyErrors, Problem
+
+__all__ = ["PolicyErrors", "keys", "load", "loads"]
+
+_PAGE = 4096
+_MAX_PERIOD = 366 * 86400.0
+_GLOB = re.compile(r"[*?/\[]")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
+
+
+def load(path: Path) -> Policy:
+    """The policy in a file. Raises PolicyErrors (a PolicyError) with everything wrong with it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(nodes.MAX_BYTES + 1)
+        if len(data) > nodes.MAX_BYTES:
+            raise _unreadable(path, None, f"is larger than {nodes.MAX_BYTES >> 20} MiB")
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise _unreadable(path, None, f"can not be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise _unreadable(path, line, "is not UTF-8 text") from None
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str) -> Policy:
+    """The policy in a text; `source` is the file's name for messages. Raises PolicyErrors."""
+    doc = Document(text, source)
+    try:
+        given = nodes.mapping(doc, doc.root, "", _TOP) if doc.root is not None else {}
+    except Problem as problem:
+        doc.problem(problem.node, problem.path, problem.text)
+        given = {}
+    doc.raise_problems()
+    return _policy(given, source)
+
+
+def _unreadable(path: Path, line: int | None, problem: str) -> PolicyErrors:
+    return PolicyErrors((PolicyError(path, line, None, problem),))
+
+
+def keys() -> list[str]:
+    """Every key of the schema by its path (`rules[].match.exe`); the reference covers each."""
+    listed = []
+    for section, fields in _SECTIONS.items():
+        listed += [f"{section}.{key}" for key in fields]
+    for key in _ACTION:
+        listed.append(f"defaults.{key}")
+        listed += [f"defaults.{key}.{sub}" for sub in _SUBKEYS.get(key, {})]
+    listed += ["rules[].name", "rules[].match"]
+    return listed + [f"rules[].match.{key}" for key in _MATCH]
+
+
+# What single values may be
+
+
+def _absolute_path(doc: Document, node: yaml.Node, path: str) -> Path:
+    value = PurePosixPath(nodes.text(doc, node, path))
+    if not value.is_absolute() or ".." in value.parts or len(value.parts) < 2:
+        raise Problem(node, path, f"{quote(str(value))} is not an absolute path of a directory")
+    return Path(value)
+
+
+def _listen(doc: Document, node: yaml.Node, path: str) -> tuple[str, int] | None:
+    if nodes.is_off(node):
+        return None
+    right = 'expected address:port such as "127.0.0.1:9836", or off'
+    value = nodes.scalar(node, path, right)
+    host, colon, port = value.rpartition(":")
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise Problem(node, path, f"{quote(value)} has no port from 0 to 65535; {right}")
+    if not host:
+        every = f'"0.0.0.0:{port}" listens on every interface, "127.0.0.1:{port}" on this host'
+        raise Problem(node, path, f"{quote(value)} has no address; {every}")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ipaddress.IPv6Address(bare) if ":" in host or bare != host else None
+    except ValueError:
+        raise Problem(node, path, f"{quote(host)} is not an IPv6 address; {right}") from None
+    if ":" in host and bare == host:
+        raise Problem(node, path, f'write an IPv6 address in brackets: "[{host}]:{port}"')
+    if ":" not in host and not _HOST.fullmatch(host):
+        raise Problem(node, path, f"{quote(host)} is not an address; {right}")
+    return bare, int(port)
+
+
+def _mapping_glob(doc: Document, node: yaml.Node, path: str) -> str:
+    value = nodes.text(doc, node, path)
+    kinds = [str(kind) for kind in MappingKind]
+    if value.strip("[]") in kinds and value not in kinds:
+        raise Problem(node, path, f"write the kind without brackets: {value.strip('[]')}")
+    if value.startswith("[") and not value.startswith("[["):
+        right = f'"[{value[:1]}]{value[1:]}"'
+        raise Problem(node, path, f"brackets are a character class in a glob; write {right}")
+    if value not in kinds and not _GLOB.search(value):
+        near = did_you_mean(value, kinds)
+        raise Problem(
+            node, path, f"{quote(value)} is neither a path glob nor one of {', '.join(kinds)}{near}"
+        )
+    return value
+
+
+def _choices(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
+    """A list of mapping globs; an empty one lifts what the defaults list."""
+    if isinstance(node, yaml.SequenceNode) and not node.value:
+        return ()
+    return nodes.items(doc, node, path, _mapping_glob)
+
+
+def _memory_max(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if nodes.is_off(node):
+        return None
+    size: int = _SIZE(doc, node, path)
+    if size < _PAGE:
+        raise Problem(node, path, "is less than a page (4KiB); to keep no memory: capture: threads")
+    return size
+
+
+def _coredump_filter(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if nodes.is_off(node):
+        return None
+    right = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
+    value = nodes.scalar(node, path, right)
+    if not re.fullmatch("0x[0-9a-fA-F]{1,8}", value) or int(value, 16) > 0x1FF:
+        raise Problem(node, path, f"{quote(value)}: {right}")
+    return int(value, 16)
+
+
+def _max_pinned(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if isinstance(node, yaml.ScalarNode) and node.value == "auto":
+        return None
+    size: int = _SIZE(doc, node, path)
+    return size
+
+
+def _compress(doc: Document, node: yaml.Node, path: str) -> dict[str, Any]:
+    if isinstance(node, yaml.ScalarNode):
+        return {"codec": Codec.NONE if nodes.is_off(node) else _CODEC(doc, node, path)}
+    return nodes.mapping(doc, node, path, _COMPRESS)
+
+
+def _limit(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
+    if nodes.is_off(node):
+        return None
+    if isinstance(node, yaml.ScalarNode):
+        right = "expected keys (captures, period, fallback), or none"
+        raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
+    return nodes.mapping(doc, node, path, _LIMIT)
+
+
+def _period(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > _MAX_PERIOD:
+        raise ValueError("is longer than a year")
+    return seconds
+
+
+def _fallback(doc: Document, node: yaml.Node, path: str) -> Capture:
+    if nodes.is_off(node):
+        raise Problem(node, path, "a death beyond the limit is at least recorded: record")
+    capture: Capture = _SMALLER(doc, node, path)
+    return capture
+
+
+def _user(doc: Document, node: yaml.Node, path: str) -> int:
+    name = nodes.scalar(node, path, "a user name")
+    if name.isdigit():
+        raise Problem(node, path, f"{quote(name)} is a number; write uid: {name[:12]}")
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):
+        raise Problem(node, path, f"no user {quote(name)} on this host") from None
+
+
+def _rule_name(doc: Document, node: yaml.Node, path: str) -> str:
+    name = nodes.text(doc, node, path)
+    if len(name) > 64 or not name.isprintable() or name != name.strip():
+        raise Problem(node, path, "must be at most 64 printable characters, no space at the ends")
+    if name == "defaults":
+        raise Problem(node, path, '"defaults" is reserved for deaths that no rule matches')
+    return name
+
+
+_SIZE = nodes.written(parse_size, "a size such as 512MiB")
+_CODEC = nodes.choice({str(codec): codec for codec in Codec})
+_RELEASE = nodes.choice({str(release): release for release in Release})
+_SMALLER = nodes.choice({str(c): c for c in (Capture.STACKS, Capture.THREADS, Capture.RECORD)})
+
+
+# Sections
+
+
+def _section(fields: Mapping[str, Parser]) -> Parser:
+    return partial(_mapping_of, fields=fields)
+
+
+def _mapping_of(
+    doc: Document, node: yaml.Node, path: str, fields: Mapping[str, Parser]
+) -> dict[str, Any]:
+    return nodes.mapping(doc, node, path, fields)
+
+
+def _any_of(parse: Parser) -> Parser:
+    def parse_items(doc: Document, node: yaml.Node, path: str) -> tuple[Any, ...]:
+        return nodes.items(doc, node, path, parse)
+
+    return parse_items
+
+
+def _match(doc: Document, node: yaml.Node, path: str) -> Match:
+    given = nodes.mapping(doc, node, path, _MATCH)
+    if nodes.is_null(node) or not node.value:
+        raise Problem(node, path, "no condition; what holds for every death belongs in `defaults`")
+    if "uid" in given and "user" in given:
+        raise Problem(node, path, "give either uid or user, not both")
+    if "user" in given:
+        given["uid"] = given.pop("user")
+    if given.get("cause") == (Cause.EXIT,) and "signal" in given:
+        raise Problem(node, path, "never matches: an exit has no signal")
+    return Match(**given)
+
+
+def _rules(doc: Document, node: yaml.Node, path: str) -> tuple[dict[str, Any], ...]:
+    if nodes.is_null(node):
+        return ()
+    if not isinstance(node, yaml.SequenceNode):
+        raise Problem(node, path, f"expected a list of rules, not {nodes.describe(node)}")
+    rules = []
+    lines: dict[str | None, int] = {}
+    for index, rule_node in enumerate(node.value):
+        where = f"{path}[{index}]"
+        rule, good = doc.attempt(_section(_RULE), rule_node, where)
+        if not good:
+            continue
+        present = _present(rule_node)
+        for key in ("name", "match"):
+            if key not in present:
+                doc.problem(rule_node, where, f"has no `{key}`")
+        line = rule_node.start_mark.line + 1
+        name = rule.get("name")
+        if name is None or name not in lines:
+            lines[name] = line
+        else:
+            at = f"the rule on line {lines[name]}"
+            doc.problem(present["name"], f"{where}.name", f"{quote(name)} is the name of {at}")
+        rules.append(rule)
+    return tuple(rules)
+
+
+def _present(node: yaml.Node) -> dict[str, yaml.Node]:
+    """The keys that a mapping node has, whether or not their values were good."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
+
+
+_MEMORY: Mapping[str, Parser] = {
+    "max": _memory_max,
+    "include": _choices,
+    "exclude": _choices,
+    "dontdump": nodes.boolean,
+    "coredump_filter": _coredump_filter,
+}
+_COMPRESS: Mapping[str, Parser] = {
+    "codec": _CODEC,
+    "level": nodes.integer(1, 19, "a level"),
+    "workers": nodes.integer(1, 64, "a number of threads"),
+}
+_LIMIT: Mapping[str, Parser] = {
+    "captures": nodes.integer(0, 10_000, "a number of captures"),
+    "period": nodes.written(_period, "a duration such as 1h"),
+    "fallback": _fallback,
+}
+_SUBKEYS = {"memory": _MEMORY, "compress": _COMPRESS, "limit": _LIMIT}
+_ACTION: Mapping[str, Parser] = {
+    "capture": nodes.choice({str(capture): capture for capture in Capture}),
+    "memory": _section(_MEMORY),
+    "release": _RELEASE,
+    "compress": _compress,
+    "limit": _limit,
+    "honour_rlimit": nodes.boolean,
+}
+_MATCH: Mapping[str, Parser] = {
+    "exe": _any_of(nodes.text),
+    "comm": _any_of(nodes.text),
+    "cgroup": _any_of(nodes.text),
+    "unit": _any_of(nodes.text),
+    "uid": _any_of(nodes.integer(0, (1 << 32) - 2, "a uid")),
+    "user": _any_of(_user),
+    "signal": _any_of(nodes.written(parse_signal, "a signal such as SIGSEGV")),
+    "cause": _any_of(nodes.choice({str(cause): cause for cause in Cause})),
+    "container": nodes.boolean,
+}
+_RULE: Mapping[str, Parser] = {"name": _rule_name, "match": _match, **_ACTION}
+_SECTIONS: Mapping[str, Mapping[str, Parser]] = {
+    "store": {"path": _absolute_path, "min_free": _SIZE},
+    "metrics": {"listen": _listen},
+    "hold": {
+        "backend": nodes.choice({str(backend): backend for backend in Backend}),
+        "takeover": nodes.boolean,
+    },
+    "release": {
+        "default": _RELEASE,
+        "max_pinned": _max_pinned,
+        "max_pins": nodes.integer(1, 1024, "a number of pins"),
+    },
+    "capture": {
+        "workers": nodes.integer(1, 64, "a number of workers"),
+        "queue": nodes.integer(1, 100_000, "a number of captures"),
+    },
+}
+_TOP: Mapping[str, Parser] = {
+    **{name: _section(fields) for name, fields in _SECTIONS.items()},
+    "defaults": _section(_ACTION),
+    "rules": _rules,
+}
+
+
+# From checked values to the policy
+
+
+def _policy(given: dict[str, Any], source: str) -> Policy:
+    base = Policy(source=source)
+    release = replace(base.release, **given.get("release", {}))
+    defaults = _merged(Action(release=release.default), given.get("defaults", {}))
+    rules = tuple(
+        Rule(name=rule.pop("name"), match=rule.pop("match"), action=_merged(defaults, rule))
+        for rule in given.get("rules", ())
+    )
+    return Policy(
+        source=source,
+        store=StoreSettings(**given.get("store", {})),
+        metrics_listen=given.get("metrics", {}).get("listen", base.metrics_listen),
+        hold=HoldSettings(**given.get("hold", {})),
+        release=ReleaseSettings(**given.get("release", {})),
+        capture=CaptureSettings(**given.get("capture", {})),
+        defaults=defaults,
+        rules=rules,
+    )
+
+
+def _merged(base: Action, given: dict[str, Any]) -> Action:
+    """The action with the given settings over the base, key by key and sub-key by sub-key."""
+    changed = dict(given)
+    if "memory" in given:
+        memory: MemoryChoice = replace(base.memory, **given["memory"])
+        changed["memory"] = memory
+    if "compress" in given:
+        compress: Compress = replace(base.compress, **given["compress"])
+        changed["compress"] = compress
+    if given.get("limit") is not None:
+        below = base.limit or Action().limit
+        assert isinstance(below, Limit)  # the built-in default is a limit
+        changed["limit"] = replace(below, **given["limit"])
+    return replace(base, **changed)
