@@ -1,0 +1,71 @@
+"""What the agent hands to the process that writes a core, and what it hears back.
+
+The job goes through an anonymous file, the descriptors by inheritance, the answers as one JSON
+document a line on the writer's standard output. All decoding and all slow work is behind it, so
+that a hostile process can at worst break the writer of its own core.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from collector.capture.dying import Patch, ProcText
+from collector.model import Capture
+from collector.policy.types import Compress, MemoryChoice
+
+SMALL_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Write a core for one dying, or already dead but pinned, process."""
+
+    record_id: str
+    folder: str  # of the record; the writer makes its files there
+    pid: int
+    tid: int | None  # of the dying thread in its own pid namespace; None: the first in `head`
+    signal: int
+    siginfo: bytes
+    text: ProcText
+    threads: memoryview | None  # raw records of the task iterator
+    mappings: memoryview | None
+    head: bytearray | None  # else: the head of the kernel's own core stream
+    patches: list[Patch]
+    mem_fd: int
+    pagemap_fd: int
+    shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    capture: Capture
+    memory: MemoryChoice
+    compress: Compress
+    max_bytes: int | None  # of the core on disk (RLIMIT_CORE, where policy honours it)
+    min_free: int  # bytes that must stay free on the store's file system
+    explain: bool  # write the small core for the explainer
+    urgent: bool  # the process waits for us: no low priority
+
+
+class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
+    """The small core of the dying thread is there; explaining may begin."""
+
+    path: str
+    threads: int
+    thread_name: str | None
+
+
+class Written(msgspec.Struct, frozen=True, tag="written"):
+    """What was asked for is complete and visible."""
+
+    capture: Capture  # what was kept in the end
+    name: str | None = None  # of the core in the record's folder; None: no core was asked for
+    size: int = 0  # bytes on disk
+    memory: int = 0  # bytes of memory that it holds
+    elided: int = 0  # bytes of zero or absent pages that were not stored
+    truncated: bool = False
+    lost: dict[str, str] = {}
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """No core; `why` is for people."""
+
+    why: str
+
+
+Answer = Explainable | Written | Failed

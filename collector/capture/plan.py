@@ -1,0 +1,153 @@
+"""What goes into one core, decided before its first byte is written.
+
+The head of a core names every segment's size, and a compressed core can not be changed later. So
+limits in bytes are kept here: the page tables say how much memory there is, and what does not fit
+is left out of the segments and named.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import msgspec
+
+from collector.capture.memory import Memory
+from collector.capture.select import (
+    carve,
+    kernel_dump_size,
+    select_full,
+    select_none,
+    select_stacks,
+)
+from collector.elfcore.types import LeftOut, ProcessImage, Segment
+from collector.model import Capture
+from collector.policy.types import MemoryChoice
+
+Range = tuple[int, int]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The segments of a core, and what a limit or the policy keeps out of it."""
+
+    segments: list[Segment]
+    left_out: list[LeftOut]
+    truncated: bool = False
+
+
+def plan_core(
+    image: ProcessImage,
+    capture: Capture,
+    memory: Memory,
+    choice: MemoryChoice,
+    coredump_filter: int,
+    limit: int | None,
+) -> Plan:
+    """The plan for one capture within `limit` bytes of memory (None: no limit)."""
+    if capture is Capture.FULL:
+        return _full(image, memory, choice, coredump_filter, limit)
+    everything = select_none(image.mappings)
+    if capture is Capture.THREADS:
+        return Plan(segments=everything, left_out=[])
+    keep = select_stacks(image.mappings, image.threads, image.auxv, memory.read)
+    plan = Plan(segments=carve(everything, keep), left_out=[])
+    return plan if limit is None else _bounded(plan, keep, memory, limit)
+
+
+def _full(
+    image: ProcessImage,
+    memory: Memory,
+    choice: MemoryChoice,
+    coredump_filter: int,
+    limit: int | None,
+) -> Plan:
+    segments = select_full(image.mappings, choice, coredump_filter, memory.read)
+    left_out = []
+    if choice.exclude:
+        for m, s in zip(image.mappings, segments, strict=True):
+            usual = kernel_dump_size(m, coredump_filter, memory.read)
+            if s.filesz < usual:
+                left_out.append(LeftOut(m.start, m.start + usual, "excluded by policy"))
+    plan = Plan(segments=segments, left_out=left_out)
+    if limit is None or _populated(segments, memory, limit) <= limit:
+        return plan
+    keep = select_stacks(image.mappings, image.threads, image.auxv, memory.read)
+    return _bounded(plan, keep, memory, limit)
+
+
+def _populated(segments: Sequence[Segment], memory: Memory, enough: int) -> int:
+    """Bytes of memory that these segments really hold; counting stops behind `enough`."""
+    total = 0
+    for s in segments:
+        if s.filesz:
+            total += sum(b - a for a, b in memory.ranges(s.vaddr, s.vaddr + s.filesz))
+        if total > enough:
+            break
+    return total
+
+
+def _bounded(plan: Plan, first: Sequence[Range], memory: Memory, limit: int) -> Plan:
+    """As much of a plan as fits: `first`, then the segments from the smallest to the largest."""
+    budget = _Budget(memory, limit)
+    for start, end in first:
+        budget.take(start, end)
+    taken = budget.merged()
+    for s in sorted((s for s in plan.segments if s.filesz), key=lambda s: s.filesz):
+        for start, end in _gaps((s.vaddr, s.vaddr + s.filesz), taken):
+            budget.take(start, end)
+    kept = budget.merged()
+    segments = carve(plan.segments, kept)
+    lost = [
+        LeftOut(start, end, f"beyond the limit of {limit} bytes")
+        for s in plan.segments
+        if s.filesz
+        for start, end in _gaps((s.vaddr, s.vaddr + s.filesz), kept)
+    ]
+    return Plan(segments=segments, left_out=[*plan.left_out, *lost], truncated=bool(lost))
+
+
+class _Budget:
+    def __init__(self, memory: Memory, limit: int) -> None:
+        self._memory = memory
+        self._left = limit
+        self._kept: list[Range] = []
+
+    def take(self, start: int, end: int) -> None:
+        """Keep [start, end), or as much of its beginning as there is room for."""
+        at = start
+        for a, b in self._memory.ranges(start, end):
+            if b - a > self._left:
+                at = a + (self._left & -4096)
+                self._left = 0
+                break
+            self._left -= b - a
+        else:
+            at = end
+        if at > start:
+            self._kept.append((start, at))
+
+    def merged(self) -> list[Range]:
+        out: list[Range] = []
+        for start, end in sorted(self._kept):
+            if out and start <= out[-1][1]:
+                out[-1] = (out[-1][0], max(out[-1][1], end))
+            else:
+                out.append((start, end))
+        return out
+
+
+def _gaps(whole: Range, kept: Sequence[Range]) -> list[Range]:
+    at, end = whole
+    gaps = []
+    index = max(bisect.bisect_right(kept, (at, 1 << 64)) - 1, 0)
+    for start, last in kept[index:]:
+        if last <= at:
+            continue
+        if start >= end:
+            break
+        if start > at:
+            gaps.append((at, start))
+        at = max(at, last)
+    if at < end:
+        gaps.append((at, end))
+    return gaps

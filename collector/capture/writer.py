@@ -1,0 +1,225 @@
+"""The process that writes one core: `python -m collector.capture.writer JOB_FD`.
+
+It has the descriptors of a dead or held process and decodes what came from it, so it is expendable:
+it may be slow, it may be killed by its limits, and it takes nothing but its own core with it. When
+the agent dies it dies too; what it had not finished has a temporary name that the store clears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from collector import __version__
+from collector.capture.image import coredump_filter, image_of_job
+from collector.capture.job import SMALL_CORE, Answer, Explainable, Failed, Job, Written
+from collector.capture.memory import ProcessMemory
+from collector.capture.plan import Plan, plan_core
+from collector.capture.select import carve, select_none, select_stacks
+from collector.elfcore.notes import with_left_out
+from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
+from collector.elfcore.types import CoresnapNote
+from collector.elfcore.writer import WriteResult, atomic_file, write_core
+from collector.errors import CoresnapError
+from collector.model import Capture
+from collector.policy.types import Codec
+
+EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
+_CHECK_EVERY = 64 << 20  # bytes between looks at the free space
+_NICE = 19
+_OOM_SCORE = 900  # rather this process than any service
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # prctl(2)
+_IOPRIO_SET, _IOPRIO_IDLE = 251, 3 << 13  # ioprio_set(2), x86-64; class idle
+
+
+def main() -> int:
+    """Read the job, write the core, answer on standard output."""
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        job = msgspec.msgpack.decode(file.read(), type=Job)
+    confine(urgent=job.urgent)
+    answer: Answer
+    try:
+        answer = Core(job).write()
+    except (CoresnapError, OSError, ValueError) as error:
+        answer = Failed(_why(error))
+    _say(answer)
+    return 0
+
+
+def confine(*, urgent: bool) -> None:
+    """Limits of a helper of the agent: dies with it, never dumps core, yields to services."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    if not urgent:  # a process that is held waits for us: then we are in a hurry
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        libc.syscall(_IOPRIO_SET, 1, 0, _IOPRIO_IDLE)
+
+
+class Core:
+    """The core of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._folder = Path(job.folder)
+        self._image = image_of_job(job)
+        self._memory = ProcessMemory(
+            job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds
+        )
+        self._patches = [(p.address, p.data) for p in job.patches]
+
+    def write(self) -> Written:
+        """The small core for the explainer first, then the one that policy asked for."""
+        if self._job.explain:
+            self._write_small()
+        if self._job.capture in (Capture.RECORD, Capture.NONE):
+            return Written(capture=self._job.capture)
+        capture: Capture = self._job.capture
+        while True:
+            try:
+                return self._write_core(capture)
+            except OSError as error:
+                smaller = _smaller(capture)
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or smaller is None:
+                    raise
+                capture = smaller
+
+    def _write_small(self) -> None:
+        """The dying thread alone: its stack is enough to say where it died."""
+        first = self._image.threads[0]
+        image = msgspec.structs.replace(self._image, threads=[first])
+        keep = select_stacks(
+            image.mappings, [first], image.auxv, self._memory.read, max_stack=EXPLAIN_STACK
+        )
+        path = self._folder / SMALL_CORE
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            write_core(
+                image,
+                carve(select_none(image.mappings), keep),
+                self._memory,
+                SparseWriter(fd),
+                overrides=self._patches,
+            )
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(fd)
+        _say(
+            Explainable(
+                path=str(path), threads=len(self._image.threads), thread_name=first.name or None
+            )
+        )
+
+    def _write_core(self, capture: Capture) -> Written:
+        job, memory = self._job, self._memory
+        limit = _least(job.memory.max, job.max_bytes)
+        plan = plan_core(self._image, capture, memory, job.memory, coredump_filter(job.text), limit)
+        compressed = job.compress.codec is Codec.ZSTD
+        name = "core.zst" if compressed else "core"
+        with atomic_file(self._folder / name) as fd:
+            result = write_core(
+                self._image,
+                plan.segments,
+                memory,
+                self._sink(fd, compressed),
+                note=self._note(capture, plan),
+                overrides=self._patches,
+                should_stop=_space_watch(fd, job.min_free),
+            )
+            _check_alive(result)
+        return Written(
+            name=name,
+            size=(self._folder / name).stat().st_blocks * 512,  # final when it is synced
+            memory=result.written,
+            elided=result.elided,
+            capture=capture,
+            truncated=plan.truncated or result.truncated,
+            lost=self._lost(capture, plan, result),
+        )
+
+    def _sink(self, fd: int, compressed: bool) -> Writer:
+        if not compressed:
+            return SparseWriter(fd)
+        return ZstdWriter(fd, self._job.compress.level, self._job.compress.workers)
+
+    def _note(self, capture: Capture, plan: Plan) -> CoresnapNote:
+        note = CoresnapNote(
+            record=self._job.record_id,
+            version=__version__,
+            capture=capture.value,
+            consistent=True,
+            truncated=plan.truncated,
+        )
+        return with_left_out(note, plan.left_out)
+
+    def _lost(self, capture: Capture, plan: Plan, result: WriteResult) -> dict[str, str]:
+        lost = {}
+        if capture is not self._job.capture:
+            lost["memory"] = f"the disk is full: {capture} instead of {self._job.capture}"
+        elif result.truncated:
+            lost["memory"] = "the core ends where the disk's reserve (store.min_free) begins"
+        elif plan.truncated:
+            missing = sum(r.end - r.start for r in plan.left_out)
+            lost["memory"] = f"{missing} bytes are beyond the limit on the core's size"
+        return lost
+
+
+def _smaller(capture: Capture) -> Capture | None:
+    return {Capture.FULL: Capture.STACKS, Capture.STACKS: Capture.THREADS}.get(capture)
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _space_watch(fd: int, min_free: int) -> Callable[[], bool]:
+    """Says when the file system has no more than `min_free` bytes left; looks now and then."""
+    state: Iterator[bool] = _free_checks(fd, min_free)
+    return lambda: next(state)
+
+
+def _free_checks(fd: int, min_free: int) -> Iterator[bool]:
+    seen = -_CHECK_EVERY
+    while True:
+        written = os.fstat(fd).st_blocks * 512
+        full = False
+        if written - seen >= _CHECK_EVERY:
+            seen = written
+            space = os.fstatvfs(fd)
+            full = space.f_bavail * space.f_frsize < min_free
+        yield full
+
+
+def _check_alive(result: WriteResult) -> None:
+    """All memory unreadable means that the address space went away under us."""
+    if result.unreadable_bytes and not result.written:
+        raise CoresnapError("the process's memory was gone before it could be read")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else str(error)
+    return str(error)
+
+
+def _say(answer: Answer) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
