@@ -1,0 +1,46 @@
+"""Put what an event or an explanation knows into the record. Pure."""
+
+from __future__ import annotations
+
+import signal
+import struct
+
+import msgspec
+
+from collector.explain.types import Explanation
+from collector.model import FatalSignal, Record
+
+# Word numbers in struct user_regs_struct, x86-64 (<sys/user.h>).
+_RIP, _RSP = 16, 19
+# siginfo_t of SIGSYS (<asm-generic/siginfo.h>): _call_addr at 16, _syscall at 24.
+_SYSCALL = struct.Struct("=24xi")
+
+
+def with_signal(record: Record, event: FatalSignal) -> Record:
+    """`record` with the facts of its fatal signal that only `reason` needs."""
+    return msgspec.structs.replace(
+        record,
+        ip=event.regs[_RIP] if len(event.regs) > _RIP else None,
+        sp=event.regs[_RSP] if len(event.regs) > _RSP else None,
+        fault_access=event.fault_access,
+        syscall=refused_syscall(event.siginfo),
+    )
+
+
+def refused_syscall(siginfo: bytes) -> int | None:
+    """The system call that a SIGSYS is about; None for other signals and short siginfos."""
+    if len(siginfo) < _SYSCALL.size or int.from_bytes(siginfo[:4], "little") != signal.SIGSYS:
+        return None
+    number: int = _SYSCALL.unpack_from(siginfo)[0]
+    return number
+
+
+def with_explanation(record: Record, explanation: Explanation) -> Record:
+    """`record` with what its core said. What the record knows already is not replaced."""
+    return msgspec.structs.replace(
+        record,
+        frames=explanation.frames,
+        abort_message=record.abort_message or explanation.abort_message,
+        fault_access=record.fault_access or explanation.fault_access,
+        lost={**record.lost, **explanation.lost},
+    )

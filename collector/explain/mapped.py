@@ -1,0 +1,86 @@
+"""Which object files a core says were mapped where, and their build-ids in memory.
+
+Pure; only what finding modules without the dynamic linker's list needs. All of it comes from the
+dead process: paths are names, not permissions, and memory may be absent or nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from collector.elfcore import arch_x86_64 as arch
+from collector.elfcore.notes import iter_notes
+from collector.elfcore.types import FileEntry, Prot, Segment
+from collector.errors import CoreFormatError
+
+_NT_GNU_BUILD_ID = 3  # elf(5)
+_MAX_NOTE_SEGMENT = 4096  # bytes of an object's notes that are looked at
+_MAX_HEADERS = 64  # program headers of an object; normal ones have a dozen
+
+
+class MappedFile(NamedTuple):
+    """One object file in memory: its path, and the addresses [start, end) that it spans."""
+
+    path: str
+    start: int
+    end: int
+
+
+def mapped_objects(files: Sequence[FileEntry], segments: Sequence[Segment]) -> list[MappedFile]:
+    """The files of NT_FILE that are mapped from their first byte on, and as code.
+
+    A small core may have no segment for code at all: then any mapped file may be an object.
+    """
+    code = [s for s in segments if s.flags & Prot.X and s.memsz]
+    return [
+        file
+        for file in _join(files)
+        if not code or any(s.vaddr < file.end and file.start < s.vaddr + s.memsz for s in code)
+    ]
+
+
+def _join(entries: Sequence[FileEntry]) -> Iterator[MappedFile]:
+    """Entries of the same file that follow each other, the first of them mapped at offset 0."""
+    current: MappedFile | None = None
+    for entry in entries:
+        if current is not None and entry.path == current.path and entry.offset != 0:
+            current = current._replace(end=entry.end)
+            continue
+        if current is not None:
+            yield current
+        current = None
+        if entry.offset == 0 and entry.start < entry.end:
+            current = MappedFile(entry.path, entry.start, entry.end)
+    if current is not None:
+        yield current
+
+
+def build_id_in_memory(read: Callable[[int, int], bytes], start: int) -> str | None:
+    """The build-id of the object that is mapped at `start`, in hex; None if memory has none.
+
+    read(address, size) raises any exception where the core has no memory.
+    """
+    try:
+        return _build_id(read, start)
+    except Exception:  # absent memory is the same as no build-id
+        return None
+
+
+def _build_id(read: Callable[[int, int], bytes], start: int) -> str | None:
+    header = arch.EHDR.unpack(read(start, arch.EHDR.size))
+    phoff, phentsize, phnum = header[5], header[9], header[10]
+    if header[0][:7] != arch.E_IDENT[:7] or phentsize != arch.PHDR.size or phnum > _MAX_HEADERS:
+        return None
+    headers = list(arch.PHDR.iter_unpack(read(start + phoff, phnum * arch.PHDR.size)))
+    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -arch.PAGE
+    for kind, _, _, vaddr, _, size, _, _ in headers:
+        if kind != arch.PT_NOTE or size > _MAX_NOTE_SEGMENT:
+            continue
+        try:
+            for note in iter_notes(read(start + vaddr - base, size)):
+                if (note.owner, note.type) == (b"GNU", _NT_GNU_BUILD_ID):
+                    return note.data.hex() if 2 <= len(note.data) <= 64 else None
+        except CoreFormatError:  # notes aligned to 8, not to 4: not the build-id's
+            continue
+    return None

@@ -1,0 +1,214 @@
+"""Give drgn the files of a core's modules: the right ones, opened safely, and no more than needed.
+
+Runs in the explaining child only. drgn's own search is reduced to what reads the core itself: all
+paths are opened by `files`, beneath the dead process's root. Unwinding needs only the objects;
+debugging information is read in a second step, for the modules that turn up in a backtrace, which
+keeps a process with a hundred libraries cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import drgn
+
+from collector.elfcore.reader import CoreFile
+from collector.explain.files import Root, reopen
+from collector.explain.mapped import MappedFile, build_id_in_memory, mapped_objects
+from collector.explain.types import MAX_MODULES, MAX_NAME, ModuleFile
+
+_DELETED = " (deleted)"
+_WANT, _DONT_WANT = drgn.ModuleFileStatus.WANT, drgn.ModuleFileStatus.DONT_WANT
+
+
+def text(value: str) -> str:
+    """A string of unknown origin as valid text of a bounded length."""
+    return value[:MAX_NAME].encode("utf-8", "replace").decode()
+
+
+class Modules:
+    """The modules of `program`, which was made from `core`.
+
+    root: where the paths are looked up. exe: tried first for the main program.
+    """
+
+    def __init__(self, program: drgn.Program, core: CoreFile, root: Root, exe: Path | None) -> None:
+        self._program = program
+        self._files = core.notes.files or ()
+        self._roots = [root]
+        self._exe = exe
+        self._host = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        self._roots.append(Root(self._host))  # separate debugging information of the host
+        self._paths: dict[int, str] = {}  # start address -> path
+        self._why: dict[int, str] = {}  # id of the module's place -> why it has no file
+        self._in_core: set[int] = set()  # ids of modules whose build-id the core holds
+        self.lost: dict[str, str] = {}
+        program.register_debug_info_finder("files", self._find, enable_index=0)
+        program.set_enabled_debug_info_finders(["files", "standard"])
+        options = program.debug_info_options
+        options.try_module_name = options.try_procfs = False
+        options.try_build_id = options.try_debug_link = options.try_supplementary = False
+        self._create(mapped_objects(self._files, [p.segment for p in core.segments]))
+
+    def close(self) -> None:
+        os.close(self._host)
+
+    def __enter__(self) -> Modules:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _create(self, objects: Sequence[MappedFile]) -> None:
+        self._paths = {file.start: file.path for file in objects}
+        # a core without the dynamic linker's memory has no list of what it loaded
+        with contextlib.suppress(Exception):
+            self._program.create_loaded_modules()
+        for module in self._all():
+            if module.build_id is not None:
+                self._in_core.add(_key(module))
+        for file in objects[:MAX_MODULES]:
+            self._create_missing(file.path, file.start, file.end)
+
+    def _create_missing(self, path: str, start: int, end: int) -> None:
+        with contextlib.suppress(LookupError):
+            self._program.module(start)
+            return
+        module = self._program.extra_module(path, start, create=True)
+        module.address_ranges = [(start, end)]
+        build_id = build_id_in_memory(self._program.read, start)
+        if build_id is not None:
+            module.build_id = bytes.fromhex(build_id)
+            self._in_core.add(_key(module))
+
+    def _all(self) -> list[drgn.Module]:
+        return list(self._program.modules())[: MAX_MODULES * 2]
+
+    def load_objects(self) -> None:
+        """Read the objects themselves: what unwinding needs."""
+        modules = self._all()
+        for module in modules:
+            module.debug_file_status = _DONT_WANT
+        self._load(modules)
+
+    def load_debug(self, addresses: Iterable[int]) -> None:
+        """Read debugging information for the modules that hold these code addresses."""
+        wanted = {}
+        for address in addresses:
+            with contextlib.suppress(LookupError):
+                module = self._program.module(address)
+                wanted[_key(module)] = module
+        for module in wanted.values():
+            if module.debug_file_status == _DONT_WANT:
+                module.debug_file_status = _WANT
+        self._load(list(wanted.values()))
+
+    def _load(self, modules: Sequence[drgn.Module]) -> None:
+        try:
+            self._program.load_module_debug_info(*modules)
+        except Exception as error:  # one damaged file must not cost the rest
+            self.lost["debug_info"] = text(f"{type(error).__name__}: {error}")
+
+    def path(self, module: drgn.Module) -> str:
+        """Where the module's file is, seen by the process."""
+        ranges = module.address_ranges
+        return text(self._paths.get(ranges[0][0], module.name) if ranges else module.name)
+
+    def code(self, address: int, size: int) -> bytes:
+        """Bytes of code: from the core, else from the mapped file, where it can be had; else empty.
+
+        Code is rarely in a core. A file that was changed since would give other bytes.
+        """
+        with contextlib.suppress(Exception):
+            return bytes(self._program.read(address, size))
+        for file in self._files:
+            if file.start <= address < file.end:
+                with contextlib.suppress(OSError):
+                    return self._read(file.path, address - file.start + file.offset, size)
+        return b""
+
+    def _read(self, path: str, offset: int, size: int) -> bytes:
+        fd = self._roots[0].open(path)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
+
+    def report(self) -> list[ModuleFile]:
+        return [self._describe(module) for module in self._all()]
+
+    def _describe(self, module: drgn.Module) -> ModuleFile:
+        ranges = module.address_ranges
+        build_id = module.build_id
+        found = module.loaded_file_status == drgn.ModuleFileStatus.HAVE
+        return ModuleFile(
+            path=self.path(module),
+            start=ranges[0][0] if ranges else None,
+            end=ranges[-1][1] if ranges else None,
+            build_id=build_id.hex() if build_id is not None else None,
+            found=found,
+            debug=module.debug_file_status == drgn.ModuleFileStatus.HAVE,
+            verified=found and _key(module) in self._in_core,
+            why=None if found else self._why.get(_key(module)),
+        )
+
+    # ---- called by drgn
+
+    def _find(self, modules: Sequence[drgn.Module]) -> None:
+        for module in modules:
+            if isinstance(module, drgn.VdsoModule):
+                continue  # it is in the core
+            if module.wants_loaded_file():
+                self._find_object(module)
+            if module.wants_debug_file() and module.build_id is not None:
+                self._find_debug(module, module.build_id.hex())
+
+    def _find_object(self, module: drgn.Module) -> None:
+        path = self.path(module).removesuffix(_DELETED)
+        why = "not found"
+        try:
+            if self._exe is not None and isinstance(module, drgn.MainModule):
+                with contextlib.suppress(OSError):
+                    module.try_file(path, fd=_open_trusted(self._exe))
+            if module.wants_loaded_file():
+                module.try_file(path, fd=self._roots[0].open(path))
+            why = "its file is another one than was mapped (build-id)"
+        except OSError as error:
+            why = error.strerror or str(error)
+        except Exception as error:  # drgn: damaged ELF file
+            why = str(error)
+        if module.wants_loaded_file():
+            self._why[_key(module)] = text(why)
+
+    def _find_debug(self, module: drgn.Module, build_id: str) -> None:
+        for root in self._roots:
+            if module.debug_file_status == _WANT:
+                with contextlib.suppress(Exception):
+                    module.try_file(f"{build_id}.debug", fd=root.open_debug(build_id))
+            if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
+                with contextlib.suppress(Exception):
+                    wanted = module.wanted_supplementary_debug_file()
+                    path = _beside(wanted.path, wanted.supplementary_path)
+                    module.try_file(path, fd=root.open(path))
+
+
+def _key(module: drgn.Module) -> int:
+    ranges = module.address_ranges
+    return ranges[0][0] if ranges else 0
+
+
+def _open_trusted(path: Path) -> int:
+    """The program's own file as the caller names it, often a link of /proc: a regular file."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return reopen(fd)
+    finally:
+        os.close(fd)
+
+
+def _beside(path: str, other: str) -> str:
+    """`other` as seen from the folder of `path`, which may be relative."""
+    return str(PurePosixPath("/usr/lib/debug/.build-id", path).parent / other)

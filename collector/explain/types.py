@@ -1,0 +1,71 @@
+"""What explaining a core yields. Pure values, shared by the agent and the child that makes them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from collector.model import Access, Frame
+
+MAX_FRAMES = 256  # of one thread; the innermost are kept
+MAX_MODULES = 4096
+MAX_NAME = 1024  # characters of a function, a file, a path
+MAX_MESSAGE = 1024  # characters of what the C library said
+MAX_DOCUMENT = 4 << 20  # bytes of an encoded Explanation
+MAX_STACKS_DOCUMENT = 16 << 20  # bytes of encoded UnwoundStacks
+
+
+class ThreadFrames(msgspec.Struct, frozen=True, kw_only=True):
+    """One thread's backtrace, innermost first. `lost` says why frames are missing, if they are."""
+
+    tid: int
+    frames: list[Frame]
+    lost: str | None = None
+
+
+class ModuleFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An object that was mapped into the process, and whether its file could be used.
+
+    `verified`: the core holds the build-id, and the file has the same.
+    """
+
+    path: str
+    start: int | None
+    end: int | None
+    build_id: str | None
+    found: bool
+    debug: bool  # debugging information was read, from it or from a separate file
+    verified: bool
+    why: str | None = None  # why its file was not used
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a core says about where its process died. None: see `lost`."""
+
+    frames: list[Frame] | None = None  # of the dying thread
+    threads: list[ThreadFrames] | None = None  # only if asked for
+    modules: list[ModuleFile] = []
+    abort_message: str | None = None
+    fault_access: Access | None = None
+    seconds: float = 0.0  # wall-clock time that it took
+    peak_rss: int = 0  # bytes
+    lost: dict[str, str] = {}
+
+
+class StackImage(msgspec.Struct, frozen=True, array_like=True):
+    """A copied piece of a thread's stack, and the registers that belong to it."""
+
+    regs: tuple[int, ...]  # at least the first 21 words of struct user_regs_struct
+    address: int
+    data: bytes
+
+
+class UnwoundStacks(msgspec.Struct, frozen=True, kw_only=True):
+    """Backtraces of many stacks, innermost first, as numbers of the frames that they share."""
+
+    frames: list[Frame]
+    stacks: list[list[int]]  # one for each StackImage, in their order
+    lost: dict[str, str] = {}
+
+    def is_whole(self) -> bool:
+        """Whether every number is one of a frame."""
+        return all(0 <= number < len(self.frames) for stack in self.stacks for number in stack)
