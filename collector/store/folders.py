@@ -1,0 +1,289 @@
+"""The folders of the crashes: `crashes/<id>/` with `record.json` and the core. The truth.
+
+Knows nothing of the index. Everything is opened relative to a descriptor of `crashes` and never
+through a symbolic link, so that a link planted inside the store leads nowhere. Folders are 0700
+and files 0600 whatever the umask. Names that begin with `.tmp-` are unfinished: not yet visible
+to any reader, removed by `clean_partial` after a crash of whoever was writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from collector.errors import NotFound, StoreError
+from collector.model import Record
+from collector.store import encoding
+from collector.store.ids import checked, is_id
+
+RECORD = "record.json"
+CORES = ("core", "core.zst")
+TEMPORARY = ".tmp-"
+MAX_RECORD = 64 << 20  # bytes; a larger record.json is not ours
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo must not block us
+_NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR)
+
+Stamp = tuple[int, int]  # inode and mtime_ns of record.json: changes with every write
+
+
+class Folders:
+    """The folder `crashes` of a store. A context manager; safe for several processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, _DIRECTORY)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def ids(self) -> list[str]:
+        """Ids of all folders, also of those that hold no record (yet)."""
+        return [name for name in _names(self._fd) if is_id(name)]
+
+    def stamp(self, id: str) -> Stamp | None:
+        """What changes with each write of the record; None: there is no record."""
+        try:
+            found = os.stat(f"{checked(id)}/{RECORD}", dir_fd=self._fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def create(self, id: str) -> Path:
+        """The folder of this id, made if need be."""
+        path = self.path / checked(id)
+        try:
+            os.mkdir(id, DIRECTORY_MODE, dir_fd=self._fd)
+        except FileExistsError:
+            with self._folder(id):  # refuses what is not a plain folder
+                return path
+        os.chmod(id, DIRECTORY_MODE, dir_fd=self._fd)  # the umask may have taken bits away
+        os.fsync(self._fd)
+        return path
+
+    def write(self, record: Record) -> Stamp:
+        """Replace `record.json` atomically and durably. StoreError names the file."""
+        data = encoding.encode(record)
+        try:
+            with self._locked(fcntl.LOCK_SH):
+                self.create(record.id)
+                with self._folder(record.id) as folder:
+                    return _replace(folder, RECORD, data)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path / record.id / RECORD}: can not be written: {error.strerror}"
+            ) from error
+
+    def read(self, id: str) -> Record:
+        """The record of this id. NotFound if there is none, StoreError if it is damaged."""
+        file = self.path / checked(id) / RECORD
+        try:
+            with self._folder(id) as folder:
+                data = _contents(folder, RECORD, file)
+        except FileNotFoundError:
+            raise NotFound(f"no record {id} in {self.path.parent}") from None
+        except OSError as error:
+            raise StoreError(f"{file}: can not be read: {_why(error)}") from error
+        try:
+            record = encoding.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"{file}: damaged: {error}") from error
+        if record.id != id:
+            raise StoreError(f"{file}: damaged: it says that it is record {record.id!r}")
+        if record.time.tzinfo is None:
+            raise StoreError(f"{file}: damaged: its time has no zone")
+        return record
+
+    def orphan(self, id: str) -> bool:
+        """Whether the folder holds a finished core and no record."""
+        try:
+            with self._folder(id) as folder:
+                names = _names(folder)
+        except (OSError, StoreError):
+            return False
+        return RECORD not in names and any(core in names for core in CORES)
+
+    def core(self, record: Record) -> Path | None:
+        """Path of the core that the record names; None if it names none or the file is gone."""
+        if record.core is None:
+            return None
+        path = self.path / checked(record.id) / record.core
+        if record.core not in CORES:
+            raise StoreError(f"record {record.id}: {record.core!r} is not a core's file name")
+        try:
+            with self._folder(record.id) as folder:
+                found = os.stat(record.core, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotFound):
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path}: not a plain file; refused")
+        return path
+
+    def remove(self, id: str) -> int:
+        """Remove the folder; returns the bytes of disk freed. NotFound if there is none.
+
+        It becomes invisible in one step (renamed to `.tmp-rm-…`), then its files go: killed in
+        between, it leaves only what `clean_partial` takes.
+        """
+        doomed = f"{TEMPORARY}rm-{checked(id)}-{os.urandom(4).hex()}"
+        try:
+            with self._locked(fcntl.LOCK_EX):
+                os.rename(id, doomed, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except FileNotFoundError:
+            raise NotFound(f"no record {id} in {self.path.parent}") from None
+        os.fsync(self._fd)
+        return _delete(doomed, self._fd)
+
+    def clean_partial(self) -> int:
+        """Remove what killed writers left; returns how many things. See Store.clean_partial."""
+        with self._locked(fcntl.LOCK_EX):
+            removed = _delete_temporaries(self._fd)
+            for id in self.ids():
+                with contextlib.suppress(OSError, StoreError):
+                    with self._folder(id) as folder:
+                        removed += _delete_temporaries(folder)
+                    os.rmdir(id, dir_fd=self._fd)  # only if nothing is left in it
+                    removed += 1
+        return removed
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """flock(2) on `crashes`: writers of records share it, so that no folder is renamed or
+        cleaned away under them."""
+        fd = os.open(".", _DIRECTORY, dir_fd=self._fd)
+        try:
+            fcntl.flock(fd, kind)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _folder(self, id: str) -> Iterator[int]:
+        """A descriptor of a crash's folder; NotFound, or StoreError if it is not a folder."""
+        try:
+            fd = os.open(checked(id), _DIRECTORY, dir_fd=self._fd)
+        except FileNotFoundError:
+            raise NotFound(f"no record {id} in {self.path.parent}") from None
+        except OSError as error:
+            raise StoreError(f"{self.path / id}: {_why(error)}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _names(directory: int) -> list[str]:
+    # a descriptor of its own: the position of a shared one would be shared by all threads
+    fd = os.open(".", _DIRECTORY, dir_fd=directory)
+    try:
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in entries]
+    finally:
+        os.close(fd)
+
+
+def _replace(folder: int, name: str, data: bytes) -> Stamp:
+    """Write a file of the folder under a temporary name, make it durable, and rename it."""
+    temporary = f"{TEMPORARY}{name}-{os.urandom(4).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, FILE_MODE, dir_fd=folder)
+    try:
+        os.fchmod(fd, FILE_MODE)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+        written = os.fstat(fd)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    finally:
+        os.close(fd)
+    os.fsync(folder)
+    return written.st_ino, written.st_mtime_ns
+
+
+def _contents(folder: int, name: str, file: Path) -> bytes:
+    fd = os.open(name, _FILE, dir_fd=folder)
+    with open(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StoreError(f"{file}: not a plain file; refused")
+        data = stream.read(MAX_RECORD + 1)
+    if len(data) > MAX_RECORD:
+        raise StoreError(f"{file}: damaged: larger than {MAX_RECORD} bytes")
+    return data
+
+
+def _why(error: OSError) -> str:
+    """The error in words; links inside the store get the words they deserve."""
+    if error.errno in _NOT_PLAIN:
+        return "a link, or not what it should be; refused"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied: crashes are readable by their owner only; try as root"
+    return error.strerror or str(error)
+
+
+def _delete_temporaries(directory: int) -> int:
+    removed = 0
+    for name in _names(directory):
+        if name.startswith(TEMPORARY) and not _in_use(name, directory):
+            _delete(name, directory)
+            removed += 1
+    return removed
+
+
+def _in_use(name: str, directory: int) -> bool:
+    """Whether a living process holds the flock(2) on this temporary file."""
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError:
+        return False  # gone, or a link: nobody of ours holds it
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _delete(name: str, directory: int) -> int:
+    """Delete a file or a tree, following no link; returns the bytes of disk it had."""
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        if error.errno not in _NOT_PLAIN:
+            raise
+        return _unlink(name, directory)
+    try:
+        freed = sum(_delete(entry, fd) for entry in _names(fd))
+    finally:
+        os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=directory)
+    return freed
+
+
+def _unlink(name: str, directory: int) -> int:
+    try:
+        size = os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks * 512
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return 0
+    return size
