@@ -1,0 +1,116 @@
+"""Prometheus metrics of the agent, and the endpoint that serves them.
+
+Labels take values from small fixed sets only: no name from a crashing process becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily
+
+from collector.errors import CoresnapError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_HOLD_BUCKETS = (
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+)
+_CAPTURE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Every metric of the agent. Counting is thread-safe."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"coresnap_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"coresnap_{name}", text, registry=self.registry)
+
+        self.deaths = counter(
+            "deaths", "Deaths seen, by what became of their capture", "cause", "signal", "outcome"
+        )
+        self.hold = Histogram(
+            "coresnap_hold_seconds",
+            "Time from the kernel's hand-off of a dying process to its release",
+            ("release",),
+            buckets=_HOLD_BUCKETS,
+            registry=self.registry,
+        )
+        self.capture = Histogram(
+            "coresnap_capture_seconds",
+            "Time from the hand-off until the core was visible",
+            buckets=_CAPTURE_BUCKETS,
+            registry=self.registry,
+        )
+        self.written = counter("core_written_bytes", "Bytes of cores written to disk")
+        self.elided = counter("core_elided_bytes", "Bytes of absent or zero pages not written")
+        self.limited = counter("limited", "Captures made smaller by a limit", "capture")
+        self.queue_full = counter("capture_queue_full", "Captures given up: the queue was full")
+        self.errors = counter(
+            "errors", "Deaths that an error of the agent left incomplete", "stage"
+        )
+        self.queued = gauge("captures_queued", "Captures that wait for a worker")
+        self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
+        self.pinned = gauge("pinned_bytes", "Bytes of memory in pinned address spaces")
+        self.policy_bad = gauge("policy_reload_failed", "1 while the last reload was refused")
+
+    def watch(
+        self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Export counts that something else keeps; `read` gives label value -> total."""
+        self.registry.register(_Watched(f"coresnap_{name}", text, label, read))
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Serve `/metrics`; returns what stops it. Raises CoresnapError if the port is taken."""
+        try:
+            server, thread = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise CoresnapError(
+                f"metrics: can not listen on {host}:{port}: {error.strerror or error}; "
+                "change `metrics.listen` or set it to `off`"
+            ) from error
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+
+class _Watched:
+    """Counters that are read at each scrape."""
+
+    def __init__(
+        self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name, self._text, self._label, self._read = name, text, label, read
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=(self._label,))
+        for value, count in self._read().items():
+            family.add_metric((value,), count)
+        yield family
