@@ -1,0 +1,273 @@
+"""/proc/PID of one process, through one descriptor: a later process of the same pid is not met.
+
+Look-ups below the descriptor fail with ESRCH when that very process is gone (proc(5)). Parses
+what is needed of `stat`, `status`, `syscall`; knows no BPF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from collector import cgroup
+from collector.errors import NotPermitted, ProcessError, ProcessGone
+from collector.introspect.syscalls import syscall_name
+from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
+from collector.model import ProcessKey
+from collector.policy.facts import is_container, unit_of_cgroup
+from collector.records import boot_to_utc
+
+_READ = 1 << 16  # more than any of these files has, but for maps
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_PAGE = 4096
+_RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
+_PF_KTHREAD = 0x200000  # <linux/sched.h>
+_PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+class Stat(NamedTuple):
+    """Of /proc/PID/stat or task/TID/stat; times in ns."""
+
+    comm: str
+    state: str
+    ppid: int
+    flags: int
+    user_ns: int
+    system_ns: int
+    threads: int
+    start_ns: int  # to a clock tick
+    cpu: int
+
+
+def parse_stat(text: bytes) -> Stat:
+    """The line of a `stat` file; the name in it may hold anything, parentheses as well."""
+    close = text.rindex(b")")
+    words = text[close + 2 :].split()
+    return Stat(
+        comm=os.fsdecode(text[text.index(b"(") + 1 : close]),
+        state=words[0].decode("ascii", "replace"),
+        ppid=int(words[1]),
+        flags=int(words[6]),
+        user_ns=int(words[11]) * _TICK_NS,
+        system_ns=int(words[12]) * _TICK_NS,
+        threads=int(words[17]),
+        start_ns=int(words[19]) * _TICK_NS,
+        cpu=int(words[36]),
+    )
+
+
+class Wait(NamedTuple):
+    """Of task/TID/syscall: where a blocked thread is."""
+
+    syscall: SystemCall | None  # None: it sleeps elsewhere in the kernel, in a page fault say
+    ip: int
+    sp: int
+
+
+def parse_syscall(text: bytes) -> Wait | None:
+    """The line of a `syscall` file; None for a running thread."""
+    words = text.split()
+    if len(words) == 9:
+        number = int(words[0])
+        args = tuple(int(word, 16) for word in words[1:7])
+        call = SystemCall(number=number, name=syscall_name(number), args=args)
+        return Wait(call, int(words[8], 16), int(words[7], 16))
+    if len(words) == 3 and words[0] == b"-1":
+        return Wait(None, int(words[2], 16), int(words[1], 16))
+    return None
+
+
+class ProcFolder:
+    """The open folder of one process. A context manager by `close`."""
+
+    def __init__(self, pid: int) -> None:
+        """ProcessGone if there is no such process, or `pid` is one of a mere thread."""
+        self.pid = pid
+        try:
+            self._fd = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ProcessGone(f"there is no process {pid}") from error
+        try:
+            if int(_field(self.read("status"), b"Tgid") or 0) != pid:
+                raise ProcessGone(f"{pid} is a thread, and no process")
+            self.start_ns = self.stat().start_ns
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of a file in the folder. ProcessGone or NotPermitted if it can not be."""
+        try:
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError as error:
+            raise self._reason(error) from error
+
+    def read(self, name: str, limit: int = _READ) -> bytes:
+        """The whole file, up to `limit` bytes."""
+        fd = self.open(name)
+        try:
+            parts, left = [], limit
+            while left > 0 and (part := os.read(fd, min(left, 1 << 20))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        except OSError as error:
+            raise self._reason(error) from error
+        finally:
+            os.close(fd)
+
+    def _reason(self, error: OSError) -> ProcessError:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return ProcessGone(f"process {self.pid} has ended")
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return NotPermitted(f"process {self.pid} can not be read: {self._refusal()}")
+        return ProcessError(f"process {self.pid} can not be read: {error.strerror}")
+
+    def _refusal(self) -> str:
+        """Why the kernel refuses (ptrace(2), "Ptrace access mode checking"), and what helps."""
+        with contextlib.suppress(OSError, ProcessError, ValueError):
+            owner = int((_field(self.read("status"), b"Uid") or b"").split()[0])
+            if owner != os.geteuid():
+                return f"it is user {owner}'s, this is user {os.geteuid()}: run as root"
+            if _PTRACE_SCOPE.exists() and int(_PTRACE_SCOPE.read_text()) > 0:
+                return "kernel.yama.ptrace_scope forbids it: run as root"
+        return "it is not dumpable, or a security module forbids it: run as root"
+
+    def stat(self) -> Stat:
+        return parse_stat(self.read("stat"))
+
+    def is_kernel(self) -> bool:
+        """Whether it is a thread of the kernel: no memory, no registers."""
+        return bool(self.stat().flags & _PF_KTHREAD)
+
+    def identity(self) -> ProcessIdentity:
+        stat, status = self.stat(), self.read("status")
+        path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
+        nested = len((_field(status, b"NSpid") or b"").split()) > 1
+        words = self.read("cmdline").rstrip(b"\0").split(b"\0")
+        return ProcessIdentity(
+            key=ProcessKey(self.pid, stat.start_ns),
+            ns_pid=int((_field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
+            ppid=stat.ppid,
+            started=boot_to_utc(stat.start_ns),
+            comm=stat.comm,
+            exe=self._exe(),
+            cmdline=[os.fsdecode(word) for word in words] if words != [b""] else [],
+            uid=int((_field(status, b"Uid") or b"0").split()[0]),
+            gid=int((_field(status, b"Gid") or b"0").split()[0]),
+            cgroup=path,
+            unit=unit_of_cgroup(path) if path is not None else None,
+            container=is_container(path, nested),
+            threads=stat.threads,
+            resident_bytes=1024 * int((_field(status, b"VmRSS") or b"0").split()[0]),
+        )
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        with contextlib.suppress(ProcessError):
+            return self.read(name)
+        return None
+
+    def _exe(self) -> str | None:
+        with contextlib.suppress(OSError):
+            return os.readlink("exe", dir_fd=self._fd)
+        return None
+
+    def wait_channel(self, tid: int) -> str | None:
+        """The kernel's function in which a thread sleeps; None: none, or it is kept secret."""
+        found = (self._read_or_none(f"task/{tid}/wchan") or b"").decode("ascii", "replace")
+        return found if found not in ("", "0") else None
+
+    def threads(self, stack: int = 0) -> list[ThreadState]:
+        """All threads, one after the other; those that end meanwhile are missing.
+
+        `stack`: so many bytes of the stacks of those that sleep, where this user may read them.
+        """
+        try:
+            fd = self.open("task", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                tids = [int(name) for name in os.listdir(fd)]  # noqa: PTH208 (a descriptor)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self._reason(error) from error
+        found = list(self._thread_states(tids, stack))
+        if not found:
+            raise ProcessGone(f"process {self.pid} has ended")
+        return found
+
+    def _thread_states(self, tids: list[int], stack: int) -> Iterator[ThreadState]:
+        for tid in sorted(tids):
+            with contextlib.suppress(ProcessGone):
+                yield self._thread(tid, stack)
+
+    def _wait(self, tid: int, size: int) -> tuple[Wait | None, Stack | None]:
+        """Where a thread sleeps, and its stack if it did not wake while that was read."""
+        name = f"task/{tid}/syscall"
+        try:
+            line = self.read(name)
+            wait = parse_syscall(line)
+            if wait is None or not size:
+                return wait, None
+            found = self._memory(wait.sp - _RED_ZONE, size + _RED_ZONE)
+            if not found.data or self.read(name) != line:
+                return wait, None
+        except NotPermitted:
+            return None, None
+        return wait, found
+
+    def _memory(self, address: int, size: int) -> Stack:
+        """What of this range can be read; it begins later if its first page can not be."""
+        fd = self.open("mem")
+        try:
+            for start in (address, (address + _RED_ZONE) & -_PAGE):
+                with contextlib.suppress(OSError, OverflowError):
+                    if data := os.pread(fd, address + size - start, start):
+                        return Stack(start, data)
+            return Stack(address, b"")
+        finally:
+            os.close(fd)
+
+    def _thread(self, tid: int, stack: int) -> ThreadState:
+        stat = parse_stat(self.read(f"task/{tid}/stat"))
+        status = self.read(f"task/{tid}/status")
+        wait, memory = self._wait(tid, stack)
+        runtime = self._read_or_none(f"task/{tid}/schedstat")
+        switches = _field(status, b"voluntary_ctxt_switches")
+        preempted = _field(status, b"nonvoluntary_ctxt_switches")
+        return ThreadState(
+            tid=tid,
+            name=stat.comm,
+            state=stat.state,
+            source=Source.PROC,
+            exact=wait is not None,
+            time_ns=time.monotonic_ns(),
+            start_ns=stat.start_ns,
+            on_cpu=None,
+            cpu=stat.cpu,
+            runtime_ns=int(runtime.split()[0]) if runtime else stat.user_ns + stat.system_ns,
+            user_ns=stat.user_ns,
+            system_ns=stat.system_ns,
+            voluntary=int(switches) if switches is not None else None,
+            involuntary=int(preempted) if preempted is not None else None,
+            syscall=wait.syscall if wait else None,
+            ip=wait.ip if wait else None,
+            sp=wait.sp if wait else None,
+            stack=memory,
+        )
+
+
+def _field(status: bytes, name: bytes) -> bytes | None:
+    """The value of a line `Name:\\tvalue` of a `status` file."""
+    for line in status.split(b"\n"):
+        key, _, value = line.partition(b":")
+        if key == name:
+            return value.strip()
+    return None

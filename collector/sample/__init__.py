@@ -1,0 +1,1 @@
+"""Where the threads of live processes are, again and again, without stopping one."""
