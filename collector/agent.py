@@ -1,0 +1,188 @@
+"""The agent: the flow from a death to its record, one stage after the other.
+
+    probe    events come in and are joined              (main thread)
+    hold     the kernel hands a process over            (main thread accepts, `handoff` lane works)
+    decide   policy, limits, how to release             (`handoff` lane)
+    capture  registers, mappings, the pin               (`handoff` lane)
+    release  the process is gone                        (`handoff` lane)
+    write    a process of its own writes the core       (`capture` lane)
+    explain  another one unwinds the stack              (`explain` lane)
+    export   store, metrics, one line                   (whoever is last)
+
+What happens before the release is as little as can be; whatever queues, queues behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from functools import partial
+
+import msgspec
+
+from collector.deaths import Death
+from collector.flow.context import HANDOFF_NICE, Context
+from collector.flow.receive import Receiver
+from collector.flow.settle import Settler
+from collector.flow.witness import Witness
+from collector.model import (
+    Capture,
+    Event,
+    Outcome,
+    Record,
+)
+from collector.policy.match import wants_exits
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED_MAX = 1000  # of the newest records are looked at: more can not have been open at once
+_FINISH_S = 60.0  # for each lane, when the agent is to end
+_LOOK_MS = 5000  # how often deaths are looked at whose end does not come
+
+
+class Agent:
+    """Owns every part; `run` returns after `stop`. One per host and run directory."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._settler = Settler(context)
+        self._witness = Witness(context, self._settler)
+        self._receiver = Receiver(context, self._settler, self._take_events, self._ended)
+        metrics, pins = context.metrics, context.pins
+        metrics.pins.set_function(lambda: pins.totals().count)
+        metrics.pinned.set_function(lambda: pins.totals().bytes)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = False
+        self._reload = False
+
+    # ---- the main thread: wait, take in, hand on
+
+    def run(self) -> None:
+        """Work until `stop`. What is then being captured is finished first."""
+        with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        if self._context.probe is not None:
+            self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
+            poll.register(self._context.probe.fileno(), select.POLLIN)
+        if self._context.backend.fileno() >= 0:
+            poll.register(self._context.backend.fileno(), select.POLLIN)
+        self._give_up_interrupted()
+        self._take_events()
+        self._take_notes()
+        self._take_handoffs()
+        while not self._stopping:
+            for fd, _ in poll.poll(_LOOK_MS if self._context.deaths.waits else None):
+                if fd == self._wake_read:
+                    os.read(fd, 4096)
+                elif fd == self._context.backend.fileno():
+                    self._take_handoffs()
+                else:
+                    self._take_events()
+            self._take_events()
+            if self._reload:
+                self._reload = False
+                self._apply_reload()
+        self._finish()
+
+    def _give_up_interrupted(self) -> None:
+        """Records that an earlier agent had begun when it was killed: say what they lack."""
+        for record in self._context.store.list(limit=_INTERRUPTED_MAX):
+            if record.reason is None:  # it was never closed
+                self._settler.closed(_interrupted(record))
+
+    def stop(self) -> None:
+        """Ask `run` to end; safe in a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    def reload(self) -> None:
+        """Ask for the policy file to be read again; safe in a signal handler."""
+        self._reload = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
+
+    def _apply_reload(self) -> None:
+        if self._context.policy.reload():
+            self._context.metrics.policy_bad.set(0)
+            for key in self._context.policy.needs_restart:
+                log.warning("policy: %s changes only with a restart", key)
+            if self._context.probe is not None:
+                self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
+            log.info("policy: %s is in force", self._context.policy.policy.source)
+        else:
+            self._context.metrics.policy_bad.set(1)
+            log.error("policy: the old one stays in force: %s", self._context.policy.error)
+
+    def _finish(self) -> None:
+        """Let go of what is held, finish what is being captured, give up what only waits."""
+        self._context.backend.close()
+        lanes = self._context.lanes.all()
+        for _ in range(2):  # what was held has ended meanwhile
+            self._take_events()
+            for lane in lanes:
+                lane.wait_idle(_FINISH_S)
+        for death in self._context.deaths.abandoned(all_settled=True):
+            self._ended(death)
+        for lane in lanes:
+            lane.close()
+
+    # ---- probe: events
+
+    def _take_events(self) -> None:
+        if self._context.probe is None:
+            return
+        for event in self._context.probe.drain():
+            if event.time_ns < self._context.probe.attached_ns:
+                self._context.late.add(event.who.key)
+            self._note(event)
+        for death in self._context.deaths.abandoned():
+            self._context.lanes.records.submit(partial(self._ended, death))
+
+    def _note(self, event: Event) -> None:
+        death = self._context.deaths.note(event)
+        if death is not None:
+            self._context.lanes.records.submit(partial(self._ended, death))
+
+    def _ended(self, death: Death) -> None:
+        """All that will be known of a death is known."""
+        if not death.held:
+            self._witness.record(death)
+        elif death.case is not None:
+            self._settler.note_exit(death.case, death)
+
+    # ---- hold: the kernel's hand-off
+
+    def _take_handoffs(self) -> None:
+        while (handoff := self._context.backend.accept()) is not None:
+            if not self._context.lanes.handoffs.submit(partial(self._receiver.handle, handoff)):
+                handoff.release()
+                self._context.metrics.queue_full.inc()
+
+    def _take_notes(self) -> None:
+        """Deaths that the pipe helper noted while no agent was there."""
+        spooled = self._context.backend.notes()
+        for note in spooled.notes:
+            self._context.lanes.records.submit(partial(self._witness.record_note, note))
+        if spooled.lost:
+            self._context.metrics.errors.labels("spool").inc(spooled.lost)
+            log.warning("%d deaths of the time without an agent are only counted", spooled.lost)
+
+
+def _interrupted(record: Record) -> Record:
+    lost = dict(record.lost)
+    if record.frames is None:
+        lost.setdefault("frames", "the agent ended before it was explained")
+    if record.outcome is not Outcome.PENDING:
+        return msgspec.structs.replace(record, lost=lost)
+    lost["core"] = "the agent ended before it was written"
+    return msgspec.structs.replace(
+        record, outcome=Outcome.FAILED, capture=Capture.RECORD, lost=lost
+    )
