@@ -1,0 +1,115 @@
+"""The command line: a table of verbs. Each verb lives in one module, imported only when used.
+
+A verb is a class with two methods: `arguments` declares what it takes, `run` does it and returns
+the exit status. Its docstring is its help text. Failures are `CoresnapError`s; turning them into
+one line and an exit status happens here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from collector import __version__
+from collector.errors import CoresnapError
+
+DEFAULT_STORE = Path("/var/lib/coresnap")
+
+# verb -> what `coresnap --help` says of it
+VERBS = {
+    "run": "collect crashes: the agent, in the foreground",
+    "list": "the deaths on record, newest first",
+    "info": "everything known about one death",
+    "bt": "backtrace of the thread that died, or of all",
+    "core": "write the ELF core of a death to a file",
+    "debug": "open a core in gdb with the right executable",
+    "sample": "where the threads of live processes are, over time",
+    "rm": "remove records and their cores",
+    "snapshot": "a core of a running process, which goes on",
+    "gcore": "the same with the arguments of gdb's gcore",
+    "policy": "check a configuration; say what it would do",
+    "doctor": "what works on this host; put settings back",
+}
+
+
+class Verb(Protocol):
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit status. Raises CoresnapError."""
+
+
+def load(verb: str) -> Verb:
+    """The verb's object, from `collector.cli.<verb>`."""
+    module = importlib.import_module(f"collector.cli.{verb}")
+    return cast(Verb, getattr(module, f"{verb.capitalize()}Verb")())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `coresnap` command; returns the exit status."""
+    # not list(): in this package that name is the verb's module, once it was imported
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    if argv is None and Path(sys.argv[0]).name == "gcore":
+        words = ["gcore", "--", *words]  # which parses them as that script does
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the locale lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        args = _parse(words)
+        status = args.verb.run(args)
+        sys.stdout.flush()
+        return int(status)
+    except CoresnapError as error:
+        print(f"coresnap: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # the reader of our output left (`| head`): not an error; keep the interpreter quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="coresnap",
+        description="Collects crashes without delaying the restart of what died.",
+        usage="coresnap VERB [...]    (coresnap VERB --help says more)",
+    )
+    parser.add_argument("--version", action="version", version=f"coresnap {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, prog="coresnap")
+    # only the verb that is used is imported; the others are listed by their summaries
+    used = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in VERBS.items():
+        if name != used:
+            verbs.add_parser(name, help=summary, add_help=False)
+            continue
+        verb = load(name)
+        sub = verbs.add_parser(name, help=summary, description=_help_text(verb))
+        sub.add_argument(
+            "--store",
+            type=Path,
+            metavar="DIR",
+            help=f"where records and cores are kept (default: $CORESNAP_STORE, or {DEFAULT_STORE})",
+        )
+        verb.arguments(sub)
+        passed_on: list[str] = []
+        if "--" in words and getattr(verb, "passes_on", False):
+            at = words.index("--")  # what follows is for the program that the verb starts
+            words, passed_on = words[:at], words[at + 1 :]
+        sub.set_defaults(verb=verb, passed_on=passed_on)
+    args = parser.parse_args(words)
+    named = args.store or os.environ.get("CORESNAP_STORE")
+    args.store_given = bool(named)  # else `run` takes the one of its configuration
+    args.store = Path(named or DEFAULT_STORE)
+    return args
+
+
+def _help_text(verb: Verb) -> str:
+    return " ".join((type(verb).__doc__ or "").split())

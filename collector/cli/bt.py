@@ -1,0 +1,113 @@
+"""`coresnap bt`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from collector.cli import render
+from collector.cli.choice import id_argument, json_argument, reading
+from collector.cli.cores import core_of, plain_core, warn_incomplete
+from collector.errors import NotFound
+from collector.explain.types import ThreadFrames
+from collector.model import Frame, Record
+from collector.store.store import Store
+
+_TIMEOUT_S = 120.0  # somebody waits for it and can interrupt, so longer than the agent would
+_MEMORY = 2 << 30
+
+
+class Backtrace(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bt --json` prints: the dying thread's frames, innermost first."""
+
+    id: str
+    pid: int
+    tid: int
+    thread_name: str | None
+    frames: list[Frame]
+
+
+class AllBacktraces(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bt --all --json` prints. Thread ids are those of the process's own namespace."""
+
+    id: str
+    pid: int
+    threads: list[ThreadFrames]
+    lost: dict[str, str]
+
+
+class BtVerb:
+    """Prints the backtrace of the thread that died, as it was recorded; with --all that of every
+    thread, which is read from the core now."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        id_argument(parser)
+        parser.add_argument("--all", action="store_true", help="every thread; needs a core")
+        json_argument(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        with reading(args.store) as store:
+            record = store.get(args.id)
+            if args.all:
+                return _all(store, record, as_json=args.json)
+        if record.frames is None:
+            why = record.lost.get("frames") or "nobody has unwound it"
+            raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}")
+        if args.json:
+            render.print_json(_backtrace(record, record.frames))
+        else:
+            print("\n".join([_heading(record), *render.frame_lines(record.frames)]))
+        return 0
+
+
+def _backtrace(record: Record, frames: list[Frame]) -> Backtrace:
+    return Backtrace(
+        id=record.id,
+        pid=record.pid,
+        tid=record.tid,
+        thread_name=record.thread_name,
+        frames=frames,
+    )
+
+
+def _heading(record: Record) -> str:
+    name = f" `{record.thread_name}`" if record.thread_name is not None else ""
+    reason = f": {record.reason}" if record.reason else ""
+    return render.clean(f"{record.comm}[{record.pid}], thread{name} {record.tid}{reason}")
+
+
+def _all(store: Store, record: Record, *, as_json: bool) -> int:
+    from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
+
+    with plain_core(core_of(store, record)) as core:
+        explanation = explain_core(core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY)
+    warn_incomplete(record)
+    if explanation.threads is None:
+        why = explanation.lost.get("threads") or explanation.lost.get("frames") or "not said why"
+        raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
+    threads = sorted(explanation.threads, key=lambda thread: not _died(record, thread))
+    if as_json:
+        lost = explanation.lost
+        render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=threads, lost=lost))
+        return 0
+    print("\n\n".join("\n".join(_thread_lines(record, thread)) for thread in threads))
+    for part, why in sorted(explanation.lost.items()):
+        print(f"coresnap: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
+    return 0
+
+
+def _died(record: Record, thread: ThreadFrames) -> bool:
+    """Whether this thread died; not known for a process in a pid namespace of its own, because
+    its core has the ids of that namespace."""
+    return thread.tid == record.tid and record.ns_pid in (None, record.pid)
+
+
+def _thread_lines(record: Record, thread: ThreadFrames) -> list[str]:
+    died = record.snapshot is None and _died(record, thread)
+    lines = [f"Thread {thread.tid}{', which died' if died else ''}:"]
+    lines += render.frame_lines(thread.frames)
+    if thread.lost is not None:
+        lines.append(f"({render.clean(thread.lost)})")
+    return lines

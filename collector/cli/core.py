@@ -1,0 +1,54 @@
+"""`coresnap core`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from collector.cli import copying
+from collector.cli.choice import id_argument, reading
+from collector.cli.cores import core_of, dying_by_exception, warn_incomplete
+from collector.cli.progress import progress
+from collector.errors import StoreError
+
+_STDOUT = "-"
+
+
+class CoreVerb:
+    """Writes the ELF core of a death: plain, decompressed where it must be, for any debugger. A
+    file gets the core's holes; it appears when it is whole, or not at all."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        id_argument(parser)
+        parser.add_argument(
+            "-o", "--output", default=_STDOUT, metavar="FILE", help="`-` is stdout (default)"
+        )
+        parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+
+    def run(self, args: argparse.Namespace) -> int:
+        with reading(args.store) as store:
+            record = store.get(args.id)
+            core = core_of(store, record)
+        if args.output == _STDOUT:
+            copying.refuse_terminal(sys.stdout.fileno())
+            _to_stdout(core)
+        else:
+            output = Path(args.output)
+            with (
+                dying_by_exception(),
+                copying.new_file(output, force=args.force) as fd,
+                progress(fd, record.core_memory or record.core_size or 0),
+            ):
+                copying.write_core(core, fd)
+        warn_incomplete(record)
+        return 0
+
+
+def _to_stdout(core: Path) -> None:
+    try:
+        copying.write_core(core, sys.stdout.fileno())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(f"stdout: can not be written: {error.strerror}") from error

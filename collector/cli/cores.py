@@ -1,0 +1,96 @@
+"""What verbs need of a record's core: its path, a plain copy for a debugger, its warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from collector.cli.copying import COMPRESSED, write_core
+from collector.cli.render import clean
+from collector.errors import NotFound, StoreError
+from collector.model import Outcome, Record
+from collector.store.folders import TEMPORARY
+from collector.store.store import Store
+
+_INCOMPLETE = (Outcome.TRUNCATED, Outcome.REDUCED)
+
+
+def core_of(store: Store, record: Record) -> Path:
+    """Where the record's core is. NotFound says why there is none."""
+    path = store.core_path(record)
+    if path is not None:
+        return path
+    if record.core is not None:
+        raise NotFound(f"record {record.id}: its core ({record.core}) is gone from the store")
+    why = record.lost.get("core") or f"what was captured is `{record.capture.value}`"
+    raise NotFound(f"record {record.id} has no core: {clean(why)}")
+
+
+def warn_incomplete(record: Record) -> None:
+    """Say on stderr that a core does not hold everything."""
+    if record.outcome in _INCOMPLETE:
+        why = record.lost.get("core") or record.lost.get("memory")
+        reason = f": {clean(why)}" if why else ""
+        print(f"coresnap: this core is {record.outcome.value}{reason}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def plain_core(core: Path) -> Iterator[Path]:
+    """A path of the plain ELF: the core itself, or a decompressed copy that lives as long as
+    the block (or until the process is killed; then the agent's next start removes it).
+
+    The copy lies beside the core, or in $TMPDIR where that can not be written. StoreError if
+    there is no room for it.
+    """
+    if core.suffix != COMPRESSED:
+        yield core
+        return
+    with dying_by_exception():
+        fd, name = _temporary(core)
+        path = Path(name)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # in use: Store.clean_partial leaves it alone
+            try:
+                write_core(core, fd)
+            except OSError as error:
+                raise StoreError(
+                    f"{path}: no decompressed copy can be written: {error.strerror}; "
+                    "$TMPDIR may name a place with more room"
+                ) from error
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def _temporary(core: Path) -> tuple[int, str]:
+    chosen = os.environ.get("TMPDIR")
+    for place in (chosen or core.parent, core.parent):
+        with contextlib.suppress(OSError):
+            return tempfile.mkstemp(prefix=f"{TEMPORARY}core-", dir=place)
+    try:
+        return tempfile.mkstemp(prefix=f"{TEMPORARY}core-")
+    except OSError as error:
+        raise StoreError(f"no place for a decompressed core: {error}") from error
+
+
+@contextlib.contextmanager
+def dying_by_exception() -> Iterator[None]:
+    """Within: SIGTERM and SIGHUP end the program by SystemExit, so that clean-up happens."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

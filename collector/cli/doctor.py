@@ -1,0 +1,139 @@
+"""`coresnap doctor`: what works on this host, by trying it; and the way back."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from collector.cli.render import clean, print_json, size
+from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
+from collector.errors import CoresnapError
+from collector.hold import pin
+from collector.hold.settings import SYSCTL, SettingsGuard
+from collector.probe import pins
+from collector.store.store import Store
+
+_LIBRARIES = ("drgn", "msgspec", "prometheus-client", "pyelftools", "pyyaml", "zstandard")
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    needed: bool = True  # the agent can not do its work without it
+
+
+class DoctorVerb:
+    """Say what works on this host: BPF by loading small programs, the pin by making one, the
+    kernel's settings, the store, the tools. With --restore or --unpin, take back what an agent that
+    was killed has left. Exit status 1 if something is missing that the agent needs."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="the checks as a JSON array")
+        parser.add_argument(
+            "--restore",
+            action="store_true",
+            help="put the kernel's settings back (BPF goes on recording for the next start)",
+        )
+        parser.add_argument(
+            "--unpin", action="store_true", help="detach the BPF programs of an agent that is gone"
+        )
+        parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, metavar="DIR")
+        parser.add_argument("--pin-dir", type=Path, default=DEFAULT_PIN_DIR, metavar="DIR")
+
+    def run(self, args: argparse.Namespace) -> int:
+        if args.restore or args.unpin:
+            done = SettingsGuard(args.run_dir).restore() if args.restore else []
+            if args.unpin:
+                done += _unpin(args.pin_dir)
+            for line in done or ["nothing to put back"]:
+                print(clean(line))
+            return 0
+        checks = list(_checks(args))
+        if args.json:
+            print_json(checks)
+        else:
+            width = max(len(check.name) for check in checks)
+            for check in checks:
+                mark = "ok" if check.ok else ("MISSING" if check.needed else "no")
+                print(f"{mark:<8}{check.name:<{width}}  {clean(check.detail)}")
+        return 0 if all(check.ok or not check.needed for check in checks) else 1
+
+
+def _unpin(pin_dir: Path) -> list[str]:
+    if not pin_dir.is_dir():
+        return []
+    descriptor = pins.lock(pin_dir)  # no agent is at work
+    try:
+        found = list(pins.builds(pin_dir))
+        for directory in found:
+            pins.remove(directory)
+        pins.remove_empty(pin_dir)
+    finally:
+        os.close(descriptor)
+    return [f"{directory} is removed: its programs are detached" for directory in found]
+
+
+def _checks(args: argparse.Namespace) -> Iterator[Check]:
+    # bpf(2) calls and a compiler's version: only for this verb
+    from collector.probe.features import probe_features  # noqa: PLC0415
+
+    for feature in probe_features():
+        yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=feature.needed)
+    yield _pin()
+    yield from _settings(args.run_dir)
+    yield _store(args.store)
+    for name in _LIBRARIES:
+        yield Check(name=name, ok=True, detail=importlib.metadata.version(name))
+    gdb = shutil.which("gdb")
+    yield Check(
+        name="gdb",
+        ok=gdb is not None,
+        detail=gdb or "`coresnap debug` needs it: install the package gdb",
+        needed=False,
+    )
+
+
+def _pin() -> Check:
+    try:
+        pin.prepare(1)
+    except CoresnapError as error:
+        return Check(
+            name="pin",
+            ok=False,
+            detail=f"{error}; release waits for the core instead",
+            needed=False,
+        )
+    return Check(name="pin", ok=True, detail="userfaultfd for kernel faults: instant release works")
+
+
+def _settings(run_dir: Path) -> Iterator[Check]:
+    pattern = (SYSCTL / "core_pattern").read_text().rstrip("\n")
+    guard = SettingsGuard(run_dir)
+    foreign = pattern.startswith(("|", "@")) and not guard.is_ours(pattern)
+    if guard.file.exists():
+        detail = f"{pattern!r}: an agent's; `coresnap doctor --restore` puts back what was before"
+    elif foreign:
+        detail = f"{pattern!r}: another crash handler's; see hold.takeover"
+    else:
+        detail = repr(pattern)
+    yield Check(name="core_pattern", ok=not foreign, detail=detail)
+
+
+def _store(path: Path) -> Check:
+    if not path.exists():
+        return Check(name="store", ok=True, detail=f"{path}: made at the agent's first start")
+    try:
+        with Store(path, create=False, readonly=True) as store:
+            detail = f"{path}: {store.count()} records, {size(store.free_bytes())} free"
+    except CoresnapError as error:
+        return Check(name="store", ok=False, detail=str(error))
+    return Check(name="store", ok=True, detail=detail)

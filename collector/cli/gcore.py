@@ -1,0 +1,81 @@
+"""`coresnap gcore`, and the command `gcore` itself: gdb's script of that name, without gdb."""
+
+from __future__ import annotations
+
+import argparse
+import getopt
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from collector.capture.live.snapshot import Found, Wish, take
+from collector.capture.live.write import WHOLE_FILTER, Core, What, write_found
+from collector.cli import copying
+from collector.cli.interrupts import interruptible
+from collector.cli.render import clean
+from collector.cli.snapshot import live_probe
+from collector.elfcore.sink import SparseWriter
+from collector.errors import CoresnapError
+from collector.policy.types import MemoryChoice
+
+_USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
+
+
+class GcoreVerb:
+    """Writes PREFIX.PID for each process, as gdb's gcore does: same arguments, names, messages
+    and exit status; the process stands for milliseconds only. Installed under the name `gcore` it
+    takes that script's place."""
+
+    passes_on = True  # words after `--`, or of the command `gcore`, arrive as args.passed_on
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-a", action="store_true", help="all mappings, excluded ones as well")
+        parser.add_argument("-o", default="core", metavar="PREFIX", help="default: core")
+        parser.add_argument("pids", nargs="*", metavar="PID")
+
+    def run(self, args: argparse.Namespace) -> int:
+        everything, prefix, pids = args.a, args.o, args.pids
+        try:
+            options, more = getopt.getopt(args.passed_on, "ao:")
+        except getopt.GetoptError:
+            options, more, pids = [], [], []
+        pids = [*pids, *more]
+        for option, value in options:
+            everything = everything or option == "-a"
+            prefix = value if option == "-o" else prefix
+        if not pids:
+            print(_USAGE)
+            return 2
+        return _save(pids, prefix, everything)
+
+
+def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
+    """One core after the other, up to the first that fails."""
+    memory = MemoryChoice()
+    if everything:
+        memory = MemoryChoice(dontdump=True, coredump_filter=WHOLE_FILTER)
+    for pid in pids:
+        path = Path(f"{prefix}.{pid}")
+        try:
+            _write(pid, path, What(memory=memory))
+        except CoresnapError as error:
+            print(clean(error), file=sys.stderr)
+            print(f"gcore: failed to create {path}")
+            return 1
+        print(f"Saved corefile {path}", flush=True)
+    return 0
+
+
+def _write(pid: str, path: Path, what: What) -> None:
+    if not pid.isdigit():
+        raise CoresnapError(f"Illegal process-id: {pid}.")
+    with (
+        interruptible() as check,
+        live_probe() as live,
+        copying.new_file(path, force=True) as fd,
+    ):
+
+        def write(found: Found) -> Core:
+            return write_found(found, what, SparseWriter(fd), check)
+
+        take(int(pid), Wish(), write, live, path.parent)

@@ -1,0 +1,215 @@
+"""`coresnap info`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from collector.cli import render
+from collector.cli.choice import id_argument, json_argument, reading
+from collector.explain.names import code_name, signal_name
+from collector.model import Capture, Fault, Outcome, Record, Sender, SnapshotFacts
+
+_TOP_FRAMES = 8
+_TOP_LINES = 8  # of threads, and of areas
+_LABEL = 12  # columns
+
+Lines = Iterator[tuple[str, object]]  # label, value; None: not known, and not shown
+
+
+class InfoVerb:
+    """Shows everything that is known about one death: what died, why, where, and what was kept
+    of it. What could not be had is named under `Lost`."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        id_argument(parser)
+        json_argument(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        with reading(args.store) as store:
+            record = store.get(args.id)
+            core = store.core_path(record)
+        if args.json:
+            render.print_json(record)
+        else:
+            print("\n".join(described(record, core, render.Screen())))
+        return 0
+
+
+def described(record: Record, core: Path | None, screen: render.Screen) -> list[str]:
+    """The lines that `info` prints."""
+    kind = "Snapshot" if record.snapshot else "Death"
+    lines = [f"{kind} {record.id}, {render.local_time(record.time, exact=True)}"]
+    if record.late:
+        lines.append("It happened while the agent was down.")
+    for title, group in (
+        ("Of what" if record.snapshot else "What died", _who(record)),
+        ("Why", _why(record)),
+        ("How it was taken", _taken(record.snapshot)),
+        ("What was kept", _kept(record, core)),
+        ("Lost", iter(sorted(record.lost.items()))),
+    ):
+        shown = [_line(label, value, screen) for label, value in group if value is not None]
+        lines += ["", screen.bold(title), *shown] if shown else []
+        if title == "Why" and record.frames:
+            lines += ["", screen.bold("Where"), *_where(record)]
+    return lines
+
+
+def _line(label: str, value: object, screen: render.Screen) -> str:
+    return f"  {screen.dim(render.clean(label).ljust(_LABEL))}{render.GAP}{render.clean(value)}"
+
+
+def _who(record: Record) -> Lines:
+    yield "process", f"{record.comm}, pid {record.pid}"
+    yield "executable", record.exe
+    yield "command", None if record.cmdline is None else shlex.join(record.cmdline)
+    yield "thread", _thread(record)
+    yield "parent", None if record.ppid is None else f"pid {record.ppid}"
+    yield "user", _ids(record)
+    yield "unit", record.unit
+    yield "cgroup", record.cgroup
+    if record.container:
+        inside = "" if record.ns_pid is None else f", where its pid was {record.ns_pid}"
+        yield "container", f"yes{inside}"
+
+
+def _thread(record: Record) -> str:
+    name = "" if record.thread_name is None else f"{record.thread_name}, "
+    count = "" if record.threads is None else f", of {record.threads}"
+    return f"{name}tid {record.tid}{count}"
+
+
+def _ids(record: Record) -> str | None:
+    known = [f"{k} {v}" for k, v in (("uid", record.uid), ("gid", record.gid)) if v is not None]
+    return ", ".join(known) or None
+
+
+def _why(record: Record) -> Lines:
+    yield "reason", record.reason
+    yield (
+        "cause",
+        f"{record.cause.value}, by the out-of-memory killer"
+        if (record.oom and record.cause != "oom")
+        else record.cause.value,
+    )
+    yield "signal", _signal(record)
+    yield "address", _address(record)
+    yield "system call", record.syscall
+    yield "exit code", record.exit_code
+    yield "sender", _sender(record.sender)
+    yield "last fault", _fault(record.last_fault)
+    yield "it said", record.abort_message
+    yield "at", None if record.ip is None else _registers(record.ip, record.sp)
+    yield (
+        "code site",
+        None
+        if record.site is None
+        else (f"build-id {record.site.build_id}, offset {record.site.offset:#x}"),
+    )
+
+
+def _signal(record: Record) -> str | None:
+    if record.signal is None:
+        return None
+    core_bit = ", counted by the kernel as core dumped" if record.core_bit else ""
+    name = record.signal_name or signal_name(record.signal)
+    return f"{name} ({record.signal}){_code(record.signal, record.si_code)}{core_bit}"
+
+
+def _code(number: int, code: int | None) -> str:
+    return "" if code is None else f", {code_name(number, code) or f'si_code {code}'}"
+
+
+def _address(record: Record) -> str | None:
+    if record.si_addr is None:
+        return None
+    access = "" if record.fault_access is None else f" ({record.fault_access.value})"
+    return f"{record.si_addr:#x}{access}"
+
+
+def _sender(sender: Sender | None) -> str | None:
+    return None if sender is None else f"{sender.comm}, pid {sender.pid}, uid {sender.uid}"
+
+
+def _fault(fault: Fault | None) -> str | None:
+    if fault is None:
+        return None
+    name = signal_name(fault.signal) + _code(fault.signal, fault.si_code)
+    where = f"tid {fault.tid}, {_registers(fault.ip, fault.sp)}"
+    return f"{name}, address {fault.si_addr:#x}; the process handled it; {where}"
+
+
+def _registers(ip: int, sp: int | None) -> str:
+    return f"ip {ip:#x}" + ("" if sp is None else f", sp {sp:#x}")
+
+
+def _where(record: Record) -> list[str]:
+    frames: Sequence[str] = render.frame_lines(record.frames or [])
+    shown = [f"  {line}" for line in frames[:_TOP_FRAMES]]
+    if len(frames) > _TOP_FRAMES:
+        shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coresnap bt {record.id}")
+    return shown
+
+
+def _taken(facts: SnapshotFacts | None) -> Lines:
+    """How a snapshot was taken, and what it did to the process."""
+    if facts is None:
+        return
+    yield "mode", facts.mode
+    yield "method", f"{facts.method}: {facts.why}"
+    yield "consistent", "yes" if facts.consistent else "no: not of one instant"
+    yield "stood for", None if facts.pause_ms is None else f"{facts.pause_ms:.2f} ms"
+    yield "worst thread", None if facts.worst_ms is None else f"held {facts.worst_ms:.2f} ms"
+    for line in _first(facts.unstopped):
+        yield "ran on", line
+    for line in _first(facts.elsewhen):
+        yield "elsewhen", line
+
+
+def _first(lines: Sequence[str]) -> Iterator[str]:
+    yield from lines[:_TOP_LINES]
+    if len(lines) > _TOP_LINES:
+        yield f"and {len(lines) - _TOP_LINES} more: coresnap info --json"
+
+
+def _kept(record: Record, core: Path | None) -> Lines:
+    yield "captured", _captured(record)
+    yield "core", _core(record, core)
+    yield "resident", _bytes(record.resident_bytes)
+    yield "held", _held(record)
+    yield "took", None if record.capture_s is None else f"{record.capture_s:.3f} s"
+    yield "rule", record.rule
+
+
+def _captured(record: Record) -> str:
+    if record.capture == Capture.RECORD and record.outcome == Outcome.RECORDED:
+        return "this record only"
+    asked = record.capture_wanted
+    instead = f" (the policy asked for {asked.value})" if asked != record.capture else ""
+    return f"{record.capture.value}, {record.outcome.value}{instead}"
+
+
+def _core(record: Record, core: Path | None) -> str | None:
+    if record.core is None:
+        return None
+    if core is None:
+        return f"{record.core}: the file is gone"
+    held = "" if record.core_memory is None else f", holds {render.size(record.core_memory)}"
+    on_disk = "" if record.core_size is None else f", {render.size(record.core_size)} on disk"
+    return f"{core}{on_disk}{held}"
+
+
+def _bytes(count: int | None) -> str | None:
+    return None if count is None else render.size(count)
+
+
+def _held(record: Record) -> str | None:
+    if record.held_ms is None and record.release is None:
+        return None
+    held = "for an unknown time" if record.held_ms is None else f"{record.held_ms:.2f} ms"
+    release = "" if record.release is None else f", release {record.release.value}"
+    reason = "" if record.release_reason is None else f": {record.release_reason}"
+    return f"{held}{release}{reason}"

@@ -1,0 +1,167 @@
+"""What verbs print: cleaned text, sizes, times, tables, frames. Gathers nothing.
+
+Every name from a crashing process passes `clean` on its way to a terminal or a pipe: it can then
+neither start a new line nor be obeyed by the terminal. JSON is escaped by `print_json` instead.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from collector.errors import StoreError
+from collector.model import Frame, Outcome, Record
+from collector.store.encoding import HOSTILE, json_text, spell
+
+GAP = "  "
+_RED, _DIM, _BOLD, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def clean(text: object) -> str:
+    """The text with everything that a terminal would obey, or hide, spelled out: \\n, \\x1b."""
+    return HOSTILE.sub(spell, str(text))
+
+
+def print_json(value: object) -> None:
+    """Print a value of msgspec's types as JSON: an array for what lists, else an object."""
+    print(json_text(value), end="")
+
+
+def print_lost(damage: Iterable[StoreError]) -> None:
+    """Say on stderr what could not be shown."""
+    for error in damage:
+        print(f"coresnap: lost: {clean(error)}", file=sys.stderr)
+
+
+def size(count: int | None) -> str:
+    """Bytes for people: `512 B`, `2.3 MiB`; `-` for None."""
+    if count is None:
+        return "-"
+    if count < 1024:
+        return f"{count} B"
+    value = float(count)
+    for unit in _UNITS:
+        value /= 1024
+        if value < 1023.95 or unit == _UNITS[-1]:
+            break
+    return f"{value:.1f} {unit}"
+
+
+def local_time(time: datetime.datetime, *, exact: bool = False) -> str:
+    """Local time to the second; `exact`: to the millisecond, with the zone."""
+    local = time.astimezone()
+    text = local.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{text}.{local.microsecond // 1000:03} {local.strftime('%Z')}" if exact else text
+
+
+def process(record: Record) -> str:
+    """The process's name: its executable, with comm where that says something else."""
+    if record.exe is None:
+        return clean(record.comm)
+    own_name = record.exe.rsplit("/", 1)[-1]
+    if record.comm and not own_name.startswith(record.comm):
+        return clean(f"{record.comm} ({record.exe})")
+    return clean(record.exe)
+
+
+def captured(record: Record) -> str:
+    """What is kept of the process, and what became of the attempt where that is worth a word."""
+    if record.outcome in (Outcome.COMPLETE, Outcome.RECORDED):
+        return record.capture.value
+    return f"{record.capture.value}, {record.outcome.value}"
+
+
+def frame_lines(frames: Sequence[Frame]) -> list[str]:
+    """One line for each frame, innermost first:
+    `#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]`."""
+    digits = len(str(max(len(frames) - 1, 0))) + 1  # with the number sign
+    return [_frame_line(f"#{number}".ljust(digits), frame) for number, frame in enumerate(frames)]
+
+
+def _frame_line(number: str, frame: Frame) -> str:
+    where = frame.function or "??"
+    if frame.function and frame.offset is not None:
+        where += f"+{frame.offset:#x}"
+    if frame.file:
+        where += f" ({frame.file}:{frame.line})" if frame.line else f" ({frame.file})"
+    if frame.module:
+        where += f" [{frame.module}]"
+    if frame.inline:
+        where += " (inlined)"
+    return clean(f"{number}  {frame.pc:#018x} in {where}")
+
+
+class Screen:
+    """Where the output goes: how wide it is, and whether it understands colours.
+
+    A pipe has no width (nothing is cut) and no colours. `NO_COLOR` (no-color.org) is honoured.
+    """
+
+    def __init__(self) -> None:
+        terminal = sys.stdout.isatty()
+        self.width = shutil.get_terminal_size().columns if terminal else None
+        self._colours = terminal and not os.environ.get("NO_COLOR")
+
+    def red(self, text: str) -> str:
+        return self._in(_RED, text)
+
+    def dim(self, text: str) -> str:
+        return self._in(_DIM, text)
+
+    def bold(self, text: str) -> str:
+        return self._in(_BOLD, text)
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{_PLAIN}" if self._colours and text else text
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_char_cells, text))
+
+
+def cut(text: str, width: int) -> str:
+    """The text, shortened to at most `width` columns (>= 1) with an ellipsis."""
+    if cells(text) <= width:
+        return text
+    taken, used = "", 1  # the ellipsis
+    for char in text:
+        used += _char_cells(char)
+        if used > width:
+            break
+        taken += char
+    return taken + "…"
+
+
+def columns(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[list[str]]:
+    """The rows with each cell padded to its column's width, the last column excepted.
+
+    `right`: numbers of the columns that are aligned to the right.
+    """
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    to_right = set(right)
+    padded = []
+    for row in rows:
+        fill = [" " * (width - cells(text)) for text, width in zip(row, widths, strict=True)]
+        if len(row) - 1 not in to_right:
+            fill[-1] = ""  # no spaces at the end of a line
+        padded.append(
+            [
+                space + text if number in to_right else text + space
+                for number, (text, space) in enumerate(zip(row, fill, strict=True))
+            ]
+        )
+    return padded
+
+
+def _char_cells(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,0 +1,92 @@
+"""`coresnap rm`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+
+import msgspec
+
+from collector.cli import render
+from collector.cli.choice import age, json_argument
+from collector.errors import NotFound, StoreError, UsageError
+from collector.model import Record
+from collector.store.store import Store
+
+
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed. The record's facts are None if the record was damaged."""
+
+    id: str
+    freed: int  # bytes of disk
+    time: datetime.datetime | None = None
+    comm: str | None = None
+    pid: int | None = None
+
+
+class RmVerb:
+    """Removes records and their cores, and says which. It asks nothing. If one of the IDs is
+    unknown or ambiguous, nothing is removed."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("ids", nargs="*", metavar="ID", help="`latest`, or first digits")
+        parser.add_argument("--all", action="store_true", help="every record")
+        parser.add_argument("--older-than", metavar="AGE", help="deaths longer ago: 12h, 7d, 2w")
+        json_argument(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        if bool(args.ids) + args.all + (args.older_than is not None) != 1:
+            raise UsageError("rm: give either IDs, or --all, or --older-than AGE")
+        damage: list[StoreError] = []
+        with Store(args.store, create=False) as store:
+            removed = [
+                found
+                for id in _chosen(store, args, damage)
+                if (found := _remove(store, id)) is not None
+            ]
+        if args.json:
+            render.print_json(removed)
+        else:
+            print("\n".join(_told(removed)))
+        render.print_lost(damage)
+        return 0
+
+
+def _chosen(store: Store, args: argparse.Namespace, damage: list[StoreError]) -> list[str]:
+    """The ids to remove; all of them exist. NotFound or Ambiguous before anything is removed."""
+    if args.all:
+        return sorted(store.ids())
+    if args.older_than is not None:
+        try:
+            limit = datetime.datetime.now(datetime.UTC) - age(args.older_than)
+        except OverflowError:
+            return []
+        return [record.id for record in store.list(until=limit, on_damage=damage.append)]
+    return list(dict.fromkeys(store.resolve(name) for name in args.ids))
+
+
+def _remove(store: Store, id: str) -> Removed | None:
+    """Remove one; None if another process was faster."""
+    record: Record | None = None
+    with contextlib.suppress(StoreError):
+        record = store.get(id)
+    try:
+        freed = store.remove(id)
+    except NotFound:
+        return None
+    if record is None:
+        return Removed(id=id, freed=freed)
+    return Removed(id=id, freed=freed, time=record.time, comm=record.comm, pid=record.pid)
+
+
+def _told(removed: list[Removed]) -> list[str]:
+    if not removed:
+        return ["nothing to remove"]
+    lines = []
+    for one in removed:
+        what = "a damaged record"
+        if one.time is not None:
+            what = f"{render.clean(one.comm)}, pid {one.pid}, {render.local_time(one.time)}"
+        lines.append(f"removed {one.id}: {what}; {render.size(one.freed)} freed")
+    return lines

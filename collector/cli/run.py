@@ -1,0 +1,202 @@
+"""`coresnap run`: the agent in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from collector.agent import Agent
+from collector.cli.render import clean
+from collector.errors import HoldError, ProbeError
+from collector.export.metrics import Metrics
+from collector.flow.context import Context, Lanes
+from collector.hold import pin
+from collector.hold.backends import NoBackend, OpenBackend, open_backend
+from collector.hold.settings import SettingsGuard
+from collector.model import Record
+from collector.policy.holder import PolicyHolder
+from collector.policy.types import Policy
+from collector.probe import Counters, Probe, open_probe
+from collector.store.store import Store
+
+DEFAULT_CONFIG = Path("/etc/coresnap/coresnap.yaml")
+DEFAULT_RUN_DIR = Path("/run/coresnap")
+DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coresnap")
+SWITCH_INTERVAL_S = 0.0005  # a thread with a held process waits for others at most this long
+
+# <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in bytes, M_ARENA_MAX
+_MALLOC = {-1: 1 << 16, -3: 1 << 16, -8: 2}
+
+log = logging.getLogger("coresnap")
+
+
+class RunVerb:
+    """Collect crashes until interrupted: one line per death on standard output. SIGHUP reloads
+    the configuration. Every system setting that was changed is put back at the end."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help=f"policy and settings (default: {DEFAULT_CONFIG} if it exists, else built-in)",
+        )
+        parser.add_argument(
+            "--bpf",
+            choices=("auto", "core", "bcc"),
+            default="auto",
+            help="loader of the BPF programs: the prebuilt object, or the on-host compiler",
+        )
+        parser.add_argument(
+            "--run-dir",
+            type=Path,
+            default=DEFAULT_RUN_DIR,
+            metavar="DIR",
+            help="sockets and saved settings (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--pin-dir",
+            type=Path,
+            default=DEFAULT_PIN_DIR,
+            metavar="DIR",
+            help="where the BPF programs stay while the agent is down (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--unpin",
+            action="store_true",
+            help="detach the BPF programs at the end, instead of recording while it is down",
+        )
+        parser.add_argument(
+            "--listen", metavar="HOST:PORT", help="instead of `metrics.listen` of the configuration"
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        if os.geteuid() != 0:
+            raise HoldError("the agent needs root: it sees every process's death")
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+        holder = PolicyHolder(config)
+        policy = holder.policy
+        with contextlib.ExitStack() as parts:
+            path = args.store if args.store_given else policy.store.path
+            store = parts.enter_context(Store(path, create=True))
+            store.clean_partial()
+            probe = _open_probe(args, parts)
+            backend = _open_backend(args.run_dir, policy, parts)
+            metrics = Metrics()
+            _serve(metrics, args.listen, policy, parts)
+            _watch(metrics, probe, backend)
+            agent = Agent(
+                Context(
+                    policy=holder,
+                    probe=probe,
+                    store=store,
+                    backend=backend,
+                    metrics=metrics,
+                    announce=announce,
+                    lanes=Lanes(policy.capture),
+                )
+            )
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: agent.stop())
+            signal.signal(signal.SIGHUP, lambda *_: agent.reload())
+            print(
+                f"ready: {probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
+                f"policy {policy.source}, store {path}",
+                flush=True,
+            )
+            if backend.reason:
+                log.info("hand-off: %s", backend.reason)
+            _keep_small()
+            # what exists now stays: later collections need not look at it
+            gc.collect()
+            gc.freeze()
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            agent.run()
+        return 0
+
+
+def _keep_small() -> None:
+    """Give large blocks back to the system as soon as they are free (mallopt(3))."""
+    libc = ctypes.CDLL(None)
+    for parameter, value in _MALLOC.items():
+        libc.mallopt(parameter, value)
+    libc.malloc_trim(0)
+
+
+def announce(record: Record) -> None:
+    """One line for one finished death."""
+    kept = record.capture.value if record.core else record.outcome.value
+    held = f", held {record.held_ms:.1f} ms" if record.held_ms is not None else ""
+    late = ", while the agent was down" if record.late else ""
+    line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
+    reason = record.reason or record.cause.value
+    print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
+
+
+def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe | None:
+    try:
+        probe = parts.enter_context(open_probe(args.bpf, args.pin_dir))
+    except ProbeError:
+        if args.bpf != "auto":
+            raise
+        log.exception("no BPF: deaths without a hand-off will not be seen")
+        return None
+    if args.unpin:
+        parts.callback(probe.unpin)
+    return probe
+
+
+def _open_backend(
+    run_dir: Path, policy: Policy, parts: contextlib.ExitStack
+) -> OpenBackend | NoBackend:
+    guard = SettingsGuard(run_dir)
+    backend = open_backend(policy.hold.backend, run_dir, guard, policy.hold.takeover)
+    parts.callback(backend.close)
+    pin.prepare()
+    return backend
+
+
+def _serve(
+    metrics: Metrics, listen: str | None, policy: Policy, parts: contextlib.ExitStack
+) -> None:
+    address = policy.metrics_listen
+    if listen is not None:
+        host, _, port = listen.rpartition(":")
+        if not host or not port.isdigit():
+            raise HoldError(f"--listen {listen}: HOST:PORT is wanted")
+        address = (host, int(port))
+    if address is not None:
+        parts.callback(metrics.serve(*address))
+
+
+def _watch(metrics: Metrics, probe: Probe | None, backend: OpenBackend | NoBackend) -> None:
+    if probe is not None:
+        metrics.watch(
+            "probe_dropped",
+            "Events lost because the ring was full",
+            "program",
+            lambda: _dropped(probe.counters()),
+        )
+    metrics.watch(
+        "handoffs_refused",
+        "Hand-offs that came to nothing, by why",
+        "why",
+        lambda: {"impostor": backend.refused, "late": backend.late},
+    )
+
+
+def _dropped(counters: Counters) -> dict[str, int]:
+    return {
+        "signal_deliver": counters.dropped_deliver,
+        "sched_process_exit": counters.dropped_exit,
+        "mark_victim": counters.dropped_oom,
+        "undecodable": counters.undecodable,
+    }

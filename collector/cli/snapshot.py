@@ -1,0 +1,198 @@
+"""`coresnap snapshot`: a core of a process that goes on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.capture.live.keep import keep
+from collector.capture.live.snapshot import Found, Mode, Wish, take
+from collector.capture.live.stop import Perturb
+from collector.capture.live.write import Core, What, in_words, write_found
+from collector.cli import copying
+from collector.cli.cores import warn_incomplete
+from collector.cli.interrupts import Check, interruptible
+from collector.cli.progress import progress
+from collector.cli.render import clean, print_json, size
+from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, ZstdWriter
+from collector.errors import ProbeError, StoreError, UsageError
+from collector.model import Capture, SnapshotFacts
+from collector.policy.types import Codec, Compress, MemoryChoice
+from collector.policy.units import parse_size
+from collector.probe.live import LiveProbe, open_live
+from collector.store.store import Store
+
+_STDOUT = "-"
+_CAPTURES = (Capture.FULL, Capture.STACKS, Capture.THREADS)
+
+
+class SnapshotVerb:
+    """Writes a core of a running process, which goes on after a pause of milliseconds, or without
+    any. Into the store, where `info`, `bt` and `debug` find it, or to FILE; `-o -` is a stream for
+    a pipe. What was done to the process is said at the end, and in the core."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("pid", type=int, metavar="PID")
+        parser.add_argument(
+            "--mode",
+            choices=[mode.value for mode in Mode],
+            default=Mode.AUTO.value,
+            help="threads: registers and stacks, nobody stops; nonstop: memory as well, not of one "
+            "instant; full-stop: one instant (default: full-stop, as short as is possible)",
+        )
+        parser.add_argument(
+            "--capture",
+            choices=[capture.value for capture in _CAPTURES],
+            help="what goes into the core (default: full; stacks in mode threads)",
+        )
+        parser.add_argument(
+            "--no-inject",
+            action="store_true",
+            help="do not make the process do system calls: it stands until all is written",
+        )
+        parser.add_argument(
+            "--perturb",
+            choices=[perturb.value for perturb in Perturb],
+            default=Perturb.TRANSPARENT.value,
+            help="threads whose system call would return EINTR: start it again, do not stop them, "
+            "or let them have it (default: transparent)",
+        )
+        parser.add_argument("--fpu", action="store_true", help="mode threads with FPU state")
+        parser.add_argument("--max", type=_size, metavar="SIZE", help="bytes of memory at most")
+        parser.add_argument(
+            "--compress",
+            choices=[codec.value for codec in Codec],
+            help="default: zstd in a store, none in a file",
+        )
+        parser.add_argument("-o", "--output", metavar="FILE", help="instead of into the store")
+        parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+        parser.add_argument("--json", action="store_true", help="what was done, as JSON")
+
+    def run(self, args: argparse.Namespace) -> int:
+        wish = Wish(
+            mode=Mode(args.mode),
+            inject=not args.no_inject,
+            perturb=Perturb(args.perturb),
+            extended=args.fpu,
+        )
+        usual = Capture.STACKS if wish.mode is Mode.THREADS else Capture.FULL
+        what = What(
+            capture=Capture(args.capture) if args.capture else usual,
+            memory=MemoryChoice(max=args.max),
+        )
+        if args.json and args.output == _STDOUT:
+            raise UsageError("--json and `-o -` both want standard output")
+        with interruptible() as check, live_probe() as live:
+            todo = _Todo(args.pid, wish, what, live, check)
+            if args.output is None:
+                return _into_store(todo, args)
+            codec = Codec(args.compress or Codec.NONE)
+            if args.output == _STDOUT:
+                facts = _to_stdout(todo, codec)
+            else:
+                facts = _to_file(todo, codec, Path(args.output), force=args.force)
+        if args.json:
+            print_json(facts)
+        else:
+            tell(args.pid, facts)
+        return 0
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@contextlib.contextmanager
+def live_probe() -> Iterator[LiveProbe | None]:
+    """The BPF programs, where they can be used (by root); without, threads are held in turn."""
+    if os.geteuid() != 0:
+        yield None
+        return
+    try:
+        live = open_live()
+    except ProbeError as error:
+        print(f"coresnap: without BPF: {clean(error)}", file=sys.stderr)
+        yield None
+        return
+    with live:
+        yield live
+
+
+def tell(pid: int, facts: SnapshotFacts) -> None:
+    """Say on standard error what was done to the process."""
+    print(f"process {pid}: {clean(in_words(facts))}", file=sys.stderr)
+
+
+class _Todo(NamedTuple):
+    """What was asked for, and with what it is done."""
+
+    pid: int
+    wish: Wish
+    what: What
+    live: LiveProbe | None
+    check: Check
+
+    def take(self, fd: int, codec: Codec, staging: Path | None = None) -> SnapshotFacts:
+        """To an open file or pipe. What the core lacks is said, as there is no record."""
+
+        def write(found: Found) -> Core:
+            with progress(fd, found.opened.resident):
+                return write_found(found, self.what, _writer(fd, codec), self.check)
+
+        core, facts = take(self.pid, self.wish, write, self.live, staging)
+        if core.lost is not None:
+            print(f"coresnap: this core is truncated: {core.lost}", file=sys.stderr)
+        return facts
+
+
+def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
+    compress = Compress(codec=Codec(args.compress or Codec.ZSTD))
+    with Store(args.store, create=True) as store:
+        record = keep(store, todo.pid, todo.wish, todo.what, todo.live, compress, todo.check)
+    warn_incomplete(record)
+    if args.json:
+        print_json(record)
+        return 0
+    if record.snapshot is not None:
+        tell(todo.pid, record.snapshot)
+    print(f"{record.id}: {size(record.core_size)}")
+    return 0
+
+
+def _to_stdout(todo: _Todo, codec: Codec) -> SnapshotFacts:
+    out = sys.stdout.fileno()
+    copying.refuse_terminal(out)
+    try:
+        return todo.take(out, codec)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StoreError(f"stdout: can not be written: {error.strerror}") from error
+
+
+def _to_file(todo: _Todo, codec: Codec, path: Path, *, force: bool) -> SnapshotFacts:
+    with copying.new_file(path, force=force) as fd:
+        return todo.take(fd, codec, path.parent)
+
+
+def _writer(fd: int, codec: Codec) -> Writer:
+    """A file that is ours alone gets holes; anything else is a stream."""
+    if codec is Codec.ZSTD:
+        return ZstdWriter(fd)
+    return SparseWriter(fd) if _takes_holes(fd) else StreamWriter(fd)
+
+
+def _takes_holes(fd: int) -> bool:
+    found = os.fstat(fd)
+    appending = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND  # pwrite(2) would append as well
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0 and not appending
