@@ -1,0 +1,84 @@
+"""`python -m bench`: measure Coresnap beside its peers, and print the tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from bench import crashes, machine, overhead, report, rest, writing
+from bench.cases import CASES, QUICK, QUICK_ROUNDS
+from bench.model import Result
+
+OTHERS = ("rest", "write", "bpf")
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line; `cases` are names, all that are wanted."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    names = [*(case.name for case in CASES), *OTHERS]
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer cases and runs: under three minutes"
+    )
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=names,
+        dest="cases",
+        help="only this one; can be given several times",
+    )
+    parser.add_argument("--peer", action="append", dest="peers", help="only peers named so")
+    parser.add_argument("--rounds", type=int, help="at most this many rounds of each case")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    args = parser.parse_args(words)
+    if args.cases is None:
+        args.cases = [*QUICK, *OTHERS] if args.quick else names
+    if args.rounds is None and args.quick:
+        args.rounds = QUICK_ROUNDS
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    if os.geteuid() != 0:
+        print("the benchmark needs root: it changes how the kernel dumps core", file=sys.stderr)
+        return 1
+    begun = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - begun:6.1f} s] {what}", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # report what there is, too
+    result = Result(machine=machine.facts())
+    peers = [p for p in crashes.PEERS if not args.peers or any(w in p.name for w in args.peers)]
+    try:
+        run(args, result, peers, say)
+    except KeyboardInterrupt:
+        result.notes.append("interrupted: not all was measured")
+    report.show(result, peers)
+    if args.json:
+        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    return 0
+
+
+def run(
+    args: argparse.Namespace, result: Result, peers: list[crashes.Peer], say: crashes.Say
+) -> None:
+    """Measure what was asked for."""
+    if "bpf" in args.cases:
+        result.figures += overhead.measure(10 if args.quick else 30, say)
+    if "rest" in args.cases:
+        result.figures += rest.measure(rest.QUICK_IDLE_S if args.quick else rest.IDLE_S, say)
+    if "write" in args.cases:
+        result.figures += writing.measure(*((1024, 2) if args.quick else (2048, 5)), say)
+    cases = [case for case in CASES if case.name in args.cases]
+    crashes.compare(cases, peers, args.rounds, result, say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What dies: sizes, many threads, many mappings."""
+
+from __future__ import annotations
+
+from bench.model import MIB, Case
+
+THREADS = 16
+
+
+def _size(name: str, mib: int, rounds: int) -> Case:
+    # "mixed": every fourth word is random, so that it compresses about as a real heap does
+    return Case(
+        name=name,
+        victim="resident",
+        arguments=(str(mib), str(THREADS), "mixed"),
+        rounds=rounds,
+        resident=mib * MIB,
+        about=f"{name} resident, {THREADS} threads",
+    )
+
+
+WARM_UP = _size("warm-up", 1, 1)
+
+CASES = (
+    _size("64MiB", 64, 9),
+    _size("256MiB", 256, 9),
+    _size("1GiB", 1024, 7),
+    _size("4GiB", 4096, 3),
+    _size("8GiB", 8192, 2),
+    Case(
+        name="threads",
+        victim="threads",
+        arguments=("4000",),
+        rounds=9,
+        resident=64 * MIB,
+        about="4,000 threads",
+    ),
+    Case(
+        name="mappings",
+        victim="mappings",
+        arguments=("50000",),
+        rounds=9,
+        resident=32 * MIB,
+        about="50,000 mappings",
+    ),
+)
+
+QUICK = ("64MiB", "256MiB", "1GiB", "threads", "mappings")
+QUICK_ROUNDS = 3

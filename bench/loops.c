@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * loops signals|forks COUNT: nanoseconds for one of COUNT handled signals, or for one of COUNT
+ * times fork, exit and wait.
+ */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t handled;
+
+static void on_signal(int number)
+{
+	(void)number;
+	handled++;
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec * INT64_C(1000000000) + at.tv_nsec;
+}
+
+static void signals(long count)
+{
+	pid_t self = getpid();
+
+	signal(SIGUSR1, on_signal);
+	for (long i = 0; i < count; i++)
+		kill(self, SIGUSR1);
+	if (handled != count)
+		exit(1);
+}
+
+static void forks(long count)
+{
+	for (long i = 0; i < count; i++) {
+		int status;
+		pid_t pid = fork();
+
+		if (pid == 0)
+			_exit(0);
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+			exit(1);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	long count = argc == 3 ? atol(argv[2]) : 0;
+	int64_t begun;
+
+	if (count <= 0)
+		return 2;
+	begun = now_ns();
+	if (strcmp(argv[1], "signals") == 0)
+		signals(count);
+	else if (strcmp(argv[1], "forks") == 0)
+		forks(count);
+	else
+		return 2;
+	printf("%.1f\n", (double)(now_ns() - begun) / (double)count);
+	return 0;
+}

@@ -1,0 +1,107 @@
+"""The values of a benchmark: what dies, what was measured of one death, and what is demanded.
+
+Times are milliseconds and sizes are bytes, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+MIB = 1 << 20
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that dies, `rounds` times under each peer."""
+
+    name: str
+    victim: str  # in tests/victims
+    arguments: tuple[str, ...]
+    rounds: int
+    resident: int  # about; to tell whether it fits
+    about: str
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is about much memory rather than many threads or mappings."""
+        return self.victim == "resident"
+
+
+class Shot(msgspec.Struct, frozen=True, kw_only=True):
+    """One death as its parent saw it."""
+
+    pid: int
+    began_ns: int  # CLOCK_REALTIME
+    wait_ms: float  # from the fatal instruction's trigger to the return of wait4(2)
+    status: int  # of wait4(2)
+    cpu_ms: float  # of the dying process, from then on
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What one peer did with one death. None: it has no such thing, or it can not be had."""
+
+    peer: str
+    case: str
+    round: int
+    wait_ms: float
+    complete_ms: float | None  # until the core has its final name and contents
+    disk: int | None  # allocated blocks
+    cpu_ms: float | None  # all processes involved
+    held_ms: float | None = None  # Coresnap's own account
+    note: str = ""
+
+
+class Spread(NamedTuple):
+    """Median, least and greatest of some values."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """None if there is no value at all."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    return Spread(statistics.median(known), known[0], known[-1], len(known))
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured number beside what is demanded of it. `target` is an upper or a lower bound."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    at_least: bool = False
+    below: bool = False  # strictly less, where the target is an upper bound
+    detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        if self.at_least:
+            good = self.value >= self.target
+        else:
+            good = self.value < self.target if self.below else self.value <= self.target
+        return "pass" if good else "MISS"
+
+
+Say = Callable[[str], None]  # progress, for whoever watches
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """Everything of one run of the benchmark; what `--json` writes."""
+
+    machine: dict[str, str]
+    cases: list[Case] = []
+    samples: list[Sample] = []
+    figures: list[Figure] = []
+    absent: dict[str, str] = {}  # peer -> why it could not run
+    notes: list[str] = []

@@ -1,0 +1,31 @@
+"""Bring the machine to the same state before each measurement."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+_KEEP = 2 << 30  # bytes of free memory that are left alone
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping: MemAvailable of /proc/meminfo."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def settle(size: int) -> None:
+    """Nothing waits to be written, and `size` bytes of free memory have just been in use.
+
+    A virtual machine may give free memory back to its host (free page reporting, balloon). The
+    first use of such a page takes microseconds, so whoever comes first after a pause would pay for
+    the page cache of all.
+    """
+    os.sync()
+    size = min(size, available_memory() - _KEEP) & ~(mmap.PAGESIZE - 1)
+    if size > 0:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        mmap.mmap(-1, size, flags=flags).close()
