@@ -1,0 +1,143 @@
+"""When the agent can not start it says why in one line, and has changed nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.agents import PATIENCE, agent
+from tests.system.settings import KernelSettings, kernel_settings
+from tests.system.victims import ROOT, running
+
+NOBODY = 65534
+PATTERN = "core.%p"
+FOREIGN = "|/bin/true %P"
+
+
+@pytest.fixture
+def settings() -> Iterator[KernelSettings]:
+    with kernel_settings(core_pattern=PATTERN, core_pipe_limit="0") as kernel:
+        yield kernel
+
+
+class Attempt:
+    """An agent that is expected to refuse; all its places are below `folder`."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        self.pins = Path(f"/sys/fs/bpf/coresnap-test-{os.getpid()}")
+        self.file = folder / "coresnap.yaml"
+        self.file.write_text(f"metrics: {{listen: off}}\n{config}")
+        self.arguments = [
+            *("run", "--config", str(self.file), "--store", str(folder / "store")),
+            *("--run-dir", str(folder / "run"), "--pin-dir", str(self.pins), "--unpin"),
+        ]
+
+    def run(self, *more: str, uid: int | None = None) -> subprocess.CompletedProcess[str]:
+        become = "" if uid is None else f"import collector.cli.run; os.setuid({uid}); "
+        code = (
+            f"import os, sys; from collector.cli import main; {become}sys.exit(main(sys.argv[1:]))"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", code, *self.arguments, *more],
+            capture_output=True,
+            check=False,
+            cwd=ROOT,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def refusal(self, *more: str, uid: int | None = None) -> tuple[int, str]:
+        """Its exit status and its one line; everything that it had set up is gone again."""
+        done = self.run(*more, uid=uid)
+        assert done.stdout == ""
+        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("INFO ")]
+        assert not self.pins.exists()
+        return done.returncode, line
+
+
+def test_another_crash_handler_is_not_replaced(settings: KernelSettings, tmp_path: Path) -> None:
+    # GIVEN a machine on which another crash handler is installed
+    settings.write("core_pattern", FOREIGN)
+    # WHEN the agent starts without leave to replace it
+    status, line = Attempt(tmp_path, "").refusal()
+    # THEN it refuses, and says what could be done
+    assert (status, line) == (
+        1,
+        f"coresnap: kernel.core_pattern is '{FOREIGN}': another crash handler is installed; "
+        "remove it, or set `hold.takeover: true` to replace it while coresnap runs",
+    )
+    assert settings.read("core_pattern") == FOREIGN
+
+
+def test_another_crash_handler_is_replaced_by_leave(tmp_path: Path) -> None:
+    # GIVEN leave to replace the other handler
+    with agent(tmp_path, takeover=True, core_pattern=FOREIGN) as one:
+        # THEN a crash is ours
+        with running("null_main", cwd=tmp_path) as victim:
+            victim.go()
+            victim.wait()
+        assert one.record(victim.pid)["outcome"] == "complete"
+        # AND when the agent stops, the other handler is back
+        assert one.stop() == 0
+        assert one.settings.read("core_pattern") == FOREIGN
+
+
+def test_it_is_not_root(settings: KernelSettings, tmp_path: Path) -> None:
+    status, line = Attempt(tmp_path, "").refusal(uid=NOBODY)
+    assert (status, line) == (
+        1,
+        "coresnap: the agent needs root: it sees every process's death",
+    )
+    assert settings.read("core_pattern") == PATTERN
+
+
+def test_the_port_is_in_use(settings: KernelSettings, tmp_path: Path) -> None:
+    # GIVEN somebody on the port of the metrics
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        # WHEN the agent starts
+        status, line = Attempt(tmp_path, "").refusal("--listen", f"127.0.0.1:{port}")
+    # THEN it refuses, and the kernel's settings are as before
+    assert (status, line) == (
+        1,
+        f"coresnap: metrics: can not listen on 127.0.0.1:{port}: Address already in use; "
+        "change `metrics.listen` or set it to `off`",
+    )
+    assert settings.read("core_pattern") == PATTERN
+
+
+def test_the_configuration_is_wrong(settings: KernelSettings, tmp_path: Path) -> None:
+    # GIVEN a configuration with a key that there is not
+    attempt = Attempt(tmp_path, "hold: {backed: socket}")
+    # WHEN the agent starts
+    status, line = attempt.refusal()
+    # THEN it names file, line, key and what would be right; nothing was made or changed
+    assert status == 2
+    assert re.fullmatch(rf"coresnap: {attempt.file}:2: hold\.backed: .*backend.*", line)
+    assert settings.read("core_pattern") == PATTERN
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coresnap.yaml"]
+
+
+def test_two_agents(tmp_path: Path) -> None:
+    # GIVEN an agent at work
+    with agent(tmp_path) as one:
+        pattern = one.settings.read("core_pattern")
+        # WHEN another one starts, with places of its own
+        other = tmp_path / "other"
+        other.mkdir()
+        attempt = Attempt(other, "")
+        attempt.pins = Path(f"{one.pins}-other")
+        attempt.arguments[attempt.arguments.index("--pin-dir") + 1] = str(attempt.pins)
+        status, line = attempt.refusal()
+        # THEN it refuses and the first is not disturbed
+        assert status == 1
+        assert "another coresnap agent has the hand-off; stop it first" in line
+        assert one.settings.read("core_pattern") == pattern

@@ -1,0 +1,83 @@
+"""`coresnap doctor` on a real machine: what it looks at, and the way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.system.agents import PATIENCE, agent
+from tests.system.settings import kernel_settings
+from tests.system.victims import ROOT
+
+
+def doctor(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    places = ["--store", str(folder / "store"), "--run-dir", str(folder / "run")]
+    places += ["--pin-dir", f"/sys/fs/bpf/coresnap-test-{os.getpid()}"]
+    return subprocess.run(
+        [sys.executable, "-m", "collector", "doctor", *places, *arguments],
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def checks(folder: Path) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(doctor(folder, "--json").stdout)}
+
+
+def test_what_works_here(tmp_path: Path) -> None:
+    # GIVEN a machine with the kernel's own core_pattern
+    with kernel_settings(core_pattern="core"):
+        done = doctor(tmp_path)
+        found = checks(tmp_path)
+    # THEN every check is shown, for people and for programs, and none that is needed fails
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(None, 2)[1] for line in done.stdout.splitlines()] == [
+        name.split()[0] for name in found
+    ]
+    assert [name for name, check in found.items() if check["needed"] and not check["ok"]] == []
+    assert found["core_pattern"]["detail"] == "'core'"
+    assert found["pin"]["ok"]
+    assert found["store"]["detail"].endswith("made at the agent's first start")
+    assert {"drgn", "msgspec", "prometheus-client", "pyelftools", "zstandard"} <= found.keys()
+
+
+def test_another_handler_is_named(tmp_path: Path) -> None:
+    with kernel_settings(core_pattern="|/bin/true %P"):
+        done, found = doctor(tmp_path), checks(tmp_path)
+    assert done.returncode == 1
+    assert found["core_pattern"] == {
+        "name": "core_pattern",
+        "ok": False,
+        "detail": "'|/bin/true %P': another crash handler's; see hold.takeover",
+        "needed": True,
+    }
+
+
+def test_what_a_killed_agent_has_left(tmp_path: Path) -> None:
+    # GIVEN an agent that was killed
+    with agent(tmp_path, core_pattern="core.%p") as one:
+        pattern = one.settings.read("core_pattern")
+        one.process.kill()
+        one.process.wait()
+        # THEN doctor sees whose setting that is
+        assert checks(tmp_path)["core_pattern"]["detail"] == (
+            f"{pattern!r}: an agent's; `coresnap doctor --restore` puts back what was before"
+        )
+        # WHEN it is told to put it back
+        done = doctor(tmp_path, "--restore")
+        # THEN it does, once
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "kernel.core_pattern is 'core.%p' again" in done.stdout.splitlines()
+        assert one.settings.read("core_pattern") == "core.%p"
+        assert doctor(tmp_path, "--restore").stdout == "nothing to put back\n"
+        # AND the BPF programs stay, until they are told to go
+        assert one.pins.exists()
+        assert doctor(tmp_path, "--unpin").returncode == 0
+        assert not one.pins.exists()

@@ -1,0 +1,117 @@
+"""Each command that the documents show is run, as it stands there.
+
+Commands are the lines of `console` blocks that begin with "$ ", and indented lines of the docs that
+begin with `coresnap`. `coresnap` is that of this checkout, its store one with a real crash in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.agents import PATIENCE, agent
+from tests.system.settings import kernel_settings
+from tests.system.victims import ROOT, running
+
+SETTING_UP = {"make setup", "make demo"}  # not for the scratch store; run on their own below
+
+
+def shown(document: str) -> list[str]:
+    """The commands of one document, in its order."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    commands = [line[2:] for block in blocks for line in block.splitlines() if line[:2] == "$ "]
+    commands += re.findall(r"^    (coresnap [^\n]*?)(?:  .*)?$", text, re.MULTILINE)
+    return commands
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with what the documents speak of: `coresnap` in the PATH, a store with a crash."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "bin").mkdir()
+    command = folder / "bin" / "coresnap"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
+    command.chmod(0o755)
+    (folder / "config").symlink_to(ROOT / "config")
+    with agent(folder) as running_agent:
+        for _ in range(2):
+            with running("null_worker", cwd=folder) as victim:
+                victim.go()
+                victim.wait()
+                running_agent.record(victim.pid)
+    yield folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CORESNAP_STORE": str(folder / "store"),
+    }
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [c for c in shown("README.md") if c not in SETTING_UP])
+def test_readme(workplace: Path, command: str) -> None:
+    with running("null_worker", cwd=workplace) as alive:  # the documents' process 812
+        done = run(re.sub(r"\b812\b", str(alive.pid), command), workplace)
+    assert done.returncode == 0, done.stderr
+    assert "coresnap:" not in done.stderr  # gdb may warn of things of its own
+
+
+@pytest.mark.parametrize("document", ["docs/operating.md", "docs/policy.md", "docs/snapshot.md"])
+def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
+    # GIVEN commands with names that stand for something (FILE, PID)
+    commands = shown(document)
+    assert commands
+    for command in commands:
+        real = command.replace("-o FILE", "-o file.core").replace("FILE", "config/default.yaml")
+        with running("null_worker", cwd=workplace) as alive:
+            real = re.sub(r"\bPID\b|(?<=--pid )\d+", str(alive.pid), real)
+            # THEN each does what is said, or has nothing to do
+            done = run(real, workplace)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_make_demo_shows_three_deaths_and_puts_everything_back() -> None:
+    # GIVEN the settings as they are
+    with kernel_settings() as settings:
+        before = settings.read("core_pattern")
+        # WHEN the demo runs
+        done = subprocess.run(
+            ["make", "--no-print-directory", "demo"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        # THEN each death has its reason and its backtrace
+        assert done.returncode == 0, done.stderr
+        for part in (
+            "SIGSEGV: wrote to address 0x0 in `count_request` (null_worker.c:16)",
+            "SIGABRT: abort() called from `check_invariant` (heap_abort.c:13)",
+            "killed by SIGKILL from `bash`",
+            " in main+0x",
+            'coresnap_deaths_total{cause="killed",outcome="recorded",signal="SIGKILL"} 1',
+        ):
+            assert part in done.stdout
+        # AND nothing stays behind
+        assert settings.read("core_pattern") == before
+        assert not list(Path("/sys/fs/bpf").glob("coresnap-demo-*"))

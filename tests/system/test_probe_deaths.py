@@ -1,0 +1,354 @@
+"""What BPF reports of deaths, and what it does not: the same for both loaders, on a real kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from collector.capture.image import parse_maps
+from collector.elfcore.types import Prot
+from collector.model import (
+    Access,
+    CodeSite,
+    Event,
+    Exit,
+    FatalSignal,
+    OomVictim,
+    Sender,
+)
+from collector.probe import Probe, libbpf
+from tests.system.probe_support import (
+    LOADERS,
+    drain_until,
+    events_of,
+    key_of,
+    opened,
+    overlay,
+)
+from tests.system.victims import Victim, build, running
+
+SEGV_MAPERR = 1  # <asm-generic/siginfo.h>
+SI_USER = 0
+SI_TKILL = -6
+CORE = 0x80  # the core bit of a wait status
+TEN_MS = 10_000_000
+PATTERN = b"a pattern on the stack of the dying thread\0"
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
+    with opened(request.param, "deaths") as found:
+        yield found
+
+
+def me() -> Sender:
+    return Sender(pid=os.getpid(), comm=Path("/proc/self/comm").read_text().strip(), uid=0)
+
+
+def shape(events: list[Event]) -> list[tuple[type[Event], int]]:
+    """Which events, with the signal or the exit status (without the core bit)."""
+    return [
+        (type(event), event.signal)
+        if isinstance(event, FatalSignal)
+        else (type(event), event.status & ~CORE if isinstance(event, Exit) else 0)
+        for event in events
+    ]
+
+
+def fatal_of(events: list[Event]) -> FatalSignal:
+    (found,) = [event for event in events if isinstance(event, FatalSignal)]
+    return found
+
+
+def exit_of(events: list[Event]) -> Exit:
+    (found,) = [event for event in events if isinstance(event, Exit)]
+    return found
+
+
+class Facts(NamedTuple):
+    """What probe_null says of itself before it dies."""
+
+    instruction: int
+    pattern: int
+    tid: int
+
+
+def facts_of(victim: Victim) -> Facts:
+    assert victim.process.stderr is not None
+    instruction, pattern, tid = victim.process.stderr.readline().split()
+    return Facts(int(instruction, 16), int(pattern, 16), int(tid))
+
+
+def site_of(pid: int, address: int) -> CodeSite:
+    """The build-id and file offset of an address of a live process."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        found = re.match(r"(\w+)-(\w+) \S+ (\w+) \S+ \d+ +(/.*)", line)
+        if found and int(found[1], 16) <= address < int(found[2], 16):
+            with open(found[4], "rb") as file:
+                notes = ELFFile(file).get_section_by_name(".note.gnu.build-id").iter_notes()
+                build_id = next(notes)["n_desc"]
+            return CodeSite(
+                build_id=build_id, offset=address - int(found[1], 16) + int(found[3], 16)
+            )
+    raise AssertionError(f"{address:#x} is in no file")
+
+
+@pytest.mark.parametrize("where", ["main", "worker"])
+def test_a_null_dereference_is_reported_whole(probe: Probe, tmp_path: Path, where: str) -> None:
+    # GIVEN a process with known registers and stack, about to write to address 0x10
+    with running("probe_null", where, cwd=tmp_path, core_limit=0, stderr=subprocess.PIPE) as victim:
+        facts = facts_of(victim)
+        key = key_of(victim.pid)
+
+        # WHEN it does
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
+    events = events_of(probe, victim.pid)
+
+    # THEN both events name the process and its thread
+    assert shape(events) == [(FatalSignal, signal.SIGSEGV), (Exit, signal.SIGSEGV)]
+    fatal, left = fatal_of(events), exit_of(events)
+    who = fatal.who
+    assert left.who.key == who.key
+    assert who.key.pid == victim.pid and 0 <= who.key.start_ns - key.start_ns < TEN_MS
+    assert (who.tid, who.ns_tid, who.ns_pid) == (facts.tid, facts.tid, victim.pid)
+    assert (who.ppid, who.uid, who.gid) == (os.getpid(), 0, 0)
+    assert (who.comm, who.exe) == ("probe_null", str(build("probe_null")))
+    # AND tell the fault, verbatim
+    assert (fatal.si_code, fatal.si_addr, fatal.sender) == (SEGV_MAPERR, 0x10, None)
+    assert struct.unpack_from("<iiiiQ", fatal.siginfo) == (signal.SIGSEGV, 0, SEGV_MAPERR, 0, 0x10)
+    assert len(fatal.siginfo) == 128
+    assert fatal.fault_access is Access.WRITE
+    assert fatal.last_fault is None and left.sender is None
+    # AND the registers of the faulting instruction: r15, r12, rax, rip
+    assert [fatal.regs[i] for i in (0, 3, 10, 16)] == [
+        0x1122334455667788,
+        0x99AABBCCDDEEFF00,
+        0,
+        facts.instruction,
+    ]
+    # AND the stack from the page of the red zone on
+    assert fatal.stack[0].address == (fatal.regs[19] - 128) & ~4095
+    pages = {page.address: page.data for page in fatal.stack}
+    start = facts.pattern & ~4095
+    inside = facts.pattern - start
+    data = pages[start] + pages.get(start + 4096, b"")
+    assert data[inside : inside + len(PATTERN)] == PATTERN
+
+
+def test_the_crash_site_is_a_build_id_and_an_offset(probe: Probe, tmp_path: Path) -> None:
+    if libbpf.count_raw_tracepoint_links("signal_deliver") > 1:
+        # With interrupts off, the kernel lets one program per CPU look up build-ids; the next
+        # one at the same tracepoint gets none.
+        pytest.skip("another probe runs on this machine")
+    with running(
+        "probe_null", "main", cwd=tmp_path, core_limit=0, stderr=subprocess.PIPE
+    ) as victim:
+        expected = site_of(victim.pid, facts_of(victim).instruction)
+        victim.go()
+        victim.wait()
+    assert fatal_of(events_of(probe, victim.pid)).site == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_sent_signal_names_its_sender(
+    probe: Probe, tmp_path: Path, number: signal.Signals
+) -> None:
+    with running("threads", "4", cwd=tmp_path, core_limit=0) as victim:
+        os.kill(victim.pid, number)
+        assert victim.wait() == -number
+    events = events_of(probe, victim.pid)
+    assert shape(events) == [(FatalSignal, number), (Exit, number)]
+    assert fatal_of(events).sender == me()
+    assert exit_of(events).sender == me()
+    # the kernel keeps the siginfo only of signals that dump core
+    has_info = number == signal.SIGSEGV
+    assert fatal_of(events).si_code == (SI_USER if has_info else None)
+    assert bool(fatal_of(events).siginfo) == has_info
+    assert fatal_of(events).si_addr is None
+
+
+def test_abort_is_sent_by_the_process_itself(probe: Probe, tmp_path: Path) -> None:
+    with running("assertion", cwd=tmp_path, core_limit=0) as victim:
+        victim.go()
+        assert victim.wait() == -signal.SIGABRT
+    events = events_of(probe, victim.pid)
+    assert shape(events) == [(FatalSignal, signal.SIGABRT), (Exit, signal.SIGABRT)]
+    assert fatal_of(events).si_code == SI_TKILL
+    assert fatal_of(events).sender == Sender(pid=victim.pid, comm="assertion", uid=0)
+
+
+@pytest.mark.parametrize(("wanted", "shapes"), [(True, [(Exit, 3 << 8)]), (False, [])])
+def test_exit_with_a_status_is_reported_if_wanted(
+    probe: Probe, tmp_path: Path, wanted: bool, shapes: list[tuple[type[Event], int]]
+) -> None:
+    probe.set_want_exits(wanted)
+    try:
+        with running("exit_status", "3", cwd=tmp_path) as victim:
+            victim.go()
+            assert victim.wait() == 3
+        assert shape(events_of(probe, victim.pid)) == shapes
+    finally:
+        probe.set_want_exits(False)
+
+
+def test_exit_after_a_handled_fault_is_reported_with_it(probe: Probe, tmp_path: Path) -> None:
+    with running("handled", "exit", cwd=tmp_path) as victim:
+        victim.go()
+        assert victim.wait() == 1
+    events = events_of(probe, victim.pid)
+    assert shape(events) == [(Exit, 1 << 8)]
+    fault = exit_of(events).last_fault
+    assert fault is not None
+    assert (fault.tid, fault.signal, fault.si_code, fault.si_addr) == (
+        victim.pid,
+        signal.SIGSEGV,
+        SEGV_MAPERR,
+        0x20,
+    )
+    assert fault.time_ns < exit_of(events).time_ns
+
+
+def test_a_signal_raised_again_keeps_the_fault_before_it(probe: Probe, tmp_path: Path) -> None:
+    with running("handled", "reraise", cwd=tmp_path, core_limit=0) as victim:
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
+    events = events_of(probe, victim.pid)
+    assert shape(events) == [(FatalSignal, signal.SIGSEGV), (Exit, signal.SIGSEGV)]
+    fault = fatal_of(events).last_fault
+    assert fault is not None and fault.si_addr == 0x20
+    assert fatal_of(events).si_code == SI_TKILL
+    assert fatal_of(events).sender == Sender(pid=victim.pid, comm="handled", uid=0)
+
+
+def test_a_handled_fault_alone_is_only_counted(probe: Probe, tmp_path: Path) -> None:
+    before = probe.counters().handled
+    with running("handled", "return", cwd=tmp_path) as victim:
+        victim.go()
+        assert victim.wait() == 0
+    assert events_of(probe, victim.pid) == []
+    assert probe.counters().handled > before
+
+
+@pytest.mark.parametrize("how", ["exec", "exit"])
+def test_threads_that_their_process_ends_are_no_deaths(
+    probe: Probe, tmp_path: Path, how: str
+) -> None:
+    probe.set_want_exits(True)
+    try:
+        with running("probe_leave", how, cwd=tmp_path) as victim:
+            victim.go()
+            assert victim.wait() == 0
+        assert events_of(probe, victim.pid) == []
+    finally:
+        probe.set_want_exits(False)
+
+
+def test_a_process_in_a_pid_namespace_has_both_pids(probe: Probe, tmp_path: Path) -> None:
+    # GIVEN a process that is pid 2 of a new namespace, run from a file that exists only there
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    program = build("null_main")
+    with running(
+        "namespace", str(inner), str(program), "now", cwd=tmp_path, core_limit=0
+    ) as victim:
+        assert victim.wait() == 128 + signal.SIGSEGV
+    marker = subprocess.Popen(["/bin/sleep", "1000"])
+    marker.kill()
+    marker.wait()
+    events = [e for e in drain_until(probe, marker.pid) if e.who.comm == "null_main"]
+    assert shape(events) == [(FatalSignal, signal.SIGSEGV), (Exit, signal.SIGSEGV)]
+    who = fatal_of(events).who
+    assert (who.ns_pid, who.ns_tid) == (2, 2)
+    assert who.key.pid > 2 and who.key.pid == who.tid
+    assert who.exe == f"{inner}/null_main"
+
+
+def limited_cgroup(name: str, limit: int) -> Path:
+    """A memory cgroup, version 1 or 2."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    group = Path("/sys/fs/cgroup" if unified else "/sys/fs/cgroup/memory") / name
+    group.mkdir()
+    (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(limit))
+    return group
+
+
+def test_an_oom_kill_is_known_as_one(probe: Probe, tmp_path: Path) -> None:
+    group = limited_cgroup(f"coresnap-test-{os.getpid()}", 16 << 20)
+    try:
+        with running("probe_hog", "64", cwd=tmp_path) as victim:
+            (group / "cgroup.procs").write_text(str(victim.pid))
+            victim.go()
+            assert victim.wait() == -signal.SIGKILL
+        events = events_of(probe, victim.pid)
+        assert shape(events) == [
+            (OomVictim, 0),
+            (FatalSignal, signal.SIGKILL),
+            (Exit, signal.SIGKILL),
+        ]
+        assert len({event.who.key for event in events}) == 1
+        assert events[0].who.exe == str(build("probe_hog"))
+        assert fatal_of(events).sender is None
+    finally:
+        group.rmdir()
+
+
+def test_a_killed_process_of_a_container_tells_its_objects(probe: Probe, tmp_path: Path) -> None:
+    if probe.loader == "bcc":
+        pytest.skip("bcc has no kernel functions: no iterator over mappings in a program")
+    # GIVEN a process whose program is on an overlay, where the kernel maps another file system's
+    with overlay(tmp_path) as merged:
+        program = merged / "victim"
+        shutil.copy(build("null_main"), program)
+        with running("null_main", cwd=tmp_path, file=program) as victim:
+            maps = parse_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
+            victim.process.kill()
+            assert victim.wait() == -signal.SIGKILL
+        left = exit_of(events_of(probe, victim.pid))
+    # THEN its exit names each of its files: their heads and their code
+    expected = {
+        (m.start, m.end, m.offset, bool(m.prot & Prot.X), m.path)
+        for m in maps
+        if m.inode and (m.offset == 0 or m.prot & Prot.X)
+    }
+    assert {(m.start, m.end, m.offset, m.executable, m.path) for m in left.mapped} == expected
+    assert str(program) in {m.path for m in left.mapped}
+
+
+def test_a_full_ring_is_counted_and_goes_on(probe: Probe, tmp_path: Path) -> None:
+    # GIVEN more deaths than the ring can hold, and nobody reads
+    deaths = 400
+    probe.drain()
+    before = probe.counters()
+    with running("probe_many", str(deaths), cwd=tmp_path) as victim:
+        victim.go()
+        assert victim.wait() == 0
+    after = probe.counters()
+
+    # THEN each one is in the ring or in the counter of the program that lost it
+    events = [event for event in probe.drain() if event.who.ppid == victim.pid]
+    fatal = [event for event in events if isinstance(event, FatalSignal)]
+    left = [event for event in events if isinstance(event, Exit)]
+    assert after.dropped_deliver > before.dropped_deliver
+    assert len(fatal) + after.dropped_deliver - before.dropped_deliver == deaths
+    assert len(left) + after.dropped_exit - before.dropped_exit == deaths
+    assert after.fatal - before.fatal == deaths
+
+    # AND the next death is reported again
+    with running("null_main", cwd=tmp_path, core_limit=0) as victim:
+        victim.go()
+        victim.wait()
+    assert shape(events_of(probe, victim.pid)) == [
+        (FatalSignal, signal.SIGSEGV),
+        (Exit, signal.SIGSEGV),
+    ]

@@ -1,0 +1,219 @@
+"""What happens to deaths while nobody reads, and when the programs are replaced."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collector.errors import ProbeError
+from collector.model import Event
+from collector.probe import events, files, open_probe, pins
+from collector.probe.build import compile_object
+from tests.system.probe_support import (
+    LOADERS,
+    about,
+    events_of,
+    opened,
+    pin_dir,
+    reader_process,
+    remove_pins,
+)
+from tests.system.victims import running
+
+OTHER = {"core": "bcc", "bcc": "core"}
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = pin_dir("pins")
+    try:
+        yield path
+    finally:
+        remove_pins(path)
+
+
+def die(cwd: Path) -> int:
+    """A process dies by SIGSEGV; returns its pid."""
+    with running("null_main", cwd=cwd, core_limit=0) as victim:
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
+    return victim.pid
+
+
+def names(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_deaths_while_the_reader_is_away_are_late(
+    loader: str, directory: Path, tmp_path: Path
+) -> None:
+    # GIVEN a reader that has left its programs behind
+    with open_probe(loader, directory) as probe:
+        before = probe.attached_ns
+    # WHEN a process dies, and a new reader comes
+    pid = die(tmp_path)
+    with open_probe(loader, directory) as probe:
+        # THEN there is something to read at once, and it is older than the reader
+        assert select.select([probe], [], [], 0)[0] == [probe]
+        late = about(probe.drain(), pid)
+        assert names(late) == ["FatalSignal", "Exit"]
+        assert all(before < event.time_ns < probe.attached_ns for event in late)
+        # AND what happens from now on is not
+        current = events_of(probe, die(tmp_path))
+        assert all(event.time_ns > probe.attached_ns for event in current)
+        assert probe.loader == loader
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_programs_survive_their_reader_being_killed(
+    loader: str, directory: Path, tmp_path: Path
+) -> None:
+    reader = reader_process(loader, directory)
+    reader.kill()
+    reader.wait()
+    for pipe in (reader.stdin, reader.stdout):
+        assert pipe is not None
+        pipe.close()
+    pid = die(tmp_path)
+    with open_probe(loader, directory) as probe:
+        assert names(about(probe.drain(), pid)) == ["FatalSignal", "Exit"]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_another_build_takes_over_without_a_loss(
+    loader: str, directory: Path, tmp_path: Path
+) -> None:
+    with open_probe(OTHER[loader], directory):
+        pass
+    pid = die(tmp_path)
+    with open_probe(loader, directory) as probe:
+        assert len(list(pins.builds(directory))) == 1
+        assert select.select([probe], [], [], 0)[0] == [probe]
+        assert names(about(probe.drain(), pid)) == ["FatalSignal", "Exit"]
+        assert about(probe.drain(), pid) == []
+        assert names(events_of(probe, die(tmp_path))) == ["FatalSignal", "Exit"]
+
+
+def test_records_of_another_format_are_counted_as_lost(directory: Path, tmp_path: Path) -> None:
+    # GIVEN a build whose records this version can not read
+    with open_probe("bcc", directory):
+        (build,) = pins.builds(directory)
+    (build / pins.FORMAT).unlink()
+    die(tmp_path)
+    # THEN taking over says how many were lost
+    with open_probe("core", directory) as probe:
+        assert probe.counters().undecodable >= 2
+
+
+def test_what_a_killed_loader_left_is_replaced(directory: Path, tmp_path: Path) -> None:
+    # GIVEN pins of a build that never became complete
+    with open_probe("core", directory):
+        (build,) = pins.builds(directory)
+    (build / pins.COMPLETE).unlink()
+    # THEN they are made anew
+    with open_probe("core", directory) as probe:
+        assert pins.is_complete(build)
+        assert names(events_of(probe, die(tmp_path))) == ["FatalSignal", "Exit"]
+
+
+def test_only_one_reader_at_a_time(directory: Path) -> None:
+    with (
+        open_probe("core", directory),
+        pytest.raises(ProbeError, match=r"another process uses .*: only one agent can run"),
+    ):
+        open_probe("core", directory)
+
+
+def test_unpinned_programs_are_gone(directory: Path, tmp_path: Path) -> None:
+    with open_probe("core", directory) as probe:
+        probe.unpin()
+        assert not directory.exists()
+    pid = die(tmp_path)
+    with open_probe("core", directory) as probe:
+        assert about(probe.drain(), pid) == []
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("threads", ["1", "500"])
+def test_a_waiting_reader_is_woken(loader: str, threads: str, tmp_path: Path) -> None:
+    # The kernel wakes a reader only for a record before which all were read. Between a signal and
+    # the exit of many threads the reader has time to read and to sleep again.
+    with opened(loader, "woken") as probe:
+        for _ in range(10):
+            found: list[Event] = []
+            with running("threads", threads, cwd=tmp_path) as victim:
+                os.kill(victim.pid, signal.SIGKILL)
+                while len(found) < 2:
+                    assert select.select([probe], [], [], 10)[0] == [probe]
+                    found += about(probe.drain(), victim.pid)
+            assert names(found) == ["FatalSignal", "Exit"]
+
+
+def test_auto_prefers_the_built_object(directory: Path) -> None:
+    with open_probe("auto", directory) as probe:
+        assert probe.loader == "core"
+
+
+def test_a_missing_object_is_named(directory: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.bpf.o"
+    with pytest.raises(ProbeError, match=rf"{missing} can not be read .*build"):
+        open_probe("core", directory, missing)
+
+
+def test_a_damaged_object_is_refused(directory: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.bpf.o"
+    damaged.write_bytes(b"\x7fELF but no more")
+    with pytest.raises(ProbeError, match=r"damaged\.bpf\.o"):
+        open_probe("core", directory, damaged)
+    assert not list(directory.iterdir())
+
+
+def test_an_object_of_another_format_is_refused(directory: Path, tmp_path: Path) -> None:
+    # GIVEN programs that were built for another version of the reader
+    for source in files.source_file().parent.iterdir():
+        text = source.read_text()
+        (tmp_path / source.name).write_text(
+            text.replace(f"#define CS_FORMAT {events.FORMAT}\n", "#define CS_FORMAT 200\n")
+        )
+    stale = tmp_path / "stale.bpf.o"
+    compile_object(tmp_path / files.source_file().name, files.object_file().parent, stale)
+    with pytest.raises(ProbeError, match=rf"of format 200, this version reads {events.FORMAT}"):
+        open_probe("core", directory, stale)
+    assert not list(directory.iterdir())
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+import msgspec, subprocess, hashlib, ctypes, select, struct, tempfile
+import collector.model
+before = resident()
+from collector.probe import open_probe
+probe = open_probe(sys.argv[1], Path(sys.argv[2]))
+probe.drain()
+print(resident() - before)
+print("bcc" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_an_open_probe_is_small(loader: str, directory: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, loader, str(directory)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kib, has_bcc = done.stdout.split()
+    assert int(kib) < 10 << 10
+    assert has_bcc == "False"

@@ -1,0 +1,52 @@
+"""Which cgroup is shown for a process, and what the mounts say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from collector import cgroup
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (b"0::/system.slice/db.service\n", "/system.slice/db.service"),
+        (b"0::/\n", "/"),
+        # hybrid: systemd's own hierarchy, then the memory controller's
+        (b"2:memory:/a\n1:name=systemd:/b.service\n0::/\n", "/b.service"),
+        (b"4:cpu,memory:/pods/x\n1:name=systemd:/\n0::/\n", "/pods/x"),
+        (b"4:memory:/\n1:name=systemd:/\n0::/\n", "/"),
+        (b"3:cpu:/only\n", None),
+        # names hold what they like, but no newline
+        (b"0::/a:b c\r\x85d\xff\n", "/a:b c\r\udc85d\udcff"),
+    ],
+)
+def test_the_cgroup_to_show(text: bytes, path: str | None) -> None:
+    assert cgroup.path_in(text) == path
+
+
+V1 = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+V2 = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "unified", "v1"),
+    [
+        ("proc /proc proc rw 0 0\n", None, False),
+        (V1, None, True),
+        (V2, "/sys/fs/cgroup/unified", False),
+        (V1 + V2, "/sys/fs/cgroup/unified", True),
+    ],
+)
+def test_which_hierarchies_are_mounted(
+    mounts: str, unified: str | None, v1: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "mounts"
+    file.write_text(mounts)
+    assert (cgroup.unified_mount(file), cgroup.has_v1(file)) == (unified, v1)
+
+
+def test_no_id_is_no_cgroup() -> None:
+    assert cgroup.path_of(0) is None

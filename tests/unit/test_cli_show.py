@@ -1,0 +1,495 @@
+"""What `list`, `info`, `bt` and `rm` print: whole outputs, in a pipe unless said otherwise."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from collector.cli import main
+from collector.explain.types import Explanation, ThreadFrames
+from collector.model import Capture, Cause, Frame, Outcome, Record, SnapshotFacts
+from collector.store.store import Store
+from tests.unit.store_samples import KILLED, SEGFAULT, TIME, numbered
+
+COMMAND = [sys.executable, "-m", "collector"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "store"))
+    with Store(tmp_path / "store", create=True) as store:
+        yield store
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command."""
+    status = main(words)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def on_terminal(columns: int, *words: str) -> str:
+    """What the command prints on a terminal of this width."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    subprocess.run([*COMMAND, *words], stdout=its, cwd=ROOT, env=environment, check=True)
+    os.close(its)
+    text = b""
+    try:
+        while part := os.read(ours, 65536):
+            text += part
+    except OSError:  # EIO: the other side is closed
+        pass
+    os.close(ours)
+    return text.decode().replace("\r\n", "\n")
+
+
+def test_list(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+
+    # the hostile names are spelled out, and nothing is cut
+    assert shown(capsys, "list") == (
+        0,
+        "ID        TIME                 CAUSE   SIGNAL   PROCESS                             PID"
+        "  CAPTURED            SIZE  REASON\n"
+        "01234567  2026-11-21 03:00:00  signal  SIGSEGV  /usr/bin/victim                     812"
+        "  full, truncated  2.3 MiB"
+        "  SIGSEGV: wrote to address 0x0 in `inner` (victim.c:10), thread `worker-3`\n"
+        "fedcba98  2026-11-12 03:00:00  killed  SIGKILL  ev\\nil\\x1b[31m (/tmp/\\u202ex\\xff)"
+        "  4000  record                 -"
+        "  killed by SIGKILL from `ba\\x9bsh` (pid 812, uid 0)\n",
+        "",
+    )
+
+
+def test_list_on_terminals_fits_their_width(store: Store) -> None:
+    store.put(SEGFAULT)
+
+    assert on_terminal(140, "list") == (
+        "\x1b[1mID        TIME                 CAUSE   SIGNAL   PROCESS          PID"
+        "  CAPTURED            SIZE  REASON\x1b[0m\n"
+        "\x1b[31m01234567\x1b[0m  2026-11-21 03:00:00  signal  SIGSEGV  /usr/bin/victim  812"
+        "  full, truncated  2.3 MiB  SIGSEGV: wrote to address 0x0 in `inner` (v…\n"
+    )
+    assert on_terminal(100, "list") == (
+        "\x1b[1mID        TIME                 PROCESS          PID  CAPTURED         REASON"
+        "\x1b[0m\n"
+        "\x1b[31m01234567\x1b[0m  2026-11-21 03:00:00  /usr/bin/victim  812  full, truncated"
+        "  SIGSEGV: wrote to address 0x0…\n"
+    )
+
+
+def test_wide_characters_count_twice(store: Store) -> None:
+    store.put(numbered(0, comm="日本語のプロセス名前です長い", reason="r" * 80))
+
+    _heading, row = on_terminal(80, "list").splitlines()
+
+    plain = row.replace("\x1b[31m", "").replace("\x1b[0m", "")
+    assert plain == (
+        "00000000  2026-11-21 03:00:00  日本語のプロセス名…    1  record    rrrrrrrrrrrr…"
+    )
+
+
+def test_list_json_is_the_records(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+
+    status, out, err = shown(capsys, "list", "--json")
+
+    assert (status, err) == (0, "")
+    assert msgspec.json.decode(out, type=list[Record]) == [
+        SEGFAULT,
+        msgspec.structs.replace(KILLED, exe="/tmp/\u202ex\\xff"),
+    ]
+    # safe to print: no controls but the layout's newlines, no C1, no bidi override
+    assert not set(out) & (set(map(chr, range(32))) - {"\n"} | {"\x9b", "\u202e"})
+
+
+def test_list_of_nothing(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "list") == (0, f"no deaths on record in {store.path}\n", "")
+    assert shown(capsys, "list", "--unit", "x") == (
+        0,
+        f"no deaths that match on record in {store.path}\n",
+        "",
+    )
+    assert shown(capsys, "list", "--json") == (0, "[]\n", "")
+
+
+def test_list_filters(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+
+    def ids(*words: str) -> list[str]:
+        _, out, _ = shown(capsys, "list", "--json", *words)
+        return [record.id[0] for record in msgspec.json.decode(out, type=list[Record])]
+
+    assert {
+        words: ids(*words.split())
+        for words in (
+            "--signal segv",
+            "--signal 9",
+            "--cause killed",
+            "--comm vic*",
+            "--exe /usr/bin/*",
+            "--unit victim.service",
+            "--since 2026-11-20",
+            "--until 2026-11-21T03:00:00Z",
+            "--limit 1",
+        )
+    } == {
+        "--signal segv": ["0"],
+        "--signal 9": ["f"],
+        "--cause killed": ["f"],
+        "--comm vic*": ["0"],
+        "--exe /usr/bin/*": ["0"],
+        "--unit victim.service": ["0"],
+        "--since 2026-11-20": ["0"],
+        "--until 2026-11-21T03:00:00Z": ["f"],
+        "--limit 1": ["0"],
+    }
+
+
+def test_damage_is_told_and_the_rest_is_shown(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.put(SEGFAULT)
+    store.put(numbered(1))
+    file = store.path / "crashes" / SEGFAULT.id / "record.json"
+    file.write_bytes(b"\xff")
+
+    status, out, err = shown(capsys, "list", "--json")
+
+    assert [record.start_ns for record in msgspec.json.decode(out, type=list[Record])] == [1]
+    assert (status, err.split(": damaged: ")[0]) == (0, f"coresnap: lost: {file}")
+    status, out, err = shown(capsys, "info", SEGFAULT.id)
+    assert (status, out, err.split(": damaged: ")[0]) == (1, "", f"coresnap: {file}")
+
+
+def test_ids_are_shown_as_long_as_they_need_to_be(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.put(numbered(0, id="00000000a0000000"))
+    store.put(numbered(1, id="00000000a1000000"))
+
+    _, out, _ = shown(capsys, "list")
+
+    assert [line.split()[0] for line in out.splitlines()] == ["ID", "00000000a1", "00000000a0"]
+
+
+def test_info(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    core = store.folder(SEGFAULT.id) / "core"
+    core.touch()
+
+    assert shown(capsys, "info") == (
+        0,
+        f"""\
+Death 0123456789abcdef, 2026-11-21 03:00:00.123 UTC
+
+What died
+  process       victim, pid 812
+  executable    /usr/bin/victim
+  command       /usr/bin/victim -x 'a b'
+  thread        worker-3, tid 815, of 4
+  parent        pid 1
+  user          uid 1000, gid 1000
+  unit          victim.service
+  cgroup        /system.slice/victim.service
+  container     yes, where its pid was 7
+
+Why
+  reason        SIGSEGV: wrote to address 0x0 in `inner` (victim.c:10), thread `worker-3`
+  cause         signal
+  signal        SIGSEGV (11), SEGV_MAPERR, counted by the kernel as core dumped
+  address       0x0 (write)
+  last fault    SIGSEGV, SEGV_MAPERR, address 0x8; the process handled it; tid 815, ip 0x1, sp 0x2
+  at            ip 0x55d0c0de1234, sp 0x7ffe00001000
+  code site     build-id abababababababababababababababababababab, offset 0x1234
+
+Where
+  #0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]
+  #1  0x000055d0c0de1300 in middle (victim.c:20) (inlined)
+  #2  0x0000000000007f00 in ?? [/lib/libc.so.6]
+
+What was kept
+  captured      full, truncated
+  core          {core}, 2.3 MiB on disk, holds 64.0 MiB
+  resident      64.0 MiB
+  held          1.23 ms, release instant: there is room for its successor
+  took          0.520 s
+  rule          defaults
+
+Lost
+  core          store.min_free was reached
+""",
+        "",
+    )
+
+
+def test_info_of_a_killed_process(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(msgspec.structs.replace(KILLED, capture_wanted=Capture.FULL, late=True, oom=True))
+
+    assert shown(capsys, "info", "fed")[1] == (
+        """\
+Death fedcba9876543210, 2026-11-12 03:00:00.123 UTC
+It happened while the agent was down.
+
+What died
+  process       ev\\nil\\x1b[31m, pid 4000
+  executable    /tmp/\\u202ex\\xff
+  thread        tid 4000
+
+Why
+  reason        killed by SIGKILL from `ba\\x9bsh` (pid 812, uid 0)
+  cause         killed, by the out-of-memory killer
+  signal        SIGKILL (9)
+  sender        ba\\x9bsh, pid 812, uid 0
+
+What was kept
+  captured      this record only
+"""
+    )
+
+
+def test_info_of_a_snapshot(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = SnapshotFacts(
+        mode="full-stop",
+        method="fork",
+        why="the kernel copies all memory at once",
+        consistent=False,
+        pause_ms=3.909,
+        worst_ms=0.52,
+        unstopped=tuple(f"thread {tid}: it did not stop in time" for tid in range(10, 20)),
+        elsewhen=("0x1000-0x2000 /dev/zero: shared memory",),
+    )
+    store.put(
+        Record(
+            id="00112233aabbccdd",
+            time=TIME,
+            pid=812,
+            tid=812,
+            cause=Cause.SNAPSHOT,
+            comm="victim",
+            start_ns=5,
+            reason="snapshot, full-stop by fork: stopped for 3.9 ms",
+            capture_wanted=Capture.FULL,
+            capture=Capture.FULL,
+            outcome=Outcome.COMPLETE,
+            snapshot=taken,
+        )
+    )
+
+    assert shown(capsys, "info")[1] == (
+        """\
+Snapshot 00112233aabbccdd, 2026-11-21 03:00:00.123 UTC
+
+Of what
+  process       victim, pid 812
+  thread        tid 812
+
+Why
+  reason        snapshot, full-stop by fork: stopped for 3.9 ms
+  cause         snapshot
+
+How it was taken
+  mode          full-stop
+  method        fork: the kernel copies all memory at once
+  consistent    no: not of one instant
+  stood for     3.91 ms
+  worst thread  held 0.52 ms
+"""
+        + "".join(
+            f"  ran on        thread {tid}: it did not stop in time\n" for tid in range(10, 18)
+        )
+        + """\
+  ran on        and 2 more: coresnap info --json
+  elsewhen      0x1000-0x2000 /dev/zero: shared memory
+
+What was kept
+  captured      full, complete
+"""
+    )
+
+
+def test_info_json_is_the_record(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+
+    _, out, _ = shown(capsys, "info", "--json", "0123")
+
+    assert msgspec.json.decode(out, type=Record) == SEGFAULT
+
+
+def test_bt(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+
+    assert shown(capsys, "bt") == (
+        0,
+        """\
+victim[812], thread `worker-3` 815: SIGSEGV: wrote to address 0x0 in `inner` (victim.c:10), \
+thread `worker-3`
+#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]
+#1  0x000055d0c0de1300 in middle (victim.c:20) (inlined)
+#2  0x0000000000007f00 in ?? [/lib/libc.so.6]
+""",
+        "",
+    )
+
+
+def test_bt_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+
+    _, out, _ = shown(capsys, "bt", "--json")
+
+    assert msgspec.json.decode(out) == {
+        "id": SEGFAULT.id,
+        "pid": 812,
+        "tid": 815,
+        "thread_name": "worker-3",
+        "frames": msgspec.to_builtins(SEGFAULT.frames),
+    }
+
+
+def test_bt_says_why_there_is_none(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(msgspec.structs.replace(KILLED, lost={"frames": "no core\n, no stack"}))
+
+    assert shown(capsys, "bt", "latest") == (
+        1,
+        "",
+        f"coresnap: record {KILLED.id} has no backtrace: no core\\n, no stack\n",
+    )
+
+
+def test_bt_of_all_threads(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN what the explainer says of a core: one thread lacks its frames
+    sleeper = ThreadFrames(tid=812, frames=[Frame(pc=16, function="pause\x1b[m")])
+    died = ThreadFrames(tid=815, frames=[], lost="its stack is not in the core")
+    said = Explanation(threads=[sleeper, died], lost={"modules": "/usr/bin/victim is gone"})
+    asked: list[Path] = []
+
+    def explain_core(core: Path, **_: object) -> Explanation:
+        asked.append(core)
+        return said
+
+    monkeypatch.setattr("collector.explain.run.explain_core", explain_core)
+    store.put(msgspec.structs.replace(SEGFAULT, ns_pid=None, outcome=Outcome.COMPLETE))
+    core = store.folder(SEGFAULT.id) / "core"
+    core.touch()
+
+    # THEN the thread that died comes first
+    assert shown(capsys, "bt", "--all") == (
+        0,
+        """\
+Thread 815, which died:
+(its stack is not in the core)
+
+Thread 812:
+#0  0x0000000000000010 in pause\\x1b[m
+""",
+        "coresnap: lost: modules: /usr/bin/victim is gone\n",
+    )
+    assert msgspec.json.decode(shown(capsys, "bt", "--all", "--json")[1]) == {
+        "id": SEGFAULT.id,
+        "pid": 812,
+        "threads": msgspec.to_builtins([died, sleeper]),
+        "lost": {"modules": "/usr/bin/victim is gone"},
+    }
+    assert asked == [core, core]
+
+
+def test_rm(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+
+    # an unknown id: nothing goes
+    assert shown(capsys, "rm", "fed", "abc") == (
+        1,
+        "",
+        "coresnap: no record begins with 'abc'; `coresnap list` shows all\n",
+    )
+    assert store.count() == 2
+
+    status, out, err = shown(capsys, "rm", "fed", KILLED.id)
+    freed = out.rsplit("; ", 1)[-1]
+    assert (status, out, err) == (
+        0,
+        f"removed {KILLED.id}: ev\\nil\\x1b[31m, pid 4000, 2026-11-12 03:00:00; {freed}",
+        "",
+    )
+    assert store.list() == [SEGFAULT]
+
+
+def test_rm_by_age_and_all(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    for number, days in enumerate((1, 6, 8, 30)):
+        store.put(numbered(number, time=now - datetime.timedelta(days=days)))
+
+    _, out, _ = shown(capsys, "rm", "--older-than", "7d", "--json")
+    assert [(one["id"], one["pid"]) for one in msgspec.json.decode(out)] == [
+        (numbered(2).id, 3),
+        (numbered(3).id, 4),
+    ]
+    assert shown(capsys, "rm", "--all")[0] == 0
+    assert shown(capsys, "rm", "--all") == (0, "nothing to remove\n", "")
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rm"], "rm: give either IDs, or --all, or --older-than AGE"),
+        (["rm", "a", "--all"], "rm: give either IDs, or --all, or --older-than AGE"),
+        (["rm", "--older-than", "x"],
+         "'x' is not an age: give a number and s, m, h, d or w, as in 7d"),
+        (["list", "--since", "soon"], "'soon' is not a time: give 2026-11-21, 2026-11-21T10:00, "
+         "an age as in 2h, today or yesterday"),
+        (["list", "--signal", "SIGNONE"],
+         "'SIGNONE' is not a signal: give a name as SIGSEGV, or its number"),
+        (["list", "--limit", "-1"], "--limit -1: must not be negative"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(
+    store: Store, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert shown(capsys, *words) == (2, "", f"coresnap: {says}\n")
+
+
+def test_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none"
+    assert shown(capsys, "list", "--store", str(path)) == (
+        1,
+        "",
+        f"coresnap: {path}: no store there: nothing was ever recorded, or --store names another\n",
+    )
+
+
+def test_age_reaches_back_from_now(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(numbered(0, time=TIME.replace(year=2001)))
+
+    assert shown(capsys, "list", "--since", "2h", "--json")[1] == "[]\n"
+    assert shown(capsys, "list", "--since", "999999w", "--json")[1] != "[]\n"
+    assert shown(capsys, "list", "--until", "yesterday", "--json")[1] != "[]\n"

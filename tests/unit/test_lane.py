@@ -1,0 +1,110 @@
+"""A lane works off what it is given, a bounded amount of it, and says when it can not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from functools import partial
+
+import pytest
+
+from collector.lane import Lane
+
+PATIENCE = 10.0  # seconds; a test that waits as long has failed
+
+
+class Gate:
+    """A task that says when it runs and ends when told."""
+
+    def __init__(self) -> None:
+        self.running = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.running.set()
+        assert self.go.wait(PATIENCE)
+
+
+def test_no_more_than_its_workers_run_and_no_more_than_its_limit_waits() -> None:
+    # GIVEN a lane of two workers, both busy
+    lane = Lane("test", 2, 3)
+    gates = [Gate() for _ in range(6)]
+    for gate in gates[:2]:
+        assert lane.submit(gate)
+        assert gate.running.wait(PATIENCE)
+    # WHEN more is submitted THEN three may wait
+    assert [lane.submit(gate) for gate in gates[2:]] == [True, True, True, False]
+    assert lane.waiting == 3
+    assert not gates[2].running.is_set()
+    # AND they run when there is a worker
+    for gate in gates:
+        gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    assert [gate.running.is_set() for gate in gates] == [True] * 5 + [False]
+    lane.close()
+
+
+def test_order_and_who_goes_first() -> None:
+    # GIVEN a busy lane in which two tasks wait
+    lane, gate, order = Lane("test", 1, 10), Gate(), list[str]()
+    lane.submit(gate)
+    assert gate.running.wait(PATIENCE)
+    lane.submit(partial(order.append, "one"))
+    lane.submit(partial(order.append, "two"))
+    # WHEN one is submitted that a dying process waits for
+    lane.submit(partial(order.append, "urgent"), first=True)
+    gate.go.set()
+    # THEN it comes first
+    assert lane.wait_idle(PATIENCE)
+    assert order == ["urgent", "one", "two"]
+    lane.close()
+
+
+def test_a_task_that_fails_is_told_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    lane, done = Lane("test", 1, 10), list[int]()
+    with caplog.at_level(logging.ERROR):
+        lane.submit(lambda: done.append(1 // 0))
+        lane.submit(partial(done.append, 7))
+        assert lane.wait_idle(PATIENCE)
+    assert done == [7]
+    assert [record.message for record in caplog.records] == ["test: a task failed"]
+    assert "ZeroDivisionError" in caplog.text
+    lane.close()
+
+
+def test_waiting_has_an_end() -> None:
+    lane, gate = Lane("test", 1, 10), Gate()
+    lane.submit(gate)
+    assert lane.wait_idle(0.01) is False
+    gate.go.set()
+    assert lane.wait_idle(PATIENCE) is True
+    lane.close()
+
+
+def test_a_closed_lane_gives_back_what_was_not_begun() -> None:
+    # GIVEN a lane with one running and one waiting task
+    lane, gate = Lane("test", 1, 10), Gate()
+    lane.submit(gate)
+    assert gate.running.wait(PATIENCE)
+    left = Gate()
+    lane.submit(left)
+    # WHEN it is closed
+    assert lane.close() == [left]
+    # THEN it takes nothing more, and what runs comes to its end
+    assert lane.submit(left) is False
+    gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    assert not left.running.is_set()
+
+
+def test_a_lane_has_its_own_nice_value_whoever_fills_it() -> None:
+    # GIVEN a lane that was made to yield
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    lane, seen = Lane("test", 1, 1, nice=own + 5), list[int]()
+    # WHEN it works THEN only its own threads yield
+    lane.submit(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    assert lane.wait_idle(PATIENCE)
+    assert seen == [own + 5]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    lane.close()

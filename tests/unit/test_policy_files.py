@@ -1,0 +1,109 @@
+"""What is shipped beside the code: the default file, the worked examples, the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from collector.model import Capture, Cause, Release
+from collector.policy.load import keys, load
+from collector.policy.match import decide
+from collector.policy.types import Facts, Policy
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT = ROOT / "config/default.yaml"
+EXAMPLES = ROOT / "config/examples"
+JAVA = "/usr/lib/jvm/java-17-openjdk-amd64/bin/java"
+POSTGRES = "/usr/lib/postgresql/15/bin/postgres"
+POD = (
+    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-1.scope"
+)
+
+
+def test_the_default_file_says_what_holds_without_a_file() -> None:
+    assert load(DEFAULT) == Policy(source=str(DEFAULT))
+
+
+def test_the_default_file_names_every_setting() -> None:
+    # GIVEN every key that is not of a rule, WHEN looking for it in the default file
+    words = {line.strip().split(":")[0] for line in DEFAULT.read_text().splitlines()}
+    wanted = {key.rsplit(".", 1)[-1] for key in keys() if not key.startswith("rules[]")}
+
+    # THEN none is missing: the file can be edited without the reference
+    assert wanted - words == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "facts", "decided"),
+    [
+        ("database", Facts(cause=Cause.SIGNAL, exe=POSTGRES), ("database", Capture.STACKS)),
+        ("database", Facts(cause=Cause.OOM, exe="/bin/x"), ("out-of-memory", Capture.RECORD)),
+        ("database", Facts(cause=Cause.SIGNAL, unit="vault.service"), ("keys", Capture.RECORD)),
+        ("database", Facts(cause=Cause.SIGNAL, exe="/bin/x"), ("defaults", Capture.FULL)),
+        (
+            "kubernetes-node",
+            Facts(cause=Cause.KILLED, cgroup=POD, container=True),
+            ("killed-pods", Capture.RECORD),
+        ),
+        (
+            "kubernetes-node",
+            Facts(cause=Cause.SIGNAL, cgroup=POD, container=True),
+            ("pods", Capture.FULL),
+        ),
+        (
+            "kubernetes-node",
+            Facts(cause=Cause.SIGNAL, cgroup="/kubepods/pod1/c", container=True),
+            ("guaranteed-pods", Capture.FULL),
+        ),
+        (
+            "kubernetes-node",
+            Facts(cause=Cause.SIGNAL, unit="kubelet.service", container=False),
+            ("node-agents", Capture.FULL),
+        ),
+        (
+            "services",
+            Facts(cause=Cause.EXIT, unit="web@2.service"),
+            ("named-exits", Capture.RECORD),
+        ),
+        ("services", Facts(cause=Cause.EXIT, unit="cron.service"), ("defaults", Capture.NONE)),
+        (
+            "services",
+            Facts(cause=Cause.SIGNAL, unit="importer.service"),
+            ("crash-loop", Capture.FULL),
+        ),
+        ("services", Facts(cause=Cause.SIGNAL, exe="/tmp/a", signal=6), ("scratch", Capture.NONE)),
+        (
+            "java",
+            Facts(cause=Cause.SIGNAL, exe=JAVA, unit="search.service"),
+            ("java-zgc", Capture.FULL),
+        ),
+        (
+            "java",
+            Facts(cause=Cause.SIGNAL, exe=JAVA, unit="shop.service"),
+            ("java", Capture.STACKS),
+        ),
+        ("java", Facts(cause=Cause.EXIT, exe=JAVA), ("java-exit", Capture.RECORD)),
+    ],
+)
+def test_an_example_decides_as_it_says(
+    file: str, facts: Facts, decided: tuple[str, Capture]
+) -> None:
+    decision = decide(load(EXAMPLES / f"{file}.yaml"), facts)
+    assert (decision.rule, decision.action.capture) == decided
+
+
+def test_every_example_is_among_those_tested() -> None:
+    names = sorted(path.stem for path in EXAMPLES.iterdir())
+    assert names == ["database", "java", "kubernetes-node", "services"]
+
+
+def test_the_crash_looping_example_waits_for_its_core() -> None:
+    facts = Facts(cause=Cause.SIGNAL, unit="importer.service")
+    action = decide(load(EXAMPLES / "services.yaml"), facts).action
+    assert action.release is Release.AFTER_WRITE
+
+
+def test_the_reference_documents_every_key() -> None:
+    text = (ROOT / "docs/policy.md").read_text()
+    assert [key for key in keys() if f"| `{key}` |" not in text] == []

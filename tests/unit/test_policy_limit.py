@@ -1,0 +1,177 @@
+"""Budgets of captures: per executable and per crash site, and nothing goes uncounted."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from msgspec.structs import replace
+
+from collector.model import Capture, CodeSite, FatalSignal, Identity, ProcessKey
+from collector.policy.limit import Admission, Limiter, LimiterCounts, site_of
+from collector.policy.types import Action, Limit
+
+FULL, STACKS, THREADS = Capture.FULL, Capture.STACKS, Capture.THREADS
+RECORD, NONE = Capture.RECORD, Capture.NONE
+HERE, THERE = CodeSite(build_id="ab", offset=1), CodeSite(build_id="ab", offset=2)
+
+
+def limited(captures: int, fallback: Capture = STACKS, capture: Capture = FULL) -> Action:
+    limit = Limit(captures=captures, period=3600.0, fallback=fallback)
+    return Action(capture=capture, limit=limit)
+
+
+def admitted(limiter: Limiter, action: Action, times: int, exe: str = "/bin/a") -> list[Capture]:
+    return [limiter.admit(action, exe, None, now=float(n)).capture for n in range(times)]
+
+
+def test_a_crash_loop_gets_full_then_smaller_captures_then_records() -> None:
+    # GIVEN a limit of 2 captures in an hour
+    limiter = Limiter()
+
+    # WHEN a program crashes 12 times
+    got = admitted(limiter, limited(2), 12)
+
+    # THEN 2 are full, 4 times as many are smaller, the others are recorded; all are counted
+    assert got == [FULL] * 2 + [STACKS] * 8 + [RECORD] * 2
+    assert limiter.counts() == LimiterCounts(
+        admitted={FULL: 2}, reduced={(FULL, STACKS): 8, (FULL, RECORD): 2}, forgotten=0
+    )
+
+
+def test_the_reason_says_which_budget_is_used_up() -> None:
+    limiter, action = Limiter(), limited(1, THREADS)
+    first = limiter.admit(action, "/bin/a", HERE, now=0.0)
+    same_exe = limiter.admit(action, "/bin/a", THERE, now=1.0)
+    same_site = limiter.admit(action, "/bin/b", HERE, now=2.0)
+    for _ in range(3):
+        limiter.admit(action, "/bin/a", None, now=3.0)
+    nothing_left = limiter.admit(action, "/bin/a", None, now=4.0)
+    assert [first, same_exe, same_site, nothing_left] == [
+        Admission(capture=FULL, reason=None),
+        Admission(
+            capture=THREADS, reason="limit of 1 full captures per 1h used up for this executable"
+        ),
+        Admission(
+            capture=THREADS, reason="limit of 1 full captures per 1h used up for this crash site"
+        ),
+        Admission(
+            capture=RECORD,
+            reason="limit of 1 full captures per 1h used up for this executable; "
+            "limit of 4 smaller captures per 1h used up for this executable",
+        ),
+    ]
+
+
+def test_a_refused_capture_is_charged_to_neither_budget() -> None:
+    limiter, action = Limiter(), limited(1, RECORD)
+    limiter.admit(action, "/bin/a", HERE, now=0.0)
+    limiter.admit(action, "/bin/b", HERE, now=1.0)  # refused for its site
+    assert limiter.admit(action, "/bin/b", THERE, now=2.0).capture is FULL
+
+
+def test_the_window_slides() -> None:
+    limiter, action = Limiter(), limited(2, RECORD)
+    times = [0.0, 1800.0, 3599.9, 3600.0, 5399.9, 5400.0]
+    got = [limiter.admit(action, "/bin/a", None, now=now).capture for now in times]
+    assert got == [FULL, FULL, RECORD, FULL, RECORD, FULL]
+
+
+def test_executables_do_not_share_a_budget_but_unknown_ones_do() -> None:
+    limiter, action = Limiter(), limited(1, RECORD)
+    got = [
+        limiter.admit(action, exe, None, now=0.0).capture for exe in ("/a", "/b", None, None, "/a")
+    ]
+    assert got == [FULL, FULL, FULL, RECORD, RECORD]
+
+
+def test_no_captures_means_records_only() -> None:
+    assert admitted(Limiter(), limited(0), 3) == [RECORD] * 3
+    assert admitted(Limiter(), limited(0, THREADS, capture=STACKS), 2) == [RECORD] * 2
+
+
+def test_smaller_captures_that_a_rule_asks_for_are_bounded_too() -> None:
+    assert admitted(Limiter(), limited(1, capture=STACKS), 5) == [STACKS] * 4 + [RECORD]
+
+
+def test_what_has_no_core_or_no_limit_is_always_admitted() -> None:
+    limiter = Limiter()
+    assert admitted(limiter, limited(0, capture=RECORD), 3) == [RECORD] * 3
+    assert admitted(limiter, limited(0, capture=NONE), 3) == [NONE] * 3
+    assert admitted(limiter, replace(limited(0), limit=None), 3) == [FULL] * 3
+    assert limiter.counts() == LimiterCounts(
+        admitted={RECORD: 3, NONE: 3, FULL: 3}, reduced={}, forgotten=0
+    )
+
+
+def test_memory_is_bounded_and_forgetting_is_counted() -> None:
+    # GIVEN room for 10 windows
+    limiter, action = Limiter(max_keys=10), limited(1, RECORD)
+
+    # WHEN 15 executables crash within the period, and then 10 others long after it
+    for n in range(15):
+        limiter.admit(action, f"/bin/{n}", None, now=float(n))
+    for n in range(15, 25):
+        limiter.admit(action, f"/bin/{n}", None, now=10_000.0)
+
+    # THEN the windows that still held something when they were given up are counted
+    assert limiter.counts().forgotten == 5
+    assert limiter.admit(action, "/bin/0", None, now=10_001.0).capture is FULL
+
+
+def test_the_clock_is_asked_when_no_time_is_given() -> None:
+    times = iter([0.0, 1.0, 3600.0])
+    limiter = Limiter(clock=lambda: next(times))
+    got = [limiter.admit(limited(1, RECORD), "/a", None).capture for _ in range(3)]
+    assert got == [FULL, RECORD, FULL]
+
+
+def test_a_window_in_use_is_not_the_one_to_be_given_up() -> None:
+    limiter, action = Limiter(max_keys=2), limited(1, RECORD)
+    exes = ["/busy", "/a", "/busy", "/b", "/busy"]
+    assert [limiter.admit(action, exe, None, now=0.0).capture for exe in exes] == [
+        FULL,
+        FULL,
+        RECORD,
+        FULL,
+        RECORD,
+    ]
+
+
+def test_threads_are_judged_one_at_a_time() -> None:
+    # GIVEN a clock, read while judging, in which two threads would meet if both were let in
+    meeting = threading.Barrier(2)
+    met = []
+
+    def clock() -> float:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(0.1)
+            met.append(True)
+        return 0.0
+
+    # WHEN two threads ask for the last capture of a budget
+    limiter, action = Limiter(clock=clock), limited(1, RECORD)
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda _: limiter.admit(action, "/a", HERE).capture, range(2)))
+
+    # THEN they never were inside together, and one got it
+    assert met == []
+    assert sorted(got) == [FULL, RECORD]
+
+
+def test_only_hardware_faults_have_a_site_that_counts() -> None:
+    # GIVEN a fault, an abort(3) (the thread signals itself from inside libc), and no siginfo
+    who = Identity(
+        key=ProcessKey(1, 1), tid=1, ns_pid=1, ns_tid=1, ppid=0, comm="a", uid=0, gid=0,
+        cgroup_id=0, exe=None,
+    )  # fmt: skip
+    fault = FatalSignal(
+        who=who, time_ns=0, signal=11, si_code=1, si_addr=0, siginfo=b"", sender=None, regs=(),
+        stack=(), site=HERE, last_fault=None,
+    )  # fmt: skip
+    abort = replace(fault, signal=6, si_code=-6)
+    bare = replace(fault, si_code=None)
+
+    # WHEN their sites are asked for, THEN only the fault has one
+    assert [site_of(death) for death in (fault, abort, bare)] == [HERE, None, None]

@@ -1,0 +1,466 @@
+"""A configuration file becomes a whole policy, or one line per thing that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector.errors import PolicyError
+from collector.model import Capture, Cause, Release
+from collector.policy.load import PolicyErrors, keys, load, loads
+from collector.policy.types import (
+    Action,
+    Backend,
+    CaptureSettings,
+    Codec,
+    Compress,
+    HoldSettings,
+    Limit,
+    Match,
+    MemoryChoice,
+    Policy,
+    ReleaseSettings,
+    Rule,
+    StoreSettings,
+)
+
+EVERYTHING = """\
+store: {path: /srv/cores, min_free: 10GB}
+metrics: {listen: "[::1]:9000"}
+hold: {backend: pipe, takeover: yes}
+release: {default: after-write, max_pinned: 1.5GiB, max_pins: 3}
+capture: {workers: 4, queue: 8}
+defaults:
+  capture: stacks
+  memory: {max: 512MiB, include: file, exclude: [shm, "/dev/shm/*"], coredump_filter: 0x33}
+  compress: {level: 3, workers: 2}
+  limit: {captures: 2, period: 30s, fallback: threads}
+  honour_rlimit: true
+rules:
+  - name: everything
+    match:
+      exe: ["/usr/bin/*", /bin/sh]
+      comm: sh
+      cgroup: /a/*
+      unit: "*.service"
+      uid: [0, 1000]
+      signal: [SIGSEGV, abrt, 7, SIGRTMIN+3]
+      cause: [signal, killed]
+      container: false
+    capture: full
+    memory: {max: none, exclude: [], dontdump: true, coredump_filter: none}
+    release: instant
+    compress: none
+    limit: none
+  - name: some
+    match: {user: root, cause: exit}
+    limit: {captures: 0}
+"""
+
+
+def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
+    # GIVEN a file that uses every key of the schema
+    # WHEN it is loaded
+    policy = loads(EVERYTHING, "x.yaml")
+
+    # THEN the policy says the same, merged key by key
+    shared = ("shm", "/dev/shm/*")
+    defaults = Action(
+        capture=Capture.STACKS,
+        memory=MemoryChoice(max=512 << 20, include=("file",), exclude=shared, coredump_filter=0x33),
+        release=Release.AFTER_WRITE,
+        compress=Compress(codec=Codec.ZSTD, level=3, workers=2),
+        limit=Limit(captures=2, period=30.0, fallback=Capture.THREADS),
+        honour_rlimit=True,
+    )
+    everything = Rule(
+        name="everything",
+        match=Match(
+            exe=("/usr/bin/*", "/bin/sh"),
+            comm=("sh",),
+            cgroup=("/a/*",),
+            unit=("*.service",),
+            uid=(0, 1000),
+            signal=(11, 6, 7, 37),
+            cause=(Cause.SIGNAL, Cause.KILLED),
+            container=False,
+        ),
+        action=Action(
+            capture=Capture.FULL,
+            memory=MemoryChoice(max=None, include=("file",), exclude=(), dontdump=True),
+            release=Release.INSTANT,
+            compress=Compress(codec=Codec.NONE, level=3, workers=2),
+            limit=None,
+            honour_rlimit=True,
+        ),
+    )
+    some = Rule(
+        name="some",
+        match=Match(uid=(0,), cause=(Cause.EXIT,)),
+        action=Action(
+            capture=defaults.capture,
+            memory=defaults.memory,
+            release=defaults.release,
+            compress=defaults.compress,
+            limit=Limit(captures=0, period=30.0, fallback=Capture.THREADS),
+            honour_rlimit=True,
+        ),
+    )
+    assert policy == Policy(
+        source="x.yaml",
+        store=StoreSettings(path=Path("/srv/cores"), min_free=10 * 10**9),
+        metrics_listen=("::1", 9000),
+        hold=HoldSettings(backend=Backend.PIPE, takeover=True),
+        release=ReleaseSettings(default=Release.AFTER_WRITE, max_pinned=3 << 29, max_pins=3),
+        capture=CaptureSettings(workers=4, queue=8),
+        defaults=defaults,
+        rules=(everything, some),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "~", "{}", "rules:\nstore:\n"])
+def test_a_file_that_says_nothing_is_the_built_in_policy(text: str) -> None:
+    assert loads(text, "f") == Policy(source="f")
+
+
+def test_a_rule_limit_over_no_default_limit_starts_from_the_built_in_one() -> None:
+    text = "defaults: {limit: none}\nrules: [{name: a, match: {comm: a}, limit: {captures: 9}}]"
+    policy = loads(text, "f")
+    assert policy.defaults.limit is None
+    assert policy.rules[0].action.limit == Limit(captures=9, period=3600.0)
+
+
+@pytest.mark.parametrize("off", ["off", "no", "false", "none", '"none"'])
+def test_metrics_can_be_switched_off(off: str) -> None:
+    assert loads(f"metrics: {{listen: {off}}}", "f").metrics_listen is None
+
+
+def rule(match: str) -> str:
+    return f"rules: [{{name: a, match: {{{match}}}}}]"
+
+
+KNOWN = "store, metrics, hold, release, capture, defaults, rules"
+RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
+LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
+FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
+KINDS = "anon, heap, stack, file, shm, hugetlb"
+PROBLEMS = [
+    # keys
+    ("ruls: []", 'f:1: ruls: unknown key "ruls"; did you mean "rules"?'),
+    ("\nzzz: 1", f'f:2: zzz: unknown key "zzz"; known here: {KNOWN}'),
+    (rule("sginal: 1"), 'f:1: rules[0].match.sginal: unknown key "sginal"; did you mean "signal"?'),
+    ("hold:\n hold:\n", 'f:2: hold.hold: unknown key "hold"; known here: backend, takeover'),
+    ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
+    ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
+    ("[a]: 1", "f:1: a key must be text, not a list"),
+    (f"? {'k' * 9000}", f'f:1: unknown key "{"k" * 80}…"; known here: {KNOWN}'),
+    ("hold: {}\nhold: {}", "f:2: hold: already given on line 1"),
+    # shapes
+    ("- 1", f"f:1: expected keys ({KNOWN}), not a list"),
+    ("hello", f'f:1: expected keys ({KNOWN}), not "hello"'),
+    ("store: /var", 'f:1: store: expected keys (path, min_free), not "/var"'),
+    ("rules: {a: 1}", "f:1: rules: expected a list of rules, not a mapping"),
+    ("rules: [a]", f'f:1: rules[0]: expected keys ({RULE_KEYS}), not "a"'),
+    (
+        "hold: {backend: [a]}",
+        "f:1: hold.backend: expected one of auto, socket, pipe, none, not a list",
+    ),
+    (
+        "hold: {backend: }",
+        "f:1: hold.backend: has no value; expected one of auto, socket, pipe, none",
+    ),
+    (
+        "hold: !!python/object:os.abort {}",
+        "f:1: hold: expected keys (backend, takeover), "
+        'not a value with the tag "tag:yaml.org,2002:python/object:os.abort"',
+    ),
+    # values
+    ("store: {path: cores}", 'f:1: store.path: "cores" is not an absolute path of a directory'),
+    ("store: {path: /a/../b}", 'f:1: store.path: "/a/../b" is not an absolute path of a directory'),
+    ("store: {path: 12}", 'f:1: store.path: is not text to YAML; quote it: "12"'),
+    ("store: {min_free: -1GiB}", "f:1: store.min_free: a size can not be negative"),
+    (
+        "store: {min_free: 5M}",
+        'f:1: store.min_free: "5M" is ambiguous: write 5MiB or 5MB',
+    ),
+    ("store: {min_free: 5gib}", 'f:1: store.min_free: unknown unit "gib"; did you mean 5GiB?'),
+    ("store: {min_free: 0.3}", 'f:1: store.min_free: "0.3" is not a whole number of bytes'),
+    (
+        "store: {min_free: much}",
+        'f:1: store.min_free: "much" is not understood; '
+        "expected a size such as 512MiB, 8GiB, 10GB or 1024 (bytes)",
+    ),
+    (
+        "store: {min_free: 999999999999TiB}",
+        'f:1: store.min_free: "999999999999TiB" is more than any host has',
+    ),
+    (
+        "metrics: {listen: 9836}",
+        f'f:1: metrics.listen: "9836" has no port from 0 to 65535; {LISTEN}',
+    ),
+    (
+        'metrics: {listen: "h:65536"}',
+        f'f:1: metrics.listen: "h:65536" has no port from 0 to 65535; {LISTEN}',
+    ),
+    (
+        'metrics: {listen: ":99"}',
+        'f:1: metrics.listen: ":99" has no address; "0.0.0.0:99" listens on every interface, '
+        '"127.0.0.1:99" on this host',
+    ),
+    (
+        'metrics: {listen: "::1:99"}',
+        'f:1: metrics.listen: write an IPv6 address in brackets: "[::1]:99"',
+    ),
+    (
+        'metrics: {listen: "[x]:99"}',
+        f'f:1: metrics.listen: "[x]" is not an IPv6 address; {LISTEN}',
+    ),
+    ('metrics: {listen: "a b:99"}', f'f:1: metrics.listen: "a b" is not an address; {LISTEN}'),
+    (
+        "hold: {backend: sokcet}",
+        'f:1: hold.backend: "sokcet" is not one of auto, socket, pipe, none; '
+        'did you mean "socket"?',
+    ),
+    ("hold: {takeover: 1}", 'f:1: hold.takeover: expected true or false, not "1"'),
+    (
+        "release: {max_pins: 0}",
+        "f:1: release.max_pins: expected a number of pins from 1 to 1024, not 0",
+    ),
+    (
+        "capture: {workers: 010}",
+        'f:1: capture.workers: expected a number of workers from 1 to 64, not "010"',
+    ),
+    (
+        "defaults: {memory: {max: 1}}",
+        "f:1: defaults.memory.max: is less than a page (4KiB); to keep no memory: capture: threads",
+    ),
+    (
+        "defaults: {memory: {exclude: [shm, heep]}}",
+        f'f:1: defaults.memory.exclude[1]: "heep" is neither a path glob nor one of {KINDS}; '
+        'did you mean "heap"?',
+    ),
+    (
+        'defaults: {memory: {include: "[heap]"}}',
+        "f:1: defaults.memory.include: write the kind without brackets: heap",
+    ),
+    (
+        'defaults: {memory: {include: "[anon:x]"}}',
+        "f:1: defaults.memory.include: brackets are a character class in a glob; "
+        'write "[[]anon:x]"',
+    ),
+    (
+        "defaults: {memory: {coredump_filter: 33}}",
+        f'f:1: defaults.memory.coredump_filter: "33": {FILTER}',
+    ),
+    ("defaults: {compress: lz4}", 'f:1: defaults.compress: "lz4" is not one of zstd, none'),
+    (
+        "defaults: {compress: {level: 22}}",
+        "f:1: defaults.compress.level: expected a level from 1 to 19, not 22",
+    ),
+    (
+        "defaults: {limit: 5}",
+        'f:1: defaults.limit: expected keys (captures, period, fallback), or none, not "5"',
+    ),
+    (
+        "defaults: {limit: {captures: -1}}",
+        "f:1: defaults.limit.captures: expected a number of captures from 0 to 10000, not -1",
+    ),
+    (
+        "defaults: {limit: {period: 30}}",
+        'f:1: defaults.limit.period: "30" has no unit; '
+        "expected a duration such as 30s, 5m, 1h or 1d",
+    ),
+    (
+        "defaults: {limit: {period: 0s}}",
+        "f:1: defaults.limit.period: a duration must be greater than 0",
+    ),
+    ("defaults: {limit: {period: 999d}}", "f:1: defaults.limit.period: is longer than a year"),
+    (
+        "defaults: {limit: {fallback: full}}",
+        'f:1: defaults.limit.fallback: "full" is not one of stacks, threads, record',
+    ),
+    (
+        "defaults: {limit: {fallback: none}}",
+        "f:1: defaults.limit.fallback: a death beyond the limit is at least recorded: record",
+    ),
+    # rules
+    ("rules: [{match: {comm: a}}]", "f:1: rules[0]: has no `name`"),
+    ("rules: [{name: a}]", "f:1: rules[0]: has no `match`"),
+    (
+        "rules:\n- {name: a, match: {comm: a}}\n- {name: a, match: {comm: b}}",
+        'f:3: rules[1].name: "a" is the name of the rule on line 2',
+    ),
+    (
+        "rules: [&r {name: a, match: {comm: a}}, *r]",
+        'f:1: rules[1].name: "a" is the name of the rule on line 1',
+    ),
+    (
+        "rules: [{name: defaults, match: {comm: a}}]",
+        'f:1: rules[0].name: "defaults" is reserved for deaths that no rule matches',
+    ),
+    (
+        'rules: [{name: "a\\n", match: {comm: a}}]',
+        "f:1: rules[0].name: must be at most 64 printable characters, no space at the ends",
+    ),
+    (
+        rule(""),
+        "f:1: rules[0].match: no condition; what holds for every death belongs in `defaults`",
+    ),
+    (rule("comm: yes"), 'f:1: rules[0].match.comm: is not text to YAML; quote it: "yes"'),
+    (rule('exe: ""'), "f:1: rules[0].match.exe: can not be empty"),
+    (
+        rule("exe: []"),
+        "f:1: rules[0].match.exe: an empty list never matches; leave the key out for any value",
+    ),
+    (
+        rule("signal: SEGF"),
+        'f:1: rules[0].match.signal: "SEGF" is not a signal; did you mean "SEGV"?',
+    ),
+    (
+        rule("signal: [11, 65]"),
+        "f:1: rules[0].match.signal[1]: 65 is not a signal: they are 1 to 64",
+    ),
+    (
+        rule("signal: crash"),
+        'f:1: rules[0].match.signal: "crash" is not a signal such as SIGSEGV, SEGV or 11',
+    ),
+    (
+        rule("cause: [exit], signal: 11"),
+        "f:1: rules[0].match: never matches: an exit has no signal",
+    ),
+    (rule("user: no-such"), 'f:1: rules[0].match.user: no user "no-such" on this host'),
+    (rule("user: 1000"), 'f:1: rules[0].match.user: "1000" is a number; write uid: 1000'),
+    (rule("uid: 1, user: root"), "f:1: rules[0].match: give either uid or user, not both"),
+    (
+        rule("uid: 4294967295"),
+        "f:1: rules[0].match.uid: expected a uid from 0 to 4294967294, not 4294967295",
+    ),
+    # not YAML, or too much of it
+    (
+        "rules:\n - match: {exe: */java}",
+        "f:2: not YAML: while scanning an alias expected alphabetic or numeric character, but "
+        "found '/' (a text which begins with * must be quoted)",
+    ),
+    (
+        "a: [",
+        "f:1: not YAML: while parsing a flow node expected the node content, "
+        "but found '<stream end>'",
+    ),
+    (
+        "store: {}\n---\nhold: {}",
+        "f:2: not YAML: expected a single document in the stream but found another document",
+    ),
+    ("\n\x01", "f:2: not YAML: character U+0001 is not allowed"),
+    ("\n" + "[" * 3000, "f:2: not YAML: nested more than 20 deep"),
+    ("[" + "1," * 60_000 + "]", "f:1: not YAML: more than 50000 values"),
+    ("#" * (1 << 20) + "#", "f: is larger than 1 MiB"),
+    ("&a [*a]", "f: more than 50000 values once its aliases are followed"),
+    (
+        "\n".join(["a: &a0 [x]", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 9))]),
+        "f: more than 50000 values once its aliases are followed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), PROBLEMS)
+def test_what_is_wrong_is_named_with_line_key_and_what_would_be_right(
+    text: str, message: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        loads(text, "f")
+    assert str(caught.value) == message
+
+
+def test_everything_that_is_wrong_is_reported_at_once_in_the_order_of_lines() -> None:
+    # GIVEN a file with problems of several kinds, some in one rule
+    text = """\
+store: {path: cores, color: blue}
+rules:
+  - match: {signal: [11, 99, SEGF]}
+    capture: ful
+metrics: {listen: 1}
+"""
+    # WHEN it is loaded
+    with pytest.raises(PolicyErrors) as caught:
+        loads(text, "f")
+
+    # THEN the message has one line for each, and each can be had by itself
+    lines = [
+        'f:1: store.path: "cores" is not an absolute path of a directory',
+        'f:1: store.color: unknown key "color"; known here: path, min_free',
+        "f:3: rules[0].match.signal[1]: 99 is not a signal: they are 1 to 64",
+        'f:3: rules[0].match.signal[2]: "SEGF" is not a signal; did you mean "SEGV"?',
+        "f:3: rules[0]: has no `name`",
+        'f:4: rules[0].capture: "ful" is not one of full, stacks, threads, record, none; '
+        'did you mean "full"?',
+        f'f:5: metrics.listen: "1" has no port from 0 to 65535; {LISTEN}',
+    ]
+    assert str(caught.value).splitlines() == lines
+    assert [str(problem) for problem in caught.value.problems] == lines
+    assert [(p.line, p.key) for p in caught.value.problems][:2] == [
+        (1, "store.path"),
+        (1, "store.color"),
+    ]
+
+
+def test_a_file_with_too_many_problems_is_reported_in_part() -> None:
+    with pytest.raises(PolicyErrors) as caught:
+        loads("\n".join(f"k{n}: 1" for n in range(150)), "f")
+    assert len(caught.value.problems) == 101
+    assert str(caught.value).splitlines()[-1] == "f: and 50 more problems"
+
+
+def test_a_file_that_can_not_be_read_is_a_policy_error(tmp_path: Path) -> None:
+    missing, folder, binary = tmp_path / "missing", tmp_path, tmp_path / "binary"
+    binary.write_bytes(b"store:\n\xff")
+    large = tmp_path / "large"
+    large.write_bytes(b"#")
+    os.truncate(large, 3 << 20)
+    wrong = {
+        missing: f"{missing}: can not be read: No such file or directory",
+        folder: f"{folder}: can not be read: Is a directory",
+        binary: f"{binary}:2: is not UTF-8 text",
+        large: f"{large}: is larger than 1 MiB",
+    }
+    for path, message in wrong.items():
+        with pytest.raises(PolicyErrors) as caught:
+            load(path)
+        assert str(caught.value) == message
+
+
+_WORDS = sorted({part.removesuffix("[]") for key in keys() for part in key.split(".")})
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["none", "full", "zstd", "1h", "8GiB", "SIGSEGV", "exit", "/x/*", "auto"])
+)
+_TREES = st.recursive(
+    _SCALARS,
+    lambda below: (
+        st.lists(below, max_size=4)
+        | st.dictionaries(st.sampled_from(_WORDS) | st.text(max_size=4), below, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text() | _TREES.map(yaml.safe_dump) | _TREES.map(lambda tree: yaml.dump([tree])))
+def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
+    try:
+        policy = loads(text, "f")
+    except PolicyError as error:
+        message = str(error)
+        assert message.startswith("f")
+        assert all(line.isprintable() for line in message.split("\n"))
+        message.encode()  # can be printed: no lone surrogate
+    else:
+        assert policy.source == "f"

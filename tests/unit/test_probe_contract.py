@@ -1,0 +1,73 @@
+"""bpf/coresnap.h and its readers in Python agree on every size, offset and constant."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from collector.probe import events, iterators
+from collector.probe.probe import Counters
+
+HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coresnap.h"
+
+# What the C compiler is asked -> what the readers believe.
+EXPECTED = {
+    "sizeof(struct cs_who)": events.WHO.size,
+    "sizeof(struct cs_sender)": events.SENDER.size,
+    "sizeof(struct cs_fault)": events.FAULT.size,
+    "sizeof(struct cs_event)": events.EVENT_BYTES,
+    "offsetof(struct cs_event, who)": events.HEAD.size,
+    "sizeof(struct cs_exit)": events.SIZES[events.TYPE_EXIT],
+    "sizeof(struct cs_fatal)": events.FATAL_BYTES,
+    "offsetof(struct cs_fatal, stack)": events.EVENT_BYTES + events.FATAL.size,
+    "offsetof(struct cs_who, comm)": 48,
+    "sizeof(struct cs_mapped)": events.MAPPED.size,
+    "sizeof(struct cs_thread)": iterators.THREAD.size,
+    "offsetof(struct cs_thread, regs)": iterators.THREAD.size - 8 * (27 + 2),
+    "sizeof(struct cs_mapping)": iterators.MAPPING.size,
+    "CS_FORMAT": events.FORMAT,
+    "CS_PAGE": events.PAGE,
+    "CS_STACK_PAGES": events.STACK_PAGES,
+    "CS_EVENT_FATAL": events.TYPE_FATAL,
+    "CS_EVENT_EXIT": events.TYPE_EXIT,
+    "CS_EVENT_OOM": events.TYPE_OOM,
+    "CS_EVENT_MAPPED": events.TYPE_MAPPED,
+    "CS_MAPPING_FILE": iterators.HAS_FILE,
+    "CS_MAPPING_ANON_VMA": iterators.HAS_ANON_VMA,
+    "CS_MAPPING_SPECIAL": iterators.IS_SPECIAL,
+    "CS_MAPPING_PATH_WALK": iterators.IS_WALK,
+    "CS_MAPPING_DELETED": iterators.IS_DELETED,
+    "CS_COUNTERS": len(Counters.__struct_fields__) - 1,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """What the compiler says of each expression."""
+    folder = tmp_path_factory.mktemp("contract")
+    lines = "".join(f'\tprintf("%zu\\n", (size_t)({text}));\n' for text in EXPECTED)
+    source = folder / "contract.c"
+    source.write_text(
+        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
+        f'#include "{HEADER}"\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n'
+    )
+    program = folder / "contract"
+    # -Wpadded: padding that the compiler inserts would carry kernel memory to the reader
+    command = ["cc", "-Wall", "-Wpadded", "-Werror", str(source), "-o", str(program)]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+    return dict(zip(EXPECTED, map(int, printed.split()), strict=True))
+
+
+def test_sizes_and_constants_are_the_compilers(compiled: dict[str, int]) -> None:
+    assert compiled == EXPECTED
+
+
+def test_counters_are_in_the_order_of_the_header() -> None:
+    body = re.search(r"enum cs_counter \{(.*?)\}", HEADER.read_text(), re.S)
+    assert body is not None
+    names = [name.removeprefix("CS_").lower() for name in re.findall(r"CS_\w+", body[1])]
+    assert (*names[:-1], "undecodable") == Counters.__struct_fields__

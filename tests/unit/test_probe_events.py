@@ -1,0 +1,207 @@
+"""Ring records become events; records that are not of this build are refused."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from collector.errors import ProbeError
+from collector.model import (
+    Access,
+    CodeSite,
+    Exit,
+    FatalSignal,
+    Fault,
+    Identity,
+    MappedObject,
+    OomVictim,
+    ProcessKey,
+    Sender,
+    StackPage,
+)
+from collector.probe import events
+
+SEGV_MAPERR = 1
+BUILD_ID = bytes(range(1, 21))
+REGS = tuple(range(100, 127))
+WHO = Identity(
+    key=ProcessKey(1234, 5_000),
+    tid=1235,
+    ns_pid=7,
+    ns_tid=8,
+    ppid=1,
+    comm="victim",
+    uid=1000,
+    gid=100,
+    cgroup_id=99,
+    exe="/usr/bin/victim",
+)
+NO_SENDER = bytes(events.SENDER.size)
+NO_FAULT = bytes(events.FAULT.size)
+
+
+def common(kind: int, size: int, **changes: bytes | int) -> bytes:
+    """The head of a record; `changes` replace parts of it."""
+    exe = changes.get("exe", b"victim\0bin\0usr\0")
+    assert isinstance(exe, bytes)
+    who = events.WHO.pack(
+        5_000, 99, 1234, 1235, 7, 8, 1, 1000, 100,
+        changes.get("exe_len", len(exe)), changes.get("comm", b"victim"), exe,
+    )  # fmt: skip
+    head = events.HEAD.pack(kind, size, 42)
+    return head + who + changes.get("sender", NO_SENDER) + changes.get("fault", NO_FAULT)  # type: ignore[operator]
+
+
+def fatal(**changes: bytes | int) -> bytes:
+    """A record of a SIGSEGV with the first and the third page of its stack."""
+    info = struct.pack("<iiiiQ", 11, 0, changes.get("code", SEGV_MAPERR), 0, 0x10)
+    part = events.FATAL.pack(
+        11, changes.get("has_info", 1), b"worker", info.ljust(48, b"\0"), *REGS,
+        changes.get("trap", 14), changes.get("error", 0b110),
+        changes.get("status", 1), changes.get("build_id", BUILD_ID), 0x1234, 0x7000, 0b101,
+    )  # fmt: skip
+    pages = b"".join(bytes([n]) * 4096 for n in range(8))
+    return common(events.TYPE_FATAL, events.FATAL_BYTES, **changes) + part + pages
+
+
+def exit_record(**changes: bytes | int) -> bytes:
+    size = events.SIZES[events.TYPE_EXIT]
+    return common(events.TYPE_EXIT, size, **changes) + events.EXIT.pack(0x8B, 0)
+
+
+def decoded(record: bytes) -> FatalSignal:
+    event = events.decode(record)
+    assert isinstance(event, FatalSignal)
+    return event
+
+
+def test_a_fatal_signal_is_decoded_whole() -> None:
+    fault = events.FAULT.pack(5_000, 1, 41, 0x20, 0x400, 0x7FF0, 1235, 11, SEGV_MAPERR, 0)
+    assert events.decode(fatal(fault=fault)) == FatalSignal(
+        who=WHO,
+        time_ns=42,
+        signal=11,
+        si_code=SEGV_MAPERR,
+        si_addr=0x10,
+        siginfo=struct.pack("<iiiiQ", 11, 0, SEGV_MAPERR, 0, 0x10).ljust(128, b"\0"),
+        sender=None,
+        regs=REGS,
+        stack=(
+            StackPage(address=0x7000, data=b"\0" * 4096),
+            StackPage(address=0x9000, data=b"\2" * 4096),
+        ),
+        site=CodeSite(build_id=BUILD_ID.hex(), offset=0x1234),
+        last_fault=Fault(
+            time_ns=41, tid=1235, signal=11, si_code=1, si_addr=0x20, ip=0x400, sp=0x7FF0
+        ),
+        thread_name="worker",
+        fault_access=Access.WRITE,
+    )
+
+
+def test_an_exit_has_its_status_and_sender() -> None:
+    sender = events.SENDER.pack(5_000, 77, 1000, 11, 0, b"bash")
+    assert events.decode(exit_record(sender=sender)) == Exit(
+        who=WHO,
+        time_ns=42,
+        status=0x8B,
+        sender=Sender(pid=77, comm="bash", uid=1000),
+        last_fault=None,
+    )
+
+
+def test_an_oom_victim_is_only_named() -> None:
+    record = common(events.TYPE_OOM, events.EVENT_BYTES)
+    assert events.decode(record) == OomVictim(who=WHO, time_ns=42)
+
+
+@pytest.mark.parametrize(
+    ("path_len", "found"),
+    [
+        (
+            9,
+            MappedObject(
+                start=0x1000, end=0x3000, offset=0x2000, executable=True, path="/lib/a.so"
+            ),
+        ),
+        (-1, None),
+    ],
+)
+def test_a_mapped_object_belongs_to_an_exit_to_come(
+    path_len: int, found: MappedObject | None
+) -> None:
+    record = events.MAPPED.pack(
+        events.TYPE_MAPPED, events.MAPPED.size, 42, 5_000, 1234, path_len,
+        0x1000, 0x3000, 0x2000, 0x5, 0, b"a.so\0lib\0",
+    )  # fmt: skip
+    assert events.decode(record) == events.Mapped(ProcessKey(1234, 5_000), found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "access"),
+    [
+        ({"error": 0b100}, Access.READ),
+        ({"error": 0b110}, Access.WRITE),
+        ({"error": 0b10100}, Access.EXECUTE),
+        ({"trap": 13}, None),  # a general protection fault has no address
+        ({"code": -6}, None),  # sent by tgkill(2)
+        ({"code": 0x80}, None),  # sent by the kernel
+    ],
+)
+def test_how_a_fault_touched_memory(changes: dict[str, int], access: Access | None) -> None:
+    assert decoded(fatal(**changes)).fault_access is access
+
+
+def test_without_siginfo_nothing_is_made_up() -> None:
+    event = decoded(fatal(has_info=0))
+    assert (event.si_code, event.si_addr, event.siginfo) == (None, None, b"")
+
+
+@pytest.mark.parametrize(
+    ("changes", "site"),
+    [
+        ({"status": 2}, None),
+        ({"status": -14}, None),
+        ({"build_id": BUILD_ID[:16]}, CodeSite(build_id=BUILD_ID[:16].hex(), offset=0x1234)),
+        ({"build_id": BUILD_ID[:8]}, CodeSite(build_id=BUILD_ID[:8].hex(), offset=0x1234)),
+    ],
+)
+def test_the_site_is_known_or_absent(changes: dict[str, bytes], site: CodeSite | None) -> None:
+    assert decoded(fatal(**changes)).site == site
+
+
+def test_a_path_that_could_not_be_read_is_absent() -> None:
+    assert decoded(fatal(exe_len=-1)).who.exe is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"\xff\xfe", "\\xff\\xfe"),
+        (b"a\nb\x1b[2J", "a\nb\x1b[2J"),
+        ("grüße".encode(), "grüße"),
+        (b"fifteen letters", "fifteen letters"),
+    ],
+)
+def test_hostile_names_become_text(name: bytes, text: str) -> None:
+    who = decoded(fatal(comm=name, exe=name + b"\0dir\0")).who
+    assert (who.comm, who.exe) == (text, f"/dir/{text}")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        exit_record()[:-1],
+        exit_record() + b"\0",
+        common(events.TYPE_EXIT, 1 << 31) + bytes(8),
+        common(99, events.EVENT_BYTES),
+        fatal()[: events.EVENT_BYTES],
+        exit_record(exe_len=769),
+    ],
+    ids=["empty", "short", "long", "size", "type", "cut", "path"],
+)
+def test_what_is_no_record_is_refused(record: bytes) -> None:
+    with pytest.raises(ProbeError):
+        events.decode(record)

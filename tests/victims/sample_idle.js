@@ -1,0 +1,3 @@
+// An event loop that waits.
+process.stdin.resume();
+process.stdout.write("ready\n");
