@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import re
 import select
+import shutil
 import socket
 import stat
 import struct
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 # %t seconds since the epoch, %F pidfd (>= 6.16; earlier kernels leave it out)
 FIELDS = "%P %I %s %u %g %d %t %F"
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
+SOCKET = "pipe.sock"  # in the run directory
+SHORT = Path("/run")  # for links to what a core_pattern cannot hold
 _PATTERN_MAX = 127  # bytes; CORENAME_MAX_SIZE less its NUL
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _LINE_MAX = 512  # bytes, as in the helper
@@ -111,22 +115,24 @@ class PipeBackend:
         """Listen in `run_dir`, an existing directory that others cannot enter.
 
         Raises HoldError if the helper is not there, others than root may write it (the kernel runs
-        it as root), or the pattern would be too long.
+        it as root), or a path that no core_pattern can hold cannot be linked to from `SHORT`.
         """
         self.run_dir = run_dir.resolve()
         self.helper = helper.resolve()
         self._helper_id = _trusted(self.helper)
+        self._links: Path | None = None
         self.pattern = f"|{self.helper} {self.run_dir} {FIELDS}"
-        paths = f"{self.helper}{self.run_dir}"
-        if len(self.pattern.encode()) > _PATTERN_MAX or any(c in paths for c in " %\t\n"):
-            raise HoldError(f"no core_pattern (too long, or a blank or %): {self.pattern!r}")
+        if not _fits(self.pattern):
+            self._links = _link(self.helper, self.run_dir)
+            self.pattern = f"|{self._links / NAME} {self._links / 'run'} {FIELDS}"
         self.refused = 0  # connections that were not a helper's with a dying process
         self.late = 0  # helpers that had given up before we answered; they leave a note
-        self.path = self.run_dir / "pipe.sock"
+        self.path = self.run_dir / SOCKET
         self.path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._listener.bind(str(self.path))
+            # through the link: a socket's path has 107 bytes
+            self._listener.bind(str((self._links / "run" if self._links else run_dir) / SOCKET))
             self.path.chmod(0o600)
             self._listener.listen(65535)  # the kernel cuts it to net.core.somaxconn
         except OSError as error:
@@ -244,6 +250,8 @@ class PipeBackend:
         """Stop listening; helpers that were not accepted yet leave a note at once."""
         self._listener.close()
         self.path.unlink(missing_ok=True)
+        if self._links is not None:
+            shutil.rmtree(self._links, ignore_errors=True)
 
 
 def find_helper() -> Path | None:
@@ -251,6 +259,32 @@ def find_helper() -> Path | None:
     package = Path(__file__).resolve().parent
     places = (package, package.parents[1] / "build", Path("/usr/lib/coresnap"))
     return next((place / NAME for place in places if (place / NAME).is_file()), None)
+
+
+def _fits(pattern: str) -> bool:
+    """Whether the kernel takes it whole: it splits at blanks, expands % and cuts what is longer."""
+    paths = pattern.removesuffix(FIELDS)[1:-1]
+    return len(pattern.encode()) <= _PATTERN_MAX and (
+        paths.count(" ") == 1 and not any(c in paths for c in "%\t\n")
+    )
+
+
+def _link(helper: Path, run_dir: Path) -> Path:
+    """A directory with short links to both; an agent of the same `run_dir` takes the same one."""
+    directory = SHORT / f"coresnap-{hashlib.blake2b(bytes(run_dir), digest_size=4).hexdigest()}"
+    try:
+        if directory.is_symlink() or (directory.exists() and directory.stat().st_uid != 0):
+            raise HoldError(f"{directory}: not made by root")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name, target in ((NAME, helper), ("run", run_dir)):
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(target)
+    except OSError as error:
+        raise HoldError(
+            f"{directory}: {error.strerror}: no short way to {helper} and {run_dir}, "
+            "which are too long for a core_pattern, or hold a blank or %"
+        ) from error
+    return directory
 
 
 def _trusted(helper: Path) -> tuple[int, int]:

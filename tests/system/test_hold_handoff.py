@@ -99,6 +99,25 @@ def test_the_notes_at_the_head_of_the_stream(here: Place, kind: Backend, threads
     assert {int.from_bytes(n["n_descdata"][32:36], "little") for n in found} == tids
 
 
+@pytest.mark.parametrize("folder", ["deep" * 20, "a blank", "100%"])
+def test_a_pipe_helper_and_a_store_that_no_core_pattern_can_name(here: Place, folder: str) -> None:
+    """
+    GIVEN a checkout and a store whose paths are too long, or hold what the kernel would expand
+    WHEN the agent takes over by pipe, and a process crashes
+    THEN it is handed over, and nothing is left behind
+    """
+    here.helper = build(here.run_dir.parent / folder / "checkout")
+    here.run_dir = here.run_dir.parent / folder / "state" / folder
+    short = set(Path("/run").glob("coresnap-*"))
+    with here.backend(Backend.PIPE) as backend, Victim(here) as victim:
+        assert len(PATTERN.read_text()) < 100
+        victim.crash()
+        with accept(backend) as held:
+            assert held.pid == victim.pid
+        assert victim.process.wait() == -signal.SIGSEGV
+    assert set(Path("/run").glob("coresnap-*")) == short
+
+
 @pytest.mark.parametrize("kind", BOTH)
 def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
     with here.backend(kind) as backend, contextlib.ExitStack() as alive:
