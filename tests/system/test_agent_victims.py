@@ -519,7 +519,7 @@ def test_a_set_user_id_program(watching: RunningAgent, open_folder: Path) -> Non
         si_addr=0,
         uid=NOBODY,
         reason=record["reason"],
-        lost=record["lost"],
+        lost=facts(record)["lost"],
     )
     assert facts(record) == expected
     assert record["reason"].startswith("SIGSEGV: wrote to address 0x0")
