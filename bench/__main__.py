@@ -11,24 +11,27 @@ from pathlib import Path
 
 import msgspec
 
-from bench import crashes, machine, overhead, report, rest, writing
+from bench import crashes, listing, machine, overhead, report, rest, snapshots, takers, writing
 from bench.cases import CASES, QUICK, QUICK_ROUNDS
 from bench.model import Result
+from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
 OTHERS = ("rest", "write", "bpf")
+SNAPSHOTS = "snapshots"  # all cases of them
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `cases` are names, all that are wanted."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [*(case.name for case in CASES), *OTHERS]
+    live = [case.name for case in LIVE_CASES]
+    names = [*(case.name for case in CASES), *live, *OTHERS]
     parser.add_argument(
         "--quick", action="store_true", help="fewer cases and runs: under three minutes"
     )
     parser.add_argument(
         "--case",
         action="append",
-        choices=names,
+        choices=[*names, SNAPSHOTS],
         dest="cases",
         help="only this one; can be given several times",
     )
@@ -37,7 +40,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     args = parser.parse_args(words)
     if args.cases is None:
-        args.cases = [*QUICK, *OTHERS] if args.quick else names
+        args.cases = [*QUICK, *QUICK_LIVE, *OTHERS] if args.quick else names
+    elif SNAPSHOTS in args.cases:
+        args.cases += live
     if args.rounds is None and args.quick:
         args.rounds = QUICK_ROUNDS
     return args
@@ -55,19 +60,28 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # report what there is, too
     result = Result(machine=machine.facts())
-    peers = [p for p in crashes.PEERS if not args.peers or any(w in p.name for w in args.peers)]
+
+    def wanted(name: str) -> bool:
+        return not args.peers or any(word in name for word in args.peers)
+
+    peers = [peer for peer in crashes.PEERS if wanted(peer.name)]
+    live = [taker for taker in takers.TAKERS if wanted(taker.name)]
     try:
-        run(args, result, peers, say)
+        run(args, result, peers, live, say)
     except KeyboardInterrupt:
         result.notes.append("interrupted: not all was measured")
-    report.show(result, peers)
+    report.show(result, peers, live)
     if args.json:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
     return 0
 
 
 def run(
-    args: argparse.Namespace, result: Result, peers: list[crashes.Peer], say: crashes.Say
+    args: argparse.Namespace,
+    result: Result,
+    peers: list[crashes.Peer],
+    live: list[takers.Taker],
+    say: crashes.Say,
 ) -> None:
     """Measure what was asked for."""
     if "bpf" in args.cases:
@@ -78,6 +92,10 @@ def run(
         result.figures += writing.measure(*((1024, 2) if args.quick else (2048, 5)), say)
     cases = [case for case in CASES if case.name in args.cases]
     crashes.compare(cases, peers, args.rounds, result, say)
+    living = [case for case in LIVE_CASES if case.name in args.cases]
+    snapshots.compare(living, live, args.rounds, result, say)
+    if THREADS_CASE in living:
+        result.figures += listing.measure(THREADS_CASE, say)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The values of a benchmark: what dies, what was measured of one death, and what is demanded.
 
+The same of processes that go on, and of which snapshots are taken.
+
 Times are milliseconds and sizes are bytes, unless a name says otherwise.
 """
 
@@ -54,6 +56,39 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class LiveCase(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that goes on (`steady.c`), of which each peer takes `rounds` snapshots."""
+
+    name: str
+    mib: int  # touched
+    threads: int
+    rate: int = 0  # MiB/s that it writes, page by page
+    sparse_gib: int = 0  # the mapping over which the memory is spread; 0: it is not
+    rounds: int
+    about: str
+
+    @property
+    def resident(self) -> int:
+        return self.mib * MIB
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What one peer did with one process that goes on, as far as that noticed."""
+
+    peer: str
+    case: str
+    round: int
+    stall_ms: float  # the longest that its working thread stood
+    total_s: float  # from the start of the command to its end
+    disk: int  # allocated blocks
+    interrupted: int  # calls that returned EINTR
+    woken: int  # of the threads that are blocked for good, those that were switched to
+    throughput: float  # of the working thread: loops per second, by those just before
+    written: float | None  # pages it wrote, by those it should have; None: it writes nothing
+    method: str = ""  # Coresnap's own account, as the next one
+    held_ms: float | None = None
+
+
 class Spread(NamedTuple):
     """Median, least and greatest of some values."""
 
@@ -102,6 +137,8 @@ class Result(msgspec.Struct, kw_only=True):
     machine: dict[str, str]
     cases: list[Case] = []
     samples: list[Sample] = []
+    live_cases: list[LiveCase] = []
+    snapshots: list[Snapshot] = []
     figures: list[Figure] = []
     absent: dict[str, str] = {}  # peer -> why it could not run
     notes: list[str] = []

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from bench.model import MIB, Case, Figure, Result, Sample, spread
+from bench.model import MIB, Case, Figure, LiveCase, Result, Sample, Snapshot, spread
 from bench.peers import NoDump, Peer
-from bench.verdicts import judge, wait_of
+from bench.takers import GCORE, Taker
+from bench.verdicts import judge, judge_snapshots, snapshots_of, wait_of
 
 Rows = list[list[str]]
 
 
-def show(result: Result, peers: Sequence[Peer]) -> None:
+_ON_SCHEDULE = 0.98  # a writer that made this part of its writes was not held up
+_SNAPSHOT = (
+    "peer",
+    "longest stall, ms",
+    "gcore : it",
+    "total, s",
+    "x gcore",
+    "on disk, MiB",
+    "EINTRs",
+    "woken",
+    "speed, %",
+    "runs",
+    "notes",
+)
+
+
+def show(result: Result, peers: Sequence[Peer], takers: Sequence[Taker]) -> None:
     """The whole result, on standard output."""
     facts = [[key, value] for key, value in result.machine.items()]
     _table("Machine", ["what", "value"], facts, right=0)
@@ -20,7 +37,10 @@ def show(result: Result, peers: Sequence[Peer]) -> None:
         header = ["peer", "signal to wait, ms", "x no dump", "core complete, ms", "on disk, MiB"]
         rows = [_row(result, case, peer) for peer in peers]
         _table(case.about, [*header, "CPU, ms", "runs", "notes"], rows, right=6)
-    figures = [*judge(result), *result.figures]
+    for live in result.live_cases:
+        rows = [snapshot_row(result, live, taker) for taker in takers]
+        _table(live.about, list(_SNAPSHOT), rows, right=9)
+    figures = [*judge(result), *judge_snapshots(result), *result.figures]
     header = ["figure", "measured", "target", "verdict", "detail"]
     _table("Targets and figures", header, [_figure(f) for f in figures], right=2)
     for note in result.notes:
@@ -57,15 +77,58 @@ def _notes(found: list[Sample], case: Case) -> str:
     return "; ".join(notes)
 
 
-def _spread(values: list[float | None], *, wide: bool = True) -> str:
-    """`median [least-greatest]`."""
+def snapshot_row(result: Result, case: LiveCase, taker: Taker) -> list[str]:
+    """One line of a table of snapshots."""
+    found = snapshots_of(result, taker.name, case)
+    if not found:
+        why = result.absent.get(taker.name, "failed: see the notes")
+        return [taker.name, *[""] * 8, "0", why]
+    gcore = snapshots_of(result, GCORE.name, case)
+    stall, total = _median(s.stall_ms for s in found), _median(s.total_s for s in found)
+    shorter = _median(s.stall_ms for s in gcore) / stall if gcore else None
+    longer = total / _median(s.total_s for s in gcore) if gcore else None
+    return [
+        taker.name,
+        _spread([s.stall_ms for s in found]),
+        "-" if shorter is None else _number(shorter),
+        _spread([s.total_s for s in found]),
+        "-" if longer is None else _number(longer),
+        _spread([s.disk / MIB for s in found], wide=False),
+        _spread([s.interrupted for s in found], whole=True),
+        _spread([s.woken for s in found], whole=True),
+        _spread([100 * s.throughput for s in found], whole=True),
+        str(len(found)),
+        _snapshot_notes(found, case),
+    ]
+
+
+def _snapshot_notes(found: list[Snapshot], case: LiveCase) -> str:
+    notes = [", ".join(sorted({s.method for s in found if s.method}))]
+    held = spread(s.held_ms for s in found)
+    if held:
+        notes.append(f"held {_number(held.median)} ms by its own account")
+    written = spread(s.written for s in found)
+    if written and written.median < _ON_SCHEDULE:
+        notes.append(f"{100 * written.median:.0f} % of its writes")
+    if len(found) < case.rounds:
+        notes.append("fewer runs: slow")
+    return "; ".join(filter(None, notes))
+
+
+def _median(values: Iterable[float]) -> float:
+    found = spread(values)
+    assert found is not None
+    return found.median
+
+
+def _spread(values: Iterable[float | None], *, wide: bool = True, whole: bool = False) -> str:
+    """`median [least-greatest]`, the latter only if they differ."""
     found = spread(values)
     if found is None:
         return "-"
-    text = _number(found.median)
-    if wide and found.count > 1:
-        text += f" [{_number(found.low)}-{_number(found.high)}]"
-    return text
+    number = "{:.0f}".format if whole else _number
+    text, low, high = map(number, found[:3])
+    return f"{text} [{low}-{high}]" if wide and low != high else text
 
 
 def _number(value: float) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from bench.model import MIB, Case, Figure, Result, Spread, spread
+from collections.abc import Iterator, Sequence
+
+from bench.model import MIB, Case, Figure, LiveCase, Result, Snapshot, Spread, spread
 from bench.peers import NoDump
+from bench.takers import AUTO, NONE, NONSTOP
 
 WAIT_TARGET_MS = 5.0  # median, 64 MiB to 8 GiB
 BELOW_FROM = 256 * MIB  # from here on faster than dying with no dump
 COUNT_TARGET = 1.2  # times no dump, for many threads or mappings
 OURS = ("coresnap, socket", "coresnap, pipe")
+
+WRITER_TARGET_MS = 10.0  # longest stall of a pre-copy: 6 GiB, 16 threads, a moderate writer
+IDLE_TARGET_MS = 5.0  # 2 GiB, idle
+NONSTOP_TARGET_MS = 0.2
+_STALLS = {"snap-6GiB-16-writer": WRITER_TARGET_MS, "snap-2GiB-16-idle": IDLE_TARGET_MS}
 
 
 def wait_of(result: Result, peer: str, case: str) -> Spread | None:
@@ -36,3 +44,47 @@ def _judge(case: Case, peer: str, ours: Spread, none: Spread) -> list[Figure]:
     if case.resident >= BELOW_FROM:
         figures.append(Figure(name=name, value=ratio, unit="x no dump", target=1.0, below=True))
     return figures
+
+
+def snapshots_of(result: Result, peer: str, case: LiveCase) -> list[Snapshot]:
+    """All of one peer in one case."""
+    return [s for s in result.snapshots if (s.peer, s.case) == (peer, case.name)]
+
+
+def judge_snapshots(result: Result) -> list[Figure]:
+    """One figure for each demand on a mode; as measured by the target, unless it says otherwise."""
+    return [*_pre_copies(result), *_nonstops(result)]
+
+
+def _pre_copies(result: Result) -> Iterator[Figure]:
+    for case in result.live_cases:
+        ours = snapshots_of(result, AUTO.name, case)
+        if ours and case.name in _STALLS:
+            yield _stall(result, case, ours, _STALLS[case.name])
+
+
+def _nonstops(result: Result) -> Iterator[Figure]:
+    for case in result.live_cases:
+        ours = snapshots_of(result, NONSTOP.name, case)
+        if ours:
+            yield _stall(result, case, ours, NONSTOP_TARGET_MS)
+
+
+def _stall(result: Result, case: LiveCase, ours: Sequence[Snapshot], target_ms: float) -> Figure:
+    stalls = spread(s.stall_ms for s in ours)
+    assert stalls is not None
+    held = spread(s.held_ms for s in ours)
+    noise = spread(s.stall_ms for s in snapshots_of(result, NONE.name, case))
+    said = [", ".join(sorted({s.method for s in ours}))]
+    said.append(f"{stalls.low:.2f}-{stalls.high:.2f} in {stalls.count} rounds")
+    if held:
+        said.append(f"by its own account {held.median:.2f} ms")
+    if noise:
+        said.append(f"with no snapshot {noise.median:.2f} ms")
+    return Figure(
+        name=f"{case.name}, {ours[0].peer.removeprefix('coresnap, ')}: longest stall",
+        value=stalls.median,
+        unit="ms",
+        target=target_ms,
+        detail="; ".join(said),
+    )
