@@ -71,6 +71,7 @@ class Agent:
             poll.register(self._context.probe.fileno(), select.POLLIN)
         if self._context.backend.fileno() >= 0:
             poll.register(self._context.backend.fileno(), select.POLLIN)
+        self._context.recorder.configure(self._context.policy.policy)
         self._give_up_interrupted()
         self._take_events()
         self._take_notes()
@@ -116,6 +117,7 @@ class Agent:
                 log.warning("policy: %s changes only with a restart", key)
             if self._context.probe is not None:
                 self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
+            self._context.recorder.configure(self._context.policy.policy)
             log.info("policy: %s is in force", self._context.policy.policy.source)
         else:
             self._context.metrics.policy_bad.set(1)
@@ -131,6 +133,7 @@ class Agent:
                 lane.wait_idle(_FINISH_S)
         for death in self._context.deaths.abandoned(all_settled=True):
             self._ended(death)
+        self._context.recorder.close()
         for lane in lanes:
             lane.close()
 

@@ -44,6 +44,15 @@ class Capture(enum.StrEnum):
     NONE = "none"  # not even a record; counted in the metrics
 
 
+class SnapshotMode(enum.StrEnum):
+    """What a snapshot of a live process promises."""
+
+    AUTO = "auto"
+    THREADS = "threads"  # registers and stacks of all threads; the process never stops as a whole
+    NONSTOP = "nonstop"  # memory as well, while everything goes on: not of one instant
+    FULL_STOP = "full-stop"  # registers and memory of one instant
+
+
 class Release(enum.StrEnum):
     """When the dying process may go on."""
 
@@ -182,6 +191,15 @@ class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True):
     elsewhen: tuple[str, ...] = ()  # areas whose content is not of that instant
 
 
+class SamplesFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The samples of a process's last minutes, which lie beside its record."""
+
+    count: int
+    seconds: float  # from the first to the last
+    rule: str  # of `watch`
+    file: str  # inside the record's folder
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a backtrace, innermost first. Unknown parts are None."""
 
@@ -247,4 +265,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     frames: list[Frame] | None = None
     rule: str | None = None
     snapshot: SnapshotFacts | None = None  # for cause `snapshot`
+    trigger: str | None = None  # why a health trigger took it, for cause `snapshot`
+    samples: SamplesFacts | None = None  # None: no `watch` rule matched it
     lost: dict[str, str] = {}  # field or part -> why it could not be had

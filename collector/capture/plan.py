@@ -19,6 +19,7 @@ from collector.capture.select import (
     select_full,
     select_none,
     select_stacks,
+    union,
 )
 from collector.elfcore.types import LeftOut, ProcessImage, Segment
 from collector.model import Capture
@@ -127,13 +128,7 @@ class _Budget:
             self._kept.append((start, at))
 
     def merged(self) -> list[Range]:
-        out: list[Range] = []
-        for start, end in sorted(self._kept):
-            if out and start <= out[-1][1]:
-                out[-1] = (out[-1][0], max(out[-1][1], end))
-            else:
-                out.append((start, end))
-        return out
+        return union(self._kept)
 
 
 def _gaps(whole: Range, kept: Sequence[Range]) -> list[Range]:

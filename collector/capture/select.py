@@ -175,6 +175,17 @@ def select_stacks(
     return space.merged()
 
 
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """The same addresses, as sorted and disjoint ranges."""
+    out: list[Range] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
+
+
 def carve(segments: Sequence[Segment], keep: Sequence[Range]) -> list[Segment]:
     """Segments for `keep` (sorted, disjoint) inside the given address ranges, all else undumped.
 
@@ -240,13 +251,7 @@ class _Space:
         self._ranges.append((start & -PAGE, last))
 
     def merged(self) -> list[Range]:
-        out: list[Range] = []
-        for start, end in sorted(self._ranges):
-            if out and start <= out[-1][1]:
-                out[-1] = (out[-1][0], max(out[-1][1], end))
-            else:
-                out.append((start, end))
-        return out
+        return union(self._ranges)
 
 
 def _add_thread(space: _Space, thread: Thread, max_stack: int) -> None:

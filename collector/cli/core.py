@@ -8,9 +8,12 @@ from pathlib import Path
 
 from collector.cli import copying
 from collector.cli.choice import id_argument, reading
-from collector.cli.cores import core_of, dying_by_exception, warn_incomplete
+from collector.cli.cores import core_of, dying_by_exception, samples_of, warn_incomplete
 from collector.cli.progress import progress
+from collector.cli.render import clean
+from collector.elfcore.sink import SparseWriter, StreamWriter
 from collector.errors import StoreError
+from collector.watch.flight import write_sample
 
 _STDOUT = "-"
 
@@ -24,9 +27,18 @@ class CoreVerb:
         parser.add_argument(
             "-o", "--output", default=_STDOUT, metavar="FILE", help="`-` is stdout (default)"
         )
+        parser.add_argument(
+            "--sample",
+            type=int,
+            metavar="N",
+            help="instead, a core of the threads as they were in sample N of the minutes before "
+            "the death: 1, 2, … or, from the last one backwards, -1, -2, …",
+        )
         parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.sample is not None:
+            return _sample(args)
         with reading(args.store) as store:
             record = store.get(args.id)
             core = core_of(store, record)
@@ -43,6 +55,27 @@ class CoreVerb:
                 copying.write_core(core, fd)
         warn_incomplete(record)
         return 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    with reading(args.store) as store:
+        record = store.get(args.id)
+        flight = samples_of(store, record)
+    number = flight.number(args.sample)
+    if args.output == _STDOUT:
+        copying.refuse_terminal(sys.stdout.fileno())
+        written = write_sample(flight, number, record.id, StreamWriter(sys.stdout.fileno()))
+    else:
+        with dying_by_exception(), copying.new_file(Path(args.output), force=args.force) as fd:
+            written = write_sample(flight, number, record.id, SparseWriter(fd))
+    if written.left_out:
+        names = ", ".join(sorted(set(written.left_out)))
+        count = len(written.left_out)
+        print(
+            f"coresnap: without {count} threads whose registers are not known: {clean(names)}",
+            file=sys.stderr,
+        )
+    return 0
 
 
 def _to_stdout(core: Path) -> None:

@@ -18,6 +18,7 @@ from collector.errors import NotFound, StoreError
 from collector.model import Outcome, Record
 from collector.store.folders import TEMPORARY
 from collector.store.store import Store
+from collector.watch.flight import Flight, read
 
 _INCOMPLETE = (Outcome.TRUNCATED, Outcome.REDUCED)
 
@@ -31,6 +32,14 @@ def core_of(store: Store, record: Record) -> Path:
         raise NotFound(f"record {record.id}: its core ({record.core}) is gone from the store")
     why = record.lost.get("core") or f"what was captured is `{record.capture.value}`"
     raise NotFound(f"record {record.id} has no core: {clean(why)}")
+
+
+def samples_of(store: Store, record: Record) -> Flight:
+    """The samples of the minutes before a death. NotFound says why there are none."""
+    if record.samples is None:
+        why = record.lost.get("samples", "no `watch` rule of the policy named it")
+        raise NotFound(f"record {record.id} has no samples: {clean(why)}")
+    return read(store.place(record))
 
 
 def warn_incomplete(record: Record) -> None:

@@ -7,10 +7,14 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from collector.cli import render
+import msgspec
+
+from collector.cli import places, render
 from collector.cli.choice import id_argument, json_argument, reading
+from collector.cli.cores import samples_of
 from collector.explain.names import code_name, signal_name
 from collector.model import Capture, Fault, Outcome, Record, Sender, SnapshotFacts
+from collector.watch.flight import Flight
 
 _TOP_FRAMES = 8
 _TOP_LINES = 8  # of threads, and of areas
@@ -31,11 +35,25 @@ class InfoVerb:
         with reading(args.store) as store:
             record = store.get(args.id)
             core = store.core_path(record)
+            flight = samples_of(store, record) if record.samples else None
         if args.json:
-            render.print_json(record)
-        else:
-            print("\n".join(described(record, core, render.Screen())))
+            found = msgspec.to_builtins(record)
+            render.print_json({**found, "history": flight.report()} if flight else found)
+            return 0
+        screen = render.Screen()
+        lines = described(record, core, screen)
+        if flight is not None:
+            lines += ["", screen.bold("Before it died"), *_history(flight, screen)]
+        print("\n".join(lines))
         return 0
+
+
+def _history(flight: Flight, screen: render.Screen) -> list[str]:
+    """Where its threads were in its last minutes."""
+    report = flight.report()
+    lines = places.lines(report, screen, stacks=False)
+    lost = [_line(f"lost {part}", why, screen) for part, why in sorted(report.lost.items())]
+    return [f"  {line}" for line in lines] + lost
 
 
 def described(record: Record, core: Path | None, screen: render.Screen) -> list[str]:
@@ -95,6 +113,7 @@ def _why(record: Record) -> Lines:
         if (record.oom and record.cause != "oom")
         else record.cause.value,
     )
+    yield "trigger", record.trigger
     yield "signal", _signal(record)
     yield "address", _address(record)
     yield "system call", record.syscall

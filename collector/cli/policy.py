@@ -17,8 +17,8 @@ from collector.model import Capture, Cause
 from collector.policy.facts import facts_of, is_container, unit_of_cgroup
 from collector.policy.limit import FALLBACK_FACTOR
 from collector.policy.load import PolicyErrors, load
-from collector.policy.match import DEFAULTS, Trial, matcher
-from collector.policy.types import Action, Codec, Decision, Facts, Limit
+from collector.policy.match import DEFAULTS, Trial, matcher, watch_rule
+from collector.policy.types import Action, Codec, Decision, Facts, Limit, Policy, Watch
 from collector.policy.units import parse_signal, quote, show_duration, show_size, signal_name
 from collector.store.encoding import json_text
 
@@ -92,13 +92,16 @@ def _check(args: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> int:
     facts = _facts(args)
-    ready = matcher(load(args.file))
+    policy = load(args.file)
+    ready = matcher(policy)
     decision = ready.decide(facts)
     trials = ready.trials(facts)
+    watch = watch_rule(policy, facts)
     if args.json:
-        _print_json({"facts": facts, "decision": decision, "trials": trials})
+        watched = None if watch is None else watch.name
+        _print_json({"facts": facts, "decision": decision, "trials": trials, "watch": watched})
     else:
-        print("\n".join(_report(facts, decision, trials)))
+        print("\n".join([*_report(facts, decision, trials), *_watch(policy, watch)]))
     return 0
 
 
@@ -161,6 +164,20 @@ def _report(facts: Facts, decision: Decision, trials: tuple[Trial, ...]) -> list
     lines.append("what would happen")
     lines += [f"  {setting:<13}{text}" for setting, text in _settings(decision.action)]
     return lines
+
+
+def _watch(policy: Policy, watch: Watch | None) -> list[str]:
+    """Whether its threads would be sampled while it lives."""
+    if not policy.watch:
+        return []
+    if watch is None:
+        return ["while it lives", f"  {'watched':<13}no rule of `watch` matches"]
+    kept = f"{watch.keep} samples, one every {show_duration(watch.every)}"
+    lines = ["while it lives", f"  {'watched':<13}{watch.name}: {kept}"]
+    return lines + [
+        f"  {'snapshot':<13}{trigger.name}: {trigger.condition.value}, mode {trigger.mode.value}"
+        for trigger in watch.triggers
+    ]
 
 
 def _show_fact(fact: str, value: Any) -> str:

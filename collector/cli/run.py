@@ -25,6 +25,7 @@ from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
 from collector.probe import Counters, Probe, open_probe
 from collector.store.store import Store
+from collector.watch.client import FlightRecorder
 
 DEFAULT_CONFIG = Path("/etc/coresnap/coresnap.yaml")
 DEFAULT_RUN_DIR = Path("/run/coresnap")
@@ -93,6 +94,7 @@ class RunVerb:
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend)
+            recorder = FlightRecorder(store, metrics, announce)
             agent = Agent(
                 Context(
                     policy=holder,
@@ -102,6 +104,7 @@ class RunVerb:
                     metrics=metrics,
                     announce=announce,
                     lanes=Lanes(policy.capture),
+                    recorder=recorder,
                 )
             )
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.capture.live.keep import keep
-from collector.capture.live.snapshot import Found, Mode, Wish, take
+from collector.capture.live.snapshot import Found, Wish, take
 from collector.capture.live.stop import Perturb
 from collector.capture.live.write import Core, What, in_words, write_found
 from collector.cli import copying
@@ -23,7 +23,7 @@ from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
 from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, ZstdWriter
 from collector.errors import ProbeError, StoreError, UsageError
-from collector.model import Capture, SnapshotFacts
+from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.policy.units import parse_size
 from collector.probe.live import LiveProbe, open_live
@@ -42,8 +42,8 @@ class SnapshotVerb:
         parser.add_argument("pid", type=int, metavar="PID")
         parser.add_argument(
             "--mode",
-            choices=[mode.value for mode in Mode],
-            default=Mode.AUTO.value,
+            choices=[mode.value for mode in SnapshotMode],
+            default=SnapshotMode.AUTO.value,
             help="threads: registers and stacks, nobody stops; nonstop: memory as well, not of one "
             "instant; full-stop: one instant (default: full-stop, as short as is possible)",
         )
@@ -77,12 +77,12 @@ class SnapshotVerb:
 
     def run(self, args: argparse.Namespace) -> int:
         wish = Wish(
-            mode=Mode(args.mode),
+            mode=SnapshotMode(args.mode),
             inject=not args.no_inject,
             perturb=Perturb(args.perturb),
             extended=args.fpu,
         )
-        usual = Capture.STACKS if wish.mode is Mode.THREADS else Capture.FULL
+        usual = Capture.STACKS if wish.mode is SnapshotMode.THREADS else Capture.FULL
         what = What(
             capture=Capture(args.capture) if args.capture else usual,
             memory=MemoryChoice(max=args.max),

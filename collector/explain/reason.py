@@ -45,7 +45,7 @@ _FORBIDDEN = {Access.READ: "readable", Access.WRITE: "writable", Access.EXECUTE:
 def reason(record: Record) -> str:
     """One sentence, no full stop: "killed by SIGKILL from `bash` (pid 812, uid 0)"."""
     if record.snapshot is not None:
-        return _snapshot(record.snapshot)
+        return _snapshot(record.snapshot, record.trigger)
     if record.oom or record.cause is Cause.OOM:
         return _out_of_memory(record)
     if record.cause is Cause.EXIT:
@@ -60,8 +60,8 @@ def reason(record: Record) -> str:
     return f"{name}: {_what_happened(record)}" + _thread(record) + _earlier_fault(record)
 
 
-def _snapshot(taken: SnapshotFacts) -> str:
-    """It did not die: what was done to it, and whether it is of one instant."""
+def _snapshot(taken: SnapshotFacts, trigger: str | None) -> str:
+    """It did not die: why we looked, what was done to it, and whether it is of one instant."""
     if taken.pause_ms is not None:
         did = f"stopped for {taken.pause_ms:.1f} ms"
     elif taken.worst_ms is not None:
@@ -69,7 +69,8 @@ def _snapshot(taken: SnapshotFacts) -> str:
     else:
         did = "nobody stopped"
     whole = "" if taken.consistent else "; not of one instant"
-    return f"snapshot, {taken.mode} by {taken.method}: {did}{whole}"
+    why = f"{trigger}; " if trigger else ""
+    return f"{why}snapshot, {taken.mode} by {taken.method}: {did}{whole}"
 
 
 def shown(name: str) -> str:

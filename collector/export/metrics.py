@@ -1,6 +1,7 @@
 """Prometheus metrics of the agent, and the endpoint that serves them.
 
-Labels take values from small fixed sets only: no name from a crashing process becomes a label.
+Labels take values from small fixed sets, or from the policy: no name from a crashing process
+becomes a label.
 """
 
 from __future__ import annotations
@@ -75,6 +76,15 @@ class Metrics:
         self.queued = gauge("captures_queued", "Captures that wait for a worker")
         self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
         self.pinned = gauge("pinned_bytes", "Bytes of memory in pinned address spaces")
+        self.triggers = counter(
+            "triggers", "Health triggers fired, by what came of it", "rule", "trigger", "outcome"
+        )
+        self.watched = gauge("watched_processes", "Processes whose threads are sampled")
+        self.watched_bytes = gauge("watch_samples_bytes", "Memory that kept samples take")
+        self.samples = counter("watch_samples", "Samples of watched processes taken")
+        self.watch_refused = counter(
+            "watch_refused", "Processes that a watch rule names but for which there was no room"
+        )
         self.policy_bad = gauge("policy_reload_failed", "1 while the last reload was refused")
 
     def watch(

@@ -17,6 +17,7 @@ from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
 from collector.probe import Probe
 from collector.store.store import Store
+from collector.watch.client import FlightRecorder
 
 HANDOFF_WORKERS = 8  # each holds one process, for about a millisecond
 HANDOFF_QUEUE = 4096
@@ -52,6 +53,7 @@ class Context:
     metrics: Metrics
     announce: Callable[[Record], None]
     lanes: Lanes
+    recorder: FlightRecorder
     boot_id: str = dataclasses.field(
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )

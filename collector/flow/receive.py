@@ -224,6 +224,7 @@ class Receiver:
             release_reason=plan.reason,
             lost=lost,
         )
+        self._context.recorder.ask(case)
         return case
 
 

@@ -72,6 +72,7 @@ class Witness:
             lost=None if group else {"cgroup": "it was gone when the event was read"},
         )
         case.begin("record")
+        self._context.recorder.ask(case)
         self._explain_relic(case, death)
         case.end("record")
 

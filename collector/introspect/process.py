@@ -177,6 +177,15 @@ class Process:
             raise ProcessGone(f"process {self.pid} has ended")
         return found
 
+    def descriptors(self) -> int:
+        """How many file descriptors are open."""
+        fd = self._folder.open("fd", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # proc(5): since Linux 6.2 the size of the folder is their number
+            return os.fstat(fd).st_size or len(os.listdir(fd))  # noqa: PTH208 (a descriptor)
+        finally:
+            os.close(fd)
+
     def auxv(self) -> bytes:
         """The auxiliary vector as the kernel gave it (getauxval(3))."""
         return self._folder.read("auxv")

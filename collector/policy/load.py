@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,31 +21,45 @@ import yaml
 from msgspec.structs import replace
 
 from collector.errors import PolicyError
-from collector.model import Capture, Cause, Release
+from collector.model import Capture, Cause, Release, SnapshotMode
 from collector.policy import yamlnodes as nodes
 from collector.policy.types import (
+    WATCH_MEMORY,
     Action,
     Backend,
     CaptureSettings,
     Codec,
     Compress,
+    Condition,
     HoldSettings,
     Limit,
     MappingKind,
     Match,
     MemoryChoice,
     Policy,
+    RecorderSettings,
     ReleaseSettings,
     Rule,
     StoreSettings,
+    Trigger,
+    Watch,
 )
-from collector.policy.units import did_you_mean, parse_duration, parse_signal, parse_size, quote
+from collector.policy.units import (
+    did_you_mean,
+    parse_duration,
+    parse_signal,
+    parse_size,
+    quote,
+    show_size,
+)
 from collector.policy.yamlnodes import Document, Parser, PolicyErrors, Problem
 
 __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
+_SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
+_MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
 _GLOB = re.compile(r"[*?/\[]")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
 
@@ -74,6 +88,7 @@ def loads(text: str, source: str) -> Policy:
     except Problem as problem:
         doc.problem(problem.node, problem.path, problem.text)
         given = {}
+    _check_memory(doc, given)
     doc.raise_problems()
     return _policy(given, source)
 
@@ -91,7 +106,10 @@ def keys() -> list[str]:
         listed.append(f"defaults.{key}")
         listed += [f"defaults.{key}.{sub}" for sub in _SUBKEYS.get(key, {})]
     listed += ["rules[].name", "rules[].match"]
-    return listed + [f"rules[].match.{key}" for key in _MATCH]
+    listed += [f"rules[].match.{key}" for key in _MATCH]
+    listed += [f"watch[].{key}" for key in _WATCH]
+    listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
+    return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
 # What single values may be
@@ -263,31 +281,103 @@ def _match(doc: Document, node: yaml.Node, path: str) -> Match:
     return Match(**given)
 
 
-def _rules(doc: Document, node: yaml.Node, path: str) -> tuple[dict[str, Any], ...]:
-    if nodes.is_null(node):
-        return ()
-    if not isinstance(node, yaml.SequenceNode):
-        raise Problem(node, path, f"expected a list of rules, not {nodes.describe(node)}")
-    rules = []
-    lines: dict[str | None, int] = {}
-    for index, rule_node in enumerate(node.value):
-        where = f"{path}[{index}]"
-        rule, good = doc.attempt(_section(_RULE), rule_node, where)
-        if not good:
-            continue
-        present = _present(rule_node)
-        for key in ("name", "match"):
-            if key not in present:
-                doc.problem(rule_node, where, f"has no `{key}`")
-        line = rule_node.start_mark.line + 1
-        name = rule.get("name")
-        if name is None or name not in lines:
-            lines[name] = line
-        else:
-            at = f"the rule on line {lines[name]}"
-            doc.problem(present["name"], f"{where}.name", f"{quote(name)} is the name of {at}")
-        rules.append(rule)
-    return tuple(rules)
+Finish = Callable[[Document, yaml.Node, str, dict[str, Any]], Any]
+
+
+def _named(
+    kind: str, fields: Mapping[str, Parser], *needed: str, finish: Finish | None = None
+) -> Parser:
+    """Parser of a list of mappings that each have a name, no two the same.
+
+    finish: makes more of a member than its checked values; takes its node as well.
+    """
+
+    def parse(doc: Document, node: yaml.Node, path: str) -> tuple[Any, ...]:
+        if nodes.is_null(node):
+            return ()
+        if not isinstance(node, yaml.SequenceNode):
+            raise Problem(node, path, f"expected a list of {kind}s, not {nodes.describe(node)}")
+        found = []
+        lines: dict[str | None, int] = {}
+        for index, one_node in enumerate(node.value):
+            where = f"{path}[{index}]"
+            one, good = doc.attempt(_section(fields), one_node, where)
+            if not good:
+                continue
+            present = _present(one_node)
+            for key in ("name", *needed):
+                if key not in present:
+                    doc.problem(one_node, where, f"has no `{key}`")
+            line = one_node.start_mark.line + 1
+            name = one.get("name")
+            if name is None or name not in lines:
+                lines[name] = line
+            else:
+                at = f"the {kind} on line {lines[name]}"
+                doc.problem(present["name"], f"{where}.name", f"{quote(name)} is the name of {at}")
+            found.append(one if finish is None else finish(doc, one_node, where, one))
+        return tuple(one for one in found if one is not None)
+
+    return parse
+
+
+def _watched(doc: Document, node: yaml.Node, path: str) -> Match:
+    """The match of a watch rule: what is known of a process that lives."""
+    given = _present(node)
+    for key in ("signal", "cause"):
+        if key in given:
+            raise Problem(given[key], f"{path}.{key}", "a process that lives has none")
+    return _match(doc, node, path)
+
+
+def _every(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _SHORTEST <= seconds <= _MAX_EVERY:
+        raise ValueError("expected a duration from 10ms to 1h")
+    return seconds
+
+
+def _stack(text: str) -> int:
+    size = parse_size(text)
+    if not _PAGE <= size <= _MAX_STACK:
+        raise ValueError("expected a size from 4KiB to 64KiB")
+    return size
+
+
+def _cpus(text: str) -> float:
+    right = "expected a share of one CPU such as 90%, or 150% for one and a half"
+    if not re.fullmatch("[0-9]{1,6}%", text) or text == "0%":
+        raise ValueError(f"{quote(text)}: {right}")
+    return int(text[:-1]) / 100
+
+
+def _trigger(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -> Trigger | None:
+    """A trigger has exactly one condition, and only the keys that go with it."""
+    present = _present(node)
+    conditions = [condition for condition in Condition if condition.value in present]
+    if len(conditions) != 1:
+        known = ", ".join(condition.value for condition in Condition)
+        doc.problem(node, path, f"expected exactly one condition out of {known}")
+        return None
+    condition = conditions[0]
+    if "for" in present and condition in _IN_SECONDS:
+        doc.problem(present["for"], f"{path}.for", f"`{condition.value}` is a duration already")
+    if "threads" in present and condition not in _OF_A_THREAD:
+        doc.problem(
+            present["threads"], f"{path}.threads", f"`{condition.value}` is of the whole process"
+        )
+    if "name" not in given or condition.value not in given:
+        return None  # reported already
+    limit = given.get("limit", {})
+    plain = {key: given[key] for key in ("threads", "mode", "capture") if key in given}
+    return Trigger(
+        name=given["name"],
+        condition=condition,
+        above=float(given[condition.value]),
+        lasting=given.get("for", 0.0),
+        **plain,
+        **limit,
+    )
 
 
 def _present(node: yaml.Node) -> dict[str, yaml.Node]:
@@ -334,6 +424,36 @@ _MATCH: Mapping[str, Parser] = {
     "container": nodes.boolean,
 }
 _RULE: Mapping[str, Parser] = {"name": _rule_name, "match": _match, **_ACTION}
+_DURATION = nodes.written(parse_duration, "a duration such as 30s")
+_SNAPSHOT_LIMIT: Mapping[str, Parser] = {
+    "snapshots": nodes.integer(1, 10_000, "a number of snapshots"),
+    "period": nodes.written(_period, "a duration such as 1h"),
+}
+_IN_SECONDS = (Condition.UNINTERRUPTIBLE, Condition.BLOCKED, Condition.NO_PROGRESS)
+_OF_A_THREAD = (Condition.UNINTERRUPTIBLE, Condition.BLOCKED)
+_TRIGGER: Mapping[str, Parser] = {
+    "name": _rule_name,
+    Condition.UNINTERRUPTIBLE: _DURATION,
+    Condition.BLOCKED: _DURATION,
+    Condition.NO_PROGRESS: _DURATION,
+    Condition.RESIDENT: _SIZE,
+    Condition.DESCRIPTORS: nodes.integer(1, 1 << 30, "a number of descriptors"),
+    Condition.CPU: nodes.written(_cpus, "a share of one CPU such as 90%"),
+    "for": _DURATION,
+    "threads": _any_of(nodes.text),
+    "mode": nodes.choice({mode.value: mode for mode in SnapshotMode}),
+    "capture": nodes.choice({c.value: c for c in (Capture.FULL, Capture.STACKS, Capture.THREADS)}),
+    "limit": _section(_SNAPSHOT_LIMIT),
+}
+_WATCH: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "match": _watched,
+    "every": nodes.written(_every, "a duration such as 1s"),
+    "keep": nodes.integer(1, 100_000, "a number of samples"),
+    "memory": _SIZE,
+    "stack": nodes.written(_stack, "a size such as 16KiB"),
+    "triggers": _named("trigger", _TRIGGER, finish=_trigger),
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
     "metrics": {"listen": _listen},
@@ -350,12 +470,26 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "workers": nodes.integer(1, 64, "a number of workers"),
         "queue": nodes.integer(1, 100_000, "a number of captures"),
     },
+    "recorder": {
+        "memory": _SIZE,
+        "processes": nodes.integer(1, 10_000, "a number of processes"),
+    },
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},
     "defaults": _section(_ACTION),
-    "rules": _rules,
+    "rules": _named("rule", _RULE, "match"),
+    "watch": _named("watch rule", _WATCH, "match"),
 }
+
+
+def _check_memory(doc: Document, given: dict[str, Any]) -> None:
+    """A rule whose processes need more than the recorder may have would never watch any."""
+    most = given.get("recorder", {}).get("memory", RecorderSettings().memory)
+    for index, rule in enumerate(given.get("watch", ())):
+        if rule.get("memory", WATCH_MEMORY) > most:
+            problem = f"is more than recorder.memory, {show_size(most)} for all processes"
+            doc.problem(None, f"watch[{index}].memory", problem)
 
 
 # From checked values to the policy
@@ -376,8 +510,10 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         hold=HoldSettings(**given.get("hold", {})),
         release=ReleaseSettings(**given.get("release", {})),
         capture=CaptureSettings(**given.get("capture", {})),
+        recorder=RecorderSettings(**given.get("recorder", {})),
         defaults=defaults,
         rules=rules,
+        watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from collector.model import Capture, Cause
-from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule
+from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
 from collector.policy.units import signal_name
 
 DEFAULTS = "defaults"
@@ -93,6 +93,25 @@ def decide(policy: Policy, facts: Facts) -> Decision:
 def wants_exits(policy: Policy) -> bool:
     """Whether some rule records exits, so that the probe must report them."""
     return any(Cause.EXIT in (rule.match.cause or ()) for rule in policy.rules)
+
+
+class Watcher:
+    """The `watch` rules made ready: which of them, the first, names a live process."""
+
+    def __init__(self, rules: Iterable[Watch]) -> None:
+        self._rules = {watch.name: watch for watch in rules}
+        named = (Rule(name=w.name, match=w.match, action=Action()) for w in self._rules.values())
+        self._matcher = Matcher(Policy(rules=tuple(named)))
+
+    def rule(self, facts: Facts) -> Watch | None:
+        """None: it is not watched. What it would die of does not matter."""
+        alive = msgspec.structs.replace(facts, cause=Cause.SNAPSHOT, signal=None)
+        return self._rules.get(self._matcher.decide(alive).rule)
+
+
+def watch_rule(policy: Policy, facts: Facts) -> Watch | None:
+    """The `watch` rule of a policy for a process with these facts."""
+    return Watcher(policy.watch).rule(facts)
 
 
 _last: Matcher | None = None

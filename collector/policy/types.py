@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.model import Capture, Cause, Release
+from collector.model import Capture, Cause, Release, SnapshotMode
 
 
 class Backend(enum.StrEnum):
@@ -113,6 +113,53 @@ class CaptureSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 256  # captures that may wait; beyond it deaths are recorded without a core
 
 
+class Condition(enum.StrEnum):
+    """What a health trigger looks at; each is also the key of its bound in a trigger."""
+
+    UNINTERRUPTIBLE = "uninterruptible"  # a thread in D state, seconds
+    BLOCKED = "blocked"  # a thread that sleeps in one place without running, seconds
+    NO_PROGRESS = "no-progress"  # no thread has run, seconds
+    RESIDENT = "resident"  # resident memory, bytes
+    DESCRIPTORS = "descriptors"  # open file descriptors
+    CPU = "cpu"  # time on CPUs, 1.0 is one CPU
+
+
+class Trigger(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a watched process when `condition` is above its bound."""
+
+    name: str
+    condition: Condition
+    above: float  # in the condition's own unit
+    lasting: float = 0.0  # seconds that it must hold; conditions in seconds have it in `above`
+    threads: tuple[str, ...] | None = None  # globs of thread names, for conditions of one thread
+    mode: SnapshotMode = SnapshotMode.THREADS
+    capture: Capture | None = None  # None: what is usual for the mode
+    snapshots: int = 1  # at most so many in any `period`, over all processes of the rule
+    period: float = 3600.0
+
+
+WATCH_MEMORY = 4 << 20  # bytes
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes whose threads are sampled while they live. `match` has neither signal nor cause."""
+
+    name: str
+    match: Match
+    every: float = 1.0
+    keep: int = 60  # samples of each process
+    memory: int = WATCH_MEMORY  # bytes for the samples of each process
+    stack: int = 16 << 10  # bytes of each thread's stack
+    triggers: tuple[Trigger, ...] = ()
+
+
+class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on the flight recorder as a whole."""
+
+    memory: int = 64 << 20  # bytes for the samples of all watched processes
+    processes: int = 64
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A whole configuration. `source` is where it came from, for messages."""
 
@@ -122,8 +169,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     hold: HoldSettings = HoldSettings()
     release: ReleaseSettings = ReleaseSettings()
     capture: CaptureSettings = CaptureSettings()
+    recorder: RecorderSettings = RecorderSettings()
     defaults: Action = Action()
     rules: tuple[Rule, ...] = ()
+    watch: tuple[Watch, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,7 +32,7 @@ class SampleRing:
         self._stacks: dict[bytes, KeptStack] = {}
         self._uses: Counter[bytes] = Counter()  # by distinct thread samples
         self.bytes = 0
-        self.dropped = 0  # samples that had to go, or were too large to be kept
+        self.dropped = 0  # samples that memory was too small for
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -67,8 +67,11 @@ class SampleRing:
         for thread in threads:
             if last.get(thread.tid) is not thread:
                 self._count(thread, stacks)
-        while len(self._samples) > self._max_samples or self.bytes > self._max_bytes:
+        while len(self._samples) > self._max_samples:
             self._drop_oldest()
+        while self.bytes > self._max_bytes:
+            self._drop_oldest()
+            self.dropped += 1
 
     @staticmethod
     def _size_alone(sample: Sample, stacks: Mapping[bytes, KeptStack]) -> int:
@@ -91,7 +94,6 @@ class SampleRing:
 
     def _drop_oldest(self) -> None:
         gone = self._samples.popleft()
-        self.dropped += 1
         kept = {id(thread) for thread in self._samples[0].threads} if self._samples else set()
         self.bytes -= _SAMPLE + _REFERENCE * len(gone.threads)
         for thread in gone.threads:

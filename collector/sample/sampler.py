@@ -32,7 +32,6 @@ _LOOK_EVERY = 10  # samples between two looks at the mappings
 _GROUNDS = 8  # states of the mappings that are kept besides that of now
 _STRANGE = 4096
 _UNWOUND_FROM = struct.Struct("<8Q")  # the registers that a backtrace depends on
-_WORDS = 21  # of struct pt_regs
 
 
 class Backtraces(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +106,7 @@ class Sampler:
                 stacks[before[1]] = known
                 return before[1]
         key = self._key(thread.stack.data, r, ground)
-        stacks[key] = KeptStack(ground, r[:_WORDS], thread.stack.address, thread.stack.data)
+        stacks[key] = KeptStack(ground, tuple(r), thread.stack.address, thread.stack.data)
         self._seen[thread.tid] = seen, key
         return key
 
@@ -157,6 +156,11 @@ class Sampler:
                 if number in used:
                     self.lost["old stacks"] = "the process has changed its code too often"
                 self._grounds.pop(number).close()
+
+    @property
+    def ground_fds(self) -> dict[int, int]:
+        """Small cores of the mappings that stacks in the ring stand on, by their numbers."""
+        return {number: ground.core_fd for number, ground in self._grounds.items()}
 
     def backtraces(self, timeout: float = 60.0, *, nice: int = 19) -> Backtraces:
         """Unwind every distinct stack in the ring, in a process of its own (see explain.run).

@@ -236,6 +236,10 @@ class Store:
                 records.append(record)
         return records
 
+    def place(self, record: Record) -> Path:
+        """The record's folder, which need not exist."""
+        return self._folders.path / checked(record.id)
+
     def core_path(self, record: Record) -> Path | None:
         """Where the record's core is; None if it has none or the file is gone.
 

@@ -23,13 +23,21 @@ from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
-from collector.model import Capture, Cause, Outcome, Record, SnapshotFacts
+from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
 from collector.policy.types import Codec, Compress
 from collector.probe.live import LiveProbe
 from collector.store.store import Store
 
 _NAMES = {Codec.ZSTD: "core.zst", Codec.NONE: "core"}
+
+
+class Occasion(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the agent takes a snapshot on its own, and of which process."""
+
+    key: ProcessKey
+    rule: str
+    trigger: str  # and what it saw
 
 
 def keep(
@@ -40,6 +48,7 @@ def keep(
     live: LiveProbe | None,
     compress: Compress | None = None,
     progress: Progress | None = None,
+    occasion: Occasion | None = None,
 ) -> Record:
     """Take a snapshot of `pid` into the store; returns its record.
 
@@ -65,7 +74,12 @@ def keep(
                 _write_small(found, folder / SMALL_CORE)
                 return _with_core(record, core, name, size)
 
-            record, facts = take(pid, wish, write, live, folder)
+            key = None if occasion is None else occasion.key
+            record, facts = take(pid, wish, write, live, folder, key)
+            if occasion is not None:
+                record = msgspec.structs.replace(
+                    record, rule=occasion.rule, trigger=occasion.trigger
+                )
             record = _explained(record, facts, folder / SMALL_CORE, files)
             store.put(record)
             return record

@@ -10,7 +10,6 @@ What is done to the process is in the methods' own modules; here is the choice, 
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import os
 import tempfile
@@ -35,7 +34,7 @@ from collector.capture.live.stop import Perturb, StoppedProcess, Unstopped
 from collector.capture.memory import Memory, ProcessMemory
 from collector.elfcore.types import Mapping, ProcessImage, Thread
 from collector.errors import CaptureError, ProbeError
-from collector.model import SnapshotFacts
+from collector.model import ProcessKey, SnapshotFacts, SnapshotMode
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe
 from collector.probe.stacks import ThreadStack
@@ -45,19 +44,10 @@ PRECOPY_FROM = 256 << 20  # resident bytes; a smaller process is forked in a few
 STACK_BYTES = 64 << 10  # of each thread, where stacks are copied with the registers
 
 
-class Mode(enum.StrEnum):
-    """What a snapshot promises."""
-
-    AUTO = "auto"
-    THREADS = "threads"  # registers and stacks of all threads; the process never stops as a whole
-    NONSTOP = "nonstop"  # memory as well, while everything goes on: not of one instant
-    FULL_STOP = "full-stop"  # registers and memory of one instant
-
-
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for."""
 
-    mode: Mode = Mode.AUTO
+    mode: SnapshotMode = SnapshotMode.AUTO
     inject: bool = True  # whether the target may be made to do system calls
     perturb: Perturb = Perturb.TRANSPARENT
     extended: bool = False  # extended registers also in mode `threads`, which then stops threads
@@ -79,19 +69,23 @@ def take(
     write: Callable[[Found], T],
     live: LiveProbe | None,
     staging: Path | None = None,
+    key: ProcessKey | None = None,
 ) -> tuple[T, SnapshotFacts]:
     """Take a snapshot of `pid` (of this pid namespace) and write it.
 
     live: the BPF programs; None: do without (not root). staging: a folder with room for the memory
-    of a large process (default: that of temporary files). Raises CaptureError, with the reason in
+    of a large process (default: that of temporary files). key: the process that is meant, not a
+    later one of its pid. Raises CaptureError, with the reason in
     words, if the process may not be looked at or ends meanwhile.
     """
     refusal.check(pid)
     with Dying(pid, with_maps=False) as opened:
+        if key is not None and not opened.is_process(key):
+            raise CaptureError(f"process {pid} has ended; its pid is another's now")
         taker = _Taker(pid, wish, opened, live)
-        if wish.mode is Mode.THREADS:
+        if wish.mode is SnapshotMode.THREADS:
             return taker.threads(write)
-        if wish.mode is Mode.NONSTOP:
+        if wish.mode is SnapshotMode.NONSTOP:
             return taker.nonstop(write)
         if not wish.inject:
             return taker.copy("nothing may be injected", write)
@@ -110,10 +104,10 @@ class _Taker:
     def threads(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Registers and stacks; what else a debugger needs is read while the process goes on."""
         if self._live is None or self._wish.extended:
-            return self._rolled(Mode.THREADS, write)
+            return self._rolled(SnapshotMode.THREADS, write)
         sampled = [s for s in self._live.sample(self._pid, STACK_BYTES) if s.regs is not None]
         facts = SnapshotFacts(
-            mode=Mode.THREADS,
+            mode=SnapshotMode.THREADS,
             method="iterator",
             why="BPF tells registers without stopping anybody",
             consistent=False,
@@ -129,12 +123,12 @@ class _Taker:
 
     def nonstop(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Memory as well, read while everything goes on."""
-        return self._rolled(Mode.NONSTOP, write)
+        return self._rolled(SnapshotMode.NONSTOP, write)
 
-    def _rolled(self, mode: Mode, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
+    def _rolled(self, mode: SnapshotMode, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Each thread held alone, for some ten microseconds."""
         rolled = roll(self._pid, self._wish.perturb, stack_bytes=STACK_BYTES)
-        if mode is Mode.NONSTOP:
+        if mode is SnapshotMode.NONSTOP:
             why = "memory is read while the process goes on"
         else:
             why = "BPF can not be used" if self._live is None else "FPU state was asked for"
@@ -211,7 +205,7 @@ class _Taker:
             return found[0]
         shared = ((m.start, m.end, _SHARED) for m in mappings if m.shared)
         facts = SnapshotFacts(
-            mode=Mode.FULL_STOP,
+            mode=SnapshotMode.FULL_STOP,
             method="pre-copy",
             why=f"{len(copied.rounds)} rounds of copying while it ran",
             consistent=not stopped.left_out,
@@ -244,7 +238,7 @@ class _Taker:
     ) -> tuple[T, SnapshotFacts]:
         mappings = self._mappings()
         facts = SnapshotFacts(
-            mode=Mode.FULL_STOP,
+            mode=SnapshotMode.FULL_STOP,
             method="copy",
             why=why,
             consistent=not stopped.left_out,
@@ -260,7 +254,7 @@ class _Taker:
         with remote_fork(stopped, injector) as copy:
             missing = copy.not_of_instant(mappings)
             facts = SnapshotFacts(
-                mode=Mode.FULL_STOP,
+                mode=SnapshotMode.FULL_STOP,
                 method="fork",
                 why=why,
                 consistent=not stopped.left_out,

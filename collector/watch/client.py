@@ -1,0 +1,211 @@
+"""The agent's side of the flight recorder: starts it, asks it, hears what it did.
+
+A thread listens. A recorder that ends by itself is started again; what was asked of it is answered
+with why there is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from collector.case import Case
+from collector.errors import CoresnapError
+from collector.export.metrics import Metrics
+from collector.model import Record
+from collector.policy.types import Policy
+from collector.store.store import Store
+from collector.watch.messages import MAX_PACKET, Ask, Counts, Fired, Rules, pair, send, to_agent
+from collector.watch.messages import Samples as Answer
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 90.0  # unwinding may take half a minute, and others may be before it
+_RESTART_S = 5.0
+_LOOK_S = 1.0
+
+
+class FlightRecorder:
+    """Runs while the policy has `watch` rules. All methods may be called from any thread."""
+
+    def __init__(self, store: Store, metrics: Metrics, announce: Callable[[Record], None]) -> None:
+        """announce: is given the record of each snapshot that a trigger took."""
+        self._store = store
+        self._metrics = metrics
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._rules: Rules | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._asked: dict[str, tuple[Case, float]] = {}  # by record
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._counted = Counts(processes=0, bytes=0, samples=0, refused=0)
+
+    def configure(self, policy: Policy) -> None:
+        """Watch by this policy from now on; starts the recorder if there is something to watch."""
+        with self._lock:
+            if not policy.watch and self._process is None:
+                return
+            self._rules = Rules(watch=policy.watch, settings=policy.recorder)
+            if self._process is None:
+                self._start()
+            elif self._channel is not None:
+                self._send_rules(self._channel)
+
+    def ask(self, case: Case) -> None:
+        """A watched process has died: its samples become part of the case, which waits for them."""
+        record = case.record
+        with self._lock:
+            if self._channel is None:
+                return
+            case.begin("samples")
+            self._asked[record.id] = case, time.monotonic() + _ANSWER_S
+            try:
+                ask = Ask(
+                    record=record.id,
+                    pid=record.pid,
+                    start_ns=record.start_ns,
+                    folder=str(self._store.folder(record.id)),
+                )
+                send(self._channel, ask)
+                return
+            except CoresnapError as error:
+                del self._asked[record.id]
+                why = str(error)
+        self._lose(case, f"the flight recorder gave {why}")
+
+    def close(self) -> None:
+        """Let it finish what it was asked for, and end it."""
+        self._closing.set()
+        with self._lock:
+            channel, process, thread = self._channel, self._process, self._thread
+        if channel is not None:
+            with contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_WR)
+        if thread is not None:
+            thread.join(_ANSWER_S)
+        if process is not None and process.poll() is None:
+            process.kill()
+
+    # ---- inside
+
+    def _start(self) -> None:
+        """With the lock held."""
+        ours, theirs = pair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-s", "-m", "collector.watch"),
+                    *(str(theirs.fileno()), str(self._store.path)),
+                ],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        ours.settimeout(_LOOK_S)
+        self._channel = ours
+        self._send_rules(ours)
+        self._thread = threading.Thread(target=self._listen, args=(ours,), name="watch")
+        self._thread.daemon = True
+        self._thread.start()
+
+    def _send_rules(self, channel: socket.socket) -> None:
+        assert self._rules is not None
+        try:
+            send(channel, self._rules)
+        except CoresnapError as error:
+            self._metrics.errors.labels("watch").inc()
+            log.error("watch: the flight recorder gave %s", error)
+
+    def _listen(self, channel: socket.socket) -> None:
+        """Until it ends; then start another, unless the agent ends."""
+        while True:
+            try:
+                packet = channel.recv(MAX_PACKET)
+            except TimeoutError:
+                self._expire()
+                continue
+            except OSError:
+                break
+            if not packet:
+                break
+            try:
+                self._take(to_agent.decode(packet))
+            except msgspec.MsgspecError as error:
+                log.error("watch: %s", error)
+        with self._lock:
+            self._channel = None
+            asked, self._asked = self._asked, {}
+            process, self._process = self._process, None
+        channel.close()
+        status = process.wait() if process is not None else None
+        for case, _ in asked.values():
+            self._lose(case, "the flight recorder ended")
+        if self._closing.is_set():
+            return
+        self._metrics.errors.labels("watch").inc()
+        log.error("watch: the flight recorder ended with status %s", status)
+        if not self._closing.wait(_RESTART_S):
+            with self._lock:
+                self._start()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            late = [record for record, (_, until) in self._asked.items() if until < now]
+            cases = [self._asked.pop(record)[0] for record in late]
+        for case in cases:
+            self._lose(case, "the flight recorder did not answer")
+
+    @staticmethod
+    def _lose(case: Case, why: str) -> None:
+        case.learn(lost={"samples": why})
+        case.end("samples")
+
+    def _take(self, message: Answer | Fired | Counts) -> None:
+        if isinstance(message, Answer):
+            self._answered(message)
+        elif isinstance(message, Fired):
+            self._fired(message)
+        else:
+            self._count(message)
+
+    def _answered(self, answer: Answer) -> None:
+        with self._lock:
+            case, _ = self._asked.pop(answer.record, (None, 0.0))
+        if case is None:
+            return
+        if answer.lost is not None:
+            case.learn(lost={"samples": answer.lost})
+        elif answer.facts is not None:
+            case.learn(samples=answer.facts)
+        case.end("samples")
+
+    def _fired(self, fired: Fired) -> None:
+        self._metrics.triggers.labels(fired.rule, fired.trigger, fired.outcome).inc()
+        tell = log.warning if fired.outcome == "failed" else log.info
+        tell("watch: %s: %s: %s (%s)", fired.rule, fired.trigger, fired.why, fired.outcome)
+        if fired.record is not None:
+            with contextlib.suppress(CoresnapError):  # it may be removed already
+                self._announce(self._store.get(fired.record))
+
+    def _count(self, counts: Counts) -> None:
+        """Totals of a new recorder begin at zero."""
+        before = self._counted
+        if counts.samples < before.samples or counts.refused < before.refused:
+            before = Counts(processes=0, bytes=0, samples=0, refused=0)
+        self._counted = counts
+        metrics = self._metrics
+        metrics.watched.set(counts.processes)
+        metrics.watched_bytes.set(counts.bytes)
+        metrics.samples.inc(counts.samples - before.samples)
+        metrics.watch_refused.inc(counts.refused - before.refused)

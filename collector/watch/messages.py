@@ -1,0 +1,84 @@
+"""What the agent and its flight recorder tell each other, over a SOCK_SEQPACKET pair (unix(7)).
+
+One message, one packet, msgpack. Neither side waits for the other.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+
+from collector.errors import CoresnapError
+from collector.model import SamplesFacts
+from collector.policy.types import RecorderSettings, Watch
+
+MAX_PACKET = 4 << 20  # bytes; a policy file has 1 MiB at most
+_SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the recorder: what to watch from now on."""
+
+    watch: tuple[Watch, ...]
+    settings: RecorderSettings
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the recorder: this process has died; its samples go beside this record."""
+
+    record: str
+    pid: int
+    start_ns: int
+    folder: str  # of the record
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the agent: the answer. Neither facts nor `lost`: it was not watched."""
+
+    record: str
+    facts: SamplesFacts | None = None
+    lost: str | None = None
+
+
+class Fired(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the agent: a trigger fired. `outcome`: snapshot, limited, or failed with `why`."""
+
+    rule: str
+    trigger: str
+    outcome: str
+    why: str
+    record: str | None = None  # id of the snapshot's record
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the agent, now and then: how it goes. Totals since the recorder started."""
+
+    processes: int  # watched now
+    bytes: int  # of their samples
+    samples: int
+    refused: int  # processes for which there was no room
+
+
+ToRecorder = Rules | Ask
+ToAgent = Samples | Fired | Counts
+
+_encoder = msgspec.msgpack.Encoder()
+to_recorder = msgspec.msgpack.Decoder(ToRecorder)
+to_agent = msgspec.msgpack.Decoder(ToAgent)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends, with room for a whole policy in one packet."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, MAX_PACKET)
+    return ends
+
+
+def send(channel: socket.socket, message: ToRecorder | ToAgent) -> None:
+    """Send without waiting. CoresnapError if the other side is gone or does not read."""
+    try:
+        channel.send(_encoder.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except OSError as error:
+        raise CoresnapError(f"no answer: {error.strerror}") from error

@@ -1,0 +1,352 @@
+"""The recorder's own process: who is watched, when each is sampled, what is done with it.
+
+One thread looks for processes, takes the samples and talks to the agent. What may take long, the
+unwinding of a dead process's stacks and snapshots, is done in lanes beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from collections import Counter, defaultdict, deque
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from collector.deaths import same_process
+from collector.errors import CoresnapError, ProbeError, ProcessError
+from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
+from collector.introspect.procfs import parse_stat
+from collector.lane import Lane
+from collector.model import Cause, ProcessKey, SamplesFacts
+from collector.policy.facts import facts_of
+from collector.policy.match import Watcher
+from collector.policy.types import RecorderSettings, Watch
+from collector.sample.ring import SampleRing
+from collector.sample.sampler import Sampler
+from collector.watch import flight
+from collector.watch.messages import (
+    MAX_PACKET,
+    Ask,
+    Counts,
+    Fired,
+    Rules,
+    Samples,
+    ToAgent,
+    send,
+    to_recorder,
+)
+from collector.watch.shoot import Shot, shoot
+from collector.watch.triggers import Firing, Health, Vitals
+
+log = logging.getLogger(__name__)
+
+_SCAN_S = 2.0  # between two looks for new processes
+_COUNTS_S = 5.0
+_KEEP_DEAD_S = 60.0  # the agent asks for a dead process's samples within milliseconds, or never
+_DEAD = 32  # of which samples are kept at a time
+_SAVES = 64  # dead processes whose samples wait to be unwound
+_SHOTS = 16
+_UNWINDING_S = 30.0
+
+
+class _Watched:
+    """One process and its samples. Only one thread at a time uses it."""
+
+    def __init__(self, process: Process, watch: Watch) -> None:
+        self.process = process
+        self.watch = watch
+        self.ring = SampleRing(watch.keep, watch.memory)
+        self.sampler = Sampler(process, self.ring, watch.stack)
+        self.health = Health(watch.triggers)
+        self.identity: ProcessIdentity = process.identity()
+        self.due = time.monotonic()
+        self.ended: float | None = None
+
+    def close(self) -> None:
+        self.sampler.close()
+        self.process.close()
+
+
+class Recorder:
+    """See the module. `run` returns when the agent closes its end."""
+
+    def __init__(self, channel: socket.socket, store: Path) -> None:
+        self._channel = channel
+        self._store = store
+        self._probe: LiveProbe | None = None
+        self._rules: dict[str, Watch] = {}
+        self._watcher = Watcher(())
+        self._settings = RecorderSettings()
+        self._live: dict[int, _Watched] = {}  # by pid
+        self._dead: deque[_Watched] = deque()
+        self._known: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
+        self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+        self._counts: Counter[str] = Counter()
+        self._saves = Lane("save", 1, _SAVES)
+        self._shots = Lane("shot", 1, _SHOTS)
+
+    def run(self) -> None:
+        with contextlib.ExitStack() as parts:
+            try:
+                self._probe = parts.enter_context(open_live())
+            except ProbeError as error:
+                log.warning("watch: samples without registers: %s", error)
+            scan = counts = 0.0
+            while self._receive():
+                now = time.monotonic()
+                if now >= scan and self._rules:
+                    self._scan()
+                    scan = now + _SCAN_S
+                if now >= counts:
+                    self._tell_counts()
+                    counts = now + _COUNTS_S
+                self._sample_due()
+                self._forget_dead()
+                dues = [watched.due for watched in self._live.values()]
+                self._wait(min([counts, scan if self._rules else counts, *dues]))
+        for lane in (self._saves, self._shots):  # what is asked for is still done
+            lane.wait_idle(_UNWINDING_S)
+
+    def _wait(self, until: float) -> None:
+        """For a message, the end of a process, or the time."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        ends = {watched.process.fileno(): watched for watched in self._live.values()}
+        for fd in ends:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            if fd in ends:
+                self._has_ended(ends[fd])
+
+    # ---- the agent
+
+    def _receive(self) -> bool:
+        """All that the agent has said; False: it is gone, or wants us to end."""
+        while True:
+            try:
+                packet = self._channel.recv(MAX_PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not packet:
+                return False
+            message = to_recorder.decode(packet)
+            if isinstance(message, Rules):
+                self._take_rules(message)
+            else:
+                self._give(message)
+
+    def _tell(self, message: ToAgent) -> None:
+        with contextlib.suppress(CoresnapError):  # it counts what it has lost
+            send(self._channel, message)
+
+    def _take_rules(self, rules: Rules) -> None:
+        """Watch by these from now on; a process whose rule is unchanged keeps its samples."""
+        self._rules = {watch.name: watch for watch in rules.watch}
+        self._settings = rules.settings
+        self._watcher = Watcher(rules.watch)
+        self._known.clear()
+        for watched in list(self._live.values()):
+            if self._rules.get(watched.watch.name) != watched.watch:
+                del self._live[watched.process.pid]
+                watched.close()
+
+    def _tell_counts(self) -> None:
+        held = [*self._live.values(), *self._dead]
+        self._tell(
+            Counts(
+                processes=len(self._live),
+                bytes=sum(watched.ring.bytes for watched in held),
+                samples=self._counts["samples"],
+                refused=self._counts["refused"],
+            )
+        )
+
+    def _give(self, ask: Ask) -> None:
+        """The samples of a process that has died, or is about to: nobody samples it any more."""
+        key = ProcessKey(ask.pid, ask.start_ns)
+        for watched in (*self._live.values(), *self._dead):
+            if same_process(watched.process.key, key):
+                break
+        else:
+            self._tell(Samples(record=ask.record))
+            return
+        self._live.pop(ask.pid, None)
+        with contextlib.suppress(ValueError):
+            self._dead.remove(watched)
+        if not self._saves.submit(partial(self._save, watched, ask)):
+            watched.close()
+            self._tell(Samples(record=ask.record, lost="too many were waiting to be unwound"))
+
+    def _save(self, watched: _Watched, ask: Ask) -> None:
+        """Unwind, write, answer. In a lane."""
+        answer = Samples(record=ask.record, lost="it died before its first sample")
+        try:
+            if len(watched.ring):
+                facts = self._written(watched, Path(ask.folder))
+                answer = Samples(record=ask.record, facts=facts)
+        except (CoresnapError, OSError) as error:
+            answer = Samples(record=ask.record, lost=str(error))
+        finally:
+            watched.close()
+            self._tell(answer)
+
+    @staticmethod
+    def _written(watched: _Watched, folder: Path) -> SamplesFacts:
+        sampler = watched.sampler
+        found = sampler.backtraces(_UNWINDING_S)
+        lost = {**sampler.lost, **found.lost}
+        if watched.ring.dropped:
+            lost["oldest"] = (
+                f"{watched.ring.dropped} samples did not fit into {watched.watch.memory >> 10} KiB"
+            )
+        made = flight.flight_of(
+            watched.watch.name,
+            watched.identity,
+            watched.ring,
+            sampler.ground_fds,
+            dict(found.frames),
+            lost,
+        )
+        flight.write(made, folder)
+        return made.facts
+
+    # ---- processes
+
+    def _scan(self) -> None:
+        """Look for processes that a rule matches, or that have become another program."""
+        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+        self._known = {pid: seen for pid, seen in self._known.items() if pid in present}
+        ours = {os.getpid(), os.getppid()}
+        for pid in present - ours:
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    stat = parse_stat(file.read(4096))
+            except (OSError, ValueError, IndexError):
+                continue
+            seen = stat.start_ns, stat.comm
+            if self._known.get(pid) != seen:
+                self._known[pid] = seen
+                self._consider(pid)
+
+    def _consider(self, pid: int) -> None:
+        watch = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
+        old = self._live.get(pid)
+        if old is not None:
+            if watch is not None and old.watch == watch:
+                with contextlib.suppress(ProcessError):
+                    old.identity = old.process.identity()
+                return
+            del self._live[pid]
+            old.close()
+        if watch is None:
+            return
+        held = sum(watched.watch.memory for watched in (*self._live.values(), *self._dead))
+        full = held + watch.memory > self._settings.memory
+        if full or len(self._live) >= self._settings.processes:
+            bound = "memory" if full else "processes"
+            self._counts["refused"] += 1
+            log.warning("watch: process %d is left out: recorder.%s is used up", pid, bound)
+            return
+        process = None
+        try:
+            process = Process(pid, probe=self._probe, use_bpf=False)
+            self._live[pid] = _Watched(process, watch)
+        except ProcessError as error:
+            if process is not None:
+                process.close()
+            log.info("watch: process %d: %s", pid, error)
+
+    def _has_ended(self, watched: _Watched) -> None:
+        """Its samples are kept until the agent asks for them."""
+        if self._live.pop(watched.process.pid, None) is not None:
+            watched.ended = time.monotonic()
+            self._dead.append(watched)
+
+    def _forget_dead(self) -> None:
+        long_ago = time.monotonic() - _KEEP_DEAD_S
+        while self._dead and (
+            len(self._dead) > _DEAD or (self._dead[0].ended or long_ago) <= long_ago
+        ):
+            self._dead.popleft().close()
+
+    # ---- samples
+
+    def _sample_due(self) -> None:
+        for watched in list(self._live.values()):
+            now = time.monotonic()
+            if watched.due > now:
+                continue
+            watched.due = max(watched.due + watched.watch.every, now)
+            try:
+                sample = watched.sampler.take()
+            except ProcessError as error:
+                if watched.process.alive:
+                    watched.sampler.lost["samples"] = str(error)
+                    watched.due = now + max(_SCAN_S, watched.watch.every)
+                else:
+                    self._has_ended(watched)
+                continue
+            self._counts["samples"] += 1
+            for firing in watched.health.look(sample, self._vitals(watched)):
+                self._fire(watched, firing)
+
+    @staticmethod
+    def _vitals(watched: _Watched) -> Vitals:
+        if not watched.health.wants_vitals:
+            return Vitals()
+        with contextlib.suppress(ProcessError, OSError):
+            return Vitals(
+                resident=watched.process.identity().resident_bytes,
+                descriptors=watched.process.descriptors(),
+            )
+        return Vitals()
+
+    # ---- triggers
+
+    def _fire(self, watched: _Watched, firing: Firing) -> None:
+        trigger = firing.trigger
+        fired = Fired(
+            rule=watched.watch.name,
+            trigger=trigger.name,
+            outcome="limited",
+            why=f"process {watched.process.pid} ({watched.identity.comm}): {firing.why}",
+        )
+        past = self._fired[fired.rule, trigger.name]
+        now = time.monotonic()
+        while past and past[0] <= now - trigger.period:
+            past.popleft()
+        if len(past) >= trigger.snapshots:
+            self._tell(fired)
+            return
+        past.append(now)
+        shot = Shot(
+            store=str(self._store),
+            key=watched.process.key,
+            rule=fired.rule,
+            trigger=f"{trigger.name}: {firing.why}",
+            mode=trigger.mode,
+            capture=trigger.capture,
+        )
+        if not self._shots.submit(partial(self._shoot, shot, fired)):
+            self._tell(_failed(fired, "too many snapshots were waiting"))
+
+    def _shoot(self, shot: Shot, fired: Fired) -> None:
+        """Have a snapshot taken, and tell of it. In a lane."""
+        try:
+            record = shoot(shot)
+        except CoresnapError as error:
+            self._tell(_failed(fired, str(error)))
+        else:
+            self._tell(msgspec.structs.replace(fired, outcome="snapshot", record=record))
+
+
+def _failed(fired: Fired, why: str) -> Fired:
+    return msgspec.structs.replace(fired, outcome="failed", why=f"{fired.why}; {why}")
