@@ -47,7 +47,7 @@ from collector.watch.triggers import Firing, Health, Vitals
 log = logging.getLogger(__name__)
 
 _SCAN_S = 2.0  # between two looks for new processes
-_COUNTS_S = 5.0
+_COUNTS_S = 1.0
 _KEEP_DEAD_S = 60.0  # the agent asks for a dead process's samples within milliseconds, or never
 _DEAD = 32  # of which samples are kept at a time
 _SAVES = 64  # dead processes whose samples wait to be unwound
@@ -248,8 +248,7 @@ class Recorder:
             old.close()
         if watch is None:
             return
-        held = sum(watched.watch.memory for watched in (*self._live.values(), *self._dead))
-        full = held + watch.memory > self._settings.memory
+        full = not self._has_room(watch.memory)
         if full or len(self._live) >= self._settings.processes:
             bound = "memory" if full else "processes"
             self._counts["refused"] += 1
@@ -263,6 +262,16 @@ class Recorder:
             if process is not None:
                 process.close()
             log.info("watch: process %d: %s", pid, error)
+
+    def _has_room(self, size: int) -> bool:
+        """The living come before the dead that nobody has asked for."""
+        while True:
+            held = sum(watched.watch.memory for watched in (*self._live.values(), *self._dead))
+            if held + size <= self._settings.memory:
+                return True
+            if not self._dead:
+                return False
+            self._dead.popleft().close()
 
     def _has_ended(self, watched: _Watched) -> None:
         """Its samples are kept until the agent asks for them."""

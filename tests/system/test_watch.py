@@ -1,0 +1,357 @@
+"""The flight recorder: what a record tells of the minutes before a death, and health triggers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.agents import COMMAND, RunningAgent, Stuck, agent, scrape
+from tests.system.victims import ROOT, Victim, build, running
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+WATCH = """
+defaults: {limit: none}
+watch:
+  - name: service
+    match: {comm: "watched*"}
+    every: 20ms
+    keep: 25
+"""
+PATIENCE_S = 60
+
+
+def watched_count(running: RunningAgent) -> float:
+    return running.metric("coresnap_watched_processes")
+
+
+def until(running: RunningAgent, sample: str, least: float) -> None:
+    """Until a metric is at least this."""
+    end = time.monotonic() + PATIENCE_S
+    while running.metric(sample) < least:
+        if time.monotonic() > end:
+            raise Stuck(f"{sample} stays below {least}: {scrape(running.port)}")
+
+
+def recorder_of(running: RunningAgent) -> int:
+    """The pid of the agent's flight recorder, which is there a moment after the agent is ready."""
+    end = time.monotonic() + PATIENCE_S
+    while (pid := _recorder_of(running)) is None:
+        assert time.monotonic() < end
+    return pid
+
+
+def _recorder_of(running: RunningAgent) -> int | None:
+    children = Path(f"/proc/{running.process.pid}/task").glob("*/children")
+    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
+    return next((pid for pid, name in names.items() if b"collector.watch\0" in name), None)
+
+
+def sampled(running: RunningAgent) -> None:
+    """Until the newly started process was seen, and sampled for a while."""
+    so_far = running.metric("coresnap_watch_samples_total")
+    until(running, "coresnap_watch_samples_total", so_far + 50)
+
+
+def gdb(core: Path) -> str:
+    command = ["gdb", "-nx", "-batch", "-ex", "thread apply all bt", str(build("watched"))]
+    done = subprocess.run([*command, str(core)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
+    with agent(tmp_path_factory.mktemp("agent"), config=WATCH, metrics=True) as one:
+        yield one
+
+
+@pytest.fixture
+def crashed(watching: RunningAgent, tmp_path: Path) -> dict[str, Any]:
+    """The record of a watched process that crashed."""
+    with running("watched", cwd=tmp_path) as victim:
+        sampled(watching)
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
+        return watching.record(victim.pid)
+
+
+def test_a_crash_record_has_the_last_samples(
+    watching: RunningAgent, crashed: dict[str, Any]
+) -> None:
+    # THEN its record says so, and where each thread was
+    assert crashed["samples"].items() >= {"count": 25, "rule": "service"}.items()
+    assert 0.4 < crashed["samples"]["seconds"] < 5
+    history = crashed["history"]
+    names = {t["name"]: p for p in history["places"] for t in p["threads"]}
+    assert set(names) == {"watched", "waiter", "ticker"}
+    where = {
+        name: [history["frames"][number]["function"] for number in place["frames"]]
+        for name, place in names.items()
+    }
+    assert "wait_for_lock" in where["waiter"]
+    assert "tick" in where["ticker"]
+    assert "main" in where["watched"]
+    assert names["waiter"]["waits_in"] == "futex"
+    # AND people are shown the same
+    shown = watching.command("info", crashed["id"])
+    assert "Before it died\n" in shown
+    assert re.search(r"sleeping .*25/25 .* waiter +futex .*< wait_for_lock", shown)
+
+
+@pytest.mark.parametrize("number", ["-1", "-3", "1"])
+def test_a_core_of_a_sample(
+    watching: RunningAgent, crashed: dict[str, Any], tmp_path: Path, number: str
+) -> None:
+    core = tmp_path / "sample.core"
+    watching.command("core", crashed["id"], "--sample", number, "-o", str(core))
+    # THEN a debugger shows all three threads at that moment, and no other
+    shown = gdb(core)
+    assert len(re.findall(r"^Thread \d", shown, re.MULTILINE)) == 3
+    for function in ("wait_for_lock", "tick", "main"):
+        assert re.search(rf"^#\d+ .* {function} \(", shown, re.MULTILINE), shown
+    # AND so do elfutils
+    done = subprocess.run(
+        ["eu-stack", "--core", str(core), "-e", str(build("watched"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "wait_for_lock" in done.stdout, done
+    # AND a pipe gets the same bytes
+    command = ["core", "--store", str(watching.store), crashed["id"], "--sample", number]
+    piped = subprocess.run(
+        [*watching.process.args[:3], *command],  # type: ignore[index]
+        capture_output=True,
+        check=True,
+    )
+    assert piped.stdout == core.read_bytes()
+
+
+def test_a_sample_that_does_not_exist(watching: RunningAgent, crashed: dict[str, Any]) -> None:
+    for number in ("0", "26", "-26"):
+        done = watching.attempt("core", crashed["id"], "--sample", number, "-o", "/nonexistent/x")
+        assert done.returncode != 0
+        assert done.stderr == (
+            f"coresnap: there is no sample {number}: they are 1 to 25, or -25 to -1\n"
+        )
+
+
+def test_samples_that_are_damaged(watching: RunningAgent, crashed: dict[str, Any]) -> None:
+    # GIVEN a file of samples that was cut off, or is no such file
+    file = watching.store / "crashes" / crashed["id"] / "samples.zst"
+    whole = file.read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"\x28\xb5\x2f\xfd nonsense", os.urandom(4096)):
+        file.write_bytes(data)
+        # THEN the verbs that need it say which it is
+        for verb in (["info"], ["core", "--sample", "-1"]):
+            done = watching.attempt(verb[0], crashed["id"], *verb[1:])
+            assert done.returncode != 0
+            assert str(file) in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_a_killed_process_leaves_its_samples(watching: RunningAgent, tmp_path: Path) -> None:
+    with running("watched", cwd=tmp_path) as victim:
+        sampled(watching)
+        victim.process.kill()
+        victim.wait()
+        record = watching.record(victim.pid)
+    assert record["cause"] == "killed"
+    assert record["samples"]["count"] == 25
+
+
+def test_others_have_none(watching: RunningAgent, tmp_path: Path) -> None:
+    with running("null_main", cwd=tmp_path) as victim:
+        victim.go()
+        victim.wait()
+        record = watching.record(victim.pid)
+    assert record["samples"] is None
+    assert "samples" not in record["lost"]
+    done = watching.attempt("core", record["id"], "--sample", "-1")
+    assert done.returncode != 0
+    assert "has no samples: no `watch` rule of the policy named it" in done.stderr
+
+
+def test_a_hostile_name(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process whose name holds an escape sequence
+    program = Path(shutil.copy(build("watched"), tmp_path / "watched\x1b[31m\nx"))
+    with running("watched", cwd=tmp_path, file=program) as victim:
+        sampled(watching)
+        victim.go()
+        victim.wait()
+        record = watching.record(victim.pid)
+    assert record["samples"]["count"] == 25
+    assert "\x1b" not in watching.command("info", record["id"])
+
+
+def test_a_killed_recorder_is_replaced(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a flight recorder that is killed
+    killed = recorder_of(watching)
+    os.kill(killed, signal.SIGKILL)
+    watching.wait_line("the flight recorder ended with status -9")
+    with running("watched", cwd=tmp_path) as victim:
+        # WHEN another has taken its place
+        sampled(watching)
+        assert recorder_of(watching) != killed
+        victim.go()
+        victim.wait()
+        # THEN it does the same work
+        assert watching.record(victim.pid)["samples"]["count"] == 25
+
+
+def test_deaths_while_the_recorder_hangs_are_recorded(
+    watching: RunningAgent, tmp_path: Path
+) -> None:
+    # GIVEN a flight recorder that does not answer, WHEN a watched process dies
+    with running("watched", cwd=tmp_path) as victim:
+        sampled(watching)
+        recorder = recorder_of(watching)
+        os.kill(recorder, signal.SIGSTOP)
+        try:
+            victim.go()
+            # THEN the process is gone at once all the same
+            assert victim.wait() == -signal.SIGSEGV
+        finally:
+            os.kill(recorder, signal.SIGCONT)
+        # AND its record is whole when the recorder comes to itself
+        assert watching.record(victim.pid)["outcome"] == "complete"
+
+
+# ---- triggers: an agent of their own, as only one may run at a time, each has its own rules
+
+TRIGGERS = """
+defaults: {limit: none}
+recorder: {memory: 4MiB}
+watch:
+  - name: service
+    match: {comm: watched}
+    every: 20ms
+    keep: 5
+    memory: 3MiB
+    triggers:
+      - {name: hung, blocked: 300ms, threads: [hung]}
+      - {name: still, no-progress: 300ms, mode: nonstop}
+      - {name: stuck, uninterruptible: 300ms}
+      - {name: leak, descriptors: 150}
+      - {name: fat, resident: 32MiB, for: 100ms, mode: full-stop, capture: stacks}
+      - {name: hot, cpu: 50%, for: 300ms}
+"""
+
+
+@pytest.fixture(scope="module")
+def acting(
+    watching: RunningAgent, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningAgent]:
+    """The same agent under other rules, which it reloads."""
+    file = Path(watching.arguments[watching.arguments.index("--config") + 1])
+    before = file.read_text()
+    file.write_text(before.replace(WATCH, TRIGGERS))
+    watching.process.send_signal(signal.SIGHUP)
+    watching.wait_line("is in force")
+    yield watching
+    file.write_text(before)
+    watching.process.send_signal(signal.SIGHUP)
+    watching.wait_line("is in force")
+
+
+def wish(victim: Victim, what: str) -> None:
+    """Have it do that, and wait until it has."""
+    assert victim.process.stdin is not None and victim.process.stdout is not None
+    victim.process.stdin.write(what.encode())
+    assert victim.process.stdout.read(1) == what.encode()
+
+
+@pytest.mark.parametrize(
+    ("what", "trigger", "why", "mode"),
+    [
+        ("h", "hung", r"thread `hung` \(\d+\) has not run .*, in state S, in futex", "threads"),
+        ("s", "still", r"none of its 3 threads has run for 0 s", "nonstop"),
+        ("d", "stuck", r"thread `stuck` \(\d+\) has not run .*, in state D, in vfork", "threads"),
+        ("f", "leak", r"20\d open descriptors, more than 150", "threads"),
+        ("m", "fat", r"6\d MiB resident, more than 32 for 0 s", "full-stop"),
+        ("b", "hot", r"\d\.\d\d CPUs busy, more than 0.50 for 0 s", "threads"),
+    ],
+    ids=["blocked", "no-progress", "uninterruptible", "descriptors", "resident", "cpu"],
+)
+def test_a_trigger_takes_a_snapshot(
+    acting: RunningAgent, tmp_path: Path, what: str, trigger: str, why: str, mode: str
+) -> None:
+    counted = f'coresnap_triggers_total{{outcome="snapshot",rule="service",trigger="{trigger}"}}'
+    limited = counted.replace("snapshot", "limited")
+    # GIVEN a watched process in good health, WHEN it is so no more
+    with running("watched", cwd=tmp_path) as victim:
+        sampled(acting)
+        wish(victim, what)
+        # THEN there is a snapshot which says why it was taken; once in a period, and the rest
+        # is counted
+        if acting.metric(counted) == 0:
+            line = acting.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} watched: {trigger}: ")
+            record = acting.info(line.split()[1])
+            assert re.match(rf"{trigger}: {why}$", record["trigger"])
+            assert record["reason"].startswith(record["trigger"] + "; snapshot, ")
+            assert (record["cause"], record["rule"]) == ("snapshot", "service")
+            assert record["snapshot"]["mode"] == mode
+            assert record["pid"] == victim.pid
+            # AND the process goes on
+            assert victim.process.poll() is None
+        assert acting.metric(counted) == 1
+    # WHEN another one falls ill of the same
+    before = acting.metric(limited)
+    with running("watched", cwd=tmp_path) as victim:
+        sampled(acting)
+        wish(victim, what)
+        until(acting, limited, before + 1)
+    assert acting.metric(counted) == 1
+
+
+def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN room for one watched process
+    refused = acting.metric("coresnap_watch_refused_total")
+    with running("watched", cwd=tmp_path) as first:
+        sampled(acting)
+        # WHEN there are two
+        with running("watched", cwd=tmp_path):
+            until(acting, "coresnap_watch_refused_total", refused + 1)
+            # THEN the second one is left out, counted and named
+            acting.wait_line(r"watch: process \d+ is left out: recorder.memory is used up")
+            assert watched_count(acting) == 1
+        assert first.process.poll() is None
+
+
+def test_a_killed_agent_leaves_no_recorder(tmp_path: Path, watching: RunningAgent) -> None:
+    # GIVEN an agent with a flight recorder, WHEN the agent is killed
+    recorder = recorder_of(watching)
+    pidfd = os.pidfd_open(recorder)
+    watching.process.kill()
+    watching.restart()
+    # THEN its recorder ends by itself, and the next agent has another
+    assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    os.close(pidfd)
+    assert recorder_of(watching) != recorder
+
+
+def test_the_verb_knows_who_is_watched(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(TRIGGERS)
+    command = [*COMMAND, "policy", "test", str(config), "--comm"]
+
+    def asked(*more: str) -> str:
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout
+
+    assert "watched      service: 5 samples, one every 0.02s" in asked("watched")
+    assert "watched      no rule of `watch` matches" in asked("other")
+    assert json.loads(asked("watched", "--json"))["watch"] == "service"
