@@ -14,7 +14,7 @@ import msgspec
 from bench import crashes, listing, machine, overhead, report, rest, snapshots, takers, writing
 from bench.cases import CASES, QUICK, QUICK_ROUNDS
 from bench.model import Result
-from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
+from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE, USUAL_LIVE
 
 OTHERS = ("rest", "write", "bpf")
 SNAPSHOTS = "snapshots"  # all cases of them
@@ -24,14 +24,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `cases` are names, all that are wanted."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     live = [case.name for case in LIVE_CASES]
-    names = [*(case.name for case in CASES), *live, *OTHERS]
+    crashing = [case.name for case in CASES]
     parser.add_argument(
         "--quick", action="store_true", help="fewer cases and runs: under three minutes"
     )
     parser.add_argument(
         "--case",
         action="append",
-        choices=[*names, SNAPSHOTS],
+        choices=[*crashing, *live, *OTHERS, SNAPSHOTS],
         dest="cases",
         help="only this one; can be given several times",
     )
@@ -40,7 +40,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     args = parser.parse_args(words)
     if args.cases is None:
-        args.cases = [*QUICK, *QUICK_LIVE, *OTHERS] if args.quick else names
+        usual = [*crashing, *USUAL_LIVE, *OTHERS]
+        args.cases = [*QUICK, *QUICK_LIVE, *OTHERS] if args.quick else usual
     elif SNAPSHOTS in args.cases:
         args.cases += live
     if args.rounds is None and args.quick:

@@ -78,7 +78,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     case: str
     round: int
-    stall_ms: float  # the longest that its working thread stood
+    stop_ms: float  # the longest that its working thread stood: was stopped, or had to wait
+    stall_ms: float  # the same, or its CPU was with somebody else
     total_s: float  # from the start of the command to its end
     disk: int  # allocated blocks
     interrupted: int  # calls that returned EINTR

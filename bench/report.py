@@ -16,8 +16,9 @@ Rows = list[list[str]]
 _ON_SCHEDULE = 0.98  # a writer that made this part of its writes was not held up
 _SNAPSHOT = (
     "peer",
-    "longest stall, ms",
+    "longest stop, ms",
     "gcore : it",
+    "any stall, ms",
     "total, s",
     "x gcore",
     "on disk, MiB",
@@ -39,7 +40,7 @@ def show(result: Result, peers: Sequence[Peer], takers: Sequence[Taker]) -> None
         _table(case.about, [*header, "CPU, ms", "runs", "notes"], rows, right=6)
     for live in result.live_cases:
         rows = [snapshot_row(result, live, taker) for taker in takers]
-        _table(live.about, list(_SNAPSHOT), rows, right=9)
+        _table(live.about, list(_SNAPSHOT), rows, right=10)
     figures = [*judge(result), *judge_snapshots(result), *result.figures]
     header = ["figure", "measured", "target", "verdict", "detail"]
     _table("Targets and figures", header, [_figure(f) for f in figures], right=2)
@@ -81,16 +82,17 @@ def snapshot_row(result: Result, case: LiveCase, taker: Taker) -> list[str]:
     """One line of a table of snapshots."""
     found = snapshots_of(result, taker.name, case)
     if not found:
-        why = result.absent.get(taker.name, "failed: see the notes")
-        return [taker.name, *[""] * 8, "0", why]
+        why = result.absent.get(taker.name, "no result")
+        return [taker.name, *[""] * 9, "0", why]
     gcore = snapshots_of(result, GCORE.name, case)
-    stall, total = _median(s.stall_ms for s in found), _median(s.total_s for s in found)
-    shorter = _median(s.stall_ms for s in gcore) / stall if gcore else None
+    stop, total = _median(s.stop_ms for s in found), _median(s.total_s for s in found)
+    shorter = _median(s.stop_ms for s in gcore) / stop if gcore and stop else None
     longer = total / _median(s.total_s for s in gcore) if gcore else None
     return [
         taker.name,
-        _spread([s.stall_ms for s in found]),
+        _spread([s.stop_ms for s in found]),
         "-" if shorter is None else _number(shorter),
+        _spread([s.stall_ms for s in found]),
         _spread([s.total_s for s in found]),
         "-" if longer is None else _number(longer),
         _spread([s.disk / MIB for s in found], wide=False),

@@ -9,12 +9,14 @@
  * return EINTR.
  *
  * The worker reads the clock, over and over. The longest time between two readings is the longest
- * stall. With a rate it also writes to random pages, one at a time; what it missed while it stood it
- * does not make up for.
+ * stall. It never sleeps by itself: if it did meanwhile, it was stopped, or had to wait in the
+ * kernel; else somebody only had its CPU, another program or the host of a virtual machine.
+ * With a rate it also writes to random pages, one at a time; what it missed while it stood it does
+ * not make up for.
  *
  *     stdout  ready
  *     stdin   a newline: what was noticed since the last one?
- *     stdout  NS LOOPS PAGES_WRITTEN LONGEST_STALL_NS EINTRS
+ *     stdout  NS LOOPS PAGES_WRITTEN LONGEST_STALL_NS LONGEST_STOP_NS EINTRS
  *
  * Ends when its standard input does.
  */
@@ -32,6 +34,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -39,13 +42,15 @@
 
 #define PAGE 4096u
 #define STRETCH (64u << 10)
+#define NOTABLE_NS 5000 /* between two readings of the clock; some 40 if nothing happens */
 
 /* What the worker noticed since it was asked last. */
 struct window {
 	int64_t ns;
 	uint64_t loops;
 	uint64_t written;
-	int64_t stall_ns;
+	int64_t stall_ns; /* for whatever reason */
+	int64_t stop_ns;  /* in which it slept */
 };
 
 static struct window answer;
@@ -108,6 +113,26 @@ static void write_somewhere(void)
 	*(volatile uint64_t *)(stretch + (where >> 32) % (STRETCH / PAGE) * PAGE) = where;
 }
 
+/* Whether the worker slept since the last call. */
+static int has_slept(void)
+{
+	static long known;
+	struct rusage used;
+	long before = known;
+
+	getrusage(RUSAGE_THREAD, &used);
+	known = used.ru_nvcsw;
+	return known != before;
+}
+
+static void notice(struct window *seen, int64_t gap)
+{
+	if (gap > seen->stall_ns)
+		seen->stall_ns = gap;
+	if (has_slept() && gap > seen->stop_ns)
+		seen->stop_ns = gap;
+}
+
 static void *work(void *unused)
 {
 	struct window seen = { 0 };
@@ -118,11 +143,14 @@ static void *work(void *unused)
 	CPU_SET(worker_cpu, &one);
 	check(sched_setaffinity(0, sizeof one, &one) == 0, "sched_setaffinity");
 	prctl(PR_SET_NAME, "worker");
+	has_slept();
 	for (;;) {
 		int64_t now = now_ns();
 
-		if (now - last > seen.stall_ns)
-			seen.stall_ns = now - last;
+		if (now - last > NOTABLE_NS) {
+			notice(&seen, now - last);
+			now = now_ns();
+		}
 		last = now;
 		seen.loops++;
 		if (every_ns && now >= due) {
@@ -247,9 +275,10 @@ int main(int argc, char **argv)
 		atomic_store_explicit(&asked, 1, memory_order_release);
 		while (atomic_load_explicit(&asked, memory_order_acquire))
 			sched_yield();
-		printf("%lld %llu %llu %lld %lu\n", (long long)answer.ns,
+		printf("%lld %llu %llu %lld %lld %lu\n", (long long)answer.ns,
 		       (unsigned long long)answer.loops, (unsigned long long)answer.written,
-		       (long long)answer.stall_ns, atomic_exchange(&interrupted, 0));
+		       (long long)answer.stall_ns, (long long)answer.stop_ns,
+		       atomic_exchange(&interrupted, 0));
 		fflush(stdout);
 	}
 	return 0;

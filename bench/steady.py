@@ -28,7 +28,8 @@ class Window(NamedTuple):
     seconds: float
     loops: int
     written: int  # pages
-    stall_ms: float  # the longest
+    stall_ms: float  # the longest, for whatever reason
+    stop_ms: float  # the longest in which it slept: it was stopped, or waited in the kernel
     interrupted: int  # calls that returned EINTR
 
 
@@ -46,8 +47,8 @@ class Steady:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        ns, loops, written, stall_ns, interrupted = map(int, self._line())
-        return Window(ns / 1e9, loops, written, stall_ns / 1e6, interrupted)
+        ns, loops, written, stall_ns, stop_ns, interrupted = map(int, self._line())
+        return Window(ns / 1e9, loops, written, stall_ns / 1e6, stop_ns / 1e6, interrupted)
 
     def _line(self) -> list[str]:
         assert self._process.stdout is not None

@@ -51,7 +51,7 @@ class NoSnapshot:
     about = "dd writes as many zeros to the same disk, fsync"
 
     def rounds(self, case: LiveCase) -> int:
-        return case.rounds
+        return min(case.rounds, _FEW) if case.resident > _LARGE else case.rounds
 
     def command(self, pid: int, case: LiveCase, core: Path) -> list[str]:
         return [
