@@ -40,13 +40,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
     command.chmod(0o755)
     (folder / "config").symlink_to(ROOT / "config")
-    with agent(folder) as running_agent:
+    watch = "watch: [{name: all, match: {comm: null_worker}, every: 10ms}]"
+    with agent(folder, config=watch, metrics=True) as running_agent:
         for _ in range(2):
             with running("null_worker", cwd=folder) as victim:
+                samples = running_agent.metric("coresnap_watch_samples_total")
+                while running_agent.metric("coresnap_watch_samples_total") < samples + 10:
+                    assert victim.process.poll() is None
                 victim.go()
                 victim.wait()
-                running_agent.record(victim.pid)
+                identity = running_agent.wait_record(victim.pid)
+                (folder / identity).mkdir()  # so that tests know the documents' ID
     yield folder
+
+
+def first_record(folder: Path) -> str:
+    """The one that no command of the README removes."""
+    return min(
+        (p for p in folder.iterdir() if re.fullmatch("[0-9a-f]{16}", p.name)),
+        key=lambda path: path.stat().st_mtime_ns,
+    ).name
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -75,7 +88,9 @@ def test_readme(workplace: Path, command: str) -> None:
     assert "coresnap:" not in done.stderr  # gdb may warn of things of its own
 
 
-@pytest.mark.parametrize("document", ["docs/operating.md", "docs/policy.md", "docs/snapshot.md"])
+@pytest.mark.parametrize(
+    "document", [f"docs/{name}.md" for name in ("operating", "policy", "snapshot", "watch")]
+)
 def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
     # GIVEN commands with names that stand for something (FILE, PID)
     commands = shown(document)
@@ -84,6 +99,8 @@ def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
         real = command.replace("-o FILE", "-o file.core").replace("FILE", "config/default.yaml")
         with running("null_worker", cwd=workplace) as alive:
             real = re.sub(r"\bPID\b|(?<=--pid )\d+", str(alive.pid), real)
+            real = re.sub(r"\bID\b", first_record(workplace), real)
+            (workplace / "file.core").unlink(missing_ok=True)  # an earlier command's
             # THEN each does what is said, or has nothing to do
             done = run(real, workplace)
         assert done.returncode == 0, (command, done.stderr)

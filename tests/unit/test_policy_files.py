@@ -8,7 +8,7 @@ import pytest
 
 from collector.model import Capture, Cause, Release
 from collector.policy.load import keys, load
-from collector.policy.match import decide
+from collector.policy.match import decide, watch_rule
 from collector.policy.types import Facts, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,9 @@ def test_the_default_file_says_what_holds_without_a_file() -> None:
 def test_the_default_file_names_every_setting() -> None:
     # GIVEN every key that is not of a rule, WHEN looking for it in the default file
     words = {line.strip().split(":")[0] for line in DEFAULT.read_text().splitlines()}
-    wanted = {key.rsplit(".", 1)[-1] for key in keys() if not key.startswith("rules[]")}
+    wanted = {
+        key.rsplit(".", 1)[-1] for key in keys() if not key.startswith(("rules[]", "watch[]"))
+    }
 
     # THEN none is missing: the file can be edited without the reference
     assert wanted - words == set()
@@ -41,6 +43,11 @@ def test_the_default_file_names_every_setting() -> None:
         ("database", Facts(cause=Cause.OOM, exe="/bin/x"), ("out-of-memory", Capture.RECORD)),
         ("database", Facts(cause=Cause.SIGNAL, unit="vault.service"), ("keys", Capture.RECORD)),
         ("database", Facts(cause=Cause.SIGNAL, exe="/bin/x"), ("defaults", Capture.FULL)),
+        (
+            "flight-recorder",
+            Facts(cause=Cause.SIGNAL, exe=POSTGRES),
+            ("database", Capture.STACKS),
+        ),
         (
             "kubernetes-node",
             Facts(cause=Cause.KILLED, cgroup=POD, container=True),
@@ -95,7 +102,25 @@ def test_an_example_decides_as_it_says(
 
 def test_every_example_is_among_those_tested() -> None:
     names = sorted(path.stem for path in EXAMPLES.iterdir())
-    assert names == ["database", "java", "kubernetes-node", "services"]
+    assert names == ["database", "flight-recorder", "java", "kubernetes-node", "services"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule"),
+    [
+        ({"unit": "shop@1.service"}, "shop"),
+        ({"exe": POSTGRES}, "database"),
+        ({"exe": "/bin/x"}, None),
+    ],
+)
+def test_the_flight_recorder_example_watches_as_it_says(
+    facts: dict[str, str], rule: str | None
+) -> None:
+    policy = load(EXAMPLES / "flight-recorder.yaml")
+    # THEN the first rule that matches counts, whatever the process would die of
+    for dies_of in ({"cause": Cause.SIGNAL, "signal": 11}, {"cause": Cause.EXIT}):
+        watch = watch_rule(policy, Facts(**dies_of, **facts))  # type: ignore[arg-type]
+        assert (watch.name if watch else None) == rule
 
 
 def test_the_crash_looping_example_waits_for_its_core() -> None:

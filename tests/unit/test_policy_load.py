@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.errors import PolicyError
-from collector.model import Capture, Cause, Release
+from collector.model import Capture, Cause, Release, SnapshotMode
 from collector.policy.load import PolicyErrors, keys, load, loads
 from collector.policy.types import (
     Action,
@@ -19,14 +19,18 @@ from collector.policy.types import (
     CaptureSettings,
     Codec,
     Compress,
+    Condition,
     HoldSettings,
     Limit,
     Match,
     MemoryChoice,
     Policy,
+    RecorderSettings,
     ReleaseSettings,
     Rule,
     StoreSettings,
+    Trigger,
+    Watch,
 )
 
 EVERYTHING = """\
@@ -41,6 +45,7 @@ defaults:
   compress: {level: 3, workers: 2}
   limit: {captures: 2, period: 30s, fallback: threads}
   honour_rlimit: true
+recorder: {memory: 1GiB, processes: 2}
 rules:
   - name: everything
     match:
@@ -60,6 +65,22 @@ rules:
   - name: some
     match: {user: root, cause: exit}
     limit: {captures: 0}
+watch:
+  - name: all
+    match: {comm: [a, b], uid: 7, container: true}
+    every: 250ms
+    keep: 5
+    memory: 1MiB
+    stack: 64KiB
+    triggers:
+      - {name: d, uninterruptible: 10s, threads: io*, mode: auto}
+      - {name: b, blocked: 1m, capture: threads}
+      - {name: n, no-progress: 2m, mode: nonstop}
+      - {name: r, resident: 1GiB, for: 5s, mode: full-stop, capture: full}
+      - {name: f, descriptors: 100}
+      - {name: c, cpu: 150%, for: 30s, limit: {snapshots: 3, period: 5m}}
+  - name: bare
+    match: {exe: /bin/x}
 """
 
 
@@ -120,7 +141,114 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
         capture=CaptureSettings(workers=4, queue=8),
         defaults=defaults,
         rules=(everything, some),
+        recorder=RecorderSettings(memory=1 << 30, processes=2),
+        watch=(
+            Watch(
+                name="all",
+                match=Match(comm=("a", "b"), uid=(7,), container=True),
+                every=0.25,
+                keep=5,
+                memory=1 << 20,
+                stack=64 << 10,
+                triggers=(
+                    Trigger(
+                        name="d",
+                        condition=Condition.UNINTERRUPTIBLE,
+                        above=10,
+                        threads=("io*",),
+                        mode=SnapshotMode.AUTO,
+                    ),
+                    Trigger(
+                        name="b", condition=Condition.BLOCKED, above=60, capture=Capture.THREADS
+                    ),
+                    Trigger(
+                        name="n",
+                        condition=Condition.NO_PROGRESS,
+                        above=120,
+                        mode=SnapshotMode.NONSTOP,
+                    ),
+                    Trigger(
+                        name="r",
+                        condition=Condition.RESIDENT,
+                        above=1 << 30,
+                        lasting=5,
+                        mode=SnapshotMode.FULL_STOP,
+                        capture=Capture.FULL,
+                    ),
+                    Trigger(name="f", condition=Condition.DESCRIPTORS, above=100),
+                    Trigger(
+                        name="c",
+                        condition=Condition.CPU,
+                        above=1.5,
+                        lasting=30,
+                        snapshots=3,
+                        period=300,
+                    ),
+                ),
+            ),
+            Watch(name="bare", match=Match(exe=("/bin/x",))),
+        ),
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("{match: {comm: x}}", "f:1: watch[0]: has no `name`"),
+        ("{name: a}", "f:1: watch[0]: has no `match`"),
+        (
+            "{name: a, match: {signal: 11, cause: oom}}",
+            "f:1: watch[0].match.signal: a process that lives has none",
+        ),
+        (
+            "{name: a, match: {comm: x}, every: 1ms}",
+            "f:1: watch[0].every: expected a duration from 10ms to 1h",
+        ),
+        (
+            "{name: a, match: {comm: x}, stack: 1MiB}",
+            "f:1: watch[0].stack: expected a size from 4KiB to 64KiB",
+        ),
+        (
+            "{name: a, match: {comm: x}, memory: 65MiB}",
+            "f: watch[0].memory: is more than recorder.memory, 64MiB for all processes",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t}]}",
+            "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
+            "blocked, no-progress, resident, descriptors, cpu",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9%, blocked: 9s}]}",
+            "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
+            "blocked, no-progress, resident, descriptors, cpu",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{cpu: 9%}]}",
+            "f:1: watch[0].triggers[0]: has no `name`",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9}]}",
+            'f:1: watch[0].triggers[0].cpu: "9": expected a share of one CPU such as 90%, or 150% '
+            "for one and a half",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, blocked: 9s, for: 1s}]}",
+            "f:1: watch[0].triggers[0].for: `blocked` is a duration already",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9%, threads: x}]}",
+            "f:1: watch[0].triggers[0].threads: `cpu` is of the whole process",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9%}, {name: t, cpu: 8%}]}",
+            'f:1: watch[0].triggers[1].name: "t" is the name of the trigger on line 1',
+        ),
+    ],
+)
+def test_a_wrong_watch_rule_is_refused(rule: str, problem: str) -> None:
+    with pytest.raises(PolicyErrors) as caught:
+        loads(f"watch: [{rule}]", "f")
+    assert str(caught.value).splitlines()[0] == problem
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "~", "{}", "rules:\nstore:\n"])
@@ -144,7 +272,7 @@ def rule(match: str) -> str:
     return f"rules: [{{name: a, match: {{{match}}}}}]"
 
 
-KNOWN = "store, metrics, hold, release, capture, defaults, rules"
+KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch"
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
