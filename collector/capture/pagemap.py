@@ -21,6 +21,7 @@ from collector.elfcore.types import PAGE
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _WPALLOWED, _WRITTEN = 1 << 0, 1 << 1
 _PRESENT, _SWAPPED, _PFNZERO = 1 << 3, 1 << 4, 1 << 5
+_HUGE = 1 << 6
 _WP_MATCHING = 1 << 0  # flag: protect what is found, in the same step
 _ENTRY_PRESENT, _ENTRY_SWAPPED = 1 << 63, 1 << 62
 _PROTECT_PAGES = 4096
@@ -93,6 +94,26 @@ class Pagemap:
             found = [(r.start, r.end) for r in self._regions[:count] if not r.kind & _PFNZERO]
             at = arg.walk_end or end
             yield from found
+
+    def huge(self, start: int, end: int) -> int:
+        """Bytes of [start, end) that huge pages map, hugetlbfs' own included; Linux >= 6.7.
+
+        OSError (ENOTTY) on older kernels.
+        """
+        arg = _ScanArg(
+            size=ctypes.sizeof(_ScanArg),
+            vec=ctypes.addressof(self._regions),
+            vec_len=_REGIONS,
+            category_mask=_HUGE,
+            return_mask=_HUGE,
+        )
+        total, at = 0, start
+        while at < end:
+            arg.start, arg.end, arg.walk_end = at, end, 0
+            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, arg)
+            total += sum(r.end - r.start for r in self._regions[:count])
+            at = arg.walk_end or end
+        return total
 
     def _entries(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         first: int | None = None

@@ -16,6 +16,7 @@ from collector.cli.render import clean
 from collector.cli.snapshot import live_probe
 from collector.elfcore.sink import SparseWriter
 from collector.errors import CoresnapError
+from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice
 
 _USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
@@ -78,4 +79,4 @@ def _write(pid: str, path: Path, what: What) -> None:
         def write(found: Found) -> Core:
             return write_found(found, what, SparseWriter(fd), check)
 
-        take(int(pid), Wish(), write, live, path.parent)
+        take(int(pid), Wish(mode=SnapshotMode.FULL_STOP), write, live, path.parent)

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.capture.live.inject import Injector
 from collector.cli import main
 from collector.elfcore.reader import CoreFile
 from collector.model import Capture, Cause, Outcome, Record, SnapshotFacts
@@ -162,3 +163,32 @@ def test_captures(target: Target, tmp_path: Path) -> None:
     with CoreFile(threads) as small, CoreFile(full) as large:
         assert {t.tid for t in small.threads} == {t.tid for t in large.threads}
         assert [p for p in small.segments if p.segment.filesz] == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "megabytes", "taken"),
+    [
+        ("auto", "100", "nonstop by rolling: for a full stop it would stand for long: no fork: "),
+        ("auto", "8", "full-stop by copy: no fork: "),
+        ("full-stop", "100", "full-stop by copy: no fork: "),
+    ],
+)
+def test_a_long_copy_is_made_only_when_asked_for(
+    tmp_path: Path, mode: str, megabytes: str, taken: str
+) -> None:
+    # GIVEN a process that nothing can be injected into: somebody else does already
+    with live_target(tmp_path, f"memory:{megabytes}", "futex:1") as target, Injector(target.pid):
+        command = ("snapshot", target.pid, "--mode", mode, "-o", tmp_path / "core")
+        said = done(coresnap(*command)).stderr
+    # THEN a large one is not made to stand still, unless a full stop was asked for by name
+    assert said.startswith(f"process {target.pid}: snapshot, {taken}")
+    assert "another program is injecting" in said
+
+
+def test_a_process_of_huge_pages_is_forked(tmp_path: Path) -> None:
+    # GIVEN 512 MiB in huge pages
+    with live_target(tmp_path, "thp:512") as target:
+        said = done(coresnap("snapshot", target.pid, "-o", tmp_path / "core")).stderr
+    # THEN no pre-copy breaks them up
+    assert "full-stop by fork: " in said
+    assert "% of it in huge pages: a fork takes about " in said

@@ -22,6 +22,7 @@ import msgspec
 from collector.capture.dying import Dying
 from collector.capture.image import image_of_live
 from collector.capture.live import refusal
+from collector.capture.live.choose import Method, choose, suit_of
 from collector.capture.live.fork import SHARED as _SHARED
 from collector.capture.live.fork import remote_fork
 from collector.capture.live.headroom import NoRoom
@@ -40,7 +41,7 @@ from collector.probe.live import LiveProbe
 from collector.probe.stacks import ThreadStack
 
 T = TypeVar("T")
-PRECOPY_FROM = 256 << 20  # resident bytes; a smaller process is forked in a few milliseconds
+COPY_MAX = 64 << 20  # resident bytes of a process that `auto` lets stand for a plain copy
 STACK_BYTES = 64 << 10  # of each thread, where stacks are copied with the registers
 
 
@@ -89,9 +90,14 @@ def take(
             return taker.nonstop(write)
         if not wish.inject:
             return taker.copy("nothing may be injected", write)
-        if opened.resident >= PRECOPY_FROM:
-            return taker.precopy(write, staging)
-        return taker.fork(write)
+        try:
+            return taker.full_stop(write, staging)
+        except _TooLong as error:
+            return taker.nonstop(write, f"for a full stop it would stand for long: {error}")
+
+
+class _TooLong(CaptureError):
+    """Only a plain copy would do, of a large process, and nobody asked for a full stop."""
 
 
 class _Taker:
@@ -104,7 +110,8 @@ class _Taker:
     def threads(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Registers and stacks; what else a debugger needs is read while the process goes on."""
         if self._live is None or self._wish.extended:
-            return self._rolled(SnapshotMode.THREADS, write)
+            why = "BPF can not be used" if self._live is None else "FPU state was asked for"
+            return self._rolled(SnapshotMode.THREADS, why, write)
         sampled = [s for s in self._live.sample(self._pid, STACK_BYTES) if s.regs is not None]
         facts = SnapshotFacts(
             mode=SnapshotMode.THREADS,
@@ -121,17 +128,17 @@ class _Taker:
         found = self._found([_thread(s) for s in sampled], facts, pieces)
         return write(found), facts
 
-    def nonstop(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
+    def nonstop(
+        self, write: Callable[[Found], T], why: str = "memory is read while the process goes on"
+    ) -> tuple[T, SnapshotFacts]:
         """Memory as well, read while everything goes on."""
-        return self._rolled(SnapshotMode.NONSTOP, write)
+        return self._rolled(SnapshotMode.NONSTOP, why, write)
 
-    def _rolled(self, mode: SnapshotMode, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
+    def _rolled(
+        self, mode: SnapshotMode, why: str, write: Callable[[Found], T]
+    ) -> tuple[T, SnapshotFacts]:
         """Each thread held alone, for some ten microseconds."""
         rolled = roll(self._pid, self._wish.perturb, stack_bytes=STACK_BYTES)
-        if mode is SnapshotMode.NONSTOP:
-            why = "memory is read while the process goes on"
-        else:
-            why = "BPF can not be used" if self._live is None else "FPU state was asked for"
         facts = SnapshotFacts(
             mode=mode,
             method="rolling",
@@ -155,9 +162,23 @@ class _Taker:
 
         return run_as_tracer(work)
 
-    def fork(
-        self, write: Callable[[Found], T], why: str = "the kernel copies all memory at once"
+    def full_stop(
+        self, write: Callable[[Found], T], staging: Path | None
     ) -> tuple[T, SnapshotFacts]:
+        """In the way that suits the process; see choose.py."""
+        opened = self._opened
+        choice = choose(suit_of(self._pid, opened.resident, opened.pagemap_fd))
+        if choice.method is Method.FORK:
+            return self.fork(write, choice.why)
+        return self.precopy(write, staging, choice.why)
+
+    def _may_copy(self, why: str) -> str:
+        """The reason for a plain copy. _TooLong if the process would stand for it too long."""
+        if self._wish.mode is SnapshotMode.AUTO and self._opened.resident > COPY_MAX:
+            raise _TooLong(why)
+        return why
+
+    def fork(self, write: Callable[[Found], T], why: str) -> tuple[T, SnapshotFacts]:
         """The process goes on as soon as the kernel has copied it; if it can not be, see `copy`."""
 
         def work() -> tuple[T, SnapshotFacts]:
@@ -167,9 +188,11 @@ class _Taker:
         try:
             return run_as_tracer(work)
         except InjectionRefused as error:
-            return self.copy(f"no fork: {error}", write)
+            return self.copy(self._may_copy(f"no fork: {error}"), write)
 
-    def precopy(self, write: Callable[[Found], T], staging: Path | None) -> tuple[T, SnapshotFacts]:
+    def precopy(
+        self, write: Callable[[Found], T], staging: Path | None, chosen: str
+    ) -> tuple[T, SnapshotFacts]:
         """Memory is copied while the process runs; it stands for what it has written last."""
         folder = staging or Path(tempfile.gettempdir())
         with contextlib.ExitStack() as until:
@@ -183,11 +206,11 @@ class _Taker:
             except OSError as error:
                 why = f"no pre-copy: no room for it in {folder}: {error.strerror}"
             else:
-                return self._stop_precopied(injector, copied, write)
+                return self._stop_precopied(injector, copied, write, chosen)
         return self.fork(write, why)
 
     def _stop_precopied(
-        self, injector: Injector, copied: PreCopy, write: Callable[[Found], T]
+        self, injector: Injector, copied: PreCopy, write: Callable[[Found], T], chosen: str
     ) -> tuple[T, SnapshotFacts]:
         found: list[tuple[T, SnapshotFacts]] = []
 
@@ -207,7 +230,7 @@ class _Taker:
         facts = SnapshotFacts(
             mode=SnapshotMode.FULL_STOP,
             method="pre-copy",
-            why=f"{len(copied.rounds)} rounds of copying while it ran",
+            why=f"{chosen}; {len(copied.rounds)} rounds of copying while it ran",
             consistent=not stopped.left_out,
             unstopped=_names(stopped.left_out),
             elsewhen=_areas(mappings, shared),
@@ -224,7 +247,8 @@ class _Taker:
         try:
             return self._fork_stopped(stopped, injector, why, write)
         except (NoRoom, InjectionRefused) as error:  # it still stands
-            done, facts = self._copy_stopped(stopped, f"no fork: {error}", write)
+            why = self._may_copy(f"no fork: {error}")
+            done, facts = self._copy_stopped(stopped, why, write)
         stopped.release()
         return done, with_pause(facts, stopped)
 

@@ -1,0 +1,67 @@
+"""Which way to take a full stop suits a process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from collector.capture.live.choose import Choice, Method, Suit, choose, suit_of
+
+GIB = 1 << 30
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.parametrize(
+    ("suit", "choice"),
+    [
+        (
+            Suit(resident=100 << 20, huge=None),
+            Choice(method=Method.FORK, why="100 MiB resident: a fork takes about 2.7 ms"),
+        ),
+        (
+            Suit(resident=2 * GIB, huge=0.0),
+            Choice(method=Method.PRECOPY, why="2048 MiB resident: a fork takes about 56.0 ms"),
+        ),
+        (
+            Suit(resident=2 * GIB, huge=0.98),
+            Choice(
+                method=Method.FORK,
+                why="2048 MiB resident, 98 % of it in huge pages: a fork takes about 3.1 ms",
+            ),
+        ),
+        (
+            Suit(resident=6 * GIB, huge=1.0),
+            Choice(
+                method=Method.PRECOPY,
+                why="6144 MiB resident, 100 % of it in huge pages: a fork takes about 6.0 ms",
+            ),
+        ),
+        (
+            Suit(resident=10 << 20, huge=None, no_room="no copy: its cgroup is full"),
+            Choice(method=Method.PRECOPY, why="10 MiB resident; no copy: its cgroup is full"),
+        ),
+    ],
+)
+def test_the_choice_and_its_reason(suit: Suit, choice: Choice) -> None:
+    assert choose(suit) == choice
+
+
+def test_the_share_of_huge_pages_is_looked_at() -> None:
+    # GIVEN a process (this one) that says it has a gigabyte, and really has one huge area
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, 256 << 20, flags=private) as area:
+        area.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, len(area), 4096):
+            area[at] = 1
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+        try:
+            suit = suit_of(os.getpid(), GIB, pagemap)
+        finally:
+            os.close(pagemap)
+    if suit.huge is None or "[never]" in THP.read_text():
+        pytest.skip("no huge pages, or no PAGEMAP_SCAN, on this kernel")
+    # THEN most of its private memory is seen to be huge
+    assert suit.huge > 0.5
