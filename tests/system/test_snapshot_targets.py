@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.capture.live.stop import Perturb
 from collector.elfcore.reader import CoreFile
 from collector.model import Record, SnapshotFacts
 from tests.system.live_targets import Target, live_target
@@ -158,6 +160,69 @@ def undisturbed(target: Target, file: Path, *way: str) -> tuple[SnapshotFacts, i
     assert target.changed(before) == {}
     with CoreFile(file) as core:
         return facts, len({thread.tid for thread in core.threads})
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="needs a JDK")
+def test_a_saturated_java_heap(tmp_path: Path) -> None:
+    # GIVEN a virtual machine whose heap is full, whose threads allocate and whose collector works
+    with running("Churn", cwd=tmp_path) as victim:
+
+        def progress() -> tuple[int, int]:
+            victim.go()
+            assert victim.process.stdout is not None
+            replaced, wrong = victim.process.stdout.readline().split()
+            return int(replaced), int(wrong)
+
+        names = {
+            int(task.name): (task / "comm").read_text().strip()
+            for task in Path(f"/proc/{victim.pid}/task").iterdir()
+        }
+        for way in MODES:
+            before, _ = progress()
+            # WHEN it is snapshot in each way
+            facts_of(victim.pid, tmp_path / "core", *way, "--force")
+            with CoreFile(tmp_path / "core") as core:
+                found = {thread.tid for thread in core.threads}
+            # THEN all of its threads are in the core
+            churning = {tid for tid, name in names.items() if name.startswith("churn-")}
+            assert len(churning) == 4 and churning <= found, way
+            assert {tid for tid, name in names.items() if name == "VM Thread"} <= found
+            # AND it goes on without an error
+            wait_until(lambda before=before: progress()[0] > before, "it does not go on")
+        assert progress()[1] == 0
+
+
+def test_a_parent_in_vfork(tmp_path: Path) -> None:
+    # GIVEN a thread that waits in vfork
+    with running("live_vfork", cwd=tmp_path) as victim:
+        wait_until(lambda: sorted(states(victim.pid).values()) == ["D", "S", "S"], "no vfork")
+        (waiting,) = [tid for tid, state in states(victim.pid).items() if state == "D"]
+        for way in MODES:
+            # WHEN it is snapshot in each way, THEN that ends, with that thread in the core
+            facts = facts_of(victim.pid, tmp_path / "core", *way, "--force")
+            with CoreFile(tmp_path / "core") as core:
+                assert waiting in {thread.tid for thread in core.threads}, way
+            # AND says of it that it could not be stopped, where it should have been
+            named = [text for text in facts.unstopped if text.startswith(f"thread {waiting}: ")]
+            assert len(named) == (0 if way == ("--mode", "threads") else 1), (way, facts)
+        victim.go()
+        assert victim.wait() == 0
+
+
+@pytest.mark.parametrize("way", [("--mode", "nonstop"), ("--mode", "full-stop"), ("--no-inject",)])
+@pytest.mark.parametrize("perturb", list(Perturb))
+def test_threads_that_would_get_eintr(
+    way: tuple[str, ...], perturb: Perturb, tmp_path: Path
+) -> None:
+    # GIVEN a thread in epoll_wait, which a stop makes return EINTR, and one in futex, which not
+    with live_target(tmp_path, "futex:1", "epoll:1", "memory:1") as target:
+        facts = facts_of(target.pid, tmp_path / "core", *way, "--perturb", perturb.value)
+        with CoreFile(tmp_path / "core") as core:
+            assert len(core.threads) == 3
+        # THEN it notices that only if it is let, and is not even stopped if that is forbidden
+        interrupted = target.report.interrupted
+    assert (interrupted > 0) == (perturb is Perturb.ALLOW)
+    assert len(facts.unstopped) == (1 if perturb is Perturb.NEVER else 0), facts
 
 
 @pytest.mark.parametrize("way", MODES, ids=" ".join)

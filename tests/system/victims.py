@@ -60,7 +60,7 @@ def command_of(name: str, *arguments: str) -> list[str]:
         return ["/usr/bin/python3", str(SOURCES / name), *arguments]
     if name.endswith(".js"):
         return ["node", str(SOURCES / name), *arguments]
-    if name == "Crash":
+    if (SOURCES / f"{name}.java").exists():
         # no report file: the JVM's own hs_err would land in the current folder
         quiet = ["-Xmx64m", "-XX:+SuppressFatalErrorMessage"]
         return ["java", *quiet, "-cp", str(build(name).parent), name, *arguments]

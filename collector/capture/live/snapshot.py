@@ -139,18 +139,33 @@ class _Taker:
     ) -> tuple[T, SnapshotFacts]:
         """Each thread held alone, for some ten microseconds."""
         rolled = roll(self._pid, self._wish.perturb, stack_bytes=STACK_BYTES)
+        others = self._seen_by_bpf({other.tid for other in rolled.left_out})
+        left_out = [
+            other._replace(thread=_thread(others[other.tid])) if other.tid in others else other
+            for other in rolled.left_out
+        ]
         facts = SnapshotFacts(
             mode=mode,
             method="rolling",
             why=why,
             consistent=False,
             worst_ms=round(rolled.worst_us / 1e3, 3),
-            unstopped=_names(rolled.left_out),
+            unstopped=_names(left_out),
         )
         threads = [s.thread for s in rolled.samples]
-        threads += [other.thread for other in rolled.left_out if other.thread is not None]
+        threads += [other.thread for other in left_out if other.thread is not None]
         pieces = [(s.stack_start, s.stack) for s in rolled.samples if s.stack]
+        pieces += [(s.stack_address, s.stack) for s in others.values() if s.stack]
         return write(self._found(threads, facts, pieces)), facts
+
+    def _seen_by_bpf(self, tids: set[int]) -> dict[int, ThreadStack]:
+        """What the iterator tells of threads that were not stopped."""
+        if not tids or self._live is None:
+            return {}
+        with contextlib.suppress(ProbeError):
+            sampled = self._live.sample(self._pid, STACK_BYTES)
+            return {s.ns_tid: s for s in sampled if s.ns_tid in tids and s.regs is not None}
+        return {}
 
     def copy(self, why: str, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """The process stands until its memory is written: like gcore, but sparse, without EINTR."""
