@@ -160,6 +160,8 @@ class Agent:
             self._witness.record(death)
         elif death.case is not None:
             self._settler.note_exit(death.case, death)
+        else:
+            self._context.recorded(death)  # policy wants no record of it
 
     # ---- hold: the kernel's hand-off
 
@@ -183,6 +185,8 @@ def _interrupted(record: Record) -> Record:
     lost = dict(record.lost)
     if record.frames is None:
         lost.setdefault("frames", "the agent ended before it was explained")
+    if record.core_bit is None:
+        lost.setdefault("core_bit", "the agent ended before its exit was seen")
     if record.outcome is not Outcome.PENDING:
         return msgspec.structs.replace(record, lost=lost)
     lost["core"] = "the agent ended before it was written"

@@ -29,6 +29,7 @@ class Case:
         self._closed = closed
         self._lock = threading.Lock()
         self._open: set[str] = set()
+        self.on_disk = False  # whether the store has it, in some state
 
     def begin(self, part: str) -> None:
         """Something is still to be learnt: the case stays open until `end(part)`."""
@@ -53,5 +54,6 @@ class Case:
     def _put(self) -> None:
         try:
             self._store.put(self.record)
+            self.on_disk = True
         except (CoresnapError, OSError) as error:  # a full disk must not stop the agent
             log.error("record %s can not be stored: %s", self.record.id, error)

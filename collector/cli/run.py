@@ -154,6 +154,12 @@ def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe 
         return None
     if args.unpin:
         parts.callback(probe.unpin)
+    if lost := probe.counters().overwritten:
+        log.warning(
+            "%d deaths are only counted: an agent was killed before it had them on record, "
+            "and later events have overwritten theirs",
+            lost,
+        )
     return probe
 
 
@@ -202,4 +208,5 @@ def _dropped(counters: Counters) -> dict[str, int]:
         "sched_process_exit": counters.dropped_exit,
         "mark_victim": counters.dropped_oom,
         "undecodable": counters.undecodable,
+        "overwritten": counters.overwritten,
     }

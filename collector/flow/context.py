@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from collector.deaths import Deaths
+from collector.deaths import Death, Deaths
 from collector.export.metrics import Metrics
 from collector.hold.backends import NoBackend, OpenBackend
 from collector.hold.governor import Pins
@@ -62,3 +62,8 @@ class Context:
     pins: Pins = dataclasses.field(default_factory=Pins)
     # died while the agent was down, seen by BPF
     late: set[ProcessKey] = dataclasses.field(default_factory=set)
+
+    def recorded(self, death: Death) -> None:
+        """It is on record, or is not to be: no later agent need be told of it again."""
+        if self.probe is not None and death.who is not None:
+            self.probe.recorded(death.who.key)

@@ -83,8 +83,9 @@ class Receiver:
         action = decision.action
         if action.capture is Capture.NONE:
             handoff.release()
-            self._context.deaths.settle(death)
             self._settler.count(facts.cause, signo, Outcome.IGNORED)
+            self._context.deaths.settle(death)
+            self._context.recorded(death)
             return
         admission = self._admit(dying, death, action, facts)
         if admission.reason:
@@ -224,6 +225,8 @@ class Receiver:
             release_reason=plan.reason,
             lost=lost,
         )
+        if case.on_disk:
+            self._context.recorded(death)
         self._context.recorder.ask(case)
         return case
 

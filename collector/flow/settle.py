@@ -108,6 +108,7 @@ class Settler:
         else:
             case.learn(core_bit=bool(death.exit.status & CORE_BIT))
         case.end("exit")
+        self._context.recorded(death)
 
     def _note_release(self, task: Task) -> None:
         held_ms = task.handoff.release()

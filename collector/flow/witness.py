@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 
 from collector import cgroup
 from collector.capture.job import SMALL_CORE
@@ -13,12 +14,13 @@ from collector.deaths import TICK_NS, Death, same_process
 from collector.errors import CaptureError
 from collector.flow.context import Context
 from collector.flow.settle import Files, Settler
+from collector.hold.backends import PROOF
 from collector.hold.pipe import PipeNote
 from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
-from collector.records import CORE_BIT, signal_name
+from collector.records import CORE_BIT, boot_to_utc, signal_name
 from collector.store.ids import record_id
 
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock
@@ -40,8 +42,25 @@ class Witness:
         who = death.who
         if who is None:
             return
-        if who.key.pid == self._context.backend.probe_pid and who.ppid == os.getpid():
-            return  # our own proof that the hand-off works
+        probe = self._context.probe
+        late = probe is not None and death.time_ns < probe.attached_ns
+        if not self._is_proof(death, who, late) and not self._is_known(death, who, late):
+            self._open_case(death, who, late)
+        self._context.recorded(death)
+
+    def _is_proof(self, death: Death, who: Identity, late: bool) -> bool:
+        """Whether it was the proof that the hand-off works: our own, or a killed agent's."""
+        if late:
+            return (who.comm, who.uid, death.signal) == (PROOF, 0, int(signal.SIGABRT))
+        return who.key.pid == self._context.backend.probe_pid and who.ppid == os.getpid()
+
+    def _is_known(self, death: Death, who: Identity, late: bool) -> bool:
+        """Whether this death is on record: a killed agent's, or its end was waited for in vain."""
+        if self._context.store.has(record_id(self._context.boot_id, who.key)):
+            return True
+        return late and self._on_record(who.key, boot_to_utc(death.time_ns))
+
+    def _open_case(self, death: Death, who: Identity, late: bool) -> None:
         group = _live_cgroup(who) or cgroup.path_of(who.cgroup_id)
         facts = Facts(
             cause=death.cause,
@@ -57,10 +76,9 @@ class Witness:
         if decision.action.capture is Capture.NONE:
             self._settler.count(death.cause, death.signal, Outcome.IGNORED)
             return
-        late = self._context.probe is not None and death.time_ns < self._context.probe.attached_ns
         lost = {}
         if decision.action.capture is not Capture.RECORD and death.cause is not Cause.EXIT:
-            lost["core"] = death.why or self._why_not_held(death, late)
+            lost["core"] = death.why or self._why_not_held(death, who, late)
         record = death.record(record_id(self._context.boot_id, who.key), late=late, lost=lost)
         case = Case(record, self._context.store, self._settler.closed)
         case.learn(
@@ -92,11 +110,13 @@ class Witness:
         case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
         self._settler.queue_explanation(case, core, Files())
 
-    def _why_not_held(self, death: Death, late: bool) -> str:
+    def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:
             return f"{death.cause}: the kernel hands over only signals that dump core"
         if late:
-            return "the agent was down"
+            probe = self._context.probe
+            was_taken = probe is not None and probe.was_taken(who.key)
+            return "the agent was killed" if was_taken else "the agent was down"
         if self._context.backend.backend == "none":
             return f"no hand-off: {self._context.backend.reason}"
         if death.exit is not None and death.exit.status & CORE_BIT:
@@ -133,7 +153,8 @@ class Witness:
     def _on_record(self, key: ProcessKey, time: datetime.datetime) -> bool:
         """Whether the death of this process, at about that time, is in the store."""
         near = self._context.store.list(since=time - NOTE_SLACK, until=time + NOTE_SLACK)
-        return any(same_process(key, ProcessKey(r.pid, r.start_ns)) for r in near)
+        deaths = [record for record in near if record.cause is not Cause.SNAPSHOT]
+        return any(same_process(key, ProcessKey(r.pid, r.start_ns)) for r in deaths)
 
 
 def _live_cgroup(who: Identity) -> str | None:

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "core.sock"
 _PROBE_TIMEOUT_S = 2.0
-_PR_SET_DUMPABLE, _PR_GET_DUMPABLE = 4, 3  # prctl(2)
+PROOF = "coresnap-proof"  # name of the child that crashes for the proof
+_PR_SET_DUMPABLE, _PR_GET_DUMPABLE, _PR_SET_NAME = 4, 3, 15  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -260,6 +261,7 @@ def _crash_a_child() -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+        _libc.prctl(_PR_SET_NAME, PROOF.encode(), 0, 0, 0)
         os.abort()
     finally:
         os._exit(1)

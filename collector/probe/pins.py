@@ -86,9 +86,10 @@ def publish(programs: Programs, directory: Path) -> None:
         raise ProbeError(f"{directory}: {error.strerror or error}") from error
 
 
-def is_complete(directory: Path) -> bool:
-    """Whether a build's directory has all its pins."""
-    return (directory / COMPLETE).exists()
+def is_complete(directory: Path, *, attached: bool = True) -> bool:
+    """Whether a build's directory has all its pins; without `attached`, but for the links."""
+    links = directory.glob(f"{LINK}*")
+    return (directory / COMPLETE).exists() and (not attached or any(links))
 
 
 def event_format(directory: Path) -> int:

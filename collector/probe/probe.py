@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,6 +24,7 @@ import msgspec
 from collector.errors import ProbeError
 from collector.model import Event, Exit, MappedObject, ProcessKey
 from collector.probe import btf, core, events, files, iterators, libbpf, pins
+from collector.probe.ledger import Ledger
 from collector.probe.ring import Ring
 
 PIN_DIR = Path("/sys/fs/bpf/coresnap")
@@ -43,6 +44,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     handled: int  # signals that were delivered and not fatal
     fatal: int
     undecodable: int  # records of another build's format, or damaged
+    overwritten: int  # deaths that a killed reader had taken, and whose events are gone
 
 
 class _Build(NamedTuple):
@@ -114,37 +116,49 @@ def _load_best(loader: str, pin_dir: Path, object_file: Path | None) -> tuple[st
     raise ProbeError("; ".join(problems) or "no loader can be used")
 
 
-class _Leftovers(NamedTuple):
-    """What a replaced build had recorded."""
+class _Old:
+    """A replaced build: detached, its ring read to the end. Its pins go when all is on record."""
 
-    events: list[Event]
-    undecodable: int
-
-
-def _take_over(old: Path) -> _Leftovers:
-    """Detach another build, read its ring to the end, remove its pins."""
-    if not pins.is_complete(old):
-        pins.remove(old)
-        return _Leftovers([], 0)
-    pins.detach(old)
-    readable = pins.event_format(old) == events.FORMAT
-    ring = Ring(libbpf.get_pin(str(old / "ring")))
-    found: list[Event] = []
-    lost = 0
-    try:
-        for record in ring.records():
+    def __init__(self, directory: Path) -> None:
+        pins.detach(directory)
+        self.events: list[Event] = []
+        self.undecodable = 0
+        self.directory = directory
+        self._ring = Ring(libbpf.get_pin(str(directory / "ring")))
+        self.ledger = Ledger(directory, self._ring)
+        readable = pins.event_format(directory) == events.FORMAT
+        for position, record in (*self.ledger.again(), *self._ring.positioned()):
             try:
                 if not readable:
                     raise ProbeError("another format")
                 event = events.decode(record)
-                if not isinstance(event, events.Mapped):
-                    found.append(event)
             except ProbeError:
-                lost += 1
-    finally:
-        ring.close()
-    pins.remove(old)
-    return _Leftovers(found, lost)
+                self.undecodable += 1
+                continue
+            if not isinstance(event, events.Mapped):
+                self.events.append(event)
+                self.ledger.take(event.who.key, position)
+        self.ledger.keep()
+
+    def remove_if_settled(self) -> bool:
+        """True if it is no longer there."""
+        if not self.ledger.is_settled:
+            return False
+        self.close()
+        pins.remove(self.directory)
+        return True
+
+    def close(self) -> None:
+        self.ledger.close()
+        self._ring.close()
+
+
+def _take_over(directory: Path) -> _Old | None:
+    """Another build with what it had recorded; None if nothing can be read of it."""
+    if pins.is_complete(directory, attached=False):
+        return _Old(directory)
+    pins.remove(directory)
+    return None
 
 
 def open_probe(
@@ -158,14 +172,8 @@ def open_probe(
     descriptor = pins.lock(pin_dir)
     try:
         used, directory = _load_best(loader, pin_dir, object_file)
-        left = [_take_over(old) for old in pins.builds(pin_dir) if old != directory]
-        return Probe(
-            used,
-            directory,
-            descriptor,
-            [event for leftovers in left for event in leftovers.events],
-            sum(leftovers.undecodable for leftovers in left),
-        )
+        found = [_take_over(path) for path in pins.builds(pin_dir) if path != directory]
+        return Probe(used, directory, descriptor, [old for old in found if old is not None])
     except OSError as error:
         os.close(descriptor)
         raise ProbeError(f"{pin_dir}: {error.strerror or error}") from error
@@ -180,15 +188,13 @@ class Probe:
     loader: str
     attached_ns: int  # CLOCK_BOOTTIME; earlier events happened while nobody listened
 
-    def __init__(
-        self, loader: str, directory: Path, lock: int, waiting: list[Event], undecodable: int
-    ) -> None:
+    def __init__(self, loader: str, directory: Path, lock: int, replaced: list[_Old]) -> None:
         self.loader = loader
         self._directory = directory
         self._lock_descriptor = lock
-        self._undecodable = undecodable
-        self._waiting = deque(waiting)
-        self._reported = {_identity(event) for event in waiting}
+        self._undecodable = sum(old.undecodable for old in replaced)
+        self._waiting = deque(event for old in replaced for event in old.events)
+        self._reported = {_identity(event) for event in self._waiting}
         self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
         self._drain_lock = threading.Lock()
         self._iterator_lock = threading.Lock()  # the programs have one scratch page per CPU
@@ -200,9 +206,17 @@ class Probe:
         self._mappings = libbpf.get_pin(str(directory / "mappings"))
         self._epoll = select.epoll()
         self._epoll.register(self._ring.descriptor, select.EPOLLIN)
-        self._wake = os.eventfd(1 if waiting else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._wake, select.EPOLLIN)
         self.attached_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._ledger = Ledger(directory, self._ring)
+        again = list(self._decoded(self._ledger.again()))
+        self._again = {event.who.key for event in again}
+        self._waiting += again
+        self._ring.trim()
+        self._replaced_lock = threading.Lock()
+        self._replaced = [old for old in replaced if not old.remove_if_settled()]
+        self._overwritten = sum(one.lost for one in (self._ledger, *(o.ledger for o in replaced)))
+        self._wake = os.eventfd(1 if self._waiting else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -226,16 +240,18 @@ class Probe:
             if self._waiting:
                 self._waiting.clear()
                 os.eventfd_read(self._wake)
-            found += self._decoded()
+            found += self._decoded(self._ring.positioned())
             # A writer wakes us only if it sees that we have read all before its record. The lock's
             # atomic operation is the barrier between our store and the second look.
             with self._fence:
-                found += self._decoded()
+                found += self._decoded(self._ring.positioned())
             self._ring.trim()
+            if found:
+                self._ledger.keep()
             return found
 
-    def _decoded(self) -> Iterator[Event]:
-        for record in self._ring.records():
+    def _decoded(self, records: Iterable[tuple[int, bytes]]) -> Iterator[Event]:
+        for position, record in records:
             try:
                 event = events.decode(record)
             except ProbeError:
@@ -249,6 +265,7 @@ class Probe:
                 event = msgspec.structs.replace(event, mapped=tuple(found))
             if event.time_ns < self.attached_ns and _identity(event) in self._reported:
                 continue  # the replaced build saw it as well
+            self._ledger.take(event.who.key, position)
             yield event
 
     def _note_mapped(self, told: events.Mapped) -> None:
@@ -291,16 +308,34 @@ class Probe:
 
     def counters(self) -> Counters:
         """What was counted so far."""
-        names = Counters.__struct_fields__[:-1]  # in the order of enum cs_counter
+        names = Counters.__struct_fields__[:-2]  # in the order of enum cs_counter
         values = {
             name: _COUNTER.unpack(libbpf.read_array(self._counters, index, _COUNTER.size))[0]
             for index, name in enumerate(names)
         }
-        return Counters(**values, undecodable=self._undecodable)
+        return Counters(**values, undecodable=self._undecodable, overwritten=self._overwritten)
+
+    def recorded(self, key: ProcessKey) -> None:
+        """The death of this process is on record, or is not to be.
+
+        Until then, whoever opens the programs next is given the events of it again.
+        """
+        with self._replaced_lock:
+            for old in self._replaced:
+                old.ledger.recorded(key)
+            self._replaced = [old for old in self._replaced if not old.remove_if_settled()]
+        self._ledger.recorded(key)
+
+    def was_taken(self, key: ProcessKey) -> bool:
+        """Whether an earlier reader had taken an event of this process, and ended before it had
+        recorded the death."""
+        return key in self._again
 
     def unpin(self) -> None:
         """Detach the programs for good; events that wait can still be drained."""
-        pins.remove(self._directory)
+        with self._replaced_lock:
+            for directory in (self._directory, *(old.directory for old in self._replaced)):
+                pins.remove(directory)
         pins.remove_empty(self._directory.parent)
 
     def close(self) -> None:
@@ -308,7 +343,12 @@ class Probe:
         if self._epoll.closed:
             return
         self._epoll.close()
+        self._ledger.close()
         self._ring.close()
+        with self._replaced_lock:
+            for old in self._replaced:
+                old.close()
+            self._replaced = []
         for descriptor in (
             self._wake,
             self._counters,

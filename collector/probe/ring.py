@@ -70,25 +70,66 @@ class Ring:
         relative = offset - self._window_start
         return self._window[relative : relative + length]
 
+    def _header(self, position: int) -> int:
+        header = int.from_bytes(self._at(position & (self.size - 1), 4), "little")
+        length = header & LENGTH
+        if length > self.size:
+            raise ProbeError(f"the ring is damaged: a record of {length} bytes at {position}")
+        return header
+
+    def _data(self, position: int, header: int) -> bytes:
+        return self._at((position & (self.size - 1)) + HEADER, header & LENGTH)
+
     def records(self) -> Iterator[bytes]:
         """The records that wait. Stops at one that is still being written: its writer wakes us.
 
         A record counts as read when the next one is asked for, or the end is reached.
         """
-        position = self._consumed[0]
+        position = self.position
         while position < self._produced[0]:
-            offset = position & (self.size - 1)
-            header = int.from_bytes(self._at(offset, 4), "little")
+            header = self._header(position)
             if header & BUSY:
                 return
-            length = header & LENGTH
-            if length > self.size:
-                raise ProbeError(f"the ring is damaged: a record of {length} bytes at {position}")
             if not header & DISCARDED:
-                yield self._at(offset + HEADER, length)
-            position += (length + HEADER + 7) & ~7
+                yield self._data(position, header)
+            position = _following(position, header)
             self._consumed[0] = position  # one aligned store; x86 keeps the order
+
+    def positioned(self) -> Iterator[tuple[int, bytes]]:
+        """As `records`, each with its position."""
+        return ((self.position, record) for record in self.records())
+
+    @property
+    def position(self) -> int:
+        """Of the record that `records` gave last; at its end, of the next that will come."""
+        return int(self._consumed[0])
+
+    @property
+    def oldest(self) -> int:
+        """What was read before stays where it is from here on; before it, it is overwritten.
+
+        The kernel writes the header of a record before it moves the writers' position.
+        """
+        return int(self._produced[0]) - self.size + HEADER
+
+    def earlier(self, position: int) -> list[tuple[int, bytes]] | None:
+        """(position, record) of what was read before, from `position` on; None: overwritten."""
+        found = []
+        at, end = position, self.position
+        try:
+            while at < end:
+                header = self._header(at)
+                if not header & DISCARDED:
+                    found.append((at, self._data(at, header)))
+                at = _following(at, header)
+        except ProbeError:  # no header any more
+            return None
+        return found if position >= self.oldest else None
 
     def trim(self) -> None:
         """Give back the memory that reading took."""
         self._drop_window()
+
+
+def _following(position: int, header: int) -> int:
+    return position + (((header & LENGTH) + HEADER + 7) & ~7)

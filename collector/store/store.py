@@ -200,6 +200,10 @@ class Store:
         folders = self._folders
         return [id for id in folders.ids() if folders.stamp(id) or folders.orphan(id)]
 
+    def has(self, id: str) -> bool:
+        """Whether there is a record of exactly this id."""
+        return self._folders.stamp(id) is not None
+
     def count(self) -> int:
         """How many records there are."""
         return sum(1 for id in self._folders.ids() if self._folders.stamp(id))

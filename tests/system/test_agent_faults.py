@@ -31,6 +31,7 @@ UNLIMITED = "defaults: {limit: none}"
 # A process must be gone 100 ms after its agent; the rest is for a machine that is busy otherwise.
 GONE_S = 3.0
 BACKENDS = ("socket", "pipe")
+KILLS = 100  # of the agent, for each way of hand-off
 
 
 def crash(victim: Victim) -> None:
@@ -54,42 +55,52 @@ def outcome(record: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_agent_is_killed_at_any_moment(backend: str, tmp_path: Path) -> None:
-    # GIVEN an agent, and ten programs at a time that crash
+    # GIVEN an agent, and three programs at a time that crash, and one that is killed
     chance = random.Random(backend)
+    dead: list[int] = []
     late: list[int] = []
     with agent(tmp_path, config=UNLIMITED, backend=backend) as one:
-        for _ in range(10):
+        for number in range(KILLS):
             with contextlib.ExitStack() as stack:
                 victims = [
-                    stack.enter_context(running("null_main", cwd=tmp_path)) for _ in range(9)
+                    stack.enter_context(running("null_main", cwd=tmp_path)) for _ in range(5)
                 ]
-                after = stack.enter_context(running("null_main", cwd=tmp_path))
-                for victim in victims:
+                *crashing, killed, after = victims
+                for victim in crashing:
                     victim.go()
-                # WHEN it is killed while it works on them
-                select.select([], [], [], chance.random() * 0.15)
+                os.kill(killed.pid, signal.SIGKILL)
+                # WHEN it is killed while it works on them, or on what the one before it has left
+                select.select([], [], [], chance.choice((0.01, 0.1, 0.4)) * chance.random())
                 one.process.kill()
                 # THEN none of them hangs
-                for victim in victims:
+                for victim in crashing:
                     assert victim.wait(GONE_S) == -signal.SIGSEGV
+                assert killed.wait(GONE_S) == -signal.SIGKILL
                 # AND neither does one that dies while there is no agent
                 one.process.wait()
                 after.go()
                 assert after.wait(GONE_S) == -signal.SIGSEGV
+                dead += [victim.pid for victim in victims]
                 late.append(after.pid)
             one.restart()
-            one.wait_record(after.pid)
+            if number % 5 == 4:  # or more would be left over than the ring can hold
+                one.wait_record(after.pid)
         last = whole_death(one, tmp_path)
         assert one.stop() == 0
         found = one.listed()
-        records = [death for death in found if death["pid"] in late]
-    # THEN what died without an agent is on record, once, as such
-    assert sorted(record["pid"] for record in records) == sorted(late)
-    assert {record["late"] for record in records} == {True}
-    assert {record["lost"]["core"] for record in records} == {"the agent was down"}
-    # AND every death that an agent has begun to record has ended one way or the other
+    # THEN every death is on record, once
+    pids = Counter(death["pid"] for death in found)
+    assert {pid: pids[pid] for pid in dead if pids[pid] != 1} == {}
+    # AND has ended one way or the other
     assert {death["outcome"] for death in found} <= {"complete", "recorded", "failed"}
     assert [death["id"] for death in found if not death["reason"]] == []
+    # AND what died without an agent is marked as such
+    records = [death for death in found if death["pid"] in late]
+    assert {record["late"] for record in records} == {True}
+    assert {record["lost"]["core"] for record in records} <= {
+        "the agent was down",
+        "the agent was killed",
+    }
     # AND every core that can be seen is whole; nothing else was left behind
     assert outcome(last) == ("full", "complete", {})
     for core in (tmp_path / "store").glob("crashes/*/core*"):

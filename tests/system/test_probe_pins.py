@@ -28,6 +28,7 @@ from tests.system.probe_support import (
 from tests.system.victims import running
 
 OTHER = {"core": "bcc", "bcc": "core"}
+FORTY_KILLS = "import os\nfor _ in range(40): os.fork() or os.kill(os.getpid(), 9)"
 
 
 @pytest.fixture
@@ -94,12 +95,57 @@ def test_another_build_takes_over_without_a_loss(
     with open_probe(OTHER[loader], directory):
         pass
     pid = die(tmp_path)
+    for _ in range(2):  # the first one is killed before it has put the death on record
+        with open_probe(loader, directory) as probe:
+            assert len(list(pins.builds(directory))) == 2
+            assert select.select([probe], [], [], 0)[0] == [probe]
+            found = probe.drain()
+            assert names(about(found, pid)) == ["FatalSignal", "Exit"]
+            assert about(probe.drain(), pid) == []
+            assert names(events_of(probe, die(tmp_path))) == ["FatalSignal", "Exit"]
     with open_probe(loader, directory) as probe:
+        for event in probe.drain():
+            probe.recorded(event.who.key)
         assert len(list(pins.builds(directory))) == 1
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_what_is_not_on_record_comes_again(loader: str, directory: Path, tmp_path: Path) -> None:
+    # GIVEN a reader that took two deaths, and was killed when one of them was on record
+    with open_probe(loader, directory) as probe:
+        first = events_of(probe, die(tmp_path))
+        second = events_of(probe, die(tmp_path))
+        probe.recorded(first[0].who.key)
+    # THEN the next one is told of the other, and of what it was told before
+    with open_probe(loader, directory) as probe:
         assert select.select([probe], [], [], 0)[0] == [probe]
-        assert names(about(probe.drain(), pid)) == ["FatalSignal", "Exit"]
-        assert about(probe.drain(), pid) == []
-        assert names(events_of(probe, die(tmp_path))) == ["FatalSignal", "Exit"]
+        found = probe.drain()
+        assert about(found, second[0].who.key.pid) == second
+        assert probe.was_taken(second[0].who.key)
+        later = events_of(probe, die(tmp_path))
+        assert not probe.was_taken(later[0].who.key)
+        for event in (*found, *later):
+            probe.recorded(event.who.key)
+        assert probe.counters().overwritten == 0
+    # AND of neither when they are on record
+    with open_probe(loader, directory) as probe:
+        found = probe.drain()
+        assert [about(found, e[0].who.key.pid) for e in (first, second, later)] == [[], [], []]
+
+
+def test_what_was_overwritten_is_counted(directory: Path, tmp_path: Path) -> None:
+    # GIVEN a reader that took deaths, and is killed when the ring has been filled behind it
+    with open_probe("core", directory) as probe:
+        die(tmp_path)
+        taken = {event.who.key for event in probe.drain()}
+        while not probe.counters().dropped_deliver:
+            subprocess.run([sys.executable, "-c", FORTY_KILLS], check=True)
+    # THEN the next one knows how many of them are lost, once
+    for lost in (len(taken), 0):
+        with open_probe("core", directory) as probe:
+            assert probe.counters().overwritten == lost
+            for event in probe.drain():
+                probe.recorded(event.who.key)
 
 
 def test_records_of_another_format_are_counted_as_lost(directory: Path, tmp_path: Path) -> None:

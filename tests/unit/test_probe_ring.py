@@ -112,6 +112,28 @@ def test_a_record_counts_as_read_when_the_next_is_asked_for(writer: Writer, read
     assert writer.consumed() == second
 
 
+def test_what_was_read_can_be_read_again(writer: Writer, reader: Ring) -> None:
+    writer.start_at(5 * SIZE - 32)  # it goes over the end of the ring
+    sent = [b"first", b"second" * 10, b"third"]
+    positions = [writer.add(data) for data in sent]
+    writer.add(b"never", DISCARDED)
+    assert list(reader.positioned()) == list(zip(positions, sent, strict=True))
+    writer.add(b"not read yet")
+    assert reader.earlier(positions[1]) == [(positions[1], sent[1]), (positions[2], sent[2])]
+    assert reader.earlier(reader.position) == []
+
+
+def test_what_was_overwritten_can_not_be_read_again(writer: Writer, reader: Ring) -> None:
+    first, second = writer.add(b"x" * 8), writer.add(b"y" * 8)
+    assert len(list(reader.records())) == 2
+    # WHEN the writers come round to the first record, or may be writing its header now
+    writer.add(bytes(SIZE - 2 * (HEADER + 8) - HEADER))
+    assert reader.earlier(first) is None
+    # THEN that is all that is lost
+    assert reader.oldest == HEADER
+    assert reader.earlier(second) == [(second, b"y" * 8)]
+
+
 def test_reading_goes_on_after_memory_was_given_back(writer: Writer, reader: Ring) -> None:
     writer.add(b"one")
     assert list(reader.records()) == [b"one"]
