@@ -17,6 +17,7 @@ def facts() -> dict[str, str]:
         "kernel": platform.release().split("-")[0],
         "huge pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "python": platform.python_version(),
+        "gdb": version_of("gdb"),
         "systemd-coredump": version_of("systemd-coredump"),
         "minicoredumper": version_of("minicoredumper"),
     }

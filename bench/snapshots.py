@@ -57,7 +57,7 @@ _USUAL = (
     _size("256MiB", 256, 200, 0, 2),
     _size("256MiB", 256, 200, RATE, 2),
     _size("2GiB", 2048, 16, 0, 3),
-    _size("2GiB", 2048, 16, RATE, 3),
+    _size("2GiB", 2048, 16, RATE, 2),
     _size("2GiB", 2048, 200, 0, 1),
     _size("2GiB", 2048, 200, RATE, 1),
     _size("6GiB", 6144, 16, 0, 1),
