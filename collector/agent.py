@@ -35,11 +35,13 @@ from collector.model import (
     Record,
 )
 from collector.policy.match import wants_exits
+from collector.policy.types import Backend
 
 log = logging.getLogger(__name__)
 
 _INTERRUPTED_MAX = 1000  # of the newest records are looked at: more can not have been open at once
 _FINISH_S = 60.0  # for each lane, when the agent is to end
+_HANDOFF_MS = 3  # a hand-off by pipe follows its signal within so long, if there is one
 _LOOK_MS = 5000  # how often deaths are looked at whose end does not come
 
 
@@ -77,7 +79,7 @@ class Agent:
         self._take_notes()
         self._take_handoffs()
         while not self._stopping:
-            for fd, _ in poll.poll(_LOOK_MS if self._context.deaths.waits else None):
+            for fd, _ in self._wait(poll):
                 if fd == self._wake_read:
                     os.read(fd, 4096)
                 elif fd == self._context.backend.fileno():
@@ -89,6 +91,21 @@ class Agent:
                 self._reload = False
                 self._apply_reload()
         self._finish()
+
+    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
+        """Until there is something to do.
+
+        An event of a signal comes before the hand-off of its process. Where that is by pipe, the
+        kernel has to start the helper first, perhaps on this very CPU: leave it to it for a moment.
+        """
+        context = self._context
+        ready = poll.poll(_LOOK_MS if context.deaths.waits else None)
+        events = context.probe.fileno() if context.probe is not None else -1
+        if context.backend.backend == Backend.PIPE and [fd for fd, _ in ready] == [events]:
+            poll.unregister(events)
+            ready = poll.poll(_HANDOFF_MS) + ready
+            poll.register(events, select.POLLIN)
+        return ready
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
