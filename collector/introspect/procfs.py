@@ -26,7 +26,7 @@ _READ = 1 << 16  # more than any of these files has, but for maps
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = 4096
 _RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
-_PF_KTHREAD = 0x200000  # <linux/sched.h>
+PF_KTHREAD = 0x200000  # of a task's flags, <linux/sched.h>
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
@@ -146,7 +146,7 @@ class ProcFolder:
 
     def is_kernel(self) -> bool:
         """Whether it is a thread of the kernel: no memory, no registers."""
-        return bool(self.stat().flags & _PF_KTHREAD)
+        return bool(self.stat().flags & PF_KTHREAD)
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read("status")

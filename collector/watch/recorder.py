@@ -21,7 +21,7 @@ import msgspec
 from collector.deaths import same_process
 from collector.errors import CoresnapError, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
-from collector.introspect.procfs import parse_stat
+from collector.introspect.procfs import PF_KTHREAD, parse_stat
 from collector.lane import Lane
 from collector.model import Cause, ProcessKey, SamplesFacts
 from collector.policy.facts import facts_of
@@ -187,7 +187,9 @@ class Recorder:
 
     def _save(self, watched: _Watched, ask: Ask) -> None:
         """Unwind, write, answer. In a lane."""
-        answer = Samples(record=ask.record, lost="it died before its first sample")
+        room = f"{watched.watch.memory >> 10} KiB"
+        none = f"none fits into {room}" if watched.ring.dropped else "it died before its first"
+        answer = Samples(record=ask.record, lost=none)
         try:
             if len(watched.ring):
                 facts = self._written(watched, Path(ask.folder))
@@ -232,14 +234,19 @@ class Recorder:
             except (OSError, ValueError, IndexError):
                 continue
             seen = stat.start_ns, stat.comm
-            if self._known.get(pid) != seen:
-                self._known[pid] = seen
+            if self._known.get(pid) == seen:
+                continue
+            self._known[pid] = seen
+            # not the kernel's threads, nor what the agent and we have started
+            if not stat.flags & PF_KTHREAD and stat.ppid not in ours:
                 self._consider(pid)
 
     def _consider(self, pid: int) -> None:
         watch = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
         old = self._live.get(pid)
-        if old is not None:
+        if old is not None and not old.process.alive:  # the pid is another's already
+            self._has_ended(old)
+        elif old is not None:
             if watch is not None and old.watch == watch:
                 with contextlib.suppress(ProcessError):
                     old.identity = old.process.identity()
