@@ -75,13 +75,17 @@ class RunVerb:
             help="detach the BPF programs at the end, instead of recording while it is down",
         )
         parser.add_argument(
+            "--debug", action="store_true", help="log all that libbpf and the verifier say, too"
+        )
+        parser.add_argument(
             "--listen", metavar="HOST:PORT", help="instead of `metrics.listen` of the configuration"
         )
 
     def run(self, args: argparse.Namespace) -> int:
         if os.geteuid() != 0:
             raise HoldError("the agent needs root: it sees every process's death")
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        level = logging.DEBUG if args.debug else logging.INFO
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
         holder = PolicyHolder(config)
         policy = holder.policy

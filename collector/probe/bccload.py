@@ -6,6 +6,7 @@ the pins. No kernel headers are needed: the types come from the running kernel's
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 
 from collector.errors import CoresnapError, ProbeError
-from collector.probe import btf, files, libbpf, pins
+from collector.probe import btf, files, libbpf, pins, verifier
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 120  # seconds
 PACKAGE = "python3-bpfcc (Debian, Ubuntu) or bcc (Fedora); the one on PyPI is something else"
@@ -91,7 +94,8 @@ def load_elsewhere(directory: Path, module: str = "collector.probe.bccload") -> 
     except subprocess.TimeoutExpired as error:
         raise ProbeError(f"bcc did not finish in {TIMEOUT} s") from error
     if done.returncode:
-        raise ProbeError(f"the bcc loader failed: {done.stderr.strip()[-2000:]}")
+        log.debug("%s", done.stderr)
+        raise ProbeError(f"the bcc loader failed: {verifier.explain(done.stderr)}")
 
 
 def main(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from ctypes import c_bool, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
@@ -18,9 +19,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from collector.errors import ProbeError
+from collector.probe import verifier
+
+log = logging.getLogger(__name__)
 
 LIBRARY = "libbpf.so.1"
-LOG_BYTES = 1 << 16
 BPF_ANY = 0  # <linux/bpf.h>
 BPF_LINK_TYPE_RAW_TRACEPOINT = 1  # enum bpf_link_type
 BPF_TRACE_ITER = 28  # enum bpf_attach_type
@@ -105,8 +108,11 @@ class _Library:
                 f"{LIBRARY} can not be loaded ({error}): install libbpf1 (Debian, Ubuntu) or libbpf"
             ) from error
         self.messages: list[str] = []
-        self._vsnprintf: Any = ctypes.CDLL(None).vsnprintf
-        self._vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
+        libc = ctypes.CDLL(None)
+        self._vasprintf: Any = libc.vasprintf
+        self._vasprintf.argtypes = [c_void_p, c_char_p, c_void_p]
+        self._free: Any = libc.free
+        self._free.argtypes = [c_void_p]
         self._print = _PRINT(self._on_print)
         self.call("libbpf_set_print", c_void_p, _PRINT)(self._print)
 
@@ -118,13 +124,19 @@ class _Library:
 
     def format(self, pattern: bytes, arguments: int) -> str:
         """What vprintf would print of `pattern`; `arguments` is the address of a va_list."""
-        buffer = ctypes.create_string_buffer(LOG_BYTES)
-        self._vsnprintf(buffer, len(buffer), pattern, arguments)
-        return buffer.value.decode("utf-8", "replace")
+        made = c_void_p()
+        if self._vasprintf(ctypes.byref(made), pattern, arguments) < 0 or not made.value:
+            return ""
+        try:
+            return ctypes.string_at(made.value).decode("utf-8", "replace")
+        finally:
+            self._free(made)
 
     def _on_print(self, level: int, pattern: bytes, arguments: int) -> int:
         if level <= 1:  # LIBBPF_WARN, LIBBPF_INFO
-            self.messages = [*self.messages[-7:], self.format(pattern, arguments).strip()]
+            said = self.format(pattern, arguments).strip().removeprefix("libbpf: ")
+            self.messages = [*self.messages[-7:], said]
+            log.debug("%s", said)
         return 0
 
 
@@ -157,9 +169,12 @@ def version() -> tuple[int, int]:
     return int(major()), int(minor())
 
 
-def last_messages() -> str:
-    """What libbpf or the verifier said last, for an error message."""
-    return " | ".join(_library().messages)
+def _last_messages() -> str:
+    """What libbpf or the verifier said last, in a line; all of it is in the log at level debug."""
+    messages = _library().messages
+    if any("\n" in message for message in messages):
+        return verifier.explain("\n".join(messages))
+    return " | ".join(messages)
 
 
 class Object:
@@ -181,7 +196,7 @@ class Object:
         opened = _function("bpf_object__open_mem", c_void_p, c_void_p, c_size_t, c_void_p)
         handle = opened(self._image, len(self._image), None)
         if not handle:
-            raise ProbeError(f"{self._name} is no BPF object: {last_messages()}")
+            raise ProbeError(f"{self._name} is no BPF object: {_last_messages()}")
         for program in self._without:
             find = _function("bpf_object__find_program_by_name", c_void_p, c_void_p, c_char_p)
             autoload = _function("bpf_program__set_autoload", c_int, c_void_p, c_bool)
@@ -190,7 +205,7 @@ class Object:
         result = _function("bpf_object__load", c_int, c_void_p)(handle)
         if result < 0:
             reason = os.strerror(_errno(result))
-            detail = last_messages()
+            detail = _last_messages()
             _function("bpf_object__close", None, c_void_p)(handle)
             raise ProbeError(f"the kernel refused {self._name}: {reason}: {detail}")
         self._handle = handle

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -234,6 +236,29 @@ def test_an_object_of_another_format_is_refused(directory: Path, tmp_path: Path)
     with pytest.raises(ProbeError, match=rf"of format 200, this version reads {events.FORMAT}"):
         open_probe("core", directory, stale)
     assert not list(directory.iterdir())
+
+
+def test_a_program_that_the_verifier_refuses_is_told_in_a_line(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # GIVEN a program that uses what may not be there
+    for source in files.source_file().parent.iterdir():
+        text = source.read_text().replace("if (sender && sender->target", "if (sender->target")
+        (tmp_path / source.name).write_text(text)
+    wrong = tmp_path / "wrong.bpf.o"
+    compile_object(tmp_path / files.source_file().name, files.object_file().parent, wrong)
+    # THEN the error says which, why and where
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(ProbeError) as raised:
+        open_probe("core", directory, wrong)
+    line = (
+        rf"core: the kernel refused {wrong}: Permission denied: program `\w+`: "
+        r"R\d invalid mem access 'map_value_or_null' at `if \(sender->target_start_ns == .*`"
+        r" \(coresnap\.bpf\.c:\d+\)"
+    )
+    assert re.fullmatch(line, str(raised.value))
+    # AND the whole log is there for who asks
+    assert "-- BEGIN PROG LOAD LOG --" in caplog.text
 
 
 MEASURE = """
