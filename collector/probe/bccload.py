@@ -11,7 +11,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from collector.errors import CoresnapError, ProbeError
 from collector.probe import btf, files, libbpf, pins, verifier
@@ -57,13 +59,19 @@ def cache_dir() -> Path:
     return Path(base) if base else Path("/var/cache/coresnap")
 
 
-def load(directory: Path) -> None:
-    """Compile, attach and pin, in this process. ProbeError says what went wrong."""
+def compiler() -> Any:
+    """bcc's class BPF, with this kernel's types. ProbeError if bcc is not there."""
     os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(cache_dir()))
     try:
         from bcc import BPF  # noqa: PLC0415 - heavy, and not on every machine
     except ImportError as error:
         raise ProbeError(f"bcc can not be imported ({error}): install {PACKAGE}") from error
+    return BPF
+
+
+def load(directory: Path) -> None:
+    """Compile, attach and pin, in this process. ProbeError says what went wrong."""
+    BPF = compiler()
     try:
         program = BPF(text=translated(files.source_file()), cflags=["-w"])
         iterators = {
@@ -98,9 +106,16 @@ def load_elsewhere(directory: Path, module: str = "collector.probe.bccload") -> 
         raise ProbeError(f"the bcc loader failed: {verifier.explain(done.stderr)}")
 
 
-def main(arguments: list[str]) -> int:
+def run_loader(load: Callable[[Path], None]) -> NoReturn:
+    """The whole of a loader process: load into the directory that is its argument, and end."""
+    status = _run_loader(load, sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # bcc's destructors would take longer than all the rest
+
+
+def _run_loader(load: Callable[[Path], None], arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m collector.probe.bccload DIRECTORY", file=sys.stderr)
+        print(f"usage: {sys.argv[0]} DIRECTORY", file=sys.stderr)
         return 2
     try:
         libbpf.version()
@@ -112,6 +127,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # bcc's destructors would take longer than all the rest
+    run_loader(load)

@@ -6,12 +6,10 @@ them opens and removes them.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
-from collector.errors import CoresnapError, ProbeError
-from collector.probe import bccload, btf, files, libbpf
+from collector.errors import ProbeError
+from collector.probe import bccload, files, libbpf
 from collector.probe.libbpf import ProgramType
 from collector.probe.live import MAPS
 from collector.probe.pins import ITERATORS
@@ -19,11 +17,7 @@ from collector.probe.pins import ITERATORS
 
 def load(directory: Path) -> None:
     """Compile and pin, in this process. ProbeError says what went wrong."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(bccload.cache_dir()))
-    try:
-        from bcc import BPF  # noqa: PLC0415 - heavy, and not on every machine
-    except ImportError as error:
-        raise ProbeError(f"bcc can not be imported ({error}): install {bccload.PACKAGE}") from error
+    BPF = bccload.compiler()
     try:
         program = BPF(text=bccload.translated(files.live_source_file()), cflags=["-w"])
         found = {
@@ -52,20 +46,5 @@ def load_elsewhere(directory: Path) -> None:
     bccload.load_elsewhere(directory, __name__)
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m collector.probe.livebcc DIRECTORY", file=sys.stderr)
-        return 2
-    try:
-        libbpf.version()
-        load(Path(arguments[0]))
-    except CoresnapError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    return 0
-
-
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # bcc's destructors would take longer than all the rest
+    bccload.run_loader(load)
