@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from collector.explain.facts import with_signal
 from collector.model import Cause, Exit, FatalSignal, Identity, OomVictim, Record, Sender
+from collector.signals import signal_name
 
 CORE_BIT = 0x80  # of a wait status: the kernel dumped core, or handed the process over (wait(2))
 
@@ -20,17 +21,6 @@ def boot_to_utc(boot_ns: int) -> datetime.datetime:
     """UTC of an instant of CLOCK_BOOTTIME, by the clocks' present difference."""
     offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return datetime.datetime.fromtimestamp((boot_ns + offset) / 1e9, datetime.UTC)
-
-
-def signal_name(number: int | None) -> str | None:
-    """SIGSEGV for 11; real-time signals as SIGRTMIN+n."""
-    if number is None:
-        return None
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        first = int(signal.SIGRTMIN)
-        return f"SIGRTMIN+{number - first}" if number > first else f"signal {number}"
 
 
 class Parts:

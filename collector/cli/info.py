@@ -12,8 +12,9 @@ import msgspec
 from collector.cli import places, render
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import samples_of
-from collector.explain.names import code_name, signal_name
+from collector.explain.names import code_name
 from collector.model import Capture, Fault, Outcome, Record, Sender, SnapshotFacts
+from collector.signals import signal_name
 from collector.watch.flight import Flight
 
 _TOP_FRAMES = 8

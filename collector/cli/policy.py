@@ -19,7 +19,8 @@ from collector.policy.limit import FALLBACK_FACTOR
 from collector.policy.load import PolicyErrors, load
 from collector.policy.match import DEFAULTS, Trial, matcher, watch_rule
 from collector.policy.types import Action, Codec, Decision, Facts, Limit, Policy, Watch
-from collector.policy.units import parse_signal, quote, show_duration, show_size, signal_name
+from collector.policy.units import parse_signal, quote, show_duration, show_size
+from collector.signals import signal_name
 from collector.store.encoding import json_text
 
 
@@ -182,7 +183,7 @@ def _watch(policy: Policy, watch: Watch | None) -> list[str]:
 
 def _show_fact(fact: str, value: Any) -> str:
     if fact == "signal":
-        return signal_name(value)
+        return signal_name(int(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     text = str(value)

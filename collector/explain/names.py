@@ -1,4 +1,4 @@
-"""Names of signals, and what their si_code means, in words.
+"""What the si_code of a signal means, in words.
 
 Pure tables; the numbers are those of x86-64 Linux: signals from signal(7), codes from
 <asm-generic/siginfo.h>.
@@ -7,8 +7,6 @@ Pure tables; the numbers are those of x86-64 Linux: signals from signal(7), code
 from __future__ import annotations
 
 import signal as _signal
-
-_SIGNALS = {int(member): member.name for member in _signal.Signals}
 
 # si_code of any signal
 SI_USER = 0  # kill(2)
@@ -122,15 +120,6 @@ FROM_KERNEL = {
     int(_signal.SIGQUIT): "told to quit from its terminal",
     int(_signal.SIGIO): "input or output became possible",
 }
-
-
-def signal_name(number: int) -> str:
-    """`SIGSEGV`, `SIGRTMIN+3`, or `signal 77` for a number that is none."""
-    if number in _SIGNALS:
-        return _SIGNALS[number]
-    if _signal.SIGRTMIN < number < _signal.SIGRTMAX:
-        return f"SIGRTMIN+{number - _signal.SIGRTMIN}"
-    return f"signal {number}"
 
 
 def code_name(signal: int, code: int) -> str | None:

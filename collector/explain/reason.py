@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from collector.explain import names
 from collector.model import Access, Cause, Fault, Frame, Record, SnapshotFacts
+from collector.signals import signal_name
 
 _MAX_SHOWN = 200  # characters of one name
 _PAGE = 4096
@@ -52,7 +53,7 @@ def reason(record: Record) -> str:
         return _exit(record)
     if record.signal is None:
         return "died, and it is not known of what"
-    name = names.signal_name(record.signal)
+    name = signal_name(record.signal)
     if record.si_code == names.SI_KERNEL and record.signal in names.FROM_KERNEL:
         return f"{name}: {names.FROM_KERNEL[record.signal]}" + _thread(record)
     if record.cause is Cause.KILLED:
@@ -103,7 +104,7 @@ def _sender(record: Record) -> str:
 
 
 def _fault(fault: Fault) -> str:
-    return f"{names.signal_name(fault.signal)} at address {fault.si_addr:#x}"
+    return f"{signal_name(fault.signal)} at address {fault.si_addr:#x}"
 
 
 def _thread(record: Record) -> str:

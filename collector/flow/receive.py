@@ -28,7 +28,8 @@ from collector.policy.limit import Admission, site_of
 from collector.policy.match import decide
 from collector.policy.types import Action, Decision, Facts
 from collector.probe.iterators import exit_addresses, unlinked_shared
-from collector.records import boot_to_utc, signal_name
+from collector.records import boot_to_utc
+from collector.signals import signal_name
 from collector.store.ids import record_id
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ from collector.flow.context import Context
 from collector.hold.governor import ReleaseDecision
 from collector.hold.handoff import HandOff
 from collector.model import Capture, Cause, Outcome, Record, Release
-from collector.records import CORE_BIT, signal_name
+from collector.records import CORE_BIT
+from collector.signals import signal_name
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Recor
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
-from collector.records import CORE_BIT, boot_to_utc, signal_name
+from collector.records import CORE_BIT, boot_to_utc
+from collector.signals import signal_name
 from collector.store.ids import record_id
 
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock

@@ -19,7 +19,7 @@ import msgspec
 
 from collector.model import Capture, Cause
 from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
-from collector.policy.units import signal_name
+from collector.signals import signal_name
 
 DEFAULTS = "defaults"
 

@@ -94,16 +94,6 @@ def parse_signal(text: str) -> int:
     raise ValueError(f"{quote(text)} is not a signal{near or ' such as SIGSEGV, SEGV or 11'}")
 
 
-def signal_name(number: int) -> str:
-    """`SIGSEGV` of 11; `SIGRTMIN+3` of 37; `signal 32` where it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        if signal.SIGRTMIN < number < signal.SIGRTMAX:
-            return f"SIGRTMIN+{number - signal.SIGRTMIN}"
-        return f"signal {number}"
-
-
 def show_size(size: int) -> str:
     """`8GiB` of 8589934592: the largest unit in which it is a whole number of bytes."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

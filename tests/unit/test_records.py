@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from collector.model import Cause, Event, Fault, OomVictim, Record, Sender
-from collector.records import Parts, boot_to_utc, signal_name
+from collector.records import Parts, boot_to_utc
 from tests.unit.event_samples import KEY, OTHER, TICK, ended, fatal, oom, who
 
 SELF = Sender(pid=KEY.pid, comm="victim", uid=1000)
@@ -146,11 +146,3 @@ def test_boot_time_as_utc() -> None:
     now = boot_to_utc(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
     assert abs((now - datetime.datetime.now(datetime.UTC)).total_seconds()) < 1
     assert boot_to_utc(0) < now
-
-
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [(None, None), (11, "SIGSEGV"), (34, "SIGRTMIN"), (40, "SIGRTMIN+6"), (200, "SIGRTMIN+166")],
-)
-def test_names_of_signals(number: int | None, name: str | None) -> None:
-    assert signal_name(number) == name
