@@ -18,6 +18,7 @@ from types import TracebackType
 
 import msgspec
 
+from collector.capture import vmread
 from collector.errors import CaptureError
 from collector.model import ProcessKey
 
@@ -25,18 +26,6 @@ _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has
 _MAX_CMDLINE = 16 << 10
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_process_vm_readv = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = (
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-)
-_IOV_MAX = 1024  # <limits.h>
 _AT_PHDR, _AT_SYSINFO_EHDR = 3, 33  # <elf.h>
 _WORD = 4  # bytes of a tid word or futex
 _CLOSE = 256  # bytes between a tid word and a list's head that are read at once
@@ -261,14 +250,13 @@ def _robust_patches(pid: int, head: int, entry: int, offset: int, pending: int) 
 def _read_words(pid: int, addresses: Sequence[int], size: int) -> list[bytes]:
     """`size` bytes at each address by process_vm_readv(2), many per call; b"" where unreadable."""
     out: list[bytes] = []
-    buffer = ctypes.create_string_buffer(size * _IOV_MAX)
-    for first in range(0, len(addresses), _IOV_MAX):
-        group = addresses[first : first + _IOV_MAX]
+    buffer = ctypes.create_string_buffer(size * vmread.IOV_MAX)
+    for first in range(0, len(addresses), vmread.IOV_MAX):
+        group = addresses[first : first + vmread.IOV_MAX]
         while group:
             remote = struct.pack(f"<{2 * len(group)}Q", *(v for a in group for v in (a, size)))
             local = struct.pack("<QQ", ctypes.addressof(buffer), size * len(group))
-            done = _process_vm_readv(pid, local, 1, remote, len(group), 0)
-            whole = max(done, 0) // size
+            whole = vmread.read(pid, local, remote, len(group)) // size
             data = buffer.raw
             out += [data[i * size : (i + 1) * size] for i in range(whole)]
             group = group[whole:]

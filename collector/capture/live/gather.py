@@ -13,22 +13,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from collector.capture import vmread
 from collector.elfcore.types import PAGE
 
 Range = tuple[int, int]
-
-_IOV_MAX = 1024  # <limits.h>
-_libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: no other thread of ours comes in between
-_process_vm_readv = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = (
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-)
 
 
 class Piece(NamedTuple):
@@ -50,7 +38,7 @@ class Gatherer:
         self._buffer = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         ctypes.memset(self._address, 0xFF, capacity)
-        self._remote = (ctypes.c_uint64 * (2 * _IOV_MAX))()
+        self._remote = (ctypes.c_uint64 * (2 * vmread.IOV_MAX))()
         self._local = (ctypes.c_uint64 * 2)()
 
     def take(self, ranges: Sequence[Range]) -> bool:
@@ -59,8 +47,8 @@ class Gatherer:
             return False
         self.pieces, self.unreadable = [], []
         at = 0
-        for first in range(0, len(ranges), _IOV_MAX):
-            group = ranges[first : first + _IOV_MAX]
+        for first in range(0, len(ranges), vmread.IOV_MAX):
+            group = ranges[first : first + vmread.IOV_MAX]
             size = self._read(group, at)
             for start, end in group:
                 self.pieces.append(Piece(start, end - start, at))
@@ -79,8 +67,8 @@ class Gatherer:
         self._remote[: len(words)] = words
         self._local[:] = [self._address + at, total]
         local, remote = ctypes.addressof(self._local), ctypes.addressof(self._remote)
-        done = int(_process_vm_readv(self._pid, local, 1, remote, len(group), 0))
-        return None if done == total else total - max(done, 0)
+        done = vmread.read_alone(self._pid, local, remote, len(group))
+        return None if done == total else total - done
 
     def _read_singly(self, pieces: Sequence[Piece], begin: int) -> None:
         """The pieces that end behind `begin` of the buffer, page by page where it must be."""

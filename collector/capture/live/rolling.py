@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from collector.capture import vmread
 from collector.capture.live import ptrace, refusal, restart, tasks
 from collector.capture.live.ptrace import Iovec, PtraceError, Reg, run_as_tracer
 from collector.capture.live.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical
@@ -26,18 +27,6 @@ DEADLINE = 0.005  # seconds for one thread; the next is visited then, and this o
 _AFTER = 1.0  # seconds in the end for those that have not stopped yet: they may wait for a CPU
 _RED_ZONE = 128  # bytes below the stack pointer that belong to the function (x86-64 psABI)
 _ROUNDS = 8  # looks at the list of threads, for those born meanwhile
-
-_libc = ctypes.PyDLL(None, use_errno=True)
-_process_vm_readv = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = (
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-)
 
 
 class ThreadSample(NamedTuple):
@@ -217,4 +206,4 @@ class _Rolling:
             return 0
         self._remote.base = max(self._file.words[Reg.RSP] - _RED_ZONE, 0)
         local, remote = ctypes.addressof(self._local), ctypes.addressof(self._remote)
-        return max(int(_process_vm_readv(self._pid, local, 1, remote, 1, 0)), 0)
+        return vmread.read_alone(self._pid, local, remote, 1)
