@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from collector.capture.dying import ProcText
 from collector.capture.job import Job
+from collector.capture.process import ProcText
 from collector.capture.select import DEFAULT_FILTER
 from collector.elfcore.layout import parse_head
 from collector.elfcore.notes import image_of

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.capture.dying import Patch, ProcText
+from collector.capture.dying import Patch
+from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from collector.capture.dying import Dying, exit_patches, pin_addresses
+from collector.capture.dying import exit_patches, pin_addresses
 from collector.capture.job import Job
+from collector.capture.process import OpenProcess
 from collector.capture.select import SP
 from collector.case import Case
 from collector.deaths import Death
@@ -63,7 +64,7 @@ class Receiver:
             try:
                 # without BPF only /proc tells the names of mappings
                 with_maps = self._context.probe is None
-                dying = held.enter_context(Dying(handoff.pid, with_maps=with_maps))
+                dying = held.enter_context(OpenProcess(handoff.pid, with_maps=with_maps))
                 death = self._join(dying)
                 self._decide(handoff, dying, death, held)
                 return
@@ -75,7 +76,7 @@ class Receiver:
             self._context.lanes.records.submit(partial(self._ended, death))
 
     def _decide(
-        self, handoff: HandOff, dying: Dying, death: Death, held: contextlib.ExitStack
+        self, handoff: HandOff, dying: OpenProcess, death: Death, held: contextlib.ExitStack
     ) -> None:
         """Policy, registers, release; the rest is for the writer."""
         signo = death.signal or handoff.signal
@@ -108,14 +109,14 @@ class Receiver:
         )
         self._settler.queue(task)
 
-    def _admit(self, dying: Dying, death: Death, action: Action, facts: Facts) -> Admission:
+    def _admit(self, dying: OpenProcess, death: Death, action: Action, facts: Facts) -> Admission:
         """How much may be captured of it, by its own limit and by policy's."""
         if action.honour_rlimit and dying.core_limit == 0:
             return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
         site = site_of(death.fatal) if death.fatal else None
         return self._context.limiter.admit(action, facts.exe, site)
 
-    def _join(self, dying: Dying) -> Death:
+    def _join(self, dying: OpenProcess) -> Death:
         """The death that a held process belongs to, with the events that came before it."""
         self._take_events()
         return self._context.deaths.hold(dying.key)
@@ -123,7 +124,7 @@ class Receiver:
     def _job(
         self,
         handoff: HandOff,
-        dying: Dying,
+        dying: OpenProcess,
         death: Death,
         decision: Decision,
         admission: Admission,
@@ -169,7 +170,7 @@ class Receiver:
     def _plan_release(
         self,
         handoff: HandOff,
-        dying: Dying,
+        dying: OpenProcess,
         death: Death,
         job: Job,
         wanted: Release,
@@ -194,7 +195,7 @@ class Receiver:
     def _open_case(
         self,
         handoff: HandOff,
-        dying: Dying,
+        dying: OpenProcess,
         death: Death,
         facts: Facts,
         decision: Decision,
@@ -232,7 +233,7 @@ class Receiver:
         return case
 
 
-def _record_of_held(boot_id: str, handoff: HandOff, dying: Dying) -> Record:
+def _record_of_held(boot_id: str, handoff: HandOff, dying: OpenProcess) -> Record:
     """A record for a process that was handed over although BPF saw nothing of it."""
     return Record(
         id=record_id(boot_id, dying.key),

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from collector.capture.dying import Dying
 from collector.capture.job import Explainable, Failed, Job, Written
+from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.case import Case
 from collector.deaths import Death
@@ -39,7 +39,7 @@ class Task(msgspec.Struct, kw_only=True):
     case: Case
     death: Death
     job: Job
-    dying: Dying
+    dying: OpenProcess
     handoff: HandOff
     release: ReleaseDecision
     open: contextlib.ExitStack  # descriptors, the pin or the hand-off

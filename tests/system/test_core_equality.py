@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.capture.dying import Dying, exit_patches
+from collector.capture.dying import exit_patches
 from collector.capture.job import Explainable, Job, Written
+from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
@@ -81,7 +82,7 @@ def capture_both(
 ) -> TwoCores:
     handoff.answer(stream=True)
     kernel = folder / "kernel.core"
-    with Dying(handoff.pid, with_maps=False) as dying:
+    with OpenProcess(handoff.pid, with_maps=False) as dying:
         fatal = next(
             e for e in probe.drain() if isinstance(e, FatalSignal) and e.who.key.pid == handoff.pid
         )

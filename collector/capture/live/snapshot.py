@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import msgspec
 
-from collector.capture.dying import Dying
 from collector.capture.image import image_of_live
 from collector.capture.live import refusal
 from collector.capture.live.choose import Method, choose, suit_of
@@ -33,6 +32,7 @@ from collector.capture.live.ptrace import run_as_tracer
 from collector.capture.live.rolling import roll
 from collector.capture.live.stop import Perturb, StoppedProcess, Unstopped
 from collector.capture.memory import Memory, ProcessMemory
+from collector.capture.process import OpenProcess
 from collector.elfcore.types import Mapping, ProcessImage, Thread
 from collector.errors import CaptureError, ProbeError
 from collector.model import ProcessKey, SnapshotFacts, SnapshotMode
@@ -59,7 +59,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     image: ProcessImage
     memory: Memory
-    opened: Dying  # its open files of /proc
+    opened: OpenProcess  # its open files of /proc
     facts: SnapshotFacts  # how; the pause of a plain copy is not known before its end
     pieces: Sequence[tuple[int, bytes]] = ()  # memory that was copied with the registers
 
@@ -80,7 +80,7 @@ def take(
     words, if the process may not be looked at or ends meanwhile.
     """
     refusal.check(pid)
-    with Dying(pid, with_maps=False) as opened:
+    with OpenProcess(pid, with_maps=False) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
         taker = _Taker(pid, wish, opened, live)
@@ -101,7 +101,7 @@ class _TooLong(CaptureError):
 
 
 class _Taker:
-    def __init__(self, pid: int, wish: Wish, opened: Dying, live: LiveProbe | None) -> None:
+    def __init__(self, pid: int, wish: Wish, opened: OpenProcess, live: LiveProbe | None) -> None:
         self._pid = pid
         self._wish = wish
         self._opened = opened
