@@ -24,7 +24,7 @@ _PRESENT, _SWAPPED, _PFNZERO = 1 << 3, 1 << 4, 1 << 5
 _HUGE = 1 << 6
 _WP_MATCHING = 1 << 0  # flag: protect what is found, in the same step
 _ENTRY_PRESENT, _ENTRY_SWAPPED = 1 << 63, 1 << 62
-_PROTECT_PAGES = 4096
+_STEP = 16 << 20  # bytes of addresses that are protected at a time; whole huge pages
 _REGIONS = 4096  # page regions fetched by one ioctl
 _CHUNK = 1 << 15  # entries read at a time on older kernels: 128 MiB of addresses
 
@@ -164,15 +164,25 @@ class WriteScan:
         """Populated pages of [start, end) that were written; from now on they count as clean.
 
         zero: tell of the zero page as well. Areas that are not registered are passed over. In
-        steps of 16 MiB (0.2 ms), for mmap(2) of the process waits meanwhile. OSError if the
-        address space is gone.
+        steps of 16 MiB (0.2 ms), for mmap(2) of the process waits meanwhile; each ends at a
+        multiple of that, for the kernel splits a huge page that is not protected as a whole.
+        OSError if the address space is gone.
         """
         arg = self._arg
-        arg.max_pages = _PROTECT_PAGES
-        arg.flags, arg.category_inverted = _WP_MATCHING, 0
+        arg.flags, arg.category_inverted, arg.max_pages = 0, 0, 0
         arg.category_mask, arg.category_anyof_mask = _WRITTEN, _PRESENT | _SWAPPED
         arg.return_mask = 0 if zero else _PFNZERO
-        return [(a, b) for a, b, kind in self._run(start, end) if not kind & arg.return_mask]
+        there = self._run(start, end)
+        arg.flags = _WP_MATCHING
+        found: list[tuple[int, int, int]] = []
+        at = start
+        for low, high, _ in there:
+            at = max(at, low & -_STEP)
+            while at < high:
+                following = min((at & -_STEP) + _STEP, end)
+                found += self._run(at, following)
+                at = following
+        return [(a, b) for a, b, kind in found if not kind & arg.return_mask]
 
     def look(self, ranges: Iterable[tuple[int, int]]) -> Changes:
         """What changed in these ranges. For a process that stands still; 0.5 ms/GiB."""

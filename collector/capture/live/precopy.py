@@ -156,8 +156,8 @@ class PreCopy:
             written = [
                 pages
                 for low, high in self._spans()
-                for at in range(low, high, _SPAN)
-                for pages in self._scan.protect(at, min(high, at + _SPAN), zero=again)
+                for at in range(low & -_SPAN, high, _SPAN)
+                for pages in self._scan.protect(max(low, at), min(high, at + _SPAN), zero=again)
             ]
         except OSError as error:
             raise CaptureError(f"process {self.pid} ended, or began another program") from error
