@@ -61,7 +61,13 @@ def test_what_is_counted(tmp_path: Path) -> None:
     dropped = {name: n for name, n in samples.items() if name.startswith("coresnap_probe_dropped")}
     assert dropped == {
         f'coresnap_probe_dropped_total{{program="{program}"}}': 0
-        for program in ("mark_victim", "sched_process_exit", "signal_deliver", "undecodable")
+        for program in (
+            "mark_victim",
+            "overwritten",
+            "sched_process_exit",
+            "signal_deliver",
+            "undecodable",
+        )
     }
 
 
