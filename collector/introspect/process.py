@@ -116,6 +116,11 @@ class Process:
         poll.register(self._pidfd, select.POLLIN)
         return not poll.poll(0)
 
+    @property
+    def dumps_core(self) -> bool:
+        """Whether it is dying and its core is being dumped (CoreDumping of /proc/PID/status)."""
+        return self._folder.dumps_core()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Until it ends, or for `timeout` seconds; whether it has."""
         poll = select.poll()

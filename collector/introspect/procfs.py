@@ -148,6 +148,9 @@ class ProcFolder:
         """Whether it is a thread of the kernel: no memory, no registers."""
         return bool(self.stat().flags & PF_KTHREAD)
 
+    def dumps_core(self) -> bool:
+        return _field(self.read("status"), b"CoreDumping") == b"1"
+
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read("status")
         path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None

@@ -16,7 +16,7 @@ from typing import Self
 import msgspec
 
 from collector.elfcore.types import PAGE
-from collector.errors import ProcessError
+from collector.errors import ProcessError, ProcessGone
 from collector.explain.run import unwind_stacks
 from collector.explain.types import StackImage
 from collector.introspect import Process, Registers, ThreadState
@@ -31,6 +31,7 @@ _CHANNELS = 64  # threads of one sample that /proc is asked about
 _LOOK_EVERY = 10  # samples between two looks at the mappings
 _GROUNDS = 8  # states of the mappings that are kept besides that of now
 _STRANGE = 4096
+_IDLE = "I"  # so threads wait while their process dumps core, and hardly any others
 _UNWOUND_FROM = struct.Struct("<8Q")  # the registers that a backtrace depends on
 
 
@@ -71,9 +72,11 @@ class Sampler:
             self._grounds.popitem()[1].close()
 
     def take(self) -> Sample:
-        """One sample, appended to the ring. ProcessGone when the process has ended."""
+        """One sample, appended to the ring. ProcessGone when the process has ended, or dies."""
         began = time.monotonic_ns()
         threads = self.process.threads(stack=self._stack)
+        if any(t.state == _IDLE for t in threads) and self.process.dumps_core:
+            raise ProcessGone(f"process {self.process.pid} is dying")
         took = time.monotonic_ns() - began
         self._look(threads)
         stacks: dict[bytes, KeptStack] = {}

@@ -15,8 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from collector.case import Case
 from collector.errors import CoresnapError
 from collector.export.metrics import Metrics
@@ -140,8 +138,9 @@ class FlightRecorder:
                 break
             try:
                 self._take(to_agent.decode(packet))
-            except msgspec.MsgspecError as error:
-                log.error("watch: %s", error)
+            except Exception:  # what comes next is worth hearing all the same
+                self._metrics.errors.labels("watch").inc()
+                log.exception("watch: a message could not be dealt with")
         with self._lock:
             self._channel = None
             asked, self._asked = self._asked, {}

@@ -75,6 +75,7 @@ def gdb(core: Path) -> str:
 def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
     with agent(tmp_path_factory.mktemp("agent"), config=WATCH, metrics=True) as one:
         yield one
+        assert not [line for line in one.lines if "Traceback" in line]
 
 
 @pytest.fixture
