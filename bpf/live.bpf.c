@@ -55,32 +55,42 @@ FN void fill_registers(u64 *regs, struct task_struct *t)
 	fill_selectors(regs, t);
 }
 
-/* Page by page: the stack's mapping may end anywhere. */
+/* From the red zone, or the start of sp's page, upwards. Each piece costs a look-up of its pages, so
+ * pieces are not pages: what is in use of most stacks is one. */
 FN void copy_stack(struct cs_live *out, struct task_struct *t, struct cs_live_settings *settings)
 {
-	u32 pages = settings->stack_pages, first = settings->next_page;
+	u32 first = settings->next_page;
 	u64 sp = out->regs[CS_LIVE_SP], block = out->regs[CS_PT_REGS];
+	u64 at = PAGE_OF(sp - CS_RED_ZONE) == PAGE_OF(sp) ? sp - CS_RED_ZONE : PAGE_OF(sp);
+	u64 left = (u64)settings->stack_pages * CS_PAGE;
 
-	out->stack_base = PAGE_OF(sp);
 	/* A thread's control block (fs_base) is the end of what its stack can hold. */
-	if (block > sp && block - out->stack_base < (u64)pages * CS_PAGE)
-		pages = (block - out->stack_base) / CS_PAGE + 1;
+	if (block > at && block - at < left)
+		left = block - at;
+	out->stack_base = at;
 	out->first_page = first;
 	for (u32 i = 0; i < CS_LIVE_PAGES; i++) {
-		u32 index = first + i;
+		u32 index = first + i, size = left < CS_PAGE ? left : CS_PAGE;
 		struct cs_page *page;
 
-		if (i >= pages)
+		if (!size)
 			break;
 		page = bpf_map_lookup_elem(&pool, &index);
 		if (!page) {
 			out->flags |= CS_LIVE_NO_ROOM;
 			break;
 		}
-		if (bpf_copy_from_user_task(page->bytes, CS_PAGE,
-					    (void *)(out->stack_base + i * CS_PAGE), t, 0))
-			break;
+		if (bpf_copy_from_user_task(page->bytes, size, (void *)at, t, 0)) {
+			/* The stack's mapping may end within this piece, where a page does. */
+			size = CS_PAGE - (at & (CS_PAGE - 1));
+			left = size;
+			if (bpf_copy_from_user_task(page->bytes, size, (void *)at, t, 0))
+				break;
+		}
+		out->bytes += size;
 		out->pages = i + 1;
+		at += size;
+		left -= size;
 	}
 	settings->next_page = first + out->pages;
 }

@@ -9,7 +9,8 @@
 
 #define CS_LIVE_SP 19          /* word of rsp in struct user_regs_struct */
 #define CS_LIVE_PAGES 17       /* of a thread's stack: 64 KiB from any sp on */
-#define CS_LIVE_POOL 256       /* pages of all threads that one read(2) tells */
+#define CS_RED_ZONE 128        /* bytes below sp that are still in use (x86-64 ABI) */
+#define CS_LIVE_POOL 1024      /* pages of all threads that one read(2) tells */
 #define CS_CAUGHT_PAGES 9      /* of a thread that was caught running: 32 KiB from any sp on */
 #define CS_CAUGHT_RING (1 << 20)
 #define CS_CAUGHT_THREADS 4096 /* that are remembered as caught */
@@ -47,9 +48,11 @@ struct cs_live {
 	__u64 voluntary;       /* context switches */
 	__u64 involuntary;
 	__u64 regs[CS_USER_REGS];
-	__u64 stack_base;      /* address of the first page */
-	__u32 first_page;      /* in the pool */
-	__u32 pages;           /* that could be read */
+	__u64 stack_base;      /* where the copy begins */
+	__u32 first_page;      /* in the pool, which is filled page by page */
+	__u32 pages;           /* of the pool */
+	__u32 bytes;           /* that could be read */
+	__u32 reserved;
 };
 
 /* One thread that was caught on its CPU: a record of the map `ring`. */

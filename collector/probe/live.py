@@ -32,6 +32,8 @@ from collector.probe.stacks import (
     PAGE,
     POOL_PAGES,
     SETTINGS,
+    USED,
+    USED_AT,
     Caught,
     Chunk,
     ThreadStack,
@@ -214,11 +216,8 @@ class LiveProbe:
     @staticmethod
     def _used(records: bytes) -> int:
         """Pages of the pool that these records speak of: up to those of the last one."""
-        return max(
-            int.from_bytes(records[end - 8 : end - 4], "little")
-            + int.from_bytes(records[end - 4 : end], "little")
-            for end in range(LIVE.size, len(records) + 1, LIVE.size)
-        )
+        found = (USED.unpack_from(records, at) for at in range(USED_AT, len(records), LIVE.size))
+        return max(int(first) + int(pages) for first, pages in found)
 
     def _set(self, pages: int, tgid: int = 0) -> None:
         libbpf.write_array(self._settings, 0, SETTINGS.pack(pages, 0, tgid, self._round))

@@ -20,9 +20,10 @@ RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
 SP, FS_BASE = 19, 21  # in struct user_regs_struct (<sys/user.h>)
 MAX_STACK = 64 << 10  # bytes of one thread
 MAX_CAUGHT_STACK = 32 << 10  # of one that was caught running
-POOL_PAGES = 256  # CS_LIVE_POOL
+POOL_PAGES = 1024  # CS_LIVE_POOL
 
-LIVE = struct.Struct("<3Q6I16s5Q27QQII")  # struct cs_live
+LIVE = struct.Struct("<3Q6I16s5Q27QQ4I")  # struct cs_live
+USED, USED_AT = struct.Struct("<2I"), LIVE.size - 16  # first_page and pages
 CAUGHT = struct.Struct("<2Q4I27QQ")  # struct cs_caught without its stack
 SETTINGS = struct.Struct("<4I")  # struct cs_live_settings
 ON_CPU, MOVED, NO_ROOM, KERNEL = 1, 2, 4, 8  # enum cs_live_flag
@@ -103,12 +104,12 @@ def decode_stacks(chunks: Iterable[Chunk], stack: int) -> Iterator[ThreadStack]:
 def _thread(words: tuple[int, ...], pool: bytes, stack: int) -> ThreadStack:
     time_ns, process_start, start, tid, tgid, ns_tid, state, flags, cpu, comm = words[:10]
     utime, stime, runtime, voluntary, involuntary = words[10:15]
-    regs, (base, first, pages) = words[15:42], words[42:]
-    if (first + pages) * PAGE > len(pool):
-        raise ProbeError(f"thread {tid} claims {pages} pages of stack at {first}")
+    regs, (base, first, pages, size, _) = words[15:42], words[42:]
+    if (first + pages) * PAGE > len(pool) or size > pages * PAGE:
+        raise ProbeError(f"thread {tid} claims {size} bytes in {pages} pages of stack at {first}")
     address, data = 0, b""
-    if pages:
-        found = pool[first * PAGE : (first + pages) * PAGE]
+    if size:
+        found = pool[first * PAGE : first * PAGE + size]
         address, data = _trimmed(base, found, regs, stack)
     return ThreadStack(
         time_ns=time_ns,

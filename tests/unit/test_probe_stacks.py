@@ -30,11 +30,12 @@ PAGES = b"".join(bytes([number]) * PAGE for number in range(4))
 
 EXPECTED = {
     "sizeof(struct cs_live)": LIVE.size,
-    "offsetof(struct cs_live, regs)": LIVE.size - 16 - 27 * 8,
+    "offsetof(struct cs_live, regs)": LIVE.size - 24 - 27 * 8,
     "sizeof(struct cs_live_settings)": stacks.SETTINGS.size,
     "offsetof(struct cs_caught, stack)": CAUGHT.size,
     "sizeof(struct cs_caught)": CAUGHT.size + 9 * PAGE,
     "CS_LIVE_SP": stacks.SP,
+    "CS_RED_ZONE": stacks.RED_ZONE,
     "CS_LIVE_PAGES": pages_for(stacks.MAX_STACK),
     "CS_LIVE_POOL": stacks.POOL_PAGES,
     "CS_CAUGHT_PAGES": pages_for(stacks.MAX_CAUGHT_STACK),
@@ -45,9 +46,16 @@ EXPECTED = {
 }
 
 
-def record(flags: int = 0, first: int = 0, pages: int = 2, comm: bytes = b"worker\x1b[2J") -> bytes:
+def record(
+    flags: int = 0,
+    first: int = 0,
+    pages: int = 2,
+    comm: bytes = b"worker\x1b[2J",
+    size: int | None = None,
+) -> bytes:
+    size = pages * PAGE if size is None else size
     head = (10, 20, 30, 5001, 5000, 7, 1, flags, 3, comm)
-    return LIVE.pack(*head, 100, 200, 300, 40, 50, *REGS, SP & -PAGE, first, pages)
+    return LIVE.pack(*head, 100, 200, 300, 40, 50, *REGS, SP & -PAGE, first, pages, size, 0)
 
 
 def thread(**changes: object) -> ThreadStack:
@@ -102,7 +110,7 @@ def test_no_more_stack_than_asked_for_is_kept() -> None:
 def test_a_stack_ends_below_the_threads_control_block() -> None:
     regs = (*REGS[:21], SP + 512, *REGS[22:])
     raw = bytearray(record(first=1))
-    at = LIVE.size - 16 - 27 * 8
+    at = LIVE.size - 24 - 27 * 8
     raw[at : at + 27 * 8] = struct.pack("<27Q", *regs)
     (found,) = decode_stacks([Chunk(bytes(raw), PAGES)], 2 * PAGE)
     assert found == thread(regs=regs, stack=thread().stack[: 128 + 512])
@@ -122,6 +130,11 @@ def test_flags_say_what_is_known(flags: int, expected: dict[str, object]) -> Non
     assert found == thread(**expected)
 
 
+def test_a_stack_may_end_within_a_page_of_the_pool() -> None:
+    (found,) = decode_stacks([Chunk(record(first=1, size=PAGE + 10), PAGES)], 2 * PAGE)
+    assert found == thread(stack=PAGES[PAGE : 2 * PAGE + 10][0xF80 - 128 :])
+
+
 def test_a_thread_without_a_stack_has_none() -> None:
     (found,) = decode_stacks([Chunk(record(pages=0), b"")], PAGE)
     assert found == thread(stack_address=0, stack=b"")
@@ -132,7 +145,8 @@ def test_a_thread_without_a_stack_has_none() -> None:
     [
         Chunk(record()[:-1], PAGES),
         Chunk(record(first=3, pages=2), PAGES),
-        Chunk(record(pages=0xFFFFFFFF), PAGES),
+        Chunk(record(pages=0xFFFFFFFF, size=PAGE), PAGES),
+        Chunk(record(pages=1, size=PAGE + 1), PAGES),
     ],
 )
 def test_damaged_records_are_refused(chunk: Chunk) -> None:
