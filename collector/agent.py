@@ -164,12 +164,12 @@ class Agent:
                 self._context.late.add(event.who.key)
             self._note(event)
         for death in self._context.deaths.abandoned():
-            self._context.lanes.records.submit(partial(self._ended, death))
+            self._context.record(partial(self._ended, death))
 
     def _note(self, event: Event) -> None:
         death = self._context.deaths.note(event)
         if death is not None:
-            self._context.lanes.records.submit(partial(self._ended, death))
+            self._context.record(partial(self._ended, death))
 
     def _ended(self, death: Death) -> None:
         """All that will be known of a death is known."""
@@ -192,7 +192,7 @@ class Agent:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
         for note in spooled.notes:
-            self._context.lanes.records.submit(partial(self._witness.record_note, note))
+            self._context.record(partial(self._witness.record_note, note))
         if spooled.lost:
             self._context.metrics.errors.labels("spool").inc(spooled.lost)
             log.warning("%d deaths of the time without an agent are only counted", spooled.lost)

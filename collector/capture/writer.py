@@ -217,8 +217,8 @@ def _why(error: Exception) -> str:
 
 
 def _say(answer: Answer) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(BrokenPipeError):  # the agent was killed
+        os.write(sys.stdout.fileno(), msgspec.json.encode(answer) + b"\n")
 
 
 if __name__ == "__main__":

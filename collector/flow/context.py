@@ -63,6 +63,11 @@ class Context:
     # died while the agent was down, seen by BPF
     late: set[ProcessKey] = dataclasses.field(default_factory=set)
 
+    def record(self, task: Callable[[], None]) -> None:
+        """Have a record made, after those that wait already."""
+        if not self.lanes.records.submit(task):
+            self.metrics.errors.labels("record").inc()
+
     def recorded(self, death: Death) -> None:
         """It is on record, or is not to be: no later agent need be told of it again."""
         if self.probe is not None and death.who is not None:

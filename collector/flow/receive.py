@@ -73,7 +73,7 @@ class Receiver:
                 log.error("process %d: %s", handoff.pid, error)
                 why = str(error)
         if death is not None and self._context.deaths.let_go(death, why):
-            self._context.lanes.records.submit(partial(self._ended, death))
+            self._context.record(partial(self._ended, death))
 
     def _decide(
         self, handoff: HandOff, dying: OpenProcess, death: Death, held: contextlib.ExitStack

@@ -300,9 +300,11 @@ class Recorder:
             now = time.monotonic()
             if watched.due > now:
                 continue
-            watched.due = max(watched.due + watched.watch.every, now)
             try:
                 sample = watched.sampler.take()
+                done = time.monotonic()
+                # late or not, it takes no more than half of our time
+                watched.due = max(watched.due + watched.watch.every, done + (done - now))
             except ProcessError as error:
                 if watched.process.alive:
                     watched.sampler.lost["samples"] = str(error)

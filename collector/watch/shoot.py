@@ -62,9 +62,11 @@ def _main() -> None:
     from collector.capture.live.keep import Occasion, keep  # noqa: PLC0415
     from collector.capture.live.snapshot import Wish  # noqa: PLC0415
     from collector.capture.live.write import What  # noqa: PLC0415
+    from collector.capture.writer import confine  # noqa: PLC0415
     from collector.probe.live import open_live  # noqa: PLC0415
     from collector.store.store import Store  # noqa: PLC0415
 
+    confine(urgent=True)
     shot = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=Shot)
     usual = Capture.STACKS if shot.mode is SnapshotMode.THREADS else Capture.FULL
     occasion = Occasion(key=shot.key, rule=shot.rule, trigger=shot.trigger)
