@@ -19,7 +19,7 @@ from collector.case import Case
 from collector.errors import CoresnapError
 from collector.export.metrics import Metrics
 from collector.model import Record
-from collector.policy.types import Policy
+from collector.policy.types import Policy, RecorderSettings
 from collector.store.store import Store
 from collector.watch.messages import MAX_PACKET, Ask, Counts, Fired, Rules, pair, send, to_agent
 from collector.watch.messages import Samples as Answer
@@ -40,7 +40,7 @@ class FlightRecorder:
         self._metrics = metrics
         self._announce = announce
         self._lock = threading.Lock()
-        self._rules: Rules | None = None
+        self._rules = Rules(watch=(), settings=RecorderSettings())
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._asked: dict[str, tuple[Case, float]] = {}  # by record
@@ -49,15 +49,16 @@ class FlightRecorder:
         self._counted = Counts(processes=0, bytes=0, samples=0, refused=0)
 
     def configure(self, policy: Policy) -> None:
-        """Watch by this policy from now on; starts the recorder if there is something to watch."""
+        """Watch by this policy from now on; the recorder runs if there is something to watch."""
         with self._lock:
-            if not policy.watch and self._process is None:
-                return
             self._rules = Rules(watch=policy.watch, settings=policy.recorder)
-            if self._process is None:
-                self._start()
-            elif self._channel is not None:
+            if self._channel is None:
+                if policy.watch:
+                    self._start()
+            elif policy.watch:
                 self._send_rules(self._channel)
+            else:
+                _end(self._channel)
 
     def ask(self, case: Case) -> None:
         """A watched process has died: its samples become part of the case, which waits for them."""
@@ -87,8 +88,7 @@ class FlightRecorder:
         with self._lock:
             channel, process, thread = self._channel, self._process, self._thread
         if channel is not None:
-            with contextlib.suppress(OSError):
-                channel.shutdown(socket.SHUT_WR)
+            _end(channel)
         if thread is not None:
             thread.join(_ANSWER_S)
         if process is not None and process.poll() is None:
@@ -117,7 +117,6 @@ class FlightRecorder:
         self._thread.start()
 
     def _send_rules(self, channel: socket.socket) -> None:
-        assert self._rules is not None
         try:
             send(channel, self._rules)
         except CoresnapError as error:
@@ -130,10 +129,12 @@ class FlightRecorder:
             try:
                 packet = channel.recv(MAX_PACKET)
             except TimeoutError:
-                self._expire()
-                continue
+                packet = None
             except OSError:
                 break
+            self._expire()
+            if packet is None:
+                continue
             if not packet:
                 break
             try:
@@ -146,16 +147,19 @@ class FlightRecorder:
             asked, self._asked = self._asked, {}
             process, self._process = self._process, None
         channel.close()
+        self._metrics.watched.set(0)
+        self._metrics.watched_bytes.set(0)
         status = process.wait() if process is not None else None
         for case, _ in asked.values():
             self._lose(case, "the flight recorder ended")
-        if self._closing.is_set():
+        if self._closing.is_set() or not self._rules.watch:
             return
         self._metrics.errors.labels("watch").inc()
         log.error("watch: the flight recorder ended with status %s", status)
         if not self._closing.wait(_RESTART_S):
             with self._lock:
-                self._start()
+                if self._channel is None and self._rules.watch:
+                    self._start()
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -208,3 +212,9 @@ class FlightRecorder:
         metrics.watched_bytes.set(counts.bytes)
         metrics.samples.inc(counts.samples - before.samples)
         metrics.watch_refused.inc(counts.refused - before.refused)
+
+
+def _end(channel: socket.socket) -> None:
+    """Tell the recorder that nothing more will be asked: it finishes, and ends."""
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_WR)

@@ -258,13 +258,16 @@ def acting(
     """The same agent under other rules, which it reloads."""
     file = Path(watching.arguments[watching.arguments.index("--config") + 1])
     before = file.read_text()
-    file.write_text(before.replace(WATCH, TRIGGERS))
-    watching.process.send_signal(signal.SIGHUP)
-    watching.wait_line("is in force")
+    reload(watching, file, before.replace(WATCH, TRIGGERS))
     yield watching
-    file.write_text(before)
-    watching.process.send_signal(signal.SIGHUP)
-    watching.wait_line("is in force")
+    reload(watching, file, before)
+
+
+def reload(running: RunningAgent, file: Path, config: str) -> None:
+    """Give the agent another configuration."""
+    file.write_text(config)
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_line("is in force")
 
 
 def wish(victim: Victim, what: str) -> None:
@@ -329,6 +332,25 @@ def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> 
             acting.wait_line(r"watch: process \d+ is left out: recorder.memory is used up")
             assert watched_count(acting) == 1
         assert first.process.poll() is None
+
+
+def test_without_rules_there_is_no_recorder(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN an agent that watches, WHEN its policy does not say so any more
+    pidfd = os.pidfd_open(recorder_of(acting))
+    file = Path(acting.arguments[acting.arguments.index("--config") + 1])
+    before = file.read_text()
+    reload(acting, file, before.partition("watch:")[0])
+    # THEN the recorder ends, and deaths are recorded all the same
+    assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    os.close(pidfd)
+    with running("watched", cwd=tmp_path) as victim:
+        victim.go()
+        victim.wait()
+        assert acting.record(victim.pid)["samples"] is None
+    # AND there is another when it is wanted again
+    reload(acting, file, before)
+    with running("watched", cwd=tmp_path) as victim:
+        until(acting, "coresnap_watched_processes", 1)
 
 
 def test_a_killed_agent_leaves_no_recorder(tmp_path: Path, watching: RunningAgent) -> None:
