@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from collector.elfcore.zeros import data_runs
 from collector.errors import StoreError, UsageError
 
 COMPRESSED = ".zst"
@@ -127,23 +128,9 @@ def _takes_holes(out: int) -> bool:
 def _copy_sparse(fd: int, out: int) -> None:
     size = os.fstat(fd).st_size
     os.ftruncate(out, size)
-    for start, end in _data(fd, size):
+    for start, end in data_runs(fd, size):
         _copy_extent(fd, out, start, end)
     os.lseek(out, size, os.SEEK_SET)
-
-
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The ranges [start, end) of the file that are not holes (SEEK_DATA, lseek(2))."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
 
 
 def _copy_extent(fd: int, out: int, start: int, end: int) -> None:
@@ -168,7 +155,7 @@ def _copy_extent(fd: int, out: int, start: int, end: int) -> None:
 def _copy_stream(fd: int, out: int) -> None:
     size = os.fstat(fd).st_size
     position = 0
-    for start, end in _data(fd, size):
+    for start, end in data_runs(fd, size):
         _write_zeros(out, start - position)
         position = start
         while position < end:

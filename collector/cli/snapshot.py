@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.capture.live.keep import keep
-from collector.capture.live.snapshot import Found, Wish, take
+from collector.capture.live.snapshot import Found, Wish, take, usual_capture
 from collector.capture.live.stop import Perturb
 from collector.capture.live.write import Core, What, in_words, write_found
 from collector.cli import copying
@@ -82,9 +82,8 @@ class SnapshotVerb:
             perturb=Perturb(args.perturb),
             extended=args.fpu,
         )
-        usual = Capture.STACKS if wish.mode is SnapshotMode.THREADS else Capture.FULL
         what = What(
-            capture=Capture(args.capture) if args.capture else usual,
+            capture=Capture(args.capture) if args.capture else usual_capture(wish.mode),
             memory=MemoryChoice(max=args.max),
         )
         if args.json and args.output == _STDOUT:

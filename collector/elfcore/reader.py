@@ -11,7 +11,6 @@ reading what is missing fails. Nothing here looks at a running process.
 from __future__ import annotations
 
 import bisect
-import errno
 import fcntl
 import io
 import os
@@ -37,7 +36,7 @@ from collector.elfcore.notes import parse_notes
 from collector.elfcore.seekable import SKIPPABLE_MAGIC, ZSTD_MAGIC, FrameReader
 from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, WriterParams
 from collector.elfcore.types import CoresnapNote, Mapping, ParsedNotes, Thread
-from collector.elfcore.zeros import CHUNK, nonzero_runs
+from collector.elfcore.zeros import CHUNK, data_runs, nonzero_runs
 from collector.errors import CoreFormatError
 
 if TYPE_CHECKING:
@@ -231,17 +230,9 @@ class CoreFile:
             offset += length
 
     def _plain_data(self) -> Iterator[tuple[int, bytearray]]:
-        offset = 0
-        while offset < self.size:
-            try:
-                start = os.lseek(self._fd, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            offset = os.lseek(self._fd, start, os.SEEK_HOLE)
-            for at in range(start, offset, CHUNK):
-                yield at, bytearray(self._bytes.read(at, min(CHUNK, offset - at)))
+        for start, end in data_runs(self._fd, self.size):
+            for at in range(start, end, CHUNK):
+                yield at, bytearray(self._bytes.read(at, min(CHUNK, end - at)))
 
 
 class _Stream(io.RawIOBase):

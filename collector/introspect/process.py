@@ -182,6 +182,10 @@ class Process:
             raise ProcessGone(f"process {self.pid} has ended")
         return found
 
+    def resident_bytes(self) -> int:
+        """Resident memory (VmRSS of /proc/PID/status)."""
+        return self._folder.resident_bytes()
+
     def descriptors(self) -> int:
         """How many file descriptors are open."""
         fd = self._folder.open("fd", os.O_RDONLY | os.O_DIRECTORY)

@@ -151,6 +151,9 @@ class ProcFolder:
     def dumps_core(self) -> bool:
         return _field(self.read("status"), b"CoreDumping") == b"1"
 
+    def resident_bytes(self) -> int:
+        return _resident(self.read("status"))
+
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read("status")
         path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
@@ -170,7 +173,7 @@ class ProcFolder:
             unit=unit_of_cgroup(path) if path is not None else None,
             container=is_container(path, nested),
             threads=stat.threads,
-            resident_bytes=1024 * int((_field(status, b"VmRSS") or b"0").split()[0]),
+            resident_bytes=_resident(status),
         )
 
     def _read_or_none(self, name: str) -> bytes | None:
@@ -265,6 +268,10 @@ class ProcFolder:
             sp=wait.sp if wait else None,
             stack=memory,
         )
+
+
+def _resident(status: bytes) -> int:
+    return 1024 * int((_field(status, b"VmRSS") or b"0").split()[0])
 
 
 def _field(status: bytes, name: bytes) -> bytes | None:

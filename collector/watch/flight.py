@@ -20,8 +20,9 @@ from collector import __version__
 from collector.capture.select import carve, select_none, union
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import Writer
-from collector.elfcore.types import CoresnapNote, ProcessImage, PsInfo, Thread
+from collector.elfcore.types import PAGE, CoresnapNote, ProcessImage, PsInfo, Thread
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
+from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError
 from collector.introspect.types import ProcessIdentity
 from collector.model import Capture, Frame, SamplesFacts
@@ -33,7 +34,6 @@ FILE = "samples.zst"
 VERSION = 1
 _MAX_FILE = 256 << 20  # bytes when unpacked
 _MAX_GROUND = 64 << 20  # bytes of one small core, holes not counted
-_PAGE = 4096
 
 
 class Ground(msgspec.Struct, frozen=True, array_like=True):
@@ -103,15 +103,11 @@ def _ground(fd: int) -> Ground:
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-    at = left = 0
     left = _MAX_GROUND
-    while at < size and left > 0:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # only a hole is left
+    for start, end in data_runs(fd, size):
+        if left <= 0:
             return
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        data = os.pread(fd, min(at - start, left), start)
+        data = os.pread(fd, min(end - start, left), start)
         left -= len(data)
         yield start, data
 
@@ -160,12 +156,11 @@ def write_sample(flight: Flight, number: int, record: str, writer: Writer) -> Sa
     left_out = tuple(t.name for t in sample.threads if t.stack not in flight.stacks)
     if not known:
         raise NotFound(f"sample {number + 1} has no stacks: {_why(sample, flight)}")
-    ground = max(kept.ground for _, kept in known)
-    with _open_ground(flight, ground) as core:
+    # one sample stands on one ground
+    with _open_ground(flight, known[0][1].ground) as core:
         threads = [
             Thread(tid=t.tid, regs=_words(kept.regs), name=t.name, state=t.state)
             for t, kept in known
-            if kept.ground == ground
         ]
         image = ProcessImage(
             threads=threads,
@@ -257,4 +252,4 @@ class _CoreMemory:
 
 
 def _pages(address: int, data: bytes) -> tuple[int, int]:
-    return address & -_PAGE, address + len(data) + _PAGE - 1 & -_PAGE
+    return address & -PAGE, address + len(data) + PAGE - 1 & -PAGE

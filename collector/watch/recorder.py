@@ -322,7 +322,7 @@ class Recorder:
             return Vitals()
         with contextlib.suppress(ProcessError, OSError):
             return Vitals(
-                resident=watched.process.identity().resident_bytes,
+                resident=watched.process.resident_bytes(),
                 descriptors=watched.process.descriptors(),
             )
         return Vitals()

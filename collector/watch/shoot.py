@@ -60,7 +60,7 @@ def shoot(shot: Shot) -> str:
 def _main() -> None:
     # only this process needs all of it
     from collector.capture.live.keep import Occasion, keep  # noqa: PLC0415
-    from collector.capture.live.snapshot import Wish  # noqa: PLC0415
+    from collector.capture.live.snapshot import Wish, usual_capture  # noqa: PLC0415
     from collector.capture.live.write import What  # noqa: PLC0415
     from collector.capture.writer import confine  # noqa: PLC0415
     from collector.probe.live import open_live  # noqa: PLC0415
@@ -68,7 +68,6 @@ def _main() -> None:
 
     confine(urgent=True)
     shot = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=Shot)
-    usual = Capture.STACKS if shot.mode is SnapshotMode.THREADS else Capture.FULL
     occasion = Occasion(key=shot.key, rule=shot.rule, trigger=shot.trigger)
     try:
         try:
@@ -80,7 +79,7 @@ def _main() -> None:
                 store,
                 shot.key.pid,
                 Wish(mode=shot.mode),
-                What(capture=shot.capture or usual),
+                What(capture=shot.capture or usual_capture(shot.mode)),
                 live,
                 occasion=occasion,
             )

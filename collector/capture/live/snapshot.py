@@ -35,7 +35,7 @@ from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.process import OpenProcess
 from collector.elfcore.types import Mapping, ProcessImage, Thread
 from collector.errors import CaptureError, ProbeError
-from collector.model import ProcessKey, SnapshotFacts, SnapshotMode
+from collector.model import Capture, ProcessKey, SnapshotFacts, SnapshotMode
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe
 from collector.probe.stacks import ThreadStack
@@ -43,6 +43,11 @@ from collector.probe.stacks import ThreadStack
 T = TypeVar("T")
 COPY_MAX = 64 << 20  # resident bytes of a process that `auto` lets stand for a plain copy
 STACK_BYTES = 64 << 10  # of each thread, where stacks are copied with the registers
+
+
+def usual_capture(mode: SnapshotMode) -> Capture:
+    """What goes into a core where nobody says."""
+    return Capture.STACKS if mode is SnapshotMode.THREADS else Capture.FULL
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
