@@ -28,20 +28,16 @@ from collector.flow.context import HANDOFF_NICE, Context
 from collector.flow.receive import Receiver
 from collector.flow.settle import Settler
 from collector.flow.witness import Witness
-from collector.model import (
-    Capture,
-    Event,
-    Outcome,
-    Record,
-)
+from collector.hold.handoff import HandOff
+from collector.model import Capture, Event, Outcome, Record
 from collector.policy.match import wants_exits
-from collector.policy.types import Backend
 
 log = logging.getLogger(__name__)
 
 _INTERRUPTED_MAX = 1000  # of the newest records are looked at: more can not have been open at once
 _FINISH_S = 60.0  # for each lane, when the agent is to end
-_HANDOFF_MS = 3  # a hand-off by pipe follows its signal within so long, if there is one
+_HANDOFF_MS = 3  # a hand-off follows its signal within so long, if there is one
+_IN_HAND_MS = 100  # a process that is in hand takes this long at most, or events are read meanwhile
 _LOOK_MS = 5000  # how often deaths are looked at whose end does not come
 
 
@@ -57,6 +53,8 @@ class Agent:
         metrics.pins.set_function(lambda: pins.totals().count)
         metrics.pinned.set_function(lambda: pins.totals().bytes)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._calls, self._all = select.poll(), select.poll()  # without and with events of BPF
+        self._in_hand: set[HandOff] = set()
         self._stopping = False
         self._reload = False
 
@@ -66,45 +64,43 @@ class Agent:
         """Work until `stop`. What is then being captured is finished first."""
         with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
+        for poll in (self._calls, self._all):
+            poll.register(self._wake_read, select.POLLIN)
+            if self._context.backend.fileno() >= 0:
+                poll.register(self._context.backend.fileno(), select.POLLIN)
         if self._context.probe is not None:
             self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
-            poll.register(self._context.probe.fileno(), select.POLLIN)
-        if self._context.backend.fileno() >= 0:
-            poll.register(self._context.backend.fileno(), select.POLLIN)
+            self._all.register(self._context.probe.fileno(), select.POLLIN)
         self._context.recorder.configure(self._context.policy.policy)
         self._give_up_interrupted()
         self._take_events()
         self._take_notes()
         self._take_handoffs()
         while not self._stopping:
-            for fd, _ in self._wait(poll):
-                if fd == self._wake_read:
-                    os.read(fd, 4096)
-                elif fd == self._context.backend.fileno():
-                    self._take_handoffs()
-                else:
-                    self._take_events()
-            self._take_events()
+            called = self._wait()
+            if self._wake_read in called:
+                os.read(self._wake_read, 4096)
+            if self._context.backend.fileno() in called:
+                self._take_handoffs()
+            if not called or not self._in_hand:
+                self._take_events()
             if self._reload:
                 self._reload = False
                 self._apply_reload()
         self._finish()
 
-    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
-        """Until there is something to do.
+    def _wait(self) -> list[int]:
+        """The descriptors that have something to do, waited for.
 
-        An event of a signal comes before the hand-off of its process. Where that is by pipe, the
-        kernel has to start the helper first, perhaps on this very CPU: leave it to it for a moment.
+        While a process waits for its release, nothing is done here that can be done after it: the
+        interpreter runs one thread at a time. An event of a signal comes before the hand-off of
+        its process, which needs the CPU that we are on, perhaps: it gets a moment to come first.
         """
-        context = self._context
-        ready = poll.poll(_LOOK_MS if context.deaths.waits else None)
-        events = context.probe.fileno() if context.probe is not None else -1
-        if context.backend.backend == Backend.PIPE and [fd for fd, _ in ready] == [events]:
-            poll.unregister(events)
-            ready = poll.poll(_HANDOFF_MS) + ready
-            poll.register(events, select.POLLIN)
+        if self._in_hand:
+            return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
+        ready = [fd for fd, _ in self._all.poll(_LOOK_MS if self._context.deaths.waits else None)]
+        if self._context.probe is not None and ready == [self._context.probe.fileno()]:
+            ready += [fd for fd, _ in self._calls.poll(_HANDOFF_MS)]
         return ready
 
     def _give_up_interrupted(self) -> None:
@@ -184,9 +180,19 @@ class Agent:
 
     def _take_handoffs(self) -> None:
         while (handoff := self._context.backend.accept()) is not None:
-            if not self._context.lanes.handoffs.submit(partial(self._receiver.handle, handoff)):
+            self._in_hand.add(handoff)
+            if not self._context.lanes.handoffs.submit(partial(self._handle, handoff)):
+                self._in_hand.discard(handoff)
                 handoff.release()
                 self._context.metrics.queue_full.inc()
+
+    def _handle(self, handoff: HandOff) -> None:
+        try:
+            self._receiver.handle(handoff)
+        finally:
+            self._in_hand.discard(handoff)
+            if not self._in_hand:
+                self._wake()
 
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""

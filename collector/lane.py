@@ -23,7 +23,8 @@ class Lane:
     def __init__(self, name: str, workers: int, limit: int, *, nice: int = 0) -> None:
         self.name = name
         self._workers, self._limit, self._nice = workers, limit, nice
-        self._ready = threading.Condition()
+        lock = threading.Lock()
+        self._ready, self._done = threading.Condition(lock), threading.Condition(lock)
         self._tasks: deque[Task] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -51,8 +52,8 @@ class Lane:
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; False if that took longer (seconds)."""
-        with self._ready:
-            return self._ready.wait_for(lambda: not self._tasks and not self._busy, timeout)
+        with self._done:
+            return self._done.wait_for(lambda: not self._tasks and not self._busy, timeout)
 
     def close(self) -> list[Task]:
         """Take no more work; returns the tasks that were never begun."""
@@ -83,4 +84,4 @@ class Lane:
                 del task  # and all that it holds, before waiting for the next one
                 with self._ready:
                     self._busy -= 1
-                    self._ready.notify_all()
+                    self._done.notify_all()

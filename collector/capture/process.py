@@ -14,11 +14,13 @@ from types import TracebackType
 
 import msgspec
 
+from collector import proctext
 from collector.errors import CaptureError
 from collector.model import ProcessKey
 
 _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB
 _MAX_CMDLINE = 16 << 10
+_PART = 32 << 10  # bytes read at a time: malloc(3) makes a mapping for each buffer of 64 KiB
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -81,7 +83,7 @@ class OpenProcess:
         fd = os.open(name, os.O_RDONLY, dir_fd=self.dir_fd)
         try:
             parts, left = [], limit
-            while left > 0 and (part := os.read(fd, min(left, 1 << 20))):
+            while left > 0 and (part := os.read(fd, min(left, _PART))):
                 parts.append(part)
                 left -= len(part)
             return b"".join(parts)
@@ -104,18 +106,20 @@ class OpenProcess:
     @property
     def resident(self) -> int:
         """Resident bytes (RSS), from /proc/PID/status; hugetlb pages included."""
-        return 1024 * (
-            _status_number(self.text.status, b"VmRSS:")
-            + _status_number(self.text.status, b"HugetlbPages:")
-        )
+        sizes = (proctext.size(self.text.status, name) for name in (b"VmRSS", b"HugetlbPages"))
+        return sum(size or 0 for size in sizes)
 
     @property
     def uid(self) -> int:
-        return _status_number(self.text.status, b"Uid:")
+        return self._id(b"Uid")
 
     @property
     def gid(self) -> int:
-        return _status_number(self.text.status, b"Gid:")
+        return self._id(b"Gid")
+
+    def _id(self, name: bytes) -> int:
+        """The real one of the four ids in a line of /proc/PID/status."""
+        return int((proctext.field(self.text.status, name) or b"0").split(None, 1)[0])
 
     @property
     def comm(self) -> str:
@@ -162,8 +166,3 @@ class OpenProcess:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _status_number(status: bytes, field: bytes) -> int:
-    at = status.find(b"\n" + field)
-    return int(status[at + len(field) + 1 :].split(None, 1)[0]) if at >= 0 else 0

@@ -24,7 +24,7 @@ from collector.hold.governor import Governor, ReleaseDecision
 from collector.hold.handoff import HandOff
 from collector.hold.pin import Pin
 from collector.model import Capture, Cause, Outcome, Record, Release
-from collector.policy.facts import facts_of
+from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission, site_of
 from collector.policy.match import decide
 from collector.policy.types import Action, Decision, Facts
@@ -80,7 +80,13 @@ class Receiver:
     ) -> None:
         """Policy, registers, release; the rest is for the writer."""
         signo = death.signal or handoff.signal
-        facts = facts_of(handoff.pid, death.cause, signo)
+        facts = facts_from(
+            death.cause,
+            signo,
+            status=dying.text.status,
+            groups=dying.text.cgroup,
+            exe=exe_of("exe", dying.dir_fd),
+        )
         decision = decide(self._context.policy.policy, facts)
         action = decision.action
         if action.capture is Capture.NONE:
@@ -181,7 +187,9 @@ class Receiver:
             handoff.release()
             return ReleaseDecision(mode=Release.INSTANT, reason="no memory is kept")
         governor = Governor(self._context.policy.policy.release, self._context.pins)
-        plan = held.enter_context(governor.admitted(handoff.pid, wanted))
+        plan = held.enter_context(
+            governor.admitted(handoff.pid, wanted, dying.text.status, dying.text.cgroup)
+        )
         if plan.mode is Release.INSTANT:
             stack_pointer = death.fatal.regs[SP] if death.fatal else None
             try:

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 FIELDS = "%P %I %s %u %g %d %t %F"
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
 SOCKET = "pipe.sock"  # in the run directory
+_HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
+_COUNT = struct.Struct("=Q")
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 SHORT = Path("/run")  # for links to what a core_pattern cannot hold
 _PATTERN_MAX = 127  # bytes; CORENAME_MAX_SIZE less its NUL
 _NUMBER = re.compile(rb"[0-9]{1,18}")
@@ -127,10 +130,12 @@ class PipeBackend:
             self.pattern = f"|{self._links / NAME} {self._links / 'run'} {FIELDS}"
         self.refused = 0  # connections that were not a helper's with a dying process
         self.late = 0  # helpers that had given up before we answered; they leave a note
+        self._heard = 0  # helpers of whom we took notice
         self.path = self.run_dir / SOCKET
         self.path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            self._count = os.fdopen(os.open(self.run_dir / _HEARD, _CREATE, 0o600), "wb", 0)
             # through the link: a socket's path has 107 bytes
             self._listener.bind(str((self._links / "run" if self._links else run_dir) / SOCKET))
             self.path.chmod(0o600)
@@ -157,6 +162,9 @@ class PipeBackend:
             except OSError as error:
                 log.error("cannot accept a hand-off: %s", error)
                 return None
+            self._heard += 1
+            with contextlib.suppress(OSError):  # a full disk: others have less patience, no more
+                os.pwrite(self._count.fileno(), _COUNT.pack(self._heard), 0)
             with conn:
                 try:
                     taken = self._admit(conn)
@@ -249,6 +257,7 @@ class PipeBackend:
     def close(self) -> None:
         """Stop listening; helpers that were not accepted yet leave a note at once."""
         self._listener.close()
+        self._count.close()
         self.path.unlink(missing_ok=True)
         if self._links is not None:
             shutil.rmtree(self._links, ignore_errors=True)

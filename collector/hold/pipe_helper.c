@@ -2,7 +2,8 @@
 /*
  * What the kernel starts for each crash when core_pattern is a pipe (core(5)). It tells the agent
  * who is dying, lets the agent take the pipe, and leaves. If the agent is absent or does not answer
- * in time it leaves a note for the agent's next start; when it exits, the process goes.
+ * in time it leaves a note for the agent's next start; when it exits, the process goes. A busy agent
+ * gets more time for as long as it hears others of us.
  *
  *     |/path/coresnap-pipe RUNDIR %P %I %s %u %g %d %t %F
  *
@@ -22,6 +23,8 @@
 #include <linux/un.h>
 
 #define PATIENCE_MS 80 /* of the 100 ms; the rest is for our start and our end */
+#define LOOK_MS 10 /* how often we see whether the agent gets on with others */
+#define PATIENCE_MAX_MS 5000 /* with an agent that does */
 #define NOTES_LIMIT (1 << 20) /* bytes; deaths beyond it are only counted */
 #define FIELDS 8 /* %P %I %s %u %g %d %t %F */
 
@@ -88,17 +91,47 @@ static long now_ms(void)
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+/* How many of us the agent has heard since it started: 8 bytes, which it writes anew each time. */
+static unsigned long heard(long fd)
+{
+	unsigned long count = 0;
+
+	CALL(pread64, fd, &count, sizeof(count), 0, 0);
+	return count;
+}
+
+/*
+ * Wait for the agent's answer: until it has heard nobody for as long as we have patience. So an
+ * agent that hangs is given up in time, and one that has many of us to hear is not.
+ */
+static void await(long fd, long count_fd, long begun)
+{
+	struct pollfd wait = { .fd = (int)fd, .events = POLLIN };
+	unsigned long count = heard(count_fd), before = count;
+	long now = now_ms(), alive = begun;
+
+	while (now < alive + PATIENCE_MS && now < begun + PATIENCE_MAX_MS) {
+		struct timespec look = { 0, LOOK_MS * 1000000 };
+
+		if (CALL(ppoll, &wait, 1, &look, 0, 0) > 0)
+			return;
+		now = now_ms();
+		count = heard(count_fd);
+		if (count != before)
+			alive = now;
+		before = count;
+	}
+}
+
 /* Whether the agent has taken the pipe. */
 static int agent_took_it(const char *dir, const struct text *line)
 {
-	long deadline = now_ms() + PATIENCE_MS;
+	long begun = now_ms();
 	struct timeval patience = { 0, PATIENCE_MS * 1000 };
-	struct timespec left = { 0, 0 };
 	struct sockaddr_un at = { .sun_family = AF_UNIX_ };
 	struct text path;
-	struct pollfd wait = { .events = POLLIN };
 	char answer = 0;
-	long i, ms, fd;
+	long i, fd, count_fd;
 
 	add_path(&path, dir, "/pipe.sock");
 	if (path.size >= (long)sizeof(at.sun_path))
@@ -114,10 +147,9 @@ static int agent_took_it(const char *dir, const struct text *line)
 		return 0;
 	if (call(__NR_sendto, fd, (long)line->data, line->size, MSG_NOSIGNAL_, 0) != line->size)
 		return 0;
-	wait.fd = (int)fd;
-	ms = deadline - now_ms();
-	left.tv_nsec = ms > 0 ? ms * 1000000 : 0;
-	CALL(ppoll, &wait, 1, &left, 0, 0);
+	add_path(&path, dir, "/pipe.heard");
+	count_fd = CALL(openat, AT_FDCWD, path.data, O_RDONLY | O_NOFOLLOW | O_CLOEXEC, 0, 0);
+	await(fd, count_fd, begun);
 	/* After this the agent cannot answer any more, so both know how it ended. */
 	CALL(shutdown, fd, SHUT_RDWR_, 0, 0, 0);
 	return call(__NR_recvfrom, fd, (long)&answer, 1, MSG_DONTWAIT_, 0) == 1 && answer == 1;

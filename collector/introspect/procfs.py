@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from collector import cgroup
+from collector import cgroup, proctext
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
@@ -93,7 +93,7 @@ class ProcFolder:
         except OSError as error:
             raise ProcessGone(f"there is no process {pid}") from error
         try:
-            if int(_field(self.read("status"), b"Tgid") or 0) != pid:
+            if int(proctext.field(self.read("status"), b"Tgid") or 0) != pid:
                 raise ProcessGone(f"{pid} is a thread, and no process")
             self.start_ns = self.stat().start_ns
         except BaseException:
@@ -134,7 +134,7 @@ class ProcFolder:
     def _refusal(self) -> str:
         """Why the kernel refuses (ptrace(2), "Ptrace access mode checking"), and what helps."""
         with contextlib.suppress(OSError, ProcessError, ValueError):
-            owner = int((_field(self.read("status"), b"Uid") or b"").split()[0])
+            owner = int((proctext.field(self.read("status"), b"Uid") or b"").split()[0])
             if owner != os.geteuid():
                 return f"it is user {owner}'s, this is user {os.geteuid()}: run as root"
             if _PTRACE_SCOPE.exists() and int(_PTRACE_SCOPE.read_text()) > 0:
@@ -149,31 +149,31 @@ class ProcFolder:
         return bool(self.stat().flags & PF_KTHREAD)
 
     def dumps_core(self) -> bool:
-        return _field(self.read("status"), b"CoreDumping") == b"1"
+        return (proctext.field(self.read("status"), b"CoreDumping") or b"").strip() == b"1"
 
     def resident_bytes(self) -> int:
-        return _resident(self.read("status"))
+        return proctext.size(self.read("status"), b"VmRSS") or 0
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read("status")
         path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
-        nested = len((_field(status, b"NSpid") or b"").split()) > 1
+        nested = len((proctext.field(status, b"NSpid") or b"").split()) > 1
         words = self.read("cmdline").rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
             key=ProcessKey(self.pid, stat.start_ns),
-            ns_pid=int((_field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
+            ns_pid=int((proctext.field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
             ppid=stat.ppid,
             started=boot_to_utc(stat.start_ns),
             comm=stat.comm,
             exe=self._exe(),
             cmdline=[os.fsdecode(word) for word in words] if words != [b""] else [],
-            uid=int((_field(status, b"Uid") or b"0").split()[0]),
-            gid=int((_field(status, b"Gid") or b"0").split()[0]),
+            uid=int((proctext.field(status, b"Uid") or b"0").split()[0]),
+            gid=int((proctext.field(status, b"Gid") or b"0").split()[0]),
             cgroup=path,
             unit=unit_of_cgroup(path) if path is not None else None,
             container=is_container(path, nested),
             threads=stat.threads,
-            resident_bytes=_resident(status),
+            resident_bytes=proctext.size(status, b"VmRSS") or 0,
         )
 
     def _read_or_none(self, name: str) -> bytes | None:
@@ -246,8 +246,8 @@ class ProcFolder:
         status = self.read(f"task/{tid}/status")
         wait, memory = self._wait(tid, stack)
         runtime = self._read_or_none(f"task/{tid}/schedstat")
-        switches = _field(status, b"voluntary_ctxt_switches")
-        preempted = _field(status, b"nonvoluntary_ctxt_switches")
+        switches = proctext.field(status, b"voluntary_ctxt_switches")
+        preempted = proctext.field(status, b"nonvoluntary_ctxt_switches")
         return ThreadState(
             tid=tid,
             name=stat.comm,
@@ -268,16 +268,3 @@ class ProcFolder:
             sp=wait.sp if wait else None,
             stack=memory,
         )
-
-
-def _resident(status: bytes) -> int:
-    return 1024 * int((_field(status, b"VmRSS") or b"0").split()[0])
-
-
-def _field(status: bytes, name: bytes) -> bytes | None:
-    """The value of a line `Name:\\tvalue` of a `status` file."""
-    for line in status.split(b"\n"):
-        key, _, value = line.partition(b":")
-        if key == name:
-            return value.strip()
-    return None

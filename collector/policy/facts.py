@@ -1,8 +1,8 @@
 """The facts that policy matches on, read from /proc, and what a cgroup path says.
 
 Sources: proc(5) (`exe`, `status`, `cgroup`), cgroups(7), systemd.unit(5) for unit names and their
-escapes. Three reads per process, nothing is followed or opened twice: this runs while the dying
-process waits. Whatever can not be had is None. Names are decoded with os.fsdecode.
+escapes. Nothing is followed or opened twice: this runs while the dying process waits. Whatever can
+not be had is None. Names are decoded with os.fsdecode.
 
 Trust: a process can choose its exe and comm, and the cgroups below a delegated one. Therefore
 `unit` is the unit that the host's systemd started, and units of a user's own manager carry the
@@ -16,10 +16,9 @@ import re
 from pathlib import Path
 
 from collector import cgroup as cgroups
+from collector import proctext
 from collector.model import Cause
 from collector.policy.types import Facts
-
-_READ = 65536  # more than the kernel ever puts into `status` or `cgroup`
 
 # systemd.unit(5): "Unit names"; the types that can hold processes
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.(?:service|scope|socket|mount|swap)")
@@ -54,13 +53,25 @@ def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str =
     given ones.
     """
     folder = f"{proc_root}/{pid}"
-    comm, uid, nested = _status(_read(f"{folder}/status"))
-    membership = _read(f"{folder}/cgroup")
-    cgroup = cgroups.path_in(membership) if membership else None
+    return facts_from(
+        cause,
+        signal,
+        status=proctext.read(f"{folder}/status"),
+        groups=proctext.read(f"{folder}/cgroup"),
+        exe=exe_of(f"{folder}/exe"),
+    )
+
+
+def facts_from(
+    cause: Cause, signal: int | None, *, status: bytes | None, groups: bytes | None, exe: str | None
+) -> Facts:
+    """The facts that /proc/PID/status, /proc/PID/cgroup and the path of the executable tell."""
+    comm, uid, nested = _status(status)
+    cgroup = cgroups.path_in(groups) if groups else None
     return Facts(
         cause=cause,
         signal=signal,
-        exe=_exe(f"{folder}/exe"),
+        exe=exe,
         comm=comm,
         uid=uid,
         cgroup=cgroup,
@@ -104,10 +115,11 @@ def _first_unit(parts: list[str]) -> tuple[str | None, list[str]]:
 
 def _status(text: bytes | None) -> tuple[str | None, int | None, bool | None]:
     """comm, real uid, and whether the pid namespace is nested, of /proc/PID/status."""
-    fields = dict(line.partition(b":\t")[::2] for line in text.split(b"\n")) if text else {}
-    name, uids, pids = fields.get(b"Name"), fields.get(b"Uid"), fields.get(b"NSpid")
+    if not text:
+        return None, None, None
+    name, uids, pids = (proctext.field(text, field) for field in (b"Name", b"Uid", b"NSpid"))
     # the kernel escapes just these two in Name, so that a line stays a line
-    comm = None if name is None else _ESCAPED.sub(_unescape, name)
+    comm = None if name is None else _ESCAPED.sub(_unescape, name.removeprefix(b"\t"))
     return (
         None if comm is None else os.fsdecode(comm),
         int(uids.split()[0]) if uids else None,
@@ -119,24 +131,13 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     return b"\n" if found[0] == b"\\n" else b"\\"
 
 
-def _exe(link: str) -> str | None:
+def exe_of(link: str, dir_fd: int | None = None) -> str | None:
+    """Where a link `exe` of /proc points; None if that cannot be told."""
     try:
-        target = os.readlink(os.fsencode(link))
+        target = os.readlink(os.fsencode(link), dir_fd=dir_fd)
         # " (deleted)" is the kernel's only if the file really has no name any more
-        if target.endswith(b" (deleted)") and Path(link).stat().st_nlink == 0:
+        if target.endswith(b" (deleted)") and not os.stat(link, dir_fd=dir_fd).st_nlink:
             target = target.removesuffix(b" (deleted)")
     except OSError:
         return None
     return os.fsdecode(target)
-
-
-def _read(path: str) -> bytes | None:
-    """A file of /proc in one read; None if it is not there any more."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, _READ)
-        finally:
-            os.close(fd)
-    except OSError:
-        return None

@@ -20,7 +20,7 @@ from collector.policy.types import Backend
 from tests.system.settings import kernel_settings
 
 BOTH = (Backend.SOCKET, Backend.PIPE)
-PATIENCE_S = 10  # for events that must come; a test that waits as long has failed
+PATIENCE_S = 60  # for events that must come; a test that waits as long has failed
 
 # Holds the first crash that arrives for as long as it lives. It gives nothing back.
 _AGENT = """

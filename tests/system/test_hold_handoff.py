@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from collector.errors import HoldError, TakeoverRefused
+from collector.hold import backends
 from collector.hold.backends import NoBackend, open_backend
 from collector.hold.build import build
 from collector.hold.pipe import PipeBackend, SpooledNotes
@@ -26,8 +28,14 @@ from tests.system.hold_support import BOTH, Place, Victim, accept, place
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 LIMIT = Path("/proc/sys/kernel/core_pipe_limit")
+SOON_S = 2.0  # at once, if nothing else is at work; a process that hangs does so for ever
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def sometimes(it_holds: Callable[[], bool]) -> bool:
+    """For what depends on time: a machine that is busy otherwise may spoil some tries, not all."""
+    return any(it_holds() for _ in range(5))
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
             assert not victim.is_gone(within_s=0.05)
             released = time.monotonic()
             held_ms = held.release()
-        assert victim.gone_after(released) < 0.02
+        assert victim.gone_after(released) < SOON_S
         assert 50 <= held_ms == held.release()
         assert victim.process.wait() == -signal.SIGSEGV
         assert backend.refused == 0
@@ -133,6 +141,30 @@ def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
         assert (backend.refused, backend.late) == (0, 0)
 
 
+def test_an_agent_that_has_others_to_hear_is_waited_for(here: Place) -> None:
+    """
+    GIVEN an agent that takes a crash every 20 ms
+    WHEN more crash together than it can take in the 100 ms that a process waits for one that hangs
+    THEN none is given up
+    """
+    with here.backend(Backend.PIPE) as backend:
+
+        def all_are_held() -> bool:
+            late = backend.late
+            with contextlib.ExitStack() as alive:
+                victims = [alive.enter_context(Victim(here)) for _ in range(15)]
+                for victim in victims:
+                    victim.crash()
+                for _ in victims:
+                    select.select([], [], [], 0.02)
+                    if (held := backend.accept()) is None:
+                        return False
+                    alive.enter_context(held)
+                return backend.late == late
+
+        assert sometimes(all_are_held)
+
+
 @pytest.mark.parametrize("kind", BOTH)
 def test_an_impostor_is_refused_and_counted(
     here: Place, kind: Backend, caplog: pytest.LogCaptureFixture
@@ -179,7 +211,7 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
     """
     GIVEN an agent that holds a dying process
     WHEN the agent is killed
-    THEN the process is gone within 100 ms; what comes after goes by itself
+    THEN the process is gone at once; what comes after goes by itself
     """
     with here.agent(kind, accepts=True) as agent, Victim(here) as victim:
         victim.crash()
@@ -188,10 +220,20 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
         assert not victim.is_gone()
         killed = time.monotonic()
         agent.kill()
-        assert victim.gone_after(killed) < 0.1
+        assert victim.gone_after(killed) < SOON_S
         agent.wait()
         with Victim(here) as second:
-            assert second.gone_after(second.crash()) < 0.1
+            assert second.gone_after(second.crash()) < SOON_S
+
+
+def test_an_agent_that_hangs_is_given_up_within_100_ms(here: Place) -> None:
+    with here.agent(Backend.PIPE, accepts=False):
+
+        def is_given_up() -> bool:
+            with Victim(here) as victim:
+                return victim.gone_after(victim.crash()) < 0.1
+
+        assert sometimes(is_given_up)
 
 
 @pytest.mark.parametrize("absent", [True, False], ids=["dead agent", "hanging agent"])
@@ -199,7 +241,7 @@ def test_without_an_answer_the_pipe_helper_leaves_a_note(here: Place, absent: bo
     """
     GIVEN an agent that was killed, or hangs and accepts nothing
     WHEN a process crashes
-    THEN it is gone within 100 ms, and the next agent finds a note of it, once
+    THEN it is gone, and the next agent finds a note of it, once
     """
     with here.agent(Backend.PIPE, accepts=False) as agent, Victim(here, user=65534) as victim:
         if absent:
@@ -207,7 +249,7 @@ def test_without_an_answer_the_pipe_helper_leaves_a_note(here: Place, absent: bo
             agent.wait()
         start_ticks = int(Path(f"/proc/{victim.pid}/stat").read_text().rsplit(")")[1].split()[19])
         before = int(time.time())
-        assert victim.gone_after(victim.crash()) < 0.1
+        assert victim.gone_after(victim.crash()) < SOON_S
         agent.kill()
         agent.wait()
     backend = PipeBackend(here.run_dir, here.helper)
@@ -244,7 +286,7 @@ def test_the_helper_for_other_architectures_does_the_same(here: Place) -> None:
         agent.kill()
         agent.wait()
         with Victim(here) as second:
-            assert second.gone_after(second.crash()) < 0.1
+            assert second.gone_after(second.crash()) < SOON_S
     with contextlib.closing(PipeBackend(here.run_dir, here.helper)) as backend:
         (note,), lost = backend.notes()
         assert (note.pid, note.signal, lost) == (second.pid, signal.SIGSEGV, 0)
@@ -315,7 +357,9 @@ def test_auto_takes_what_works(here: Place) -> None:
     assert PATTERN.read_text() == "core\n"
 
 
-def test_a_pattern_that_brings_nothing_is_found_out_at_once(here: Place) -> None:
+def test_a_pattern_that_brings_nothing_is_found_out_at_once(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     GIVEN a pipe helper that the kernel can start, and that does not speak to us
     WHEN the pipe backend is opened
@@ -323,8 +367,7 @@ def test_a_pattern_that_brings_nothing_is_found_out_at_once(here: Place) -> None
     """
     here.helper.unlink()
     shutil.copy("/bin/true", here.helper)
-    began = time.monotonic()
+    monkeypatch.setattr(backends, "_PROBE_TIMEOUT_S", 3600.0)
     with pytest.raises(HoldError, match="a crash did not arrive"):
         open_backend(Backend.PIPE, here.run_dir, SettingsGuard(here.state_dir), False, here.helper)
-    assert time.monotonic() - began < 1
     assert (PATTERN.read_text(), LIMIT.read_text()) == ("core\n", "0\n")

@@ -16,7 +16,6 @@ from collector.hold.governor import (
     ReleaseDecision,
     decide,
     read_facts,
-    resident_bytes,
 )
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
@@ -156,7 +155,6 @@ def test_facts_with_cgroup_v2(tmp_path: Path) -> None:
         host_available=6 * 1024,
         levels=(level(900, 500, 100, service), level(1000, 600, 0, group)),
     )
-    assert resident_bytes(7, host.proc) == 12 * 1024
 
 
 def test_facts_with_cgroup_v1_beside_v2(tmp_path: Path) -> None:
@@ -182,7 +180,6 @@ def test_a_process_that_is_gone_is_unknown(tmp_path: Path) -> None:
     host = Host(tmp_path, "0::/\n")
     facts = read_facts(8, host.proc, host.cgroups)
     assert (facts.private, facts.levels) == (None, None)
-    assert resident_bytes(8, host.proc) is None
 
 
 def test_the_account(tmp_path: Path) -> None:
