@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,8 +24,11 @@ class Lane:
     def __init__(self, name: str, workers: int, limit: int, *, nice: int = 0) -> None:
         self.name = name
         self._workers, self._limit, self._nice = workers, limit, nice
-        lock = threading.Lock()
-        self._ready, self._done = threading.Condition(lock), threading.Condition(lock)
+        self._lock = threading.Lock()
+        self._done = threading.Condition(self._lock)
+        # a token for each task. Not a Condition, which takes longer to wake a worker: a dying
+        # process may wait for it
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._tasks: deque[Task] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -33,7 +37,7 @@ class Lane:
 
     def submit(self, task: Task, *, first: bool = False) -> bool:
         """Queue a task (`first`: before all others); False if the lane is full or closed."""
-        with self._ready:
+        with self._lock:
             if self._closed or len(self._tasks) >= self._limit:
                 return False
             (self._tasks.appendleft if first else self._tasks.append)(task)
@@ -42,7 +46,7 @@ class Lane:
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._ready.notify()
+            self._calls.put(None)
             return True
 
     @property
@@ -57,22 +61,24 @@ class Lane:
 
     def close(self) -> list[Task]:
         """Take no more work; returns the tasks that were never begun."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             left = list(self._tasks)
             self._tasks.clear()
-            self._ready.notify_all()
+            for _ in self._threads:
+                self._calls.put(None)
             return left
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):  # else it is that of whoever submitted first
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while True:
-            with self._ready:
+            with self._lock:
                 self._idle += 1
-                self._ready.wait_for(lambda: self._tasks or self._closed)
+            self._calls.get()
+            with self._lock:
                 self._idle -= 1
-                if not self._tasks:
+                if not self._tasks:  # closed
                     return
                 task = self._tasks.popleft()
                 self._busy += 1
@@ -82,6 +88,6 @@ class Lane:
                 log.exception("%s: a task failed", self.name)
             finally:
                 del task  # and all that it holds, before waiting for the next one
-                with self._ready:
+                with self._lock:
                     self._busy -= 1
                     self._done.notify_all()

@@ -8,6 +8,8 @@ kernel tells it from 6.19 on only), or to see processes that are not dumpable.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import logging
 import os
 import socket
@@ -20,6 +22,10 @@ from collector.hold.handoff import HandOff
 
 log = logging.getLogger(__name__)
 
+# Not a socket object for a connection: its making takes longer than all of its use, and a process
+# waits. Keeps the interpreter's lock in calls that do not block.
+_quick = ctypes.PyDLL(None, use_errno=True)
+
 _REQUEST = struct.Struct("=IIQ")  # struct coredump_req: size, size_ack, mask
 _ACK = struct.Struct("=IIQ")  # struct coredump_ack: size, spare, mask
 _MARK = struct.Struct("=I")  # enum coredump_mark; 4 bytes although the header's comment says 1
@@ -31,7 +37,7 @@ _MARKS = {
     4: "the answer's bits contradict each other",
 }
 _REQUEST_LIMIT = 4096  # bytes; later kernels may send more than they do now, but not a page
-_TIMEOUT_S = 1.0  # for the kernel's part of the conversation, which takes microseconds
+_PATIENCE = struct.pack("ll", 1, 0)  # s, µs for the kernel's part, which takes microseconds
 _SUN_PATH = 108  # bytes of a socket's path, with its NUL (unix(7))
 _ACCEPT_BURST = 256  # connections looked at in one call
 
@@ -39,13 +45,13 @@ _ACCEPT_BURST = 256  # connections looked at in one call
 class SocketHandOff(HandOff):
     backend = "socket"
 
-    def __init__(self, conn: socket.socket, pid: int, fd: int, signal: int | None) -> None:
+    def __init__(self, conn: int, pid: int, fd: int, signal: int | None) -> None:
+        """Owns the descriptor `conn`, a connection that blocks for `_PATIENCE` at most."""
         super().__init__(pid, fd, signal)
         self._conn = conn
         self._streams = False
 
     def answer(self, stream: bool) -> None:
-        self._conn.settimeout(_TIMEOUT_S)
         try:
             self._negotiate(_WAIT | (_KERNEL if stream else _USERSPACE))
         except OSError as error:
@@ -61,7 +67,7 @@ class SocketHandOff(HandOff):
         self._receive(size - _REQUEST.size)  # of a later kernel
         if mask & ~offered:
             raise HoldError(f"pid {self.pid}: the kernel offers {offered:#x}, not {mask:#x}")
-        self._conn.sendall(_ACK.pack(_ACK.size, 0, mask))
+        os.write(self._conn, _ACK.pack(_ACK.size, 0, mask))
         (mark,) = _MARK.unpack(self._receive(_MARK.size))
         if mark:
             raise HoldError(f"pid {self.pid}: {_MARKS.get(mark, f'the kernel says {mark}')}")
@@ -69,7 +75,7 @@ class SocketHandOff(HandOff):
     def _receive(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            part = self._conn.recv(size - len(data))
+            part = os.read(self._conn, size - len(data))
             if not part:
                 raise HoldError(f"pid {self.pid}: the kernel's hand-off ended early")
             data += part
@@ -78,10 +84,10 @@ class SocketHandOff(HandOff):
     def stream_fd(self) -> int:
         if not self._streams:
             raise HoldError(f"pid {self.pid}: no core stream was asked for")
-        return self._conn.fileno()
+        return self._conn
 
     def _let_go(self) -> None:
-        self._conn.close()
+        os.close(self._conn)
 
 
 class SocketBackend:
@@ -122,27 +128,27 @@ class SocketBackend:
         Connections that are not the kernel's are closed, counted in `refused` and logged.
         """
         for _ in range(_ACCEPT_BURST):
-            try:
-                conn, _ = self._listener.accept()
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                log.error("cannot accept a hand-off: %s", error)
+            conn = _quick.accept4(self._listener.fileno(), None, None, socket.SOCK_CLOEXEC)
+            if conn < 0:
+                if (error := ctypes.get_errno()) != errno.EAGAIN:
+                    log.error("cannot accept a hand-off: %s", os.strerror(error))
                 return None
             try:
                 return self._admit(conn)
             except HoldError as error:
-                conn.close()
+                os.close(conn)
                 self.refused += 1
                 log.warning("refused a connection to %s: %s", self.path, error)
         return None
 
     @staticmethod
-    def _admit(conn: socket.socket) -> HandOff:
+    def _admit(conn: int) -> HandOff:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            _quick.setsockopt(conn, socket.SOL_SOCKET, option, _PATIENCE, len(_PATIENCE))
         fd = pidfd.peer_pidfd(conn)
         try:
             facts = pidfd.info(fd)
-            if facts.coredump is None or not facts.coredump & pidfd.Coredump.DUMPED:
+            if not facts.dumped:
                 raise HoldError(f"pid {facts.pid} (uid {facts.ruid}) is not dumping core")
             return SocketHandOff(conn, facts.pid, fd, facts.coredump_signal)
         except BaseException:

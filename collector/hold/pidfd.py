@@ -8,7 +8,6 @@ is up to the backends.
 from __future__ import annotations
 
 import ctypes
-import enum
 import errno
 import fcntl
 import os
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from collector.errors import HoldError
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: calls of some µs
 
 _SO_PEERPIDFD = 77  # <asm-generic/socket.h>
 _SYS_PIDFD_GETFD = 438  # <asm-generic/unistd.h>, the same on every architecture since 5.6
@@ -27,16 +27,8 @@ _SYS_PIDFD_GETFD = 438  # <asm-generic/unistd.h>, the same on every architecture
 # suid, sgid, fsuid, fsgid; exit_code; coredump_mask, coredump_signal
 _INFO = struct.Struct("=QQ11IiII")
 _PIDFD_GET_INFO = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
+_DUMPED = 1  # of coredump_mask: it is dumping core, or has done so
 _WANT_PID, _WANT_CREDS, _WANT_COREDUMP, _WANT_COREDUMP_SIGNAL = 1, 2, 16, 64
-
-
-class Coredump(enum.IntFlag):
-    """What the kernel says of a process's core dump (`coredump_mask`)."""
-
-    DUMPED = 1  # it is dumping core, or has done so
-    SKIP = 2
-    USER = 4
-    ROOT = 8
 
 
 class PidfdInfo(NamedTuple):
@@ -44,20 +36,22 @@ class PidfdInfo(NamedTuple):
 
     pid: int  # of the thread group
     ruid: int | None
-    coredump: Coredump | None
+    dumped: bool | None  # it is dumping core, or has done so
     coredump_signal: int | None
 
 
-def peer_pidfd(sock: socket.socket) -> int:
-    """A new pidfd of the process that connected; the caller closes it.
+def peer_pidfd(sock: int) -> int:
+    """A new pidfd of the process that connected the socket `sock`; the caller closes it.
 
     Works while that process dies. Raises HoldError where the kernel has no SO_PEERPIDFD (< 6.5)
     or the process was reaped.
     """
-    try:
-        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError as error:
-        raise HoldError(f"no process descriptor of a socket's peer: {error.strerror}") from error
+    found, size = ctypes.c_int(-1), ctypes.c_uint32(ctypes.sizeof(ctypes.c_int))
+    where = ctypes.byref(found), ctypes.byref(size)
+    if _quick.getsockopt(sock, socket.SOL_SOCKET, _SO_PEERPIDFD, *where) < 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise HoldError(f"no process descriptor of a socket's peer: {reason}")
+    return found.value
 
 
 def getfd(pidfd: int, fd: int) -> int:
@@ -90,7 +84,7 @@ def info(pidfd: int) -> PidfdInfo:
     return PidfdInfo(
         pid=tgid,
         ruid=ruid if has & _WANT_CREDS else None,
-        coredump=Coredump(fields[14]) if has & _WANT_COREDUMP else None,
+        dumped=bool(fields[14] & _DUMPED) if has & _WANT_COREDUMP else None,
         coredump_signal=fields[15] if has & _WANT_COREDUMP_SIGNAL else None,
     )
 
@@ -114,9 +108,9 @@ def is_dumping(pidfd: int, pid: int) -> bool:
     Asks the pidfd; before Linux 6.16 the `CoreDumping` line of /proc/PID/status (>= 4.15).
     """
     try:
-        coredump = info(pidfd).coredump
-        if coredump is not None:
-            return bool(coredump & Coredump.DUMPED)
+        dumped = info(pidfd).dumped
+        if dumped is not None:
+            return dumped
     except HoldError:
         pass  # an older kernel; status tells as well
     try:

@@ -220,7 +220,7 @@ class PipeBackend:
         if uid != 0:
             raise HoldError(f"pid {pid} (uid {uid}) is not the kernel's helper")
         try:
-            helper = pidfd.peer_pidfd(conn)
+            helper = pidfd.peer_pidfd(conn.fileno())
         except HoldError:  # before 6.5
             try:
                 helper = os.pidfd_open(pid)

@@ -127,8 +127,9 @@ class Ring:
         return found if position >= self.oldest else None
 
     def trim(self) -> None:
-        """Give back the memory that reading took."""
-        self._drop_window()
+        """Give back the memory that a large record took; a small window stays for the next one."""
+        if self._window_size > WINDOW:
+            self._drop_window()
 
 
 def _following(position: int, header: int) -> int:
