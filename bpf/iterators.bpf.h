@@ -6,6 +6,10 @@
 #ifndef CORESNAP_ITERATORS_H
 #define CORESNAP_ITERATORS_H
 
+#define CS_XSTATE_HEADER 512
+#define CS_XSTATE_BASE 832
+#define CS_XSTATE_BASE_FEATURES (1ULL << 0 | 1ULL << 1 | 1ULL << 2 | 1ULL << 9)
+
 struct cs_scratch {
 	__u8 bytes[CS_XSTATE_MAX];
 };
@@ -55,6 +59,21 @@ FN void fill_thread(struct cs_thread *out, struct task_struct *t)
 	fill_selectors(out->regs, t);
 }
 
+/*
+ * How much of an XSAVE area tells something. x87, SSE, the header and YMM come first, compacted or
+ * not; what is behind them (AVX-512, AMX) is left out where it is in its initial state.
+ * PKRU has a field of its own. (Intel SDM volume 1, 13.4: XSTATE_BV is the header's first word.)
+ */
+FN u32 xstate_size(const void *area, u32 size, u64 features)
+{
+	u64 in_use = ~0ULL;
+
+	if (size <= CS_XSTATE_BASE)
+		return size;
+	bpf_probe_read_kernel(&in_use, sizeof(in_use), (const char *)area + CS_XSTATE_HEADER);
+	return in_use & features & ~CS_XSTATE_BASE_FEATURES ? size : CS_XSTATE_BASE;
+}
+
 ITERATE(task, threads)
 {
 	struct task_struct *t = ctx->task;
@@ -73,7 +92,7 @@ ITERATE(task, threads)
 	fpu = task_fpu(t);
 	fpstate = READ(fpu, fpstate);
 	out.xfeatures = READ(fpstate, user_xfeatures);
-	size = READ(fpstate, size);
+	size = xstate_size(ADDRESS(fpstate, regs), READ(fpstate, size), out.xfeatures);
 	if (size > CS_XSTATE_MAX ||
 	    bpf_probe_read_kernel(scratch->bytes, size, ADDRESS(fpstate, regs)))
 		size = 0;

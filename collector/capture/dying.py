@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -94,9 +95,10 @@ def _read_words(pid: int, addresses: Sequence[int], size: int) -> list[bytes]:
     for first in range(0, len(addresses), vmread.IOV_MAX):
         group = addresses[first : first + vmread.IOV_MAX]
         while group:
-            remote = struct.pack(f"<{2 * len(group)}Q", *(v for a in group for v in (a, size)))
+            remote = array("Q", bytes(16 * len(group)))  # struct iovec: address and size
+            remote[::2], remote[1::2] = array("Q", group), array("Q", [size]) * len(group)
             local = struct.pack("<QQ", ctypes.addressof(buffer), size * len(group))
-            whole = vmread.read(pid, local, remote, len(group)) // size
+            whole = vmread.read(pid, local, remote.tobytes(), len(group)) // size
             data = buffer.raw
             out += [data[i * size : (i + 1) * size] for i in range(whole)]
             group = group[whole:]
