@@ -117,9 +117,13 @@ class Process:
         return not poll.poll(0)
 
     @property
-    def dumps_core(self) -> bool:
-        """Whether it is dying and its core is being dumped (CoreDumping of /proc/PID/status)."""
-        return self._folder.dumps_core()
+    def is_dying(self) -> bool:
+        """Whether a signal is ending it: its core is being dumped, or has been.
+
+        From /proc/PID/stat (`flags`) and CoreDumping of /proc/PID/status (proc(5)). Raises
+        ProcessGone if it has ended.
+        """
+        return self._folder.is_dying()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it ends, or for `timeout` seconds; whether it has."""

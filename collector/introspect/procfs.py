@@ -23,10 +23,12 @@ from collector.policy.facts import is_container, unit_of_cgroup
 from collector.records import boot_to_utc
 
 _READ = 1 << 16  # more than any of these files has, but for maps
+_PART = 32 << 10  # bytes read at a time: malloc(3) makes a mapping for each buffer of 64 KiB
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = 4096
 _RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
 PF_KTHREAD = 0x200000  # of a task's flags, <linux/sched.h>
+PF_DIES = 0x8 | 0x400  # PF_POSTCOREDUMP, PF_SIGNALED: of the leader, whichever thread crashed
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
@@ -115,7 +117,7 @@ class ProcFolder:
         fd = self.open(name)
         try:
             parts, left = [], limit
-            while left > 0 and (part := os.read(fd, min(left, 1 << 20))):
+            while left > 0 and (part := os.read(fd, min(left, _PART))):
                 parts.append(part)
                 left -= len(part)
             return b"".join(parts)
@@ -148,8 +150,12 @@ class ProcFolder:
         """Whether it is a thread of the kernel: no memory, no registers."""
         return bool(self.stat().flags & PF_KTHREAD)
 
-    def dumps_core(self) -> bool:
-        return (proctext.field(self.read("status"), b"CoreDumping") or b"").strip() == b"1"
+    def is_dying(self) -> bool:
+        """Whether its core is being dumped, or it is on its way out after that."""
+        return (
+            bool(self.stat().flags & PF_DIES)
+            or (proctext.field(self.read("status"), b"CoreDumping") or b"").strip() == b"1"
+        )
 
     def resident_bytes(self) -> int:
         return proctext.size(self.read("status"), b"VmRSS") or 0

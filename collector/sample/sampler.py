@@ -75,7 +75,7 @@ class Sampler:
         """One sample, appended to the ring. ProcessGone when the process has ended, or dies."""
         began = time.monotonic_ns()
         threads = self.process.threads(stack=self._stack)
-        if any(t.state == _IDLE for t in threads) and self.process.dumps_core:
+        if any(t.state == _IDLE for t in threads) and self.process.is_dying:
             raise ProcessGone(f"process {self.process.pid} is dying")
         took = time.monotonic_ns() - began
         self._look(threads)

@@ -6,6 +6,7 @@
  *   f  200 descriptors are opened                m  64 MiB are touched
  *   b  a thread `burner` spins                   newline: null dereference in `serve`
  * After each byte it prints it. */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
