@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 _READ = 65536  # bytes; more than the kernel ever puts into one of these
+_PART = 32 << 10  # bytes read at a time: malloc(3) makes a mapping for each buffer of 64 KiB
 
 
 def read(path: str, limit: int = _READ) -> bytes | None:
@@ -21,6 +22,15 @@ def read(path: str, limit: int = _READ) -> bytes | None:
             os.close(fd)
     except OSError:
         return None
+
+
+def read_all(fd: int, limit: int) -> bytes:
+    """What an open file of /proc tells from here on, `limit` bytes at most. Raises OSError."""
+    parts, left = [], limit
+    while left > 0 and (part := os.read(fd, min(left, _PART))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def field(text: bytes, name: bytes) -> bytes | None:

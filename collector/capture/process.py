@@ -20,7 +20,6 @@ from collector.model import ProcessKey
 
 _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB
 _MAX_CMDLINE = 16 << 10
-_PART = 32 << 10  # bytes read at a time: malloc(3) makes a mapping for each buffer of 64 KiB
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -82,11 +81,7 @@ class OpenProcess:
     def _read(self, name: str, limit: int = _MAX_FILE) -> bytes:
         fd = os.open(name, os.O_RDONLY, dir_fd=self.dir_fd)
         try:
-            parts, left = [], limit
-            while left > 0 and (part := os.read(fd, min(left, _PART))):
-                parts.append(part)
-                left -= len(part)
-            return b"".join(parts)
+            return proctext.read_all(fd, limit)
         finally:
             os.close(fd)
 

@@ -23,7 +23,6 @@ from collector.policy.facts import is_container, unit_of_cgroup
 from collector.records import boot_to_utc
 
 _READ = 1 << 16  # more than any of these files has, but for maps
-_PART = 32 << 10  # bytes read at a time: malloc(3) makes a mapping for each buffer of 64 KiB
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = 4096
 _RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
@@ -116,11 +115,7 @@ class ProcFolder:
         """The whole file, up to `limit` bytes."""
         fd = self.open(name)
         try:
-            parts, left = [], limit
-            while left > 0 and (part := os.read(fd, min(left, _PART))):
-                parts.append(part)
-                left -= len(part)
-            return b"".join(parts)
+            return proctext.read_all(fd, limit)
         except OSError as error:
             raise self._reason(error) from error
         finally:

@@ -28,7 +28,6 @@ from tests.system.hold_support import BOTH, Place, Victim, accept, place
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 LIMIT = Path("/proc/sys/kernel/core_pipe_limit")
-SOON_S = 2.0  # at once, if nothing else is at work; a process that hangs does so for ever
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -36,6 +35,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def sometimes(it_holds: Callable[[], bool]) -> bool:
     """For what depends on time: a machine that is busy otherwise may spoil some tries, not all."""
     return any(it_holds() for _ in range(5))
+
+
+def goes_by_itself(where: Place) -> bool:
+    """Whether a process that crashes now is gone within 100 ms, although nobody takes it."""
+    with Victim(where) as victim:
+        return victim.gone_after(victim.crash()) < 0.1
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
             assert not victim.is_gone(within_s=0.05)
             released = time.monotonic()
             held_ms = held.release()
-        assert victim.gone_after(released) < SOON_S
+        assert victim.gone_after(released) < 0.02
         assert 50 <= held_ms == held.release()
         assert victim.process.wait() == -signal.SIGSEGV
         assert backend.refused == 0
@@ -211,29 +216,27 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
     """
     GIVEN an agent that holds a dying process
     WHEN the agent is killed
-    THEN the process is gone at once; what comes after goes by itself
+    THEN the process is gone within 100 ms; what comes after goes by itself
     """
-    with here.agent(kind, accepts=True) as agent, Victim(here) as victim:
-        victim.crash()
-        assert agent.stdout is not None
-        assert agent.stdout.readline() == f"held {victim.pid}\n"
-        assert not victim.is_gone()
-        killed = time.monotonic()
-        agent.kill()
-        assert victim.gone_after(killed) < SOON_S
-        agent.wait()
-        with Victim(here) as second:
-            assert second.gone_after(second.crash()) < SOON_S
+
+    def holds_nobody() -> bool:
+        with here.agent(kind, accepts=True) as agent, Victim(here) as victim:
+            victim.crash()
+            assert agent.stdout is not None
+            assert agent.stdout.readline() == f"held {victim.pid}\n"
+            assert not victim.is_gone()
+            killed = time.monotonic()
+            agent.kill()
+            in_time = victim.gone_after(killed) < 0.1
+            agent.wait()
+            return goes_by_itself(here) and in_time
+
+    assert sometimes(holds_nobody)
 
 
 def test_an_agent_that_hangs_is_given_up_within_100_ms(here: Place) -> None:
     with here.agent(Backend.PIPE, accepts=False):
-
-        def is_given_up() -> bool:
-            with Victim(here) as victim:
-                return victim.gone_after(victim.crash()) < 0.1
-
-        assert sometimes(is_given_up)
+        assert sometimes(lambda: goes_by_itself(here))
 
 
 @pytest.mark.parametrize("absent", [True, False], ids=["dead agent", "hanging agent"])
@@ -241,7 +244,7 @@ def test_without_an_answer_the_pipe_helper_leaves_a_note(here: Place, absent: bo
     """
     GIVEN an agent that was killed, or hangs and accepts nothing
     WHEN a process crashes
-    THEN it is gone, and the next agent finds a note of it, once
+    THEN it is gone within 100 ms, and the next agent finds a note of it, once
     """
     with here.agent(Backend.PIPE, accepts=False) as agent, Victim(here, user=65534) as victim:
         if absent:
@@ -249,7 +252,7 @@ def test_without_an_answer_the_pipe_helper_leaves_a_note(here: Place, absent: bo
             agent.wait()
         start_ticks = int(Path(f"/proc/{victim.pid}/stat").read_text().rsplit(")")[1].split()[19])
         before = int(time.time())
-        assert victim.gone_after(victim.crash()) < SOON_S
+        assert victim.gone_after(victim.crash()) < 0.1
         agent.kill()
         agent.wait()
     backend = PipeBackend(here.run_dir, here.helper)
@@ -286,7 +289,7 @@ def test_the_helper_for_other_architectures_does_the_same(here: Place) -> None:
         agent.kill()
         agent.wait()
         with Victim(here) as second:
-            assert second.gone_after(second.crash()) < SOON_S
+            assert second.gone_after(second.crash()) < 0.1
     with contextlib.closing(PipeBackend(here.run_dir, here.helper)) as backend:
         (note,), lost = backend.notes()
         assert (note.pid, note.signal, lost) == (second.pid, signal.SIGSEGV, 0)

@@ -93,7 +93,7 @@ def test_a_crash_record_has_the_last_samples(
 ) -> None:
     # THEN its record says so, and where each thread was
     assert crashed["samples"].items() >= {"count": 25, "rule": "service"}.items()
-    assert crashed["samples"]["seconds"] > 0.4
+    assert 0.4 < crashed["samples"]["seconds"] < 5
     history = crashed["history"]
     names = {t["name"]: p for p in history["places"] for t in p["threads"]}
     assert set(names) == {"watched", "waiter", "ticker"}
@@ -108,7 +108,7 @@ def test_a_crash_record_has_the_last_samples(
     # AND people are shown the same
     shown = watching.command("info", crashed["id"])
     assert "Before it died\n" in shown
-    assert re.search(r"sleeping .*\d+/25 .* waiter +futex .*< wait_for_lock", shown)
+    assert re.search(r"sleeping .*25/25 .* waiter +futex .*< wait_for_lock", shown)
 
 
 @pytest.mark.parametrize("number", ["-1", "-3", "1"])
