@@ -63,6 +63,15 @@ class FrameReader:
         self._offsets = array("Q", itertools.accumulate(plain, initial=0))
         self.size = self._offsets[-1]
         self._cache: OrderedDict[int, bytes] = OrderedDict()
+        for number, (size, length) in enumerate(zip(compressed, plain, strict=True)):
+            if size and not length:
+                self._check_empty(number)
+
+    def _check_empty(self, number: int) -> None:
+        """A frame that the table says is empty is passed over: it must not be one with data."""
+        packed = self._packed(number)
+        if int.from_bytes(packed[:4], "little") & ~0xF != SKIPPABLE_MAGIC & ~0xF:
+            self._unpack(number, packed)
 
     def read(self, offset: int, size: int) -> bytes:
         """Give bytes of the decompressed file; fewer at its end."""

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -209,6 +210,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         writer.write(b"data" * 100, FRAME)
         writer.close()
     return path.read_bytes()
+
+
+def test_a_table_that_calls_a_frame_empty_is_refused(packed: bytes, tmp_path: Path) -> None:
+    # GIVEN a file whose table says of the first frame that it holds nothing
+    damaged = bytearray(packed)
+    at = packed.rindex(struct.pack("<I", FRAME))
+    damaged[at : at + 4] = bytes(4)
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged)
+    # WHEN it is opened THEN its data is not passed over in silence
+    with path.open("rb") as file, pytest.raises(CoreFormatError, match="frame 0"):
+        FrameReader(file.fileno())
 
 
 @settings(deadline=None, max_examples=200)
