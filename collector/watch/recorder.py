@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 _SCAN_S = 2.0  # between two looks for new processes
 _COUNTS_S = 1.0
 _KEEP_DEAD_S = 60.0  # the agent asks for a dead process's samples within milliseconds, or never
+_ASKED_S = 0.5  # within which it surely asks; until then a dead process's samples are not given up
 _DEAD = 32  # of which samples are kept at a time
 _SAVES = 64  # dead processes whose samples wait to be unwound
 _SHOTS = 16
@@ -86,6 +87,7 @@ class Recorder:
         self._live: dict[int, _Watched] = {}  # by pid
         self._dead: deque[_Watched] = deque()
         self._known: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
+        self._left_out: dict[int, Watch] = {}  # by pid: there was no room, and may be later
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
         self._saves = Lane("save", 1, _SAVES)
@@ -153,6 +155,7 @@ class Recorder:
         self._settings = rules.settings
         self._watcher = Watcher(rules.watch)
         self._known.clear()
+        self._left_out.clear()
         for watched in list(self._live.values()):
             if self._rules.get(watched.watch.name) != watched.watch:
                 del self._live[watched.process.pid]
@@ -226,6 +229,10 @@ class Recorder:
         """Look for processes that a rule matches, or that have become another program."""
         present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
         self._known = {pid: seen for pid, seen in self._known.items() if pid in present}
+        self._left_out = {pid: watch for pid, watch in self._left_out.items() if pid in present}
+        for watched in list(self._live.values()):
+            if not watched.process.alive:  # its room may be the next one's
+                self._has_ended(watched)
         ours = {os.getpid(), os.getppid()}
         for pid in present - ours:
             try:
@@ -234,11 +241,13 @@ class Recorder:
             except (OSError, ValueError, IndexError):
                 continue
             seen = stat.start_ns, stat.comm
-            if self._known.get(pid) == seen:
+            if self._known.get(pid) != seen:
+                self._left_out.pop(pid, None)
+            elif pid not in self._left_out or self._no_room(self._left_out[pid]):
                 continue
             self._known[pid] = seen
-            # not the kernel's threads, nor what the agent and we have started
-            if not stat.flags & PF_KTHREAD and stat.ppid not in ours:
+            # not the kernel's threads, nor zombies, nor what the agent and we have started
+            if not stat.flags & PF_KTHREAD and stat.state != "Z" and stat.ppid not in ours:
                 self._consider(pid)
 
     def _consider(self, pid: int) -> None:
@@ -254,13 +263,14 @@ class Recorder:
             del self._live[pid]
             old.close()
         if watch is None:
+            self._left_out.pop(pid, None)
             return
-        full = not self._has_room(watch.memory)
-        if full or len(self._live) >= self._settings.processes:
-            bound = "memory" if full else "processes"
+        if (bound := self._no_room(watch)) is not None:
+            self._left_out[pid] = watch
             self._counts["refused"] += 1
             log.warning("watch: process %d is left out: recorder.%s is used up", pid, bound)
             return
+        self._left_out.pop(pid, None)
         process = None
         try:
             process = Process(pid, probe=self._probe, use_bpf=False)
@@ -268,16 +278,23 @@ class Recorder:
         except ProcessError as error:
             if process is not None:
                 process.close()
+            self._known.pop(pid, None)  # it may only have been between two programs
             log.info("watch: process %d: %s", pid, error)
 
-    def _has_room(self, size: int) -> bool:
-        """The living come before the dead that nobody has asked for."""
+    def _no_room(self, watch: Watch) -> str | None:
+        """What leaves no room for one more; None: there is room.
+
+        The living come before the dead that nobody has asked for.
+        """
+        if len(self._live) >= self._settings.processes:
+            return "processes"
+        just_now = time.monotonic() - _ASKED_S
         while True:
             held = sum(watched.watch.memory for watched in (*self._live.values(), *self._dead))
-            if held + size <= self._settings.memory:
-                return True
-            if not self._dead:
-                return False
+            if held + watch.memory <= self._settings.memory:
+                return None
+            if not self._dead or (self._dead[0].ended or 0.0) > just_now:
+                return "memory"
             self._dead.popleft().close()
 
     def _has_ended(self, watched: _Watched) -> None:

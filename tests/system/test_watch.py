@@ -322,16 +322,22 @@ def test_a_trigger_takes_a_snapshot(
 
 def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:
     # GIVEN room for one watched process
-    refused = acting.metric("coresnap_watch_refused_total")
     with running("watched", cwd=tmp_path) as first:
         sampled(acting)
+        refused = acting.metric("coresnap_watch_refused_total")
         # WHEN there are two
-        with running("watched", cwd=tmp_path):
+        with running("watched", cwd=tmp_path) as second:
             until(acting, "coresnap_watch_refused_total", refused + 1)
             # THEN the second one is left out, counted and named
-            acting.wait_line(r"watch: process \d+ is left out: recorder.memory is used up")
+            left_out = rf"watch: process {second.pid} is left out: recorder.memory is used up"
+            acting.wait_line(left_out)
             assert watched_count(acting) == 1
-        assert first.process.poll() is None
+            assert first.process.poll() is None
+            # AND watched when there is room again
+            first.process.kill()
+            first.wait()
+            sampled(acting)
+            assert acting.metric("coresnap_watch_refused_total") == refused + 1
 
 
 def test_without_rules_there_is_no_recorder(acting: RunningAgent, tmp_path: Path) -> None:
