@@ -7,12 +7,12 @@ BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev make gdb elfutils \
           binutils
 OBJECT := $(BUILD)/coresnap.bpf.o
-HELPER := $(BUILD)/coresnap-pipe
+NATIVE := $(BUILD)/coresnap-pipe $(BUILD)/coresnap-hold.so
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system bench clean
 
-setup: $(BIN)/.ready $(OBJECT) $(HELPER)
+setup: $(BIN)/.ready $(OBJECT) $(NATIVE)
 
 demo: setup
 	@$(BIN)/python -m demo
@@ -66,5 +66,5 @@ $(BIN)/.ready: pyproject.toml $(BUILD)/.debs
 $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 	@$(BIN)/python -m collector.probe.build $(BUILD)
 
-$(HELPER): $(wildcard collector/hold/*.c) $(BIN)/.ready
+$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coresnap.h collector/hold/build.py $(BIN)/.ready
 	@$(BIN)/python -m collector.hold.build $(BUILD)

@@ -1,10 +1,11 @@
 """The agent: the flow from a death to its record, one stage after the other.
 
     probe    events come in and are joined              (main thread)
-    hold     the kernel hands a process over            (main thread accepts, `handoff` lane works)
-    decide   policy, limits, how to release             (`handoff` lane)
-    capture  registers, mappings, the pin               (`handoff` lane)
-    release  the process is gone                        (`handoff` lane)
+    hold     the kernel hands a process over            (taker threads; pipe: main thread)
+    capture  registers, mappings, the pin               (the same, native; pipe: `handoff` lane)
+    release  the process is gone                        (the same, if nothing speaks against it)
+    decide   policy, limits; how to release, if it      (`handoff` lane)
+             is held still
     write    a process of its own writes the core       (`capture` lane)
     explain  another one unwinds the stack              (`explain` lane)
     export   store, metrics, one line                   (whoever is last)
@@ -25,12 +26,19 @@ import msgspec
 
 from collector.deaths import Death
 from collector.flow.context import HANDOFF_NICE, Context
+from collector.flow.gather import Gathered
 from collector.flow.receive import Receiver
 from collector.flow.settle import Settler
+from collector.flow.taker import Taker
 from collector.flow.witness import Witness
+from collector.hold import pidfd
+from collector.hold.backends import NoBackend
+from collector.hold.coredump_socket import SocketBackend
+from collector.hold.governor import most_pinned
 from collector.hold.handoff import HandOff
-from collector.model import Capture, Event, Outcome, Record
-from collector.policy.match import wants_exits
+from collector.hold.pipe import PipeBackend
+from collector.model import Capture, Event, Exit, Outcome, Record
+from collector.policy.match import all_instant, wants_exits
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +62,8 @@ class Agent:
         metrics.pinned.set_function(lambda: pins.totals().bytes)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._calls, self._all = select.poll(), select.poll()  # without and with events of BPF
-        self._in_hand: set[HandOff] = set()
+        self._in_hand: set[HandOff] = set()  # held: nobody knows for how long
+        self._taker: Taker | None = None
         self._stopping = False
         self._reload = False
 
@@ -62,46 +71,79 @@ class Agent:
 
     def run(self) -> None:
         """Work until `stop`. What is then being captured is finished first."""
-        with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
-        for poll in (self._calls, self._all):
-            poll.register(self._wake_read, select.POLLIN)
-            if self._context.backend.fileno() >= 0:
-                poll.register(self._context.backend.fileno(), select.POLLIN)
-        if self._context.probe is not None:
-            self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
-            self._all.register(self._context.probe.fileno(), select.POLLIN)
-        self._context.recorder.configure(self._context.policy.policy)
+        self._apply_policy()
+        self._listen()
         self._give_up_interrupted()
         self._take_events()
         self._take_notes()
         self._take_handoffs()
+        if not self._start_taker():
+            with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
         while not self._stopping:
             called = self._wait()
             if self._wake_read in called:
                 os.read(self._wake_read, 4096)
             if self._context.backend.fileno() in called:
                 self._take_handoffs()
-            if not called or not self._in_hand:
+            if not called or not self._is_busy:
                 self._take_events()
             if self._reload:
                 self._reload = False
                 self._apply_reload()
         self._finish()
 
+    def _listen(self) -> None:
+        for poll in (self._calls, self._all):
+            poll.register(self._wake_read, select.POLLIN)
+            if self._context.backend.fileno() >= 0:
+                poll.register(self._context.backend.fileno(), select.POLLIN)
+        if self._context.probe is not None:
+            self._all.register(self._context.probe.fileno(), select.POLLIN)
+
+    def _start_taker(self) -> bool:
+        """Leave the listener to the native part, after what has come before; False: it can not."""
+        native, backend = self._context.native, self._context.backend
+        if native is None or isinstance(backend, NoBackend) or not pidfd.tells_dumps():
+            return False
+        assert isinstance(backend.listener, (SocketBackend, PipeBackend))
+        for poll in (self._calls, self._all):
+            poll.unregister(backend.fileno())
+        self._taker = Taker(native, backend.listener, self._arrived)
+        return True
+
+    def _apply_policy(self) -> None:
+        context, policy = self._context, self._context.policy.policy
+        if context.probe is not None:
+            context.probe.set_want_exits(wants_exits(policy))
+        if context.native is not None:
+            context.native.allow(
+                instant=all_instant(policy),
+                max_pins=policy.release.max_pins,
+                max_pinned=most_pinned(policy.release),
+            )
+        context.recorder.configure(policy)
+
     def _wait(self) -> list[int]:
         """The descriptors that have something to do, waited for.
 
-        While a process waits for its release, nothing is done here that can be done after it: the
-        interpreter runs one thread at a time. An event of a signal comes before the hand-off of
-        its process, which needs the CPU that we are on, perhaps: it gets a moment to come first.
+        While a process waits for its release, or ends, nothing is done here that can be done after
+        it: it needs the CPU that we are on, perhaps. An event of a signal comes before the
+        hand-off of its process, which gets a moment to come first.
         """
-        if self._in_hand:
+        if self._is_busy:
             return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
         ready = [fd for fd, _ in self._all.poll(_LOOK_MS if self._context.deaths.waits else None)]
         if self._context.probe is not None and ready == [self._context.probe.fileno()]:
             ready += [fd for fd, _ in self._calls.poll(_HANDOFF_MS)]
+            if self._is_busy:
+                return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
         return ready
+
+    @property
+    def _is_busy(self) -> bool:
+        native = self._context.native
+        return bool(self._in_hand) or (native is not None and native.busy)
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
@@ -128,9 +170,7 @@ class Agent:
             self._context.metrics.policy_bad.set(0)
             for key in self._context.policy.needs_restart:
                 log.warning("policy: %s changes only with a restart", key)
-            if self._context.probe is not None:
-                self._context.probe.set_want_exits(wants_exits(self._context.policy.policy))
-            self._context.recorder.configure(self._context.policy.policy)
+            self._apply_policy()
             log.info("policy: %s is in force", self._context.policy.policy.source)
         else:
             self._context.metrics.policy_bad.set(1)
@@ -139,6 +179,8 @@ class Agent:
     def _finish(self) -> None:
         """Let go of what is held, finish what is being captured, give up what only waits."""
         self._context.backend.close()
+        if self._taker is not None:
+            self._taker.join()
         lanes = self._context.lanes.all()
         for _ in range(2):  # what was held has ended meanwhile
             self._take_events()
@@ -163,7 +205,10 @@ class Agent:
             self._context.record(partial(self._ended, death))
 
     def _note(self, event: Event) -> None:
-        death = self._context.deaths.note(event)
+        native, deaths = self._context.native, self._context.deaths
+        if native and isinstance(event, Exit) and native.has_in_hand(event.who.key.pid):
+            deaths.hold(event.who.key)  # it was let go so fast that its worker is still to come
+        death = deaths.note(event)
         if death is not None:
             self._context.record(partial(self._ended, death))
 
@@ -180,15 +225,22 @@ class Agent:
 
     def _take_handoffs(self) -> None:
         while (handoff := self._context.backend.accept()) is not None:
-            self._in_hand.add(handoff)
-            if not self._context.lanes.handoffs.submit(partial(self._handle, handoff)):
-                self._in_hand.discard(handoff)
-                handoff.release()
-                self._context.metrics.queue_full.inc()
+            self._arrived(handoff, None)
 
-    def _handle(self, handoff: HandOff) -> None:
+    def _arrived(self, handoff: HandOff, gathered: Gathered | None) -> None:
+        """Have a worker see to a process. What is held is seen to by the taker itself, which is
+        more urgent than they; so is one for which there is no worker: the kernel's queue is long.
+        """
+        held = gathered is None or gathered.pin is None
+        if held:
+            self._in_hand.add(handoff)
+        work = partial(self._handle, handoff, gathered)
+        if (held and self._taker) or not self._context.lanes.handoffs.submit(work):
+            work()
+
+    def _handle(self, handoff: HandOff, gathered: Gathered | None) -> None:
         try:
-            self._receiver.handle(handoff)
+            self._receiver.handle(handoff, gathered)
         finally:
             self._in_hand.discard(handoff)
             if not self._in_hand:

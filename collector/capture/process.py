@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -44,11 +45,28 @@ class OpenProcess:
     def __init__(self, pid: int, *, with_maps: bool) -> None:
         self.pid = pid
         self._fds: list[int] = []
+        self._core_limit: int | None = None  # soft RLIMIT_CORE, once it is known
         try:
             self._open(with_maps)
         except OSError as error:
             self.close()
             raise CaptureError(f"process {pid} left before it could be read: {error}") from error
+
+    @classmethod
+    def adopt(cls, pid: int, files: Sequence[int], text: ProcText, core_limit: int) -> Self:
+        """One that was opened by others; its descriptors are this one's from now on.
+
+        files: of its directory, mem, pagemap, root, exe and mount namespace; exe and the last may
+        be -1. core_limit: as of getrlimit(2).
+        """
+        self = cls.__new__(cls)
+        self.pid = pid
+        self._fds = [fd for fd in files if fd >= 0]
+        self.dir_fd, self.mem_fd, self.pagemap_fd, self.root_fd, *may_lack = files
+        self.exe_fd, self.mount_fd = (None if fd < 0 else fd for fd in may_lack)
+        self.text = text
+        self._core_limit = core_limit
+        return self
 
     def _open(self, with_maps: bool) -> None:
         # one look-up of the pid: all else goes through this directory, whoever gets the pid next
@@ -143,8 +161,13 @@ class OpenProcess:
     @property
     def core_limit(self) -> int | None:
         """The soft RLIMIT_CORE in bytes; None: unlimited."""
-        soft, _ = resource.prlimit(self.pid, resource.RLIMIT_CORE)
-        return None if soft == resource.RLIM_INFINITY else soft
+        if self._core_limit is None:
+            self._core_limit, _ = resource.prlimit(self.pid, resource.RLIMIT_CORE)
+        return None if self._core_limit == resource.RLIM_INFINITY else self._core_limit
+
+    def keep(self, fd: int) -> None:
+        """Take one more descriptor, to be closed with the others."""
+        self._fds.append(fd)
 
     def close(self) -> None:
         """Close every descriptor. Safe to call again."""

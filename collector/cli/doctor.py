@@ -15,6 +15,7 @@ from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
 from collector.errors import CoresnapError
 from collector.hold import pin
+from collector.hold.build import LIBRARY, find
 from collector.hold.settings import SYSCTL, SettingsGuard
 from collector.probe import pins
 from collector.store.store import Store
@@ -89,6 +90,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     for feature in probe_features():
         yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=feature.needed)
     yield _pin()
+    yield _native()
     yield from _settings(args.run_dir)
     yield _store(args.store)
     for name in _LIBRARIES:
@@ -113,6 +115,13 @@ def _pin() -> Check:
             needed=False,
         )
     return Check(name="pin", ok=True, detail="userfaultfd for kernel faults: instant release works")
+
+
+def _native() -> Check:
+    if (path := find(LIBRARY)) is None:
+        detail = f"{LIBRARY} was not built, run `make setup`: releases take some milliseconds more"
+        return Check(name="native", ok=False, detail=detail, needed=False)
+    return Check(name="native", ok=True, detail=f"{path}: releases without the interpreter")
 
 
 def _settings(run_dir: Path) -> Iterator[Check]:

@@ -17,8 +17,10 @@ from collector.cli.render import clean
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.flow.context import Context, Lanes
+from collector.flow.native import Native
 from collector.hold import pin
 from collector.hold.backends import NoBackend, OpenBackend, open_backend
+from collector.hold.governor import Pins
 from collector.hold.settings import SettingsGuard
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
@@ -99,6 +101,7 @@ class RunVerb:
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend)
             recorder = FlightRecorder(store, metrics, announce)
+            native = _native(probe)
             agent = Agent(
                 Context(
                     policy=holder,
@@ -107,8 +110,10 @@ class RunVerb:
                     backend=backend,
                     metrics=metrics,
                     announce=announce,
-                    lanes=Lanes(policy.capture),
+                    lanes=Lanes(policy.capture, native=native is not None),
                     recorder=recorder,
+                    native=native,
+                    pins=Pins(native),
                 )
             )
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -175,6 +180,15 @@ def _open_backend(
     parts.callback(backend.close)
     pin.prepare()
     return backend
+
+
+def _native(probe: Probe | None) -> Native | None:
+    """The native way to a release; it needs BPF."""
+    try:
+        return Native(*probe.iterators) if probe else None
+    except HoldError as error:
+        log.warning("hand-off: releases take some milliseconds more: %s", error)
+        return None
 
 
 def _serve(

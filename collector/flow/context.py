@@ -8,6 +8,7 @@ from pathlib import Path
 
 from collector.deaths import Death, Deaths
 from collector.export.metrics import Metrics
+from collector.flow.native import Native
 from collector.hold.backends import NoBackend, OpenBackend
 from collector.hold.governor import Pins
 from collector.lane import Lane
@@ -29,8 +30,10 @@ EXPLAIN_QUEUE = 64
 class Lanes:
     """Where the work is done: what waits in one lane does not hold up another."""
 
-    def __init__(self, settings: CaptureSettings) -> None:
-        self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE, nice=HANDOFF_NICE)
+    def __init__(self, settings: CaptureSettings, *, native: bool) -> None:
+        """native: a process does not wait for the lane of hand-offs any more."""
+        nice = 0 if native else HANDOFF_NICE
+        self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE, nice=nice)
         self.captures = Lane("capture", settings.workers, settings.queue)
         self.records = Lane("record", 1, RECORD_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
@@ -54,6 +57,7 @@ class Context:
     announce: Callable[[Record], None]
     lanes: Lanes
     recorder: FlightRecorder
+    native: Native | None = None  # None: Python does it all
     boot_id: str = dataclasses.field(
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )

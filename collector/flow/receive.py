@@ -1,6 +1,8 @@
-"""Decide, capture, release. A process is held while this runs: some milliseconds.
+"""Gather, decide, release: what happens to a process from its hand-off on.
 
-What happens here is as little as can be. All decoding, and all memory, is left for later.
+Where policy and room allow it the native part has let it go before this begins. Else it is held
+while this runs, some milliseconds: what happens here is as little as can be. All decoding, and all
+memory, is left for later.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from collector.capture.dying import exit_patches, pin_addresses
+from collector.capture.dying import pin_addresses
 from collector.capture.job import Job
 from collector.capture.process import OpenProcess
 from collector.capture.select import SP
@@ -19,16 +21,17 @@ from collector.case import Case
 from collector.deaths import Death
 from collector.errors import CoresnapError, HoldError
 from collector.flow.context import Context
+from collector.flow.gather import Gathered, gather
 from collector.flow.settle import Settler, Task
-from collector.hold.governor import Governor, ReleaseDecision
+from collector.hold.governor import ROOM, Governor, ReleaseDecision
 from collector.hold.handoff import HandOff
 from collector.hold.pin import Pin
+from collector.hold.pipe import PipeHandOff
 from collector.model import Capture, Cause, Outcome, Record, Release
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission, site_of
 from collector.policy.match import decide
 from collector.policy.types import Action, Decision, Facts
-from collector.probe.iterators import exit_addresses, unlinked_shared
 from collector.records import boot_to_utc
 from collector.signals import signal_name
 from collector.store.ids import record_id
@@ -56,36 +59,46 @@ class Receiver:
         self._take_events = take_events
         self._ended = ended
 
-    def handle(self, handoff: HandOff) -> None:
-        """From hand-off to release, for one process."""
+    def handle(self, handoff: HandOff, gathered: Gathered | None = None) -> None:
+        """From hand-off to release, for one process. `gathered`: what is known of it already."""
+        context = self._context
         death: Death | None = None
         with contextlib.ExitStack() as held:
             held.callback(handoff.release)
             try:
-                # without BPF only /proc tells the names of mappings
-                with_maps = self._context.probe is None
-                dying = held.enter_context(OpenProcess(handoff.pid, with_maps=with_maps))
-                death = self._join(dying)
-                self._decide(handoff, dying, death, held)
+                if gathered is None and isinstance(handoff, PipeHandOff) and context.native:
+                    gathered = context.native.gather(handoff)
+                if gathered is None:
+                    gathered = gather(handoff, context.probe)
+                held.callback(gathered.close)
+                if gathered.pin is not None and context.native:
+                    held.callback(context.pins.release, context.pins.enter(gathered.size))
+                    context.native.entered(gathered)
+                death = self._join(gathered.dying)
+                self._decide(handoff, gathered, death, held)
                 return
             except (CoresnapError, OSError) as error:
-                self._context.metrics.errors.labels("handoff").inc()
+                context.metrics.errors.labels("handoff").inc()
                 log.error("process %d: %s", handoff.pid, error)
                 why = str(error)
-        if death is not None and self._context.deaths.let_go(death, why):
-            self._context.record(partial(self._ended, death))
+            finally:
+                if context.native:
+                    context.native.joined(handoff.pid)
+        if death is not None and context.deaths.let_go(death, why):
+            context.record(partial(self._ended, death))
 
     def _decide(
-        self, handoff: HandOff, dying: OpenProcess, death: Death, held: contextlib.ExitStack
+        self, handoff: HandOff, gathered: Gathered, death: Death, held: contextlib.ExitStack
     ) -> None:
-        """Policy, registers, release; the rest is for the writer."""
+        """Policy, release if it is held still; the rest is for the writer."""
+        dying = gathered.dying
         signo = death.signal or handoff.signal
         facts = facts_from(
             death.cause,
             signo,
             status=dying.text.status,
             groups=dying.text.cgroup,
-            exe=exe_of("exe", dying.dir_fd),
+            exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
         )
         decision = decide(self._context.policy.policy, facts)
         action = decision.action
@@ -98,9 +111,8 @@ class Receiver:
         admission = self._admit(dying, death, action, facts)
         if admission.reason:
             self._context.metrics.limited.labels(admission.capture.value).inc()
-        handoff.answer(stream=self._context.probe is None)
-        job = self._job(handoff, dying, death, decision, admission)
-        plan = self._plan_release(handoff, dying, death, job, action.release, held)
+        job = self._job(handoff, gathered, death, decision, admission)
+        plan = self._plan_release(handoff, gathered, death, job, action.release, held)
         case = self._open_case(handoff, dying, death, facts, decision, admission, plan)
         if not job.explain:
             case.learn(lost={"frames": "not looked for: beyond the limit"})
@@ -130,21 +142,13 @@ class Receiver:
     def _job(
         self,
         handoff: HandOff,
-        dying: OpenProcess,
+        gathered: Gathered,
         death: Death,
         decision: Decision,
         admission: Admission,
     ) -> Job:
         """Everything of the process that is gone after its release, and what to do with it."""
-        who, fatal = death.who, death.fatal
-        threads = mappings = head = None
-        words: list[tuple[int, int]] = []
-        if self._context.probe is None:
-            head = handoff.read_notes()
-        else:
-            threads = self._context.probe.threads(handoff.pid)
-            mappings = self._context.probe.mappings(handoff.pid)
-            words = exit_addresses(threads)
+        dying, who, fatal = gathered.dying, death.who, death.fatal
         identity = record_id(self._context.boot_id, who.key if who else dying.key)
         action = decision.action
         return Job(
@@ -155,13 +159,13 @@ class Receiver:
             signal=death.signal or handoff.signal or 0,
             siginfo=fatal.siginfo if fatal else b"",
             text=dying.text,
-            threads=threads,
-            mappings=mappings,
-            head=head,
-            patches=exit_patches(handoff.pid, words),
+            threads=gathered.threads,
+            mappings=gathered.mappings,
+            head=gathered.head,
+            patches=gathered.patches,
             mem_fd=dying.mem_fd,
             pagemap_fd=dying.pagemap_fd,
-            shared_fds=dying.open_shared(unlinked_shared(mappings)) if mappings else {},
+            shared_fds=gathered.shared_fds,
             capture=admission.capture,
             memory=action.memory,
             compress=action.compress,
@@ -176,7 +180,7 @@ class Receiver:
     def _plan_release(
         self,
         handoff: HandOff,
-        dying: OpenProcess,
+        gathered: Gathered,
         death: Death,
         job: Job,
         wanted: Release,
@@ -186,6 +190,9 @@ class Receiver:
         if job.capture is Capture.RECORD and not job.explain:
             handoff.release()
             return ReleaseDecision(mode=Release.INSTANT, reason="no memory is kept")
+        if gathered.pin is not None:
+            return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
+        dying = gathered.dying
         governor = Governor(self._context.policy.policy.release, self._context.pins)
         plan = held.enter_context(
             governor.admitted(handoff.pid, wanted, dying.text.status, dying.text.cgroup)

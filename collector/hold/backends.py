@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Protocol
 
 from collector.errors import HoldError, TakeoverRefused
+from collector.hold.build import NAME, find
 from collector.hold.coredump_socket import SocketBackend
 from collector.hold.handoff import HandOff
-from collector.hold.pipe import PipeBackend, SpooledNotes, find_helper
+from collector.hold.pipe import PipeBackend, SpooledNotes
 from collector.hold.settings import SettingsGuard
 from collector.policy.types import Backend
 
@@ -234,7 +235,7 @@ def _open_one(listen: Callable[[], Listener], guard: SettingsGuard, takeover: bo
 
 
 def _helper(given: Path | None) -> Path:
-    path = given or find_helper()
+    path = given or find(NAME)
     if path is None:
         raise HoldError("the pipe helper was not built; run `make setup`")
     return path

@@ -8,6 +8,7 @@ kernel tells it from 6.19 on only), or to see processes that are not dumpable.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -45,13 +46,20 @@ _ACCEPT_BURST = 256  # connections looked at in one call
 class SocketHandOff(HandOff):
     backend = "socket"
 
-    def __init__(self, conn: int, pid: int, fd: int, signal: int | None) -> None:
-        """Owns the descriptor `conn`, a connection that blocks for `_PATIENCE` at most."""
-        super().__init__(pid, fd, signal)
-        self._conn = conn
+    def __init__(
+        self, conn: int, pid: int, fd: int, signal: int | None, agreed_ns: int | None = None
+    ) -> None:
+        """Owns the descriptor `conn`, a connection that blocks for `_PATIENCE` at most.
+
+        agreed_ns: it was accepted then, and answered without a stream.
+        """
+        super().__init__(conn, pid, fd, signal, agreed_ns)
         self._streams = False
+        self._agreed = agreed_ns is not None
 
     def answer(self, stream: bool) -> None:
+        if self._agreed:
+            return
         try:
             self._negotiate(_WAIT | (_KERNEL if stream else _USERSPACE))
         except OSError as error:
@@ -67,7 +75,7 @@ class SocketHandOff(HandOff):
         self._receive(size - _REQUEST.size)  # of a later kernel
         if mask & ~offered:
             raise HoldError(f"pid {self.pid}: the kernel offers {offered:#x}, not {mask:#x}")
-        os.write(self._conn, _ACK.pack(_ACK.size, 0, mask))
+        os.write(self.holds, _ACK.pack(_ACK.size, 0, mask))
         (mark,) = _MARK.unpack(self._receive(_MARK.size))
         if mark:
             raise HoldError(f"pid {self.pid}: {_MARKS.get(mark, f'the kernel says {mark}')}")
@@ -75,7 +83,7 @@ class SocketHandOff(HandOff):
     def _receive(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            part = os.read(self._conn, size - len(data))
+            part = os.read(self.holds, size - len(data))
             if not part:
                 raise HoldError(f"pid {self.pid}: the kernel's hand-off ended early")
             data += part
@@ -84,10 +92,7 @@ class SocketHandOff(HandOff):
     def stream_fd(self) -> int:
         if not self._streams:
             raise HoldError(f"pid {self.pid}: no core stream was asked for")
-        return self._conn
-
-    def _let_go(self) -> None:
-        os.close(self._conn)
+        return self.holds
 
 
 class SocketBackend:
@@ -137,9 +142,18 @@ class SocketBackend:
                 return self._admit(conn)
             except HoldError as error:
                 os.close(conn)
-                self.refused += 1
-                log.warning("refused a connection to %s: %s", self.path, error)
+                self.refuse(error)
         return None
+
+    def refuse(self, why: HoldError) -> None:
+        """Count a connection that was closed because it was not the kernel's, and log it."""
+        self.refused += 1
+        log.warning("refused a connection to %s: %s", self.path, why)
+
+    def block(self) -> int:
+        """The descriptor for others to accept from, who wait there until `close`."""
+        self._listener.setblocking(True)
+        return self._listener.fileno()
 
     @staticmethod
     def _admit(conn: int) -> HandOff:
@@ -157,5 +171,7 @@ class SocketBackend:
 
     def close(self) -> None:
         """Stop listening; processes that were not accepted yet go at once."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes those who wait in accept(2)
         self._listener.close()
         self.path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -23,6 +23,7 @@ from collector import proctext
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
 
+ROOM = "room for a successor"  # why a process may go at once
 _NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
 
 
@@ -71,7 +72,7 @@ def decide(
         return ReleaseDecision(mode=wanted, reason="policy")
     against = _against_instant(settings, facts, pins)
     if against is None:
-        return ReleaseDecision(mode=Release.INSTANT, reason="room for a successor")
+        return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
     return ReleaseDecision(mode=Release.AFTER_WRITE, reason=against)
 
 
@@ -84,7 +85,7 @@ def _against_instant(settings: ReleaseSettings, facts: MemoryFacts, pins: PinTot
         return "the memory cgroup of the process is unknown"
     if pins.count >= settings.max_pins:
         return f"{pins.count} pins are open, the limit is {settings.max_pins}"
-    most = facts.host_total // 2 if settings.max_pinned is None else settings.max_pinned
+    most = most_pinned(settings, facts.host_total)
     if pins.bytes + facts.private > most:
         return (
             f"{_mib(pins.bytes)} are pinned, {_mib(facts.private)} more would exceed {_mib(most)}"
@@ -115,12 +116,23 @@ class Reservation(NamedTuple):
     levels: tuple[str, ...]
 
 
+class Beside(Protocol):
+    """Who opens pins beside this account, which are entered in it a moment later."""
+
+    def fresh(self) -> tuple[int, int]:
+        """How many are not entered yet, and their bytes."""
+
+    def count(self, pins: int, size: int) -> None:
+        """How many are entered now, and their bytes."""
+
+
 class Pins:
     """The account of open pins. Thread-safe; outlives a reload of the policy."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Beside | None = None) -> None:
         self._lock = threading.Lock()
         self._open: list[Reservation] = []
+        self._beside = beside
 
     def totals(self) -> PinTotals:
         with self._lock:
@@ -131,8 +143,11 @@ class Pins:
         for reservation in self._open:
             for level in reservation.levels:
                 by_level[level] = by_level.get(level, 0) + reservation.size
+        count, size = self._beside.fresh() if self._beside else (0, 0)
         return PinTotals(
-            count=len(self._open), bytes=sum(r.size for r in self._open), by_level=by_level
+            count=len(self._open) + count,
+            bytes=sum(r.size for r in self._open) + size,
+            by_level=by_level,
         )
 
     def reserve(
@@ -142,14 +157,27 @@ class Pins:
         with self._lock:
             if not allow(self._totals()):
                 return None
-            reservation = Reservation(size, levels)
-            self._open.append(reservation)
-            return reservation
+            return self._enter(Reservation(size, levels))
+
+    def enter(self, size: int) -> Reservation:
+        """Enter a pin that was allowed already, of a process without limits."""
+        with self._lock:
+            return self._enter(Reservation(size, ()))
+
+    def _enter(self, reservation: Reservation) -> Reservation:
+        self._open.append(reservation)
+        self._tell()
+        return reservation
+
+    def _tell(self) -> None:
+        if self._beside:
+            self._beside.count(len(self._open), sum(r.size for r in self._open))
 
     def release(self, reservation: Reservation) -> None:
         """Strike out one pin. Raises ValueError if it is not in the account."""
         with self._lock:
             self._open.remove(reservation)
+            self._tell()
 
 
 class Verdict(NamedTuple):
@@ -215,6 +243,15 @@ class Governor:
         finally:
             if reservation is not None:
                 self._pins.release(reservation)
+
+
+def most_pinned(settings: ReleaseSettings, host_total: int | None = None) -> int:
+    """Bytes that may be pinned in all. `host_total`: the host's memory, if it was read already."""
+    if settings.max_pinned is not None:
+        return settings.max_pinned
+    if host_total is None:
+        host_total = proctext.size(proctext.read("/proc/meminfo") or b"", b"MemTotal")
+    return (host_total or 0) // 2
 
 
 def read_facts(

@@ -22,12 +22,19 @@ class HandOff(abc.ABC):
 
     backend: str  # "socket" or "pipe"
 
-    def __init__(self, pid: int, pidfd: int, signal: int | None) -> None:
-        """Owns `pidfd` from now on. `pid` is that of the thread group, in our pid namespace."""
+    def __init__(
+        self, holds: int, pid: int, pidfd: int, signal: int | None, accepted_ns: int | None = None
+    ) -> None:
+        """Owns `holds`, whose closing lets the process go, and `pidfd` from now on.
+
+        pid: that of the thread group, in our pid namespace. accepted_ns: of time.monotonic_ns();
+        None: now.
+        """
+        self.holds = holds
         self.pid = pid
         self.pidfd = pidfd
         self.signal = signal  # None: this backend is not told; the notes are
-        self.accepted_ns = time.monotonic_ns()
+        self.accepted_ns = accepted_ns or time.monotonic_ns()
         self._held_ms: float | None = None
         self._lock = threading.Lock()
 
@@ -42,10 +49,6 @@ class HandOff(abc.ABC):
     @abc.abstractmethod
     def stream_fd(self) -> int:
         """The readable core stream; belongs to the hand-off. Raises HoldError if there is none."""
-
-    @abc.abstractmethod
-    def _let_go(self) -> None:
-        """Close whatever holds the process."""
 
     def read_notes(self, limit: int = stream.NOTES_LIMIT, timeout_s: float = 10.0) -> bytearray:
         """ELF header, program headers and notes from the head of the stream, and no more.
@@ -63,10 +66,16 @@ class HandOff(abc.ABC):
         """
         with self._lock:
             if self._held_ms is None:
-                self._let_go()
+                os.close(self.holds)
                 self._held_ms = (time.monotonic_ns() - self.accepted_ns) / 1e6
                 os.close(self.pidfd)
             return self._held_ms
+
+    def note_release(self, released_ns: int) -> None:
+        """`holds` was closed already, at this time of time.monotonic_ns()."""
+        with self._lock:
+            self._held_ms = (released_ns - self.accepted_ns) / 1e6
+            os.close(self.pidfd)
 
     def __enter__(self) -> HandOff:
         return self

@@ -23,6 +23,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from collector.errors import HoldError
 
@@ -82,7 +83,7 @@ _aio_lock = threading.Lock()
 _aio_ready = False
 
 
-class _Slot:
+class Slot:
     """A page that blocks whoever touches it, and the request that will touch it."""
 
     def __init__(self) -> None:
@@ -147,16 +148,16 @@ class _Pool:
     """Slots that are ready, so that a pin need not make one while a process waits."""
 
     def __init__(self) -> None:
-        self._spare: list[_Slot] = []
+        self._spare: list[Slot] = []
         self._lock = threading.Lock()
 
-    def take(self) -> _Slot:
+    def take(self) -> Slot:
         with self._lock:
             if self._spare:
                 return self._spare.pop()
-        return _Slot()
+        return Slot()
 
-    def give(self, slot: _Slot) -> None:
+    def give(self, slot: Slot) -> None:
         with self._lock:
             if len(self._spare) < _SPARE_SLOTS:
                 self._spare.append(slot)
@@ -179,7 +180,7 @@ class Pin:
         """
         address = _readable(mem_fd, addresses)
         self._lock = threading.Lock()
-        self._slot: _Slot | None = None
+        self._slot: Slot | None = None
         slot = _pool.take()
         # glibc queues requests on the same descriptor, so each pin keeps one of its own.
         self._fd = os.dup(mem_fd)
@@ -193,6 +194,15 @@ class Pin:
         if not held:
             self.release()
             raise HoldError(f"the memory at {address:#x} could not be pinned: is the process gone?")
+
+    @classmethod
+    def adopt(cls, slot: Slot, fd: int) -> Self:
+        """The pin whose reader blocks in `slot` already; `fd` is its own descriptor of `mem`."""
+        pin = cls.__new__(cls)
+        pin._lock = threading.Lock()
+        pin._slot = slot
+        pin._fd = fd
+        return pin
 
     def release(self) -> None:
         """Give the address space up; the kernel frees it now. Again does nothing."""
@@ -213,6 +223,11 @@ class Pin:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def take_slot() -> Slot:
+    """A slot for whoever starts its read himself. Raises HoldError if this process cannot pin."""
+    return _pool.take()
 
 
 def prepare(count: int = _SPARE_SLOTS) -> None:

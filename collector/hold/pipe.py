@@ -88,24 +88,27 @@ def parse_line(line: bytes) -> PipeNote:
     )
 
 
+class HelperGone(HoldError):
+    """A helper had given up waiting before it was answered; it leaves a note."""
+
+
 class PipeHandOff(HandOff):
     backend = "pipe"
 
-    def __init__(self, stream: int, who: PipeNote, pid: int, fd: int) -> None:
-        super().__init__(pid, fd, who.signal)
+    def __init__(
+        self, stream: int, who: PipeNote, pid: int, fd: int, accepted_ns: int | None = None
+    ) -> None:
+        super().__init__(stream, pid, fd, who.signal, accepted_ns)
         self.identity = who
-        self._stream = stream
-        with contextlib.suppress(OSError):  # beyond the user's limit: slower, not wrong
-            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, _STREAM_BUFFER)
 
     def answer(self, stream: bool) -> None:
         """The kernel already writes, and waits when the pipe is full or we hold it open."""
+        if stream:
+            with contextlib.suppress(OSError):  # beyond the user's limit: slower, not wrong
+                fcntl.fcntl(self.holds, fcntl.F_SETPIPE_SZ, _STREAM_BUFFER)
 
     def stream_fd(self) -> int:
-        return self._stream
-
-    def _let_go(self) -> None:
-        os.close(self._stream)
+        return self.holds
 
 
 class PipeBackend:
@@ -122,7 +125,7 @@ class PipeBackend:
         """
         self.run_dir = run_dir.resolve()
         self.helper = helper.resolve()
-        self._helper_id = _trusted(self.helper)
+        self.helper_id = _trusted(self.helper)  # device and inode
         self._links: Path | None = None
         self.pattern = f"|{self.helper} {self.run_dir} {FIELDS}"
         if not _fits(self.pattern):
@@ -169,13 +172,30 @@ class PipeBackend:
                 try:
                     taken = self._admit(conn)
                 except HoldError as error:
-                    self.refused += 1
-                    log.warning("refused a connection to %s: %s", self.path, error)
+                    self.refuse(error)
                     continue
             if taken is not None:
                 return taken
             self.late += 1
         return None
+
+    def refuse(self, why: HoldError) -> None:
+        """Count a connection that was closed because it was not a helper's, and log it."""
+        if isinstance(why, HelperGone):
+            self.late += 1
+            return
+        self.refused += 1
+        log.warning("refused a connection to %s: %s", self.path, why)
+
+    def block(self) -> int:
+        """The descriptor for others to accept from, who wait there until `close`."""
+        self._listener.setblocking(True)
+        return self._listener.fileno()
+
+    @property
+    def heard(self) -> tuple[int, int]:
+        """A descriptor of the file where helpers see how many were heard, and that number."""
+        return self._count.fileno(), self._heard
 
     def _admit(self, conn: socket.socket) -> HandOff | None:
         """Take the pipe of the helper that connected; None if it had given up."""
@@ -232,7 +252,7 @@ class PipeBackend:
             os.close(helper)
             return None
         # A helper that ended meanwhile may have left its pid to another program.
-        if (exe.st_dev, exe.st_ino) != self._helper_id:
+        if (exe.st_dev, exe.st_ino) != self.helper_id:
             gone = _has_ended(helper)
             os.close(helper)
             if gone:
@@ -256,18 +276,13 @@ class PipeBackend:
 
     def close(self) -> None:
         """Stop listening; helpers that were not accepted yet leave a note at once."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes those who wait in accept(2)
         self._listener.close()
         self._count.close()
         self.path.unlink(missing_ok=True)
         if self._links is not None:
             shutil.rmtree(self._links, ignore_errors=True)
-
-
-def find_helper() -> Path | None:
-    """The built helper: of the installation, or of the source tree that this module is in."""
-    package = Path(__file__).resolve().parent
-    places = (package, package.parents[1] / "build", Path("/usr/lib/coresnap"))
-    return next((place / NAME for place in places if (place / NAME).is_file()), None)
 
 
 def _fits(pattern: str) -> bool:

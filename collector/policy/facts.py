@@ -131,12 +131,12 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     return b"\n" if found[0] == b"\\n" else b"\\"
 
 
-def exe_of(link: str, dir_fd: int | None = None) -> str | None:
+def exe_of(link: str) -> str | None:
     """Where a link `exe` of /proc points; None if that cannot be told."""
     try:
-        target = os.readlink(os.fsencode(link), dir_fd=dir_fd)
+        target = os.readlink(os.fsencode(link))
         # " (deleted)" is the kernel's only if the file really has no name any more
-        if target.endswith(b" (deleted)") and not os.stat(link, dir_fd=dir_fd).st_nlink:
+        if target.endswith(b" (deleted)") and not Path(link).stat().st_nlink:
             target = target.removesuffix(b" (deleted)")
     except OSError:
         return None

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from collector.model import Capture, Cause
+from collector.model import Capture, Cause, Release
 from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
 from collector.signals import signal_name
 
@@ -88,6 +88,12 @@ class Matcher:
 def decide(policy: Policy, facts: Facts) -> Decision:
     """What a policy says of a death with these facts; compiles the policy at its first use."""
     return matcher(policy).decide(facts)
+
+
+def all_instant(policy: Policy) -> bool:
+    """Whether no rule, nor the defaults, want a process to be held until its core is written."""
+    actions = (policy.defaults, *(rule.action for rule in policy.rules))
+    return all(action.release is Release.INSTANT for action in actions)
 
 
 def wants_exits(policy: Policy) -> bool:

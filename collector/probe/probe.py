@@ -276,6 +276,11 @@ class Probe:
             self._mapped.clear()
         self._mapped.setdefault(told.key, []).append(told.found)
 
+    @property
+    def iterators(self) -> tuple[int, int]:
+        """Descriptors of the programs behind `threads` and `mappings`."""
+        return self._threads, self._mappings
+
     def threads(self, pid: int) -> memoryview:
         """All threads of a process as raw records for `decode_threads`, without stopping any.
 
