@@ -16,7 +16,6 @@ from collector.capture import vmread
 
 _AT_PHDR, _AT_SYSINFO_EHDR = 3, 33  # <elf.h>
 _WORD = 4  # bytes of a tid word or futex
-_CLOSE = 256  # bytes between a tid word and a list's head that are read at once
 _MAX_ROBUST = 2048  # ROBUST_LIST_LIMIT of <linux/futex.h>
 
 
@@ -34,34 +33,6 @@ def exit_patches(pid: int, words: Sequence[tuple[int, int]]) -> list[Patch]:
     thread's `clear_child_tid` word and marks the robust futexes that it holds
     (Documentation/locking/robust-futexes.rst). Addresses of 0 mean that there is none.
     """
-    distances = {head - tid for tid, head in words}
-    apart = distances.pop() if len(distances) == 1 else 0
-    if _WORD <= apart <= _CLOSE:
-        return _patches_read_together(pid, words, apart)
-    return _patches_read_apart(pid, words)
-
-
-def _patches_read_together(pid: int, words: Sequence[tuple[int, int]], apart: int) -> list[Patch]:
-    """Where each list's head is `apart` bytes behind the tid word: one read gets both.
-
-    So it is with C libraries, which keep both in the thread's control block.
-    """
-    layout = struct.Struct(f"<{apart}xQqQ")  # struct robust_list_head
-    patches: list[Patch] = []
-    unreadable = []
-    found = _read_words(pid, [tid for tid, _ in words], layout.size)
-    for (tid, head), data in zip(words, found, strict=True):
-        if data:
-            patches.append(Patch(tid, data[:_WORD]))
-            following, offset, pending = layout.unpack(data)
-            if following != head or pending:
-                patches += _robust_patches(pid, head, following, offset, pending)
-        else:
-            unreadable.append((tid, head))
-    return patches + _patches_read_apart(pid, unreadable)
-
-
-def _patches_read_apart(pid: int, words: Sequence[tuple[int, int]]) -> list[Patch]:
     tid_words = [address for address, _ in words if address]
     patches = [
         Patch(address, data)

@@ -10,7 +10,7 @@ from collector.capture.process import OpenProcess
 from collector.hold.handoff import HandOff
 from collector.hold.pin import Pin
 from collector.probe import Probe
-from collector.probe.iterators import exit_addresses, unlinked_shared
+from collector.probe.iterators import exit_words, unlinked_shared
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,7 +48,7 @@ def gather(handoff: HandOff, probe: Probe | None) -> Gathered:
         else:
             threads = probe.threads(handoff.pid)
             mappings = probe.mappings(handoff.pid)
-            words = exit_addresses(threads)
+            words = [(w.clear_child_tid, w.robust_list) for w in exit_words(threads)]
         found = Gathered(
             dying=dying,
             threads=threads,

@@ -12,7 +12,6 @@
  */
 #define _GNU_SOURCE
 #include <aio.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
@@ -101,7 +100,6 @@ struct taken {
 	int32_t pin;               /* index of the pin that was used, -1: none */
 	int32_t pinned;            /* and it holds */
 	int32_t pin_fd;
-	int32_t hand;              /* index of its place in `in_hand` */
 	int64_t private;           /* bytes that a successor needs anew */
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
 	struct bytes texts[TEXTS], threads, mappings, words, shared;
@@ -130,6 +128,12 @@ static int64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &at);
 	return at.tv_sec * INT64_C(1000000000) + at.tv_nsec;
+}
+
+static void forget(int fd)
+{
+	if (fd >= 0)
+		close(fd);
 }
 
 __attribute__((format(printf, 2, 3)))
@@ -343,8 +347,7 @@ static struct bytes iterate(int program, int pid, bool single, char *to, size_t 
 		}
 		size += (size_t)got;
 	}
-	if (iterator >= 0)
-		close(iterator);
+	forget(iterator);
 	return (struct bytes){ (uintptr_t)to, got ? 0 : size };
 }
 
@@ -506,8 +509,7 @@ static bool small_file(const char *path, char *to, size_t size)
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t got = fd < 0 ? -1 : read(fd, to, size - 1);
 
-	if (fd >= 0)
-		close(fd);
+	forget(fd);
 	to[got > 0 ? got : 0] = 0;
 	return got > 0;
 }
@@ -690,10 +692,8 @@ static bool enter_hand(struct orders *o, struct taken *t)
 	for (int i = 0; i < HANDS; i++) {
 		int32_t nobody = 0;
 
-		if (atomic_compare_exchange_strong(&o->in_hand[i], &nobody, t->pid)) {
-			t->hand = i;
+		if (atomic_compare_exchange_strong(&o->in_hand[i], &nobody, t->pid))
 			return true;
-		}
 	}
 	return false;
 }
@@ -703,7 +703,6 @@ static bool enter_hand(struct orders *o, struct taken *t)
 struct job {
 	struct orders *orders;
 	struct taken *taken;
-	bool beside;               /* in a thread of its own */
 };
 
 static void *list_mappings(void *of)
@@ -726,20 +725,16 @@ static int64_t thread_count(struct taken *t)
 	return field(text_of(t, STATUS, text, sizeof(text)), "Threads") / 1024;
 }
 
-static void gather(struct orders *o, struct taken *t)
+static bool collect(struct orders *o, struct taken *t)
 {
 	char *area = mmap(NULL, AREA, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	struct job job = { o, t, true };
+	struct job job = { o, t };
+	bool many;
 	pthread_t beside;
 
-	for (int i = 0; i < FDS; i++)
-		t->fds[i] = -1;
-	t->pin = t->pin_fd = t->hand = -1;
-	if (area == MAP_FAILED) {
-		because(t, "no address space: %s", strerror(errno));
-		return;
-	}
+	if (area == MAP_FAILED)
+		return because(t, "no address space: %s", strerror(errno));
 	t->area = (uintptr_t)area;
 	t->words = (struct bytes){ t->area + AREA - WORDS, 0 };
 	t->shared = (struct bytes){ t->words.at - MAX_SHARED * sizeof(struct shared), 0 };
@@ -747,25 +742,46 @@ static void gather(struct orders *o, struct taken *t)
 	madvise(area + TEXT + CHUNK, AREA / 2 - TEXT - CHUNK, MADV_HUGEPAGE);
 	madvise(area + AREA / 2 + CHUNK, t->shared.at - t->area - AREA / 2 - CHUNK, MADV_HUGEPAGE);
 	if (!open_process(t))
-		return;
-	if (thread_count(t) < MANY || pthread_create(&beside, NULL, list_mappings, &job))
-		list_mappings(&job), job.beside = false;
+		return false;
+	many = thread_count(t) >= MANY && !pthread_create(&beside, NULL, list_mappings, &job);
 	pthread_mutex_lock(&listing_threads);
 	t->threads = iterate(o->threads_program, t->pid, false, area + TEXT, AREA / 2 - TEXT);
 	pthread_mutex_unlock(&listing_threads);
-	if (job.beside)
+	if (many)
 		pthread_join(beside, NULL);
-	if (!t->threads.size || !t->mappings.size) {
-		because(t, "its %s can not be listed", t->threads.size ? "mappings" : "threads");
+	else
+		list_mappings(&job);
+	if (!t->threads.size || !t->mappings.size)
+		return because(t, "its %s can not be listed", t->threads.size ? "mappings" : "threads");
+	keep_words(t);
+	return true;
+}
+
+/* Close everything that collect() has opened. */
+static void abandon(struct taken *t)
+{
+	const struct shared *found = (const struct shared *)(uintptr_t)t->shared.at;
+
+	for (size_t i = 0; i < t->shared.size / sizeof(*found); i++)
+		close(found[i].fd);
+	for (int i = 0; i < FDS; i++)
+		forget(t->fds[i]);
+}
+
+static void gather(struct orders *o, struct taken *t)
+{
+	for (int i = 0; i < FDS; i++)
+		t->fds[i] = -1;
+	t->pin = t->pin_fd = -1;
+	t->gathered = collect(o, t);
+	if (!t->gathered) {
+		abandon(t);
 		return;
 	}
-	keep_words(t);
-	t->gathered = 1;
 	if (!o->instant || !admit(o, t))
 		return;
 	if (!pin_memory(o, t) || !enter_hand(o, t)) {
 		coresnap_entered(o, t->private);
-		t->private = 0;
 		return;
 	}
 	t->released_ns = now_ns();
@@ -814,12 +830,6 @@ static int wait_for(int listener, struct taken *t, int *conn)
 	because(t, "cannot accept a hand-off: %s", strerror(errno));
 	nanosleep(&pause, NULL); /* it will be so again at once */
 	return REFUSED;
-}
-
-static void forget(int fd)
-{
-	if (fd >= 0)
-		close(fd);
 }
 
 static int admit_socket(int conn, struct taken *t)

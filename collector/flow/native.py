@@ -91,7 +91,6 @@ class _Taken(ctypes.Structure):
         ("pin", c_int32),
         ("pinned", c_int32),
         ("pin_fd", c_int32),
-        ("hand", c_int32),
         ("private", c_int64),
         ("core_limit", c_uint64),
         ("texts", _Bytes * 6),
@@ -219,9 +218,6 @@ class Native:
             pin = self._pin(taken)
             if not taken.gathered:
                 log.warning("process %d: not gathered: %s", taken.pid, os.fsdecode(taken.why))
-                for fd in taken.fds:
-                    if fd >= 0:
-                        os.close(fd)
                 return None
             names = ProcText.__struct_fields__  # in the order of native.c, which has no maps
             copies = [text.copy() for text in taken.texts]

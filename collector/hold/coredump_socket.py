@@ -9,8 +9,6 @@ kernel tells it from 6.19 on only), or to see processes that are not dumpable.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import logging
 import os
 import socket
@@ -22,10 +20,6 @@ from collector.hold import pidfd
 from collector.hold.handoff import HandOff
 
 log = logging.getLogger(__name__)
-
-# Not a socket object for a connection: its making takes longer than all of its use, and a process
-# waits. Keeps the interpreter's lock in calls that do not block.
-_quick = ctypes.PyDLL(None, use_errno=True)
 
 _REQUEST = struct.Struct("=IIQ")  # struct coredump_req: size, size_ack, mask
 _ACK = struct.Struct("=IIQ")  # struct coredump_ack: size, spare, mask
@@ -133,16 +127,18 @@ class SocketBackend:
         Connections that are not the kernel's are closed, counted in `refused` and logged.
         """
         for _ in range(_ACCEPT_BURST):
-            conn = _quick.accept4(self._listener.fileno(), None, None, socket.SOCK_CLOEXEC)
-            if conn < 0:
-                if (error := ctypes.get_errno()) != errno.EAGAIN:
-                    log.error("cannot accept a hand-off: %s", os.strerror(error))
-                return None
             try:
-                return self._admit(conn)
-            except HoldError as error:
-                os.close(conn)
-                self.refuse(error)
+                conn, _ = self._listener.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                log.error("cannot accept a hand-off: %s", error)
+                return None
+            with conn:
+                try:
+                    return self._admit(conn)
+                except HoldError as error:
+                    self.refuse(error)
         return None
 
     def refuse(self, why: HoldError) -> None:
@@ -156,15 +152,15 @@ class SocketBackend:
         return self._listener.fileno()
 
     @staticmethod
-    def _admit(conn: int) -> HandOff:
+    def _admit(conn: socket.socket) -> HandOff:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            _quick.setsockopt(conn, socket.SOL_SOCKET, option, _PATIENCE, len(_PATIENCE))
-        fd = pidfd.peer_pidfd(conn)
+            conn.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
+        fd = pidfd.peer_pidfd(conn.fileno())
         try:
             facts = pidfd.info(fd)
             if not facts.dumped:
                 raise HoldError(f"pid {facts.pid} (uid {facts.ruid}) is not dumping core")
-            return SocketHandOff(conn, facts.pid, fd, facts.coredump_signal)
+            return SocketHandOff(conn.detach(), facts.pid, fd, facts.coredump_signal)
         except BaseException:
             os.close(fd)
             raise

@@ -34,12 +34,10 @@ THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cs_thread
 MAPPING = struct.Struct("<IIQQQQQIIQQQiI")  # struct cs_mapping
 HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cs_mapping_flag
 _SHARED = struct.Struct("<IIQQQ20xI")  # of it size, flags, start, end, vm_flags, nlink
-_HEAD_MASK = 0xFFFFFFFF | HAS_FILE << 32  # of the first two words of struct cs_mapping
 
 _SIZE = struct.Struct("<I")
 # Of struct cs_thread only size, ns_tid, clear_child_tid, robust_list and regs[21] (fs_base).
 _EXIT_WORDS = struct.Struct("<I8xI96xQQ168xQ")
-_CLEARED, _ROBUST = 112, 120  # offsets of two of them
 
 # task_struct.__state <linux/sched.h>, as /proc/PID/stat shows it
 _STATES = ((0x402, "I"), (0x1, "S"), (0x2, "D"), (0x4, "T"), (0x8, "t"), (0x40, "P"))
@@ -179,18 +177,6 @@ def exit_words(raw: Raw) -> list[ExitWords]:
     return found
 
 
-def exit_addresses(raw: Raw) -> list[tuple[int, int]]:
-    """`clear_child_tid` and `robust_list` of each thread: 0.1 ms for 4,000 of equal size."""
-    size = int.from_bytes(raw[:4], "little")
-    if size >= THREAD.size and not size % 8 and not len(raw) % size:
-        view = memoryview(raw)
-        if set(view.cast("I")[:: size // 4].tolist()) == {size}:
-            words = view.cast("Q")
-            cleared = words[_CLEARED // 8 :: size // 8].tolist()
-            return list(zip(cleared, words[_ROBUST // 8 :: size // 8].tolist(), strict=True))
-    return [(words.clear_child_tid, words.robust_list) for words in exit_words(raw)]
-
-
 def state_letter(state: int) -> str:
     """task_struct.__state as /proc/PID/stat shows it."""
     for bits, letter in _STATES:
@@ -284,39 +270,13 @@ def _mappings(raw: Raw) -> Iterator[tuple[int, _MappingFields]]:
         yield offset, m
 
 
-def _anonymous_run(raw: Raw, offset: int, most: int) -> int:
-    """How many of the next `most` records are of memory without a file and a name."""
-    view = memoryview(raw)[offset : offset + most * MAPPING.size]
-    whole = len(view) // MAPPING.size
-    heads = view[: whole * MAPPING.size].cast("Q")[:: MAPPING.size // 8].tolist()  # size and flags
-    for count, head in enumerate(heads):
-        if head & _HEAD_MASK != MAPPING.size:
-            return count
-    return whole
-
-
 def unlinked_shared(raw: Raw) -> list[tuple[int, int]]:
-    """The address ranges of shared mappings whose file has no name: shared anonymous memory.
-
-    A process waits for this. One with very many mappings has mostly such without files; they are
-    passed over in growing strides (5 ms for 50,000, where decoding takes 30).
-    """
+    """The address ranges of shared mappings whose file has no name: shared anonymous memory."""
     found = []
-    offset, stride, end = 0, 1, len(raw) - MAPPING.size
-    while offset <= end:
-        size, flags, start, stop, vm_flags, nlink = _SHARED.unpack_from(raw, offset)
-        if flags & HAS_FILE:
-            if vm_flags & VM_SHARED and not nlink:
-                found.append((start, stop))
-            run, stride = 0, 1
-        else:
-            run = _anonymous_run(raw, offset, stride)
-            stride = stride * 2 if run == stride else 1
-        if not run and size < MAPPING.size:
-            break
-        offset += run * MAPPING.size or size
-    if offset != len(raw):
-        raise ProbeError(f"{len(raw) - offset} bytes at {offset} are no mapping record")
+    for offset in _records(raw, MAPPING.size, "mapping"):
+        _, flags, start, stop, vm_flags, nlink = _SHARED.unpack_from(raw, offset)
+        if flags & HAS_FILE and vm_flags & VM_SHARED and not nlink:
+            found.append((start, stop))
     return found
 
 
