@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from collector.capture import vmread
+from collector.capture.pagemap import resident
 
 _AT_PHDR, _AT_SYSINFO_EHDR = 3, 33  # <elf.h>
 _WORD = 4  # bytes of a tid word or futex
@@ -26,7 +27,7 @@ class Patch(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-def exit_patches(pid: int, words: Sequence[tuple[int, int]]) -> list[Patch]:
+def exit_patches(pid: int, pagemap_fd: int, words: Sequence[tuple[int, int]]) -> list[Patch]:
     """Copies of what exit will change, taken before: one (tid address, robust list) per thread.
 
     A pinned address space outlives its threads, and mm_release() (kernel/fork.c) then clears each
@@ -36,31 +37,36 @@ def exit_patches(pid: int, words: Sequence[tuple[int, int]]) -> list[Patch]:
     tid_words = [address for address, _ in words if address]
     patches = [
         Patch(address, data)
-        for address, data in zip(tid_words, _read_words(pid, tid_words, _WORD), strict=True)
+        for address, data in zip(
+            tid_words, _read_words(pid, pagemap_fd, tid_words, _WORD), strict=True
+        )
         if data
     ]
     heads = [head for _, head in words if head]
-    for head, data in zip(heads, _read_words(pid, heads, 24), strict=True):
+    for head, data in zip(heads, _read_words(pid, pagemap_fd, heads, 24), strict=True):
         if data:
             following, offset, pending = struct.unpack("<QqQ", data)
             if following != head or pending:
-                patches += _robust_patches(pid, head, following, offset, pending)
+                patches += _robust_patches(pid, pagemap_fd, head, following, offset, pending)
     return patches
 
 
-def _robust_patches(pid: int, head: int, entry: int, offset: int, pending: int) -> list[Patch]:
+def _robust_patches(
+    pid: int, pagemap_fd: int, head: int, entry: int, offset: int, pending: int
+) -> list[Patch]:
     locks = [pending] if pending else []
     while entry != head and entry and len(locks) < _MAX_ROBUST:
         locks.append(entry)
-        data = _read_words(pid, [entry & ~1], 8)[0]
+        data = _read_words(pid, pagemap_fd, [entry & ~1], 8)[0]
         entry = int.from_bytes(data, "little") if len(data) == 8 else 0
     futexes = [((lock & ~1) + offset) & ((1 << 64) - 1) for lock in locks]
-    found = zip(futexes, _read_words(pid, futexes, 4), strict=True)
+    found = zip(futexes, _read_words(pid, pagemap_fd, futexes, 4), strict=True)
     return [Patch(address, data) for address, data in found if len(data) == 4]
 
 
-def _read_words(pid: int, addresses: Sequence[int], size: int) -> list[bytes]:
+def _read_words(pid: int, pagemap_fd: int, wanted: Sequence[int], size: int) -> list[bytes]:
     """`size` bytes at each address by process_vm_readv(2), many per call; b"" where unreadable."""
+    addresses = [a if resident(pagemap_fd, a, size) else 0 for a in wanted]
     out: list[bytes] = []
     buffer = ctypes.create_string_buffer(size * vmread.IOV_MAX)
     for first in range(0, len(addresses), vmread.IOV_MAX):

@@ -55,6 +55,22 @@ class _ScanArg(ctypes.Structure):
     )
 
 
+def resident(pagemap_fd: int, address: int, size: int) -> bool:
+    """Whether these bytes of a process that is held are there, or in swap.
+
+    Others are not to be touched while it waits: they may keep whoever touches them waiting.
+    """
+    first, last = address // PAGE, (address + size - 1) // PAGE
+    try:
+        entries = os.pread(pagemap_fd, 8 * (last - first + 1), 8 * first)
+    except (OSError, OverflowError):
+        return False
+    found = array.array("Q", entries[: len(entries) & -8])
+    return len(found) == last - first + 1 and all(
+        entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) for entry in found
+    )
+
+
 class Pagemap:
     """Finds the populated, non-zero pages behind one open /proc/PID/pagemap."""
 

@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from collector import proctext
+from collector.capture.pagemap import resident
 from collector.errors import CaptureError
 from collector.model import ProcessKey
 
@@ -74,10 +75,11 @@ class OpenProcess:
         self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
+        stat = self._read("stat")
         self.text = ProcText(
-            stat=self._read("stat"),
+            stat=stat,
             status=self._read("status"),
-            cmdline=self._read("cmdline", _MAX_CMDLINE),
+            cmdline=self._read("cmdline", _MAX_CMDLINE) if self._has_arguments(stat) else b"",
             auxv=self._read("auxv"),
             cgroup=self._read("cgroup"),
             coredump_filter=self._read("coredump_filter"),
@@ -86,6 +88,12 @@ class OpenProcess:
         self.exe_fd = self._keep_if("exe", os.O_PATH)
         # the mounts below its root are there only as long as somebody is in their namespace
         self.mount_fd = self._keep_if("ns/mnt", os.O_RDONLY)
+
+    def _has_arguments(self, stat: bytes) -> bool:
+        """Whether its arguments can be read without waiting: fields 48 and 49 of /proc/PID/stat."""
+        start, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:47])
+        size = min(end - start, _MAX_CMDLINE)
+        return size > 0 and resident(self.pagemap_fd, start, size)
 
     def _keep_if(self, name: str, flags: int) -> int | None:
         with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include <aio.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
@@ -46,6 +47,7 @@
 #define MAX_CMDLINE (16 << 10)
 #define MAX_SHARED 1024      /* descriptors for one process */
 #define PIN_MS 50
+#define RSP 19               /* in struct user_regs_struct */
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
 #define EXIT_MS 50           /* for the end of a process that was let go */
 #define MESSAGE_MS 20        /* the helper sends its line at once after it connects */
@@ -259,6 +261,51 @@ static bool read_text(struct taken *t, int fd, size_t limit, uint64_t *used, str
 	return got >= 0 && *used < TEXT;
 }
 
+/* The begin of a text, with a zero behind. */
+static char *text_of(struct taken *t, int which, char *to, size_t size)
+{
+	size_t have = t->texts[which].size < size - 1 ? t->texts[which].size : size - 1;
+
+	memcpy(to, (void *)(uintptr_t)t->texts[which].at, have);
+	to[have] = 0;
+	return to;
+}
+
+/*
+ * Whether memory of the process is there, or in swap. What is not is never touched: it may be a
+ * page that keeps whoever touches it waiting, for ever (userfaultfd, FUSE). A held process makes no
+ * pages go or come. From /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+ */
+static bool resident(struct taken *t, uint64_t address, size_t size)
+{
+	for (uint64_t page = address / CS_PAGE; page <= (address + size - 1) / CS_PAGE; page++) {
+		uint64_t entry;
+
+		if (pread(t->fds[PAGEMAP], &entry, sizeof(entry), (off_t)(page * sizeof(entry))) !=
+			    sizeof(entry) ||
+		    !(entry >> 62))
+			return false;
+	}
+	return true;
+}
+
+/* The same of its arguments: fields 48 and 49 of /proc/PID/stat (proc(5)). */
+static bool has_arguments(struct taken *t)
+{
+	char text[2048], *at = strrchr(text_of(t, STAT, text, sizeof(text)), ')');
+	uint64_t start, end;
+
+	for (int field = 2; at && field < 48; field++)
+		at = strchr(at + 1, ' ');
+	if (!at)
+		return false;
+	start = strtoull(at, &at, 10);
+	end = strtoull(at, NULL, 10);
+	if (end > start + MAX_CMDLINE)
+		end = start + MAX_CMDLINE;
+	return start < end && resident(t, start, end - start);
+}
+
 static bool open_process(struct taken *t)
 {
 	static const char *const names[TEXTS] = { "stat",  "status", "cmdline",
@@ -288,7 +335,8 @@ static bool open_process(struct taken *t)
 			return because(t, "process %d: %s: %s", t->pid, files[i].name, strerror(errno));
 	}
 	for (int i = 0; i < TEXTS; i++)
-		if (!read_text(t, openat(dir, names[i], O_RDONLY | O_CLOEXEC),
+		if ((i != CMDLINE || has_arguments(t)) &&
+		    !read_text(t, openat(dir, names[i], O_RDONLY | O_CLOEXEC),
 			       i == CMDLINE ? MAX_CMDLINE : TEXT, &used, &t->texts[i]))
 			return because(t, "process %d: %s can not be read", t->pid, names[i]);
 	if (prlimit(t->pid, RLIMIT_CORE, NULL, &limit))
@@ -374,11 +422,13 @@ static void read_pieces(int pid, struct iovec *to, struct iovec *from, size_t co
 	}
 }
 
-static bool read_piece(int pid, uint64_t address, void *to, size_t size)
+static bool read_piece(struct taken *t, uint64_t address, void *to, size_t size)
 {
 	struct iovec local = { to, size }, remote = { (void *)(uintptr_t)address, size };
 
-	read_pieces(pid, &local, &remote, 1);
+	if (!resident(t, address, size))
+		return false;
+	read_pieces(t->pid, &local, &remote, 1);
 	return local.iov_len;
 }
 
@@ -399,12 +449,12 @@ static void keep_robust(struct taken *t, uint64_t head, const struct robust_head
 
 	/* ROBUST_LIST_LIMIT of <linux/futex.h> */
 	for (int left = 2048; left; left--) {
-		if (lock && read_piece(t->pid, (lock & ~1UL) + (uint64_t)list->offset, &value, 4))
+		if (lock && read_piece(t, (lock & ~1UL) + (uint64_t)list->offset, &value, 4))
 			keep_word(t, (lock & ~1UL) + (uint64_t)list->offset, value);
 		if (entry == head || !entry)
 			break;
 		lock = entry;
-		if (!read_piece(t->pid, entry & ~1UL, &entry, 8))
+		if (!read_piece(t, entry & ~1UL, &entry, 8))
 			entry = 0;
 	}
 }
@@ -420,8 +470,10 @@ static void keep_words_of(struct taken *t, const struct cs_thread **threads, siz
 
 	for (size_t i = 0; i < count; i++) {
 		uint64_t tid = threads[i]->clear_child_tid, apart = threads[i]->robust_list - tid;
-		size_t size = apart >= 4 && apart <= APART ? apart + sizeof(struct robust_head) : 0;
+		size_t size = apart + sizeof(struct robust_head);
 
+		if (apart < 4 || apart > APART || !resident(t, tid, size))
+			size = 0;
 		remote[i] = (struct iovec){ (void *)(uintptr_t)tid, size };
 		local[i] = (struct iovec){ blocks[i], size };
 	}
@@ -433,11 +485,11 @@ static void keep_words_of(struct taken *t, const struct cs_thread **threads, siz
 
 		if (local[i].iov_len)
 			memcpy(&value, blocks[i], sizeof(value));
-		if (local[i].iov_len || (tid && read_piece(t->pid, tid, &value, sizeof(value))))
+		if (local[i].iov_len || (tid && read_piece(t, tid, &value, sizeof(value))))
 			keep_word(t, tid, value);
 		if (local[i].iov_len)
 			memcpy(&list, blocks[i] + (head - tid), sizeof(list));
-		if ((local[i].iov_len || (head && read_piece(t->pid, head, &list, sizeof(list)))) &&
+		if ((local[i].iov_len || (head && read_piece(t, head, &list, sizeof(list)))) &&
 		    (list.next != head || list.pending))
 			keep_robust(t, head, &list);
 	}
@@ -585,16 +637,6 @@ static bool unlimited(const char *groups)
 	return true;
 }
 
-/* A zero behind a text, where the next one begins: only before that is read, or at the end. */
-static char *text_of(struct taken *t, int which, char *to, size_t size)
-{
-	size_t have = t->texts[which].size < size - 1 ? t->texts[which].size : size - 1;
-
-	memcpy(to, (void *)(uintptr_t)t->texts[which].at, have);
-	to[have] = 0;
-	return to;
-}
-
 /* Enter a pin of this process in the account, if there is room for a successor of its size. */
 static bool admit(struct orders *o, struct taken *t)
 {
@@ -635,21 +677,21 @@ void coresnap_entered(struct orders *o, int64_t size)
 
 /* ---- the pin: see pin.py, which makes them ready and lets them go */
 
+/* An address that can be read: of its program headers, its vdso or a stack; 0: none. */
 static uint64_t readable(struct taken *t)
 {
-	static const uint64_t wanted[] = { 3 /* AT_PHDR */, 33 /* AT_SYSINFO_EHDR */ };
-	const uint64_t *aux = (const uint64_t *)(uintptr_t)t->texts[AUXV].at;
-	uint64_t probe;
+	const struct cs_thread *first = (const struct cs_thread *)(uintptr_t)t->threads.at;
+	uint64_t found[] = { 0, 0, first->regs[RSP] }, entry[2], probe;
 
-	for (size_t k = 0; k < 2; k++)
-		for (size_t i = 0; i < t->texts[AUXV].size / 16; i++) {
-			uint64_t entry[2];
-
-			memcpy(entry, aux + 2 * i, sizeof(entry));
-			if (entry[0] == wanted[k] && entry[1] &&
-			    pread(t->fds[MEM], &probe, 8, (off_t)entry[1]) == 8)
-				return entry[1];
-		}
+	for (size_t at = 0; at + sizeof(entry) <= t->texts[AUXV].size; at += sizeof(entry)) {
+		memcpy(entry, (char *)(uintptr_t)t->texts[AUXV].at + at, sizeof(entry));
+		if (entry[0] == AT_PHDR || entry[0] == AT_SYSINFO_EHDR)
+			found[entry[0] == AT_SYSINFO_EHDR] = entry[1];
+	}
+	for (size_t i = 0; i < 3; i++)
+		if (found[i] && resident(t, found[i], sizeof(probe)) &&
+		    pread(t->fds[MEM], &probe, sizeof(probe), (off_t)found[i]) == sizeof(probe))
+			return found[i];
 	return 0;
 }
 

@@ -15,6 +15,7 @@ from functools import partial
 
 from collector.capture.dying import pin_addresses
 from collector.capture.job import Job
+from collector.capture.pagemap import resident
 from collector.capture.process import OpenProcess
 from collector.capture.select import SP
 from collector.case import Case
@@ -199,8 +200,13 @@ class Receiver:
         )
         if plan.mode is Release.INSTANT:
             stack_pointer = death.fatal.regs[SP] if death.fatal else None
+            addresses = [
+                address
+                for address in pin_addresses(job.text.auxv, stack_pointer)
+                if resident(dying.pagemap_fd, address, 8)
+            ]
             try:
-                held.enter_context(Pin(dying.mem_fd, pin_addresses(job.text.auxv, stack_pointer)))
+                held.enter_context(Pin(dying.mem_fd, addresses))
             except HoldError as error:
                 plan = ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
             else:

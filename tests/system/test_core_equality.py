@@ -99,7 +99,7 @@ def capture_both(
             threads=threads,
             mappings=mappings,
             head=None,
-            patches=exit_patches(handoff.pid, words),
+            patches=exit_patches(handoff.pid, dying.pagemap_fd, words),
             mem_fd=dying.mem_fd,
             pagemap_fd=dying.pagemap_fd,
             shared_fds=dying.open_shared(unlinked_shared(mappings)),

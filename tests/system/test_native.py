@@ -237,3 +237,16 @@ def test_a_library_of_another_version_is_refused(
             Native(*probe.iterators)
     found(build_library(tmp_path))
     Native(*probe.iterators)
+
+
+@pytest.mark.parametrize("backend", ["socket", "pipe"])
+def test_memory_that_keeps_readers_waiting(backend: str, tmp_path: Path) -> None:
+    # GIVEN processes whose arguments and robust lists are where a reader waits for ever
+    with agent(tmp_path, backend=backend, config=UNLIMITED) as one:
+        for _ in range(6):  # more than there are takers
+            with running("waiting", cwd=tmp_path) as victim:
+                # WHEN they crash, THEN they go at once all the same
+                victim.go()
+                assert victim.wait() == -signal.SIGSEGV
+                record = one.record(victim.pid)
+                assert (record["release"], record["outcome"]) == ("instant", "complete")
