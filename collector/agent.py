@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import threading
 from functools import partial
 
@@ -71,22 +72,21 @@ class Agent:
 
     def run(self) -> None:
         """Work until `stop`. What is then being captured is finished first."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
         self._listen()
         self._give_up_interrupted()
         self._take_events()
         self._take_notes()
         self._take_handoffs()
-        if not self._start_taker():
-            with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
+        self._start_taker()
         while not self._stopping:
             called = self._wait()
             if self._wake_read in called:
                 os.read(self._wake_read, 4096)
             if self._context.backend.fileno() in called:
                 self._take_handoffs()
-            if not called or not self._is_busy:
+            if not called or not self._in_hand:
                 self._take_events()
             if self._reload:
                 self._reload = False
@@ -101,16 +101,17 @@ class Agent:
         if self._context.probe is not None:
             self._all.register(self._context.probe.fileno(), select.POLLIN)
 
-    def _start_taker(self) -> bool:
-        """Leave the listener to the native part, after what has come before; False: it can not."""
+    def _start_taker(self) -> None:
+        """Leave the listener to the native part if it can, after what has come before."""
         native, backend = self._context.native, self._context.backend
         if native is None or isinstance(backend, NoBackend) or not pidfd.tells_dumps():
-            return False
+            with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
+            return
         assert isinstance(backend.listener, (SocketBackend, PipeBackend))
         for poll in (self._calls, self._all):
             poll.unregister(backend.fileno())
         self._taker = Taker(native, backend.listener, self._arrived)
-        return True
 
     def _apply_policy(self) -> None:
         context, policy = self._context, self._context.policy.policy
@@ -131,19 +132,17 @@ class Agent:
         it: it needs the CPU that we are on, perhaps. An event of a signal comes before the
         hand-off of its process, which gets a moment to come first.
         """
-        if self._is_busy:
+        if self._in_hand:
             return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
-        ready = [fd for fd, _ in self._all.poll(_LOOK_MS if self._context.deaths.waits else None)]
-        if self._context.probe is not None and ready == [self._context.probe.fileno()]:
+        timeout_ms = _LOOK_MS if self._context.deaths.waits else None
+        probe, native = self._context.probe, self._context.native
+        if self._taker is not None and native is not None and probe is not None:
+            native.wait(self._wake_read, probe.fileno(), -1 if timeout_ms is None else timeout_ms)
+            return [fd for fd, _ in self._all.poll(0)]
+        ready = [fd for fd, _ in self._all.poll(timeout_ms)]
+        if probe is not None and ready == [probe.fileno()]:
             ready += [fd for fd, _ in self._calls.poll(_HANDOFF_MS)]
-            if self._is_busy:
-                return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
         return ready
-
-    @property
-    def _is_busy(self) -> bool:
-        native = self._context.native
-        return bool(self._in_hand) or (native is not None and native.busy)
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""

@@ -45,11 +45,14 @@
 #define CHUNK (1UL << 18)    /* the kernel fills at most 32 KiB of it per read */
 #define WORDS (1UL << 27)    /* of it for exit words: 8 million threads */
 #define MAX_CMDLINE (16 << 10)
+#define MAX_ENTRIES (16 << 10) /* of the robust lists of one process: 20 ms */
 #define MAX_SHARED 1024      /* descriptors for one process */
 #define PIN_MS 50
 #define RSP 19               /* in struct user_regs_struct */
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
 #define EXIT_MS 50           /* for the end of a process that was let go */
+#define MOMENT_MS 5          /* a hand-off follows its signal within so long, if there is one */
+#define EVENTS_MS 100        /* events are read this late at most */
 #define MESSAGE_MS 20        /* the helper sends its line at once after it connects */
 #define KERNEL_S 1           /* patience with the kernel's part, which takes microseconds */
 #define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
@@ -103,6 +106,7 @@ struct taken {
 	int32_t pinned;            /* and it holds */
 	int32_t pin_fd;
 	int64_t private;           /* bytes that a successor needs anew */
+	uint64_t entries;          /* of robust lists, so far */
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
 	struct bytes texts[TEXTS], threads, mappings, words, shared;
 	uint64_t area;
@@ -447,8 +451,8 @@ static void keep_robust(struct taken *t, uint64_t head, const struct robust_head
 	uint64_t entry = list->next, lock = list->pending;
 	uint32_t value;
 
-	/* ROBUST_LIST_LIMIT of <linux/futex.h> */
-	for (int left = 2048; left; left--) {
+	/* ROBUST_LIST_LIMIT of <linux/futex.h>; all threads together can not keep us for long */
+	for (int left = 2048; left && t->entries < MAX_ENTRIES; left--, t->entries++) {
 		if (lock && read_piece(t, (lock & ~1UL) + (uint64_t)list->offset, &value, 4))
 			keep_word(t, (lock & ~1UL) + (uint64_t)list->offset, value);
 		if (entry == head || !entry)
@@ -1025,6 +1029,21 @@ int coresnap_take_pipe(int listener, struct orders *o, struct taken *t)
 	}
 	o->busy--;
 	return got;
+}
+
+/*
+ * Wait for `wake`, or an event of BPF in `ring`; a descriptor of -1 does not count. What BPF tells
+ * first of a death comes before its hand-off, and Python would read it on a CPU that the process
+ * needs: it gets a moment, and more while one is between hand-off and end.
+ */
+void coresnap_wait(struct orders *o, int wake, int ring, int timeout_ms)
+{
+	struct pollfd fds[] = { { wake, POLLIN, 0 }, { ring, POLLIN, 0 } };
+
+	poll(fds, 2, timeout_ms);
+	for (int left = EVENTS_MS; fds[1].revents && !fds[0].revents && left > 0; left -= MOMENT_MS)
+		if (poll(fds, 1, MOMENT_MS) || !o->busy)
+			break;
 }
 
 /* The sizes of what is shared: native.py has to mean the same. */

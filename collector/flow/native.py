@@ -92,6 +92,7 @@ class _Taken(ctypes.Structure):
         ("pinned", c_int32),
         ("pin_fd", c_int32),
         ("private", c_int64),
+        ("entries", c_uint64),
         ("core_limit", c_uint64),
         ("texts", _Bytes * 6),
         ("threads", _Bytes),
@@ -153,10 +154,9 @@ class Native:
         self._orders.helper_device, self._orders.helper_inode = program
         self._orders.heard_fd, self._orders.heard = heard_fd, heard
 
-    @property
-    def busy(self) -> bool:
-        """Whether a process is between its hand-off and its end: it needs the CPU more than we."""
-        return bool(self._orders.busy)
+    def wait(self, wake: int, ring: int, timeout_ms: int) -> None:
+        """Wait until `wake` or `ring` (-1: none) is readable; see native.c. -1 ms: for ever."""
+        self._library.coresnap_wait(ctypes.byref(self._orders), wake, ring, timeout_ms)
 
     def has_in_hand(self, pid: int) -> bool:
         """Whether this process was taken, and nobody has said `joined` of it yet."""
