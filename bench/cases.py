@@ -25,8 +25,8 @@ CASES = (
     _size("64MiB", 64, 9),
     _size("256MiB", 256, 9),
     _size("1GiB", 1024, 7),
-    _size("4GiB", 4096, 3),
-    _size("8GiB", 8192, 2),
+    _size("4GiB", 4096, 5),
+    _size("8GiB", 8192, 4),
     Case(
         name="threads",
         victim="threads",
