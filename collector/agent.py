@@ -1,16 +1,17 @@
 """The agent: the flow from a death to its record, one stage after the other.
 
     probe    events come in and are joined              (main thread)
-    hold     the kernel hands a process over            (taker threads; pipe: main thread)
-    capture  registers, mappings, the pin               (the same, native; pipe: `handoff` lane)
+    hold     the kernel hands a process over            (taker threads, natively)
+    capture  registers, mappings, the pin               (the same)
     release  the process is gone                        (the same, if nothing speaks against it)
-    decide   policy, limits; how to release, if it      (`handoff` lane)
+    decide   policy, limits; how to release, if it      (`handoff` lane; taker, if it is held)
              is held still
     write    a process of its own writes the core       (`capture` lane)
     explain  another one unwinds the stack              (`explain` lane)
     export   store, metrics, one line                   (whoever is last)
 
-What happens before the release is as little as can be; whatever queues, queues behind it.
+What happens before the release is as little as can be; whatever queues, queues behind it. Without
+the native part the main thread accepts, and the `handoff` lane does what takers do.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ struct taken {
 	char line[256];            /* the pipe helper's, with a zero behind */
 	int32_t fds[FDS];          /* -1: can not be had */
 	int32_t pin;               /* index of the pin that was used, -1: none */
-	int32_t pinned;            /* and it holds */
+	int32_t begun;             /* its read was begun: it may hold */
 	int32_t pin_fd;
 	int64_t private;           /* bytes that a successor needs anew */
 	uint64_t entries;          /* of robust lists, so far */
@@ -547,7 +547,7 @@ static void open_shared(struct taken *t)
 
 /* ---- may it go at once? As collector/hold/governor.py, which is asked if this says no */
 
-/* A field of kB as bytes; -1: there is none. `text` ends with a zero. */
+/* The number in a field; -1: there is none. `text` ends with a zero. */
 static int64_t field(const char *text, const char *name)
 {
 	size_t size = strlen(name);
@@ -555,7 +555,7 @@ static int64_t field(const char *text, const char *name)
 	for (const char *line = text; line; line = strchr(line, '\n')) {
 		line += *line == '\n';
 		if (!strncmp(line, name, size) && line[size] == ':')
-			return strtoll(line + size + 1, NULL, 10) * 1024;
+			return strtoll(line + size + 1, NULL, 10);
 	}
 	return -1;
 }
@@ -657,11 +657,11 @@ static bool admit(struct orders *o, struct taken *t)
 	    !small_file("/proc/meminfo", text, sizeof(text)) ||
 	    (available = field(text, "MemAvailable")) < 0)
 		return false;
-	t->private = anonymous + (shmem > 0 ? shmem : 0) + (swap > 0 ? swap : 0);
+	t->private = (anonymous + (shmem > 0 ? shmem : 0) + (swap > 0 ? swap : 0)) * 1024;
 	pthread_mutex_lock(&account);
 	anonymous = o->open_bytes + o->fresh_bytes + t->private;
 	fits = o->open_pins + o->fresh_pins < o->max_pins && anonymous <= o->max_pinned &&
-	       anonymous <= available;
+	       anonymous <= available * 1024;
 	if (fits) {
 		o->fresh_pins++;
 		o->fresh_bytes += t->private;
@@ -724,13 +724,11 @@ static bool pin_memory(struct orders *o, struct taken *t)
 	request->aio_sigevent.sigev_notify = SIGEV_NONE;
 	if (t->pin_fd < 0 || aio_read(request))
 		return false;
-	t->pinned = -1; /* begun */
+	t->begun = 1;
 	ready = (struct pollfd){ o->pins[t->pin].uffd, POLLIN, 0 };
-	if (poll(&ready, 1, PIN_MS) == 1 &&
-	    read(o->pins[t->pin].uffd, event, sizeof(event)) == sizeof(event) &&
-	    (event[0] & 0xFF) == 0x12 /* UFFD_EVENT_PAGEFAULT */)
-		t->pinned = 1;
-	return t->pinned == 1;
+	return poll(&ready, 1, PIN_MS) == 1 &&
+	       read(o->pins[t->pin].uffd, event, sizeof(event)) == sizeof(event) &&
+	       (event[0] & 0xFF) == 0x12 /* UFFD_EVENT_PAGEFAULT */;
 }
 
 static bool enter_hand(struct orders *o, struct taken *t)
@@ -768,7 +766,7 @@ static int64_t thread_count(struct taken *t)
 {
 	char text[8192];
 
-	return field(text_of(t, STATUS, text, sizeof(text)), "Threads") / 1024;
+	return field(text_of(t, STATUS, text, sizeof(text)), "Threads");
 }
 
 static bool collect(struct orders *o, struct taken *t)

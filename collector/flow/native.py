@@ -89,7 +89,7 @@ class _Taken(ctypes.Structure):
         ("line", c_char * 256),
         ("fds", c_int32 * 6),
         ("pin", c_int32),
-        ("pinned", c_int32),
+        ("begun", c_int32),
         ("pin_fd", c_int32),
         ("private", c_int64),
         ("entries", c_uint64),
@@ -245,7 +245,7 @@ class Native:
         """The pin of a process that was let go. What was used for it is made ready anew."""
         if taken.pin < 0:
             return None
-        if not taken.pinned:  # its read was not even begun
+        if not taken.begun:  # its read was not even begun
             if taken.pin_fd >= 0:
                 os.close(taken.pin_fd)
             self._orders.pins[taken.pin].state = _READY

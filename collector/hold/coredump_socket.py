@@ -8,8 +8,6 @@ kernel tells it from 6.19 on only), or to see processes that are not dumpable.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import socket
 import struct
@@ -18,8 +16,7 @@ from pathlib import Path
 from collector.errors import HoldError
 from collector.hold import pidfd
 from collector.hold.handoff import HandOff
-
-log = logging.getLogger(__name__)
+from collector.hold.listener import SocketListener
 
 _REQUEST = struct.Struct("=IIQ")  # struct coredump_req: size, size_ack, mask
 _ACK = struct.Struct("=IIQ")  # struct coredump_ack: size, spare, mask
@@ -34,7 +31,6 @@ _MARKS = {
 _REQUEST_LIMIT = 4096  # bytes; later kernels may send more than they do now, but not a page
 _PATIENCE = struct.pack("ll", 1, 0)  # s, µs for the kernel's part, which takes microseconds
 _SUN_PATH = 108  # bytes of a socket's path, with its NUL (unix(7))
-_ACCEPT_BURST = 256  # connections looked at in one call
 
 
 class SocketHandOff(HandOff):
@@ -89,7 +85,7 @@ class SocketHandOff(HandOff):
         return self.holds
 
 
-class SocketBackend:
+class SocketBackend(SocketListener):
     """The listening end. `pattern` is what core_pattern has to be set to."""
 
     backend = "socket"
@@ -104,11 +100,8 @@ class SocketBackend:
         path = path.parent.resolve() / path.name  # the kernel follows no symbolic links
         if len(os.fsencode(path)) >= _SUN_PATH or any(c in str(path) for c in " %\t\n"):
             raise HoldError(f"{path}: no path for a coredump socket: too long, or a blank or %")
-        self.path = path
+        super().__init__(path)
         self.pattern = f"@@{path}"
-        self.refused = 0  # connections that were not the kernel's
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._listener.bind(str(path))
             path.chmod(0o600)
@@ -117,42 +110,7 @@ class SocketBackend:
             self._listener.close()
             raise HoldError(f"{path}: cannot listen for crashes: {error.strerror}") from error
 
-    def fileno(self) -> int:
-        """Readable when `accept` has something to do."""
-        return self._listener.fileno()
-
-    def accept(self) -> HandOff | None:
-        """The next dying process; None if there is none. Never blocks.
-
-        Connections that are not the kernel's are closed, counted in `refused` and logged.
-        """
-        for _ in range(_ACCEPT_BURST):
-            try:
-                conn, _ = self._listener.accept()
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                log.error("cannot accept a hand-off: %s", error)
-                return None
-            with conn:
-                try:
-                    return self._admit(conn)
-                except HoldError as error:
-                    self.refuse(error)
-        return None
-
-    def refuse(self, why: HoldError) -> None:
-        """Count a connection that was closed because it was not the kernel's, and log it."""
-        self.refused += 1
-        log.warning("refused a connection to %s: %s", self.path, why)
-
-    def block(self) -> int:
-        """The descriptor for others to accept from, who wait there until `close`."""
-        self._listener.setblocking(True)
-        return self._listener.fileno()
-
-    @staticmethod
-    def _admit(conn: socket.socket) -> HandOff:
+    def _admit(self, conn: socket.socket) -> HandOff:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             conn.setsockopt(socket.SOL_SOCKET, option, _PATIENCE)
         fd = pidfd.peer_pidfd(conn.fileno())
@@ -164,10 +122,3 @@ class SocketBackend:
         except BaseException:
             os.close(fd)
             raise
-
-    def close(self) -> None:
-        """Stop listening; processes that were not accepted yet go at once."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes those who wait in accept(2)
-        self._listener.close()
-        self.path.unlink(missing_ok=True)

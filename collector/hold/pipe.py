@@ -28,6 +28,7 @@ from collector.errors import HoldError
 from collector.hold import pidfd
 from collector.hold.build import NAME
 from collector.hold.handoff import HandOff
+from collector.hold.listener import SocketListener
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,6 @@ _NUMBER = re.compile(rb"[0-9]{1,18}")
 _LINE_MAX = 512  # bytes, as in the helper
 _STREAM_BUFFER = 1 << 20  # bytes of pipe: fewer wake-ups for the notes of many threads
 _MESSAGE_TIMEOUT_MS = 20  # the helper sends its line at once after it connects
-_ACCEPT_BURST = 256
 _TAKEN = b"\1"
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -111,7 +111,7 @@ class PipeHandOff(HandOff):
         return self.holds
 
 
-class PipeBackend:
+class PipeBackend(SocketListener):
     """The listening end. `pattern` and `pipe_limit` are what the kernel has to be set to."""
 
     backend = "pipe"
@@ -131,12 +131,9 @@ class PipeBackend:
         if not _fits(self.pattern):
             self._links = _link(self.helper, self.run_dir)
             self.pattern = f"|{self._links / NAME} {self._links / 'run'} {FIELDS}"
-        self.refused = 0  # connections that were not a helper's with a dying process
+        super().__init__(self.run_dir / SOCKET)
         self.late = 0  # helpers that had given up before we answered; they leave a note
         self._heard = 0  # helpers of whom we took notice
-        self.path = self.run_dir / SOCKET
-        self.path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._count = os.fdopen(os.open(self.run_dir / _HEARD, _CREATE, 0o600), "wb", 0)
             # through the link: a socket's path has 107 bytes
@@ -147,57 +144,29 @@ class PipeBackend:
             self._listener.close()
             raise HoldError(f"{self.path}: cannot listen: {error.strerror}") from error
 
-    def fileno(self) -> int:
-        """Readable when `accept` has something to do."""
-        return self._listener.fileno()
-
-    def accept(self) -> HandOff | None:
-        """The next dying process; None if there is none. Waits for its helper 20 ms at most.
-
-        Others are closed, counted in `refused` and logged; helpers that had given up waiting are
-        counted in `late`.
-        """
-        for _ in range(_ACCEPT_BURST):
-            try:
-                conn, _ = self._listener.accept()
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                log.error("cannot accept a hand-off: %s", error)
-                return None
-            self._heard += 1
-            with contextlib.suppress(OSError):  # a full disk: others have less patience, no more
-                os.pwrite(self._count.fileno(), _COUNT.pack(self._heard), 0)
-            with conn:
-                try:
-                    taken = self._admit(conn)
-                except HoldError as error:
-                    self.refuse(error)
-                    continue
-            if taken is not None:
-                return taken
-            self.late += 1
-        return None
-
     def refuse(self, why: HoldError) -> None:
-        """Count a connection that was closed because it was not a helper's, and log it."""
+        """As its like; a helper that had given up waiting is counted in `late`."""
         if isinstance(why, HelperGone):
             self.late += 1
-            return
-        self.refused += 1
-        log.warning("refused a connection to %s: %s", self.path, why)
-
-    def block(self) -> int:
-        """The descriptor for others to accept from, who wait there until `close`."""
-        self._listener.setblocking(True)
-        return self._listener.fileno()
+        else:
+            super().refuse(why)
 
     @property
     def heard(self) -> tuple[int, int]:
         """A descriptor of the file where helpers see how many were heard, and that number."""
         return self._count.fileno(), self._heard
 
-    def _admit(self, conn: socket.socket) -> HandOff | None:
+    def _admit(self, conn: socket.socket) -> HandOff:
+        """The process whose helper connected, which is waited for 20 ms at most."""
+        self._heard += 1
+        with contextlib.suppress(OSError):  # a full disk: others have less patience, no more
+            os.pwrite(self._count.fileno(), _COUNT.pack(self._heard), 0)
+        taken = self._take(conn)
+        if taken is None:
+            raise HelperGone
+        return taken
+
+    def _take(self, conn: socket.socket) -> HandOff | None:
         """Take the pipe of the helper that connected; None if it had given up."""
         with contextlib.ExitStack() as undo:
             helper = self._authenticate(conn)
@@ -276,11 +245,8 @@ class PipeBackend:
 
     def close(self) -> None:
         """Stop listening; helpers that were not accepted yet leave a note at once."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes those who wait in accept(2)
-        self._listener.close()
+        super().close()
         self._count.close()
-        self.path.unlink(missing_ok=True)
         if self._links is not None:
             shutil.rmtree(self._links, ignore_errors=True)
 

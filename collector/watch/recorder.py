@@ -241,9 +241,8 @@ class Recorder:
             except (OSError, ValueError, IndexError):
                 continue
             seen = stat.start_ns, stat.comm
-            if self._known.get(pid) != seen:
-                self._left_out.pop(pid, None)
-            elif pid not in self._left_out or self._no_room(self._left_out[pid]):
+            left_out = self._left_out.get(pid)
+            if self._known.get(pid) == seen and (left_out is None or self._no_room(left_out)):
                 continue
             self._known[pid] = seen
             # not the kernel's threads, nor zombies, nor what the agent and we have started
@@ -251,6 +250,7 @@ class Recorder:
                 self._consider(pid)
 
     def _consider(self, pid: int) -> None:
+        self._left_out.pop(pid, None)
         watch = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
         old = self._live.get(pid)
         if old is not None and not old.process.alive:  # the pid is another's already
@@ -263,14 +263,12 @@ class Recorder:
             del self._live[pid]
             old.close()
         if watch is None:
-            self._left_out.pop(pid, None)
             return
         if (bound := self._no_room(watch)) is not None:
             self._left_out[pid] = watch
             self._counts["refused"] += 1
             log.warning("watch: process %d is left out: recorder.%s is used up", pid, bound)
             return
-        self._left_out.pop(pid, None)
         process = None
         try:
             process = Process(pid, probe=self._probe, use_bpf=False)

@@ -103,6 +103,7 @@ def test_a_spinning_thread_is_caught_in_the_act(live: LiveProbe, tmp_path: Path)
     assert {(t.state, t.exact, t.syscall) for t in seen} == {("R", True, None)}
     turns = [t.registers.rax for t in seen if t.registers]
     assert turns == sorted(set(turns)) and len(turns) == len(seen)
+    assert seen[-1].runtime_ns > seen[0].runtime_ns
     assert len({t.stack.data for t in seen if t.stack}) == 1  # its frames do not change
 
 
