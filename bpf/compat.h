@@ -17,13 +17,11 @@
 
 #define ON_EVENT(tracepoint) int raw_tracepoint__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) int bpf_iter__##target(struct bpf_iter__##target *ctx)
-#define ITERATE_SLEEPING(target, name) int name(struct bpf_iter__##target *ctx)
+#define ITERATE_ALSO(target, name) int name(struct bpf_iter__##target *ctx)
 #define ON_CLOCK(name) int name(struct bpf_perf_event_data *ctx)
 #define HASH_MAP(name, key_type, value_type, entries) \
 	BPF_TABLE("lru_hash", key_type, value_type, name, entries)
 #define ARRAY_MAP(name, value_type, entries) BPF_TABLE("array", u32, value_type, name, entries)
-#define SHARED_ARRAY(name, value_type, entries) \
-	BPF_F_TABLE("array", u32, value_type, name, entries, BPF_F_MMAPABLE)
 #define PER_CPU_MAP(name, value_type) BPF_TABLE("percpu_array", u32, value_type, name, 1)
 #define TASK_MAP(name, value_type) BPF_TASK_STORAGE(name, value_type)
 #define RING_MAP(name, bytes) BPF_RINGBUF_OUTPUT(name, (bytes) / 4096)
@@ -43,8 +41,7 @@
 #define ON_EVENT(tracepoint) \
 	SEC("raw_tp/" #tracepoint) int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) SEC("iter/" #target) int name(struct bpf_iter__##target *ctx)
-#define ITERATE_SLEEPING(target, name) \
-	SEC("iter.s/" #target) int name(struct bpf_iter__##target *ctx)
+#define ITERATE_ALSO(target, name) ITERATE(target, name) /* bcc has room for one of a target */
 #define ON_CLOCK(name) SEC("perf_event") int name(struct bpf_perf_event_data *ctx)
 #define MAP_OF(map_type, name, key_type, value_type, entries) \
 	struct { \
@@ -57,14 +54,6 @@
 	MAP_OF(BPF_MAP_TYPE_LRU_HASH, name, key_type, value_type, entries)
 #define ARRAY_MAP(name, value_type, entries) \
 	MAP_OF(BPF_MAP_TYPE_ARRAY, name, u32, value_type, entries)
-#define SHARED_ARRAY(name, value_type, entries) \
-	struct { \
-		__uint(type, BPF_MAP_TYPE_ARRAY); \
-		__uint(map_flags, BPF_F_MMAPABLE); \
-		__uint(max_entries, entries); \
-		__type(key, u32); \
-		__type(value, value_type); \
-	} name SEC(".maps")
 #define PER_CPU_MAP(name, value_type) MAP_OF(BPF_MAP_TYPE_PERCPU_ARRAY, name, u32, value_type, 1)
 #define TASK_MAP(name, value_type) \
 	struct { \
@@ -88,6 +77,9 @@ extern int LINUX_KERNEL_VERSION __kconfig; /* libbpf knows it */
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #endif
+
+/* The compiler keeps loads before it before loads behind it, as x86 does. */
+#define IN_THIS_ORDER asm volatile("" ::: "memory")
 
 /* A field of an object whose type the verifier knows (in iterators): a plain load. */
 #define GET(p, field) (*ADDRESS(p, field))

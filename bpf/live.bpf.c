@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
 /*
- * The threads of a live process, with their stacks, without stopping one: nothing is attached to
- * the system, and nothing here runs but while the reader asks.
+ * The threads of a live process, without stopping one: nothing is attached to the system, and
+ * nothing here runs but while the reader asks.
  *
- * `stacks` lists every thread and copies the top of its user stack. Of a thread that runs, the
- * kernel knows only the registers of its last entry; `catch_running` runs in the clock interrupts
- * that the reader switches on for some milliseconds, and takes registers and stack together.
+ * `states` lists every thread with its registers. The reader copies the stacks of those that sleep,
+ * and then `switches` tells who has run meanwhile. Of a thread that runs, the kernel knows only the
+ * registers of its last entry; `catch_running` runs in the clock interrupts that the reader
+ * switches on for some milliseconds, and takes registers and stack together.
  * `threads` and `mappings` are those of iterators.bpf.h, for readers that are not the agent.
+ *
+ * No program here waits for memory of the process (bpf_copy_from_user_task() would): what keeps
+ * its readers waiting for ever would keep the whole system's BPF programs from being unloaded.
  *
  * Linux >= 6.1, x86-64. One source for two loaders: see compat.h.
  */
@@ -19,26 +23,21 @@
 #define CS_PF_KTHREAD 0x200000 /* <linux/sched.h> */
 #define PAGE_OF(address) ((address) & ~(u64)(CS_PAGE - 1))
 
-struct cs_page {
-	__u8 bytes[CS_PAGE];
-};
-
 ARRAY_MAP(live_settings, struct cs_live_settings, 1);
-SHARED_ARRAY(pool, struct cs_page, CS_LIVE_POOL);
 RING_MAP(ring, CS_CAUGHT_RING);
 HASH_MAP(caught_in, u32, u32, CS_CAUGHT_THREADS);
 
 FN void fill_live(struct cs_live *out, struct task_struct *t)
 {
-	struct task_struct *leader = GET(t, group_leader);
 	struct pid *pid = GET(t, thread_pid);
+	u32 level = GET(pid, level);
 
 	out->time_ns = bpf_ktime_get_ns();
-	out->process_start_ns = READ(leader, start_boottime);
+	out->process_start_ns = GET(GET(t, group_leader), start_boottime);
 	out->start_ns = GET(t, start_boottime);
 	out->tid = GET(t, pid);
 	out->tgid = GET(t, tgid);
-	out->ns_tid = id_in_namespace(pid, READ(pid, level), 0);
+	out->ns_tid = level ? id_in_namespace(pid, level, 0) : out->tid;
 	out->state = GET(t, __state);
 	out->cpu = GET(t, thread_info.cpu);
 	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));
@@ -55,70 +54,44 @@ FN void fill_registers(u64 *regs, struct task_struct *t)
 	fill_selectors(regs, t);
 }
 
-/* From the red zone, or the start of sp's page, upwards. Each piece costs a look-up of its pages, so
- * pieces are not pages: what is in use of most stacks is one. */
-FN void copy_stack(struct cs_live *out, struct task_struct *t, struct cs_live_settings *settings)
-{
-	u32 first = settings->next_page;
-	u64 sp = out->regs[CS_LIVE_SP], block = out->regs[CS_PT_REGS];
-	u64 at = PAGE_OF(sp - CS_RED_ZONE) == PAGE_OF(sp) ? sp - CS_RED_ZONE : PAGE_OF(sp);
-	u64 left = (u64)settings->stack_pages * CS_PAGE;
-
-	/* A thread's control block (fs_base) is the end of what its stack can hold. */
-	if (block > at && block - at < left)
-		left = block - at;
-	out->stack_base = at;
-	out->first_page = first;
-	for (u32 i = 0; i < CS_LIVE_PAGES; i++) {
-		u32 index = first + i, size = left < CS_PAGE ? left : CS_PAGE;
-		struct cs_page *page;
-
-		if (!size)
-			break;
-		page = bpf_map_lookup_elem(&pool, &index);
-		if (!page) {
-			out->flags |= CS_LIVE_NO_ROOM;
-			break;
-		}
-		if (bpf_copy_from_user_task(page->bytes, size, (void *)at, t, 0)) {
-			/* The stack's mapping may end within this piece, where a page does. */
-			size = CS_PAGE - (at & (CS_PAGE - 1));
-			left = size;
-			if (bpf_copy_from_user_task(page->bytes, size, (void *)at, t, 0))
-				break;
-		}
-		out->bytes += size;
-		out->pages = i + 1;
-		at += size;
-		left -= size;
-	}
-	settings->next_page = first + out->pages;
-}
-
-ITERATE_SLEEPING(task, stacks)
+ITERATE_ALSO(task, states)
 {
 	struct task_struct *t = ctx->task;
-	struct cs_live_settings *settings;
 	struct cs_live out = {};
-	u32 zero = 0;
 
 	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
 		return 0;
-	settings = bpf_map_lookup_elem(&live_settings, &zero);
-	if (!settings)
-		return 0;
 	if (GET(t, on_cpu))
 		out.flags |= CS_LIVE_ON_CPU;
+	IN_THIS_ORDER;
 	fill_live(&out, t);
-	if (GET(t, flags) & CS_PF_KTHREAD) {
+	if (GET(t, flags) & CS_PF_KTHREAD)
 		out.flags |= CS_LIVE_KERNEL;
-	} else {
+	else
 		fill_registers(out.regs, t);
-		copy_stack(&out, t, settings);
-	}
 	/* It was asleep, and has not been switched away since: so it has not run. */
-	if (GET(t, on_cpu) || GET(t, nvcsw) != out.voluntary || GET(t, nivcsw) != out.involuntary)
+	IN_THIS_ORDER;
+	if (GET(t, on_cpu))
 		out.flags |= CS_LIVE_MOVED;
+	IN_THIS_ORDER;
+	if (GET(t, nvcsw) != out.voluntary || GET(t, nivcsw) != out.involuntary)
+		out.flags |= CS_LIVE_MOVED;
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
+
+ITERATE_ALSO(task, switches)
+{
+	struct task_struct *t = ctx->task;
+	struct cs_switches out = {};
+
+	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
+		return 0;
+	out.on_cpu = GET(t, on_cpu);
+	IN_THIS_ORDER; /* who leaves a CPU in between has counted that already */
+	out.switches = GET(t, nvcsw) + GET(t, nivcsw);
+	out.start_ns = GET(t, start_boottime);
+	out.tid = GET(t, pid);
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

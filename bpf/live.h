@@ -8,29 +8,24 @@
 #define CORESNAP_LIVE_H
 
 #define CS_LIVE_SP 19          /* word of rsp in struct user_regs_struct */
-#define CS_LIVE_PAGES 17       /* of a thread's stack: 64 KiB from any sp on */
-#define CS_RED_ZONE 128        /* bytes below sp that are still in use (x86-64 ABI) */
-#define CS_LIVE_POOL 1024      /* pages of all threads that one read(2) tells */
 #define CS_CAUGHT_PAGES 9      /* of a thread that was caught running: 32 KiB from any sp on */
 #define CS_CAUGHT_RING (1 << 20)
 #define CS_CAUGHT_THREADS 4096 /* that are remembered as caught */
 
 /* The value of the map `live_settings`, written by the reader. */
 struct cs_live_settings {
-	__u32 stack_pages;     /* at most so many of each thread */
-	__u32 next_page;       /* of the pool; set to 0 before each read(2) */
+	__u32 stack_pages;     /* at most so many of each thread that is caught */
 	__u32 tgid;            /* whose threads are caught; 0: nobody's */
 	__u32 round;           /* each thread is caught once per round */
 };
 
 enum cs_live_flag {
 	CS_LIVE_ON_CPU = 1,    /* it ran when it was looked at: registers may be those of before */
-	CS_LIVE_MOVED = 2,     /* it ran while its stack was copied */
-	CS_LIVE_NO_ROOM = 4,   /* the pool was full */
-	CS_LIVE_KERNEL = 8,    /* a thread of the kernel: no registers, no stack */
+	CS_LIVE_MOVED = 2,     /* it ran while its registers were copied */
+	CS_LIVE_KERNEL = 4,    /* a thread of the kernel: no registers, no stack */
 };
 
-/* One thread of the iterator `stacks`. */
+/* One thread of the iterator `states`. */
 struct cs_live {
 	__u64 time_ns;         /* CLOCK_MONOTONIC */
 	__u64 process_start_ns; /* CLOCK_BOOTTIME */
@@ -48,11 +43,15 @@ struct cs_live {
 	__u64 voluntary;       /* context switches */
 	__u64 involuntary;
 	__u64 regs[CS_USER_REGS];
-	__u64 stack_base;      /* where the copy begins */
-	__u32 first_page;      /* in the pool, which is filled page by page */
-	__u32 pages;           /* of the pool */
-	__u32 bytes;           /* that could be read */
-	__u32 reserved;
+};
+
+/* One thread of the iterator `switches`. It has not run since its struct cs_live was made, if it
+ * is not on a CPU, and has been switched as often. */
+struct cs_switches {
+	__u64 start_ns;        /* as in struct cs_live */
+	__u64 switches;        /* voluntary and involuntary */
+	__u32 tid;
+	__u32 on_cpu;
 };
 
 /* One thread that was caught on its CPU: a record of the map `ring`. */

@@ -5,14 +5,12 @@ The kernel's exit path alters a few words of memory; they are copied before.
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from array import array
 from collections.abc import Sequence
 
 import msgspec
 
-from collector.capture import vmread
+from collector import vmread
 from collector.capture.pagemap import resident
 
 _AT_PHDR, _AT_SYSINFO_EHDR = 3, 33  # <elf.h>
@@ -66,23 +64,9 @@ def _robust_patches(
 
 def _read_words(pid: int, pagemap_fd: int, wanted: Sequence[int], size: int) -> list[bytes]:
     """`size` bytes at each address by process_vm_readv(2), many per call; b"" where unreadable."""
-    addresses = [a if resident(pagemap_fd, a, size) else 0 for a in wanted]
-    out: list[bytes] = []
-    buffer = ctypes.create_string_buffer(size * vmread.IOV_MAX)
-    for first in range(0, len(addresses), vmread.IOV_MAX):
-        group = addresses[first : first + vmread.IOV_MAX]
-        while group:
-            remote = array("Q", bytes(16 * len(group)))  # struct iovec: address and size
-            remote[::2], remote[1::2] = array("Q", group), array("Q", [size]) * len(group)
-            local = struct.pack("<QQ", ctypes.addressof(buffer), size * len(group))
-            whole = vmread.read(pid, local, remote.tobytes(), len(group)) // size
-            data = buffer.raw
-            out += [data[i * size : (i + 1) * size] for i in range(whole)]
-            group = group[whole:]
-            if group:  # it stops at the first unreadable address: skip that one
-                out.append(b"")
-                group = group[1:]
-    return out
+    pieces = [(a if resident(pagemap_fd, a, size) else 0, size) for a in wanted]
+    found = vmread.Reader(size * vmread.IOV_MAX).read(pid, pieces)
+    return [data if len(data) == size else b"" for data in found]
 
 
 def pin_addresses(auxv: bytes, stack_pointer: int | None) -> list[int]:

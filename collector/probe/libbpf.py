@@ -27,7 +27,6 @@ LIBRARY = "libbpf.so.1"
 BPF_ANY = 0  # <linux/bpf.h>
 BPF_LINK_TYPE_RAW_TRACEPOINT = 1  # enum bpf_link_type
 BPF_TRACE_ITER = 28  # enum bpf_attach_type
-BPF_F_SLEEPABLE = 1 << 4
 INSTRUCTION_BYTES = 8  # struct bpf_insn
 BTF_KIND_STRUCT = 4  # <linux/btf.h>
 BTF_KIND_UNION = 5
@@ -272,17 +271,12 @@ def supports_map(kind: MapType) -> bool:
     return bool(_checked(call(kind, None), f"probe map type {kind.name}") == 1)
 
 
-def load_program(
-    kind: ProgramType, code: bytes, iterator: str | None = None, *, sleeping: bool = False
-) -> int:
+def load_program(kind: ProgramType, code: bytes, iterator: str | None = None) -> int:
     """Load raw instructions; returns the program's descriptor (BPF_PROG_LOAD).
 
-    `iterator` names the target of a task iterator ("task", "task_vma"); `sleeping`: it may wait
-    for memory. OSError if refused.
+    `iterator` names the target of a task iterator ("task", "task_vma"). OSError if refused.
     """
     opts = _ProgramLoadOpts(ctypes.sizeof(_ProgramLoadOpts))
-    if sleeping:
-        opts.prog_flags = BPF_F_SLEEPABLE
     if iterator is not None:
         find = _function("libbpf_find_vmlinux_btf_id", c_int, c_char_p, c_int)
         opts.expected_attach_type = BPF_TRACE_ITER

@@ -11,9 +11,9 @@ CAP_SYS_ADMIN, CAP_SYS_PTRACE).
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
+import struct
 import tempfile
 import threading
 import time
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from collector import vmread
 from collector.errors import ProbeError
 from collector.probe import files, iterators, libbpf, pins
 from collector.probe.clock import Clock
@@ -29,25 +30,31 @@ from collector.probe.ring import Ring
 from collector.probe.stacks import (
     LIVE,
     MAX_CAUGHT_STACK,
-    PAGE,
-    POOL_PAGES,
+    MAX_STACK,
+    RED_ZONE,
     SETTINGS,
-    USED,
-    USED_AT,
+    SWITCHES,
     Caught,
-    Chunk,
+    Listed,
     ThreadStack,
+    check_size,
     decode_caught,
-    decode_stacks,
+    decode_listed,
+    extents,
     pages_for,
     with_caught,
 )
 
-PROGRAMS = ("stacks", "catch_running", *pins.ITERATORS)
-MAPS = ("live_settings", "pool", "ring")
+LISTINGS = ("states", "switches")
+PROGRAMS = (*LISTINGS, "catch_running", *pins.ITERATORS)
+MAPS = ("live_settings", "ring")
 PERIOD_NS = 150_000  # between two clock interrupts
 PATIENCE = 0.005  # seconds in which a running thread is caught, if it goes on running
 _AGAIN = 64  # threads that are looked at once more, one by one
+_TRIES = 3
+_AT_ONCE = (32 << 10) // LIVE.size  # threads: the kernel tells no more bytes at a time
+_FIRST = struct.Struct("<3Q2I")  # of struct cs_live, up to tid and tgid
+_ROOM = max(1 << 20, MAX_STACK + RED_ZONE)  # bytes of stacks that are read by one call
 
 
 class _Descriptors(NamedTuple):
@@ -135,9 +142,8 @@ class LiveProbe:
         self._settings = descriptors.maps["live_settings"]
         self._lock = threading.Lock()
         self._round = 0
-        self._pool = mmap.mmap(
-            descriptors.maps["pool"], POOL_PAGES * PAGE, mmap.MAP_SHARED, mmap.PROT_READ
-        )
+        self._closed = False
+        self._readers: list[vmread.Reader] = []
         self._ring = Ring(os.dup(descriptors.maps["ring"]))
         self._clock: Clock | None = None
         try:
@@ -158,9 +164,9 @@ class LiveProbe:
 
     def close(self) -> None:
         """Unload everything. Safe to call again."""
-        if self._pool.closed:
+        if self._closed:
             return
-        self._pool.close()
+        self._closed = True
         self._ring.close()
         if self._clock is not None:
             self._clock.close()
@@ -168,7 +174,7 @@ class LiveProbe:
 
     def threads(self, pid: int) -> memoryview:
         """As `Probe.threads`: with extended registers and signal masks, without stacks."""
-        with self._listing(pid):
+        with _listing(pid), self._lock:  # the program has one scratch area
             raw = iterators.read_all(self._programs["threads"], pid)
         if not raw:
             raise ProbeError(f"no process {pid} has threads to list")
@@ -176,51 +182,49 @@ class LiveProbe:
 
     def mappings(self, pid: int) -> memoryview:
         """As `Probe.mappings`: raw records for `decode_mappings`; empty if it has none."""
-        with self._listing(pid):
+        with _listing(pid), self._lock:
             return iterators.read_mappings(self._programs["mappings"], pid)
 
-    def stacks(self, pid: int, stack: int = 8 << 10) -> list[Chunk]:
-        """All threads for `decode_stacks`, each with up to `stack` bytes (at most 64 KiB).
+    def stacks(self, pid: int, stack: int = 8 << 10) -> list[Listed]:
+        """All threads for `decode_listed`, each with up to `stack` bytes (at most 64 KiB).
 
-        One pass of the iterator; a running thread has the registers of its last entry into the
-        kernel. An empty list: there is no such process.
+        A running thread has the registers of its last entry into the kernel. An empty list: there
+        is no such process.
         """
-        with self._listing(pid):
-            return list(self._read_stacks(pid, stack, single=False))
+        check_size(stack)
+        with _listing(pid):
+            return list(self._list(pid, stack, single=False))
+
+    def _list(self, pid: int, stack: int, *, single: bool) -> Iterator[Listed]:
+        """A hundred threads at a time: who they are, their stacks, and who has run meanwhile."""
+        with (
+            _iterator(self._programs["states"], pid, single) as states,
+            _iterator(self._programs["switches"], pid, single) as switches,
+            self._reader() as reader,
+        ):
+            memory = pid if single else 0
+            while records := os.read(states, _AT_ONCE * LIVE.size):
+                stacks: list[bytes] = []
+                later = b""
+                if stack:
+                    memory = memory or _with_memory(pid, records)
+                    stacks = reader.read(memory, extents(records, stack))
+                    later = os.read(switches, len(stacks) * SWITCHES.size)
+                yield Listed(records, stacks, later)
+                if single:
+                    return
 
     @contextlib.contextmanager
-    def _listing(self, pid: int) -> Iterator[None]:
+    def _reader(self) -> Iterator[vmread.Reader]:
+        """One that nobody else uses now: fresh memory for each look would cost a third of it."""
+        reader = self._readers.pop() if self._readers else vmread.Reader(_ROOM)
         try:
-            with self._lock:  # the programs have one scratch area, and one pool
-                yield
-        except OSError as error:
-            raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
-
-    def _read_stacks(self, pid: int, stack: int, *, single: bool) -> Iterator[Chunk]:
-        pages = pages_for(stack)
-        at_once = iterators.CHUNK // LIVE.size
-        if pages:
-            at_once = min(at_once, POOL_PAGES // pages)
-        program = self._programs["stacks"]
-        descriptor = libbpf.open_task_iterator(program, pid, single=single)
-        try:
-            while True:
-                self._set(pages)
-                records = os.read(descriptor, at_once * LIVE.size)
-                if not records:
-                    return
-                yield Chunk(records, self._pool[: self._used(records) * PAGE])
+            yield reader
         finally:
-            os.close(descriptor)
-
-    @staticmethod
-    def _used(records: bytes) -> int:
-        """Pages of the pool that these records speak of: up to those of the last one."""
-        found = (USED.unpack_from(records, at) for at in range(USED_AT, len(records), LIVE.size))
-        return max(int(first) + int(pages) for first, pages in found)
+            self._readers.append(reader)
 
     def _set(self, pages: int, tgid: int = 0) -> None:
-        libbpf.write_array(self._settings, 0, SETTINGS.pack(pages, 0, tgid, self._round))
+        libbpf.write_array(self._settings, 0, SETTINGS.pack(pages, tgid, self._round))
 
     def catch(
         self,
@@ -238,7 +242,7 @@ class LiveProbe:
         if self._clock is None:
             return found
         size = min(stack, MAX_CAUGHT_STACK)
-        with self._listing(tgid):
+        with _listing(tgid), self._lock:
             self._round = (self._round + 1) & 0xFFFFFFFF
             poll = select.poll()
             poll.register(self._ring.descriptor, select.POLLIN)
@@ -269,7 +273,7 @@ class LiveProbe:
 
         `ThreadStack.exact` says of which it is known. ProbeError if there is no such process.
         """
-        threads = list(decode_stacks(self.stacks(pid, stack), stack))
+        threads = list(decode_listed(self.stacks(pid, stack), stack))
         if not threads:
             raise ProbeError(f"no process {pid} has threads to list")
         moving = {t.tid: t for t in threads if not t.exact and t.regs is not None}
@@ -289,9 +293,37 @@ class LiveProbe:
 
     def _one(self, tid: int, stack: int) -> ThreadStack | None:
         """One thread; None if it has ended."""
-        try:
-            with self._listing(tid):
-                chunks = list(self._read_stacks(tid, stack, single=True))
-        except ProbeError:
-            return None
-        return next(decode_stacks(chunks, stack), None)
+        found = None
+        with contextlib.suppress(ProbeError), _listing(tid):
+            for _ in range(_TRIES):
+                listed = self._list(tid, stack, single=True)
+                found = next(decode_listed(listed, stack), None)
+                if found is None or found.exact:
+                    break
+        return found
+
+
+@contextlib.contextmanager
+def _listing(pid: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _iterator(program: int, pid: int, single: bool) -> Iterator[int]:
+    descriptor = libbpf.open_task_iterator(program, pid, single=single)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _with_memory(pid: int, states: bytes) -> int:
+    """The id of a thread that has the process's memory: the leader, listed first, or another."""
+    *_, tid, tgid = _FIRST.unpack_from(states)
+    if tid == tgid:
+        return pid
+    others = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return next((other for other in others if other != pid), pid)

@@ -11,7 +11,7 @@ from pathlib import Path
 from collector.errors import ProbeError
 from collector.probe import bccload, files, libbpf
 from collector.probe.libbpf import ProgramType
-from collector.probe.live import MAPS
+from collector.probe.live import LISTINGS, MAPS
 from collector.probe.pins import ITERATORS
 
 
@@ -25,11 +25,9 @@ def load(directory: Path) -> None:
             for name, target in zip(ITERATORS, ("task", "task_vma"), strict=True)
         }
         found["catch_running"] = program.load_func("catch_running", BPF.PERF_EVENT).fd
-        # bcc has no iterators that may sleep: its code, loaded by libbpf
-        code = program.dump_func("stacks")
-        found["stacks"] = libbpf.load_program(
-            ProgramType.TRACING, code, iterator="task", sleeping=True
-        )
+        for name in LISTINGS:  # bcc loads one iterator of a target: its code, loaded by libbpf
+            code = program.dump_func(name)
+            found[name] = libbpf.load_program(ProgramType.TRACING, code, iterator="task")
     except Exception as error:
         raise ProbeError(f"bcc could not load the programs: {error}") from error
     for name in MAPS:

@@ -18,22 +18,25 @@ from collector.probe.iterators import state_letter
 PAGE = 4096
 RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
 SP, FS_BASE = 19, 21  # in struct user_regs_struct (<sys/user.h>)
+_ADDRESSES = 1 << 64
+_NOWHERE = 0, 0
 MAX_STACK = 64 << 10  # bytes of one thread
 MAX_CAUGHT_STACK = 32 << 10  # of one that was caught running
-POOL_PAGES = 1024  # CS_LIVE_POOL
 
-LIVE = struct.Struct("<3Q6I16s5Q27QQ4I")  # struct cs_live
-USED, USED_AT = struct.Struct("<2I"), LIVE.size - 16  # first_page and pages
+LIVE = struct.Struct("<3Q6I16s5Q27Q")  # struct cs_live
+_PLACED = struct.Struct("<40xI212xQ8xQ40x")  # of it flags, and sp and fs_base of the registers
+SWITCHES = struct.Struct("<2Q2I")  # struct cs_switches
 CAUGHT = struct.Struct("<2Q4I27QQ")  # struct cs_caught without its stack
-SETTINGS = struct.Struct("<4I")  # struct cs_live_settings
-ON_CPU, MOVED, NO_ROOM, KERNEL = 1, 2, 4, 8  # enum cs_live_flag
+SETTINGS = struct.Struct("<3I")  # struct cs_live_settings
+ON_CPU, MOVED, KERNEL = 1, 2, 4  # enum cs_live_flag
 
 
-class Chunk(NamedTuple):
-    """What one read of the iterator gave: records, and the pages that they speak of."""
+class Listed(NamedTuple):
+    """Some threads: what two reads of the iterators told, and the stacks read between them."""
 
-    records: bytes
-    pages: bytes
+    states: bytes  # struct cs_live
+    stacks: list[bytes]  # of each, from where `extents` says; empty: none was asked for
+    switches: bytes  # struct cs_switches of most of them, or of others
 
 
 class ThreadStack(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +61,6 @@ class ThreadStack(msgspec.Struct, frozen=True, kw_only=True):
     regs: tuple[int, ...] | None  # 27 words of struct user_regs_struct; None: a kernel thread
     stack_address: int = 0
     stack: bytes = b""  # from the red zone, or the start of sp's page, upwards; may be empty
-    no_room: bool = False  # its stack was not copied, or not whole, for want of memory
 
 
 class Caught(NamedTuple):
@@ -75,42 +77,55 @@ class Caught(NamedTuple):
 
 def pages_for(stack: int) -> int:
     """How many pages hold `stack` bytes from any address on."""
+    return check_size(stack) // PAGE + 1 if stack else 0
+
+
+def check_size(stack: int) -> int:
+    """The same number. ValueError if so many bytes of a stack can not be asked for."""
     if not 0 <= stack <= MAX_STACK:
         raise ValueError(f"{stack} bytes of stack: it can be 0 to {MAX_STACK}")
-    return stack // PAGE + 1 if stack else 0
+    return stack
 
 
-def _trimmed(base: int, data: bytes, regs: tuple[int, ...], stack: int) -> tuple[int, bytes]:
-    """Of the pages at `base` what is in use, at most `stack` bytes above sp.
+def _extent(sp: int, block: int, stack: int) -> tuple[int, int]:
+    """Address and size of what is in use of a stack: from the red zone, or the start of sp's page.
 
-    A thread's stack ends below its control block, where the C library made it.
+    A thread's stack ends below its control block (fs_base), where the C library made it.
     """
-    sp, block = regs[SP], regs[FS_BASE]
-    start, end = max(base, sp - RED_ZONE), sp + stack
+    start, end = max(sp - RED_ZONE, sp & -PAGE), min(sp + stack, _ADDRESSES)
     if sp < block < end:
         end = block
-    return start, data[start - base : end - base]
+    return start, end - start
 
 
-def decode_stacks(chunks: Iterable[Chunk], stack: int) -> Iterator[ThreadStack]:
+def extents(states: bytes, stack: int) -> list[tuple[int, int]]:
+    """Where the stacks of these threads are: address and bytes, `stack` above sp at most."""
+    return [
+        _NOWHERE if flags & KERNEL else _extent(sp, block, stack)
+        for flags, sp, block in _PLACED.iter_unpack(states)
+    ]
+
+
+def decode_listed(listed: Iterable[Listed], stack: int) -> Iterator[ThreadStack]:
     """The threads in the kernel's order; `stack` is what was asked for. ProbeError if damaged."""
-    for chunk in chunks:
-        if len(chunk.records) % LIVE.size:
-            raise ProbeError(f"{len(chunk.records)} bytes are not whole records of threads")
-        for words in LIVE.iter_unpack(chunk.records):
-            yield _thread(words, chunk.pages, stack)
+    for states, stacks, switches in listed:
+        if len(states) % LIVE.size or len(switches) % SWITCHES.size:
+            raise ProbeError(f"{len(states)} and {len(switches)} bytes are not whole records")
+        if not stacks:
+            yield from (_thread(words) for words in LIVE.iter_unpack(states))
+            continue
+        later = {tid: rest for *rest, tid, on_cpu in SWITCHES.iter_unpack(switches) if not on_cpu}
+        places = extents(states, stack)
+        for words, (start, _), data in zip(LIVE.iter_unpack(states), places, stacks, strict=True):
+            still = later.get(words[3]) == [words[2], words[13] + words[14]]
+            yield _thread(words, start, data, still=still)
 
 
-def _thread(words: tuple[int, ...], pool: bytes, stack: int) -> ThreadStack:
+def _thread(
+    words: tuple[int, ...], address: int = 0, data: bytes = b"", *, still: bool = True
+) -> ThreadStack:
     time_ns, process_start, start, tid, tgid, ns_tid, state, flags, cpu, comm = words[:10]
     utime, stime, runtime, voluntary, involuntary = words[10:15]
-    regs, (base, first, pages, size, _) = words[15:42], words[42:]
-    if (first + pages) * PAGE > len(pool) or size > pages * PAGE:
-        raise ProbeError(f"thread {tid} claims {size} bytes in {pages} pages of stack at {first}")
-    address, data = 0, b""
-    if size:
-        found = pool[first * PAGE : first * PAGE + size]
-        address, data = _trimmed(base, found, regs, stack)
     return ThreadStack(
         time_ns=time_ns,
         process_start_ns=process_start,
@@ -121,17 +136,16 @@ def _thread(words: tuple[int, ...], pool: bytes, stack: int) -> ThreadStack:
         name=text(comm),  # type: ignore[arg-type]
         state=state_letter(state),
         on_cpu=bool(flags & ON_CPU),
-        exact=not flags & (ON_CPU | MOVED),
+        exact=still and not flags & (ON_CPU | MOVED),
         cpu=cpu,
         user_ns=utime,
         system_ns=stime,
         runtime_ns=runtime,
         voluntary=voluntary,
         involuntary=involuntary,
-        regs=None if flags & KERNEL else regs,
-        stack_address=address,
+        regs=None if flags & KERNEL else words[15:],
+        stack_address=address if data else 0,
         stack=data,
-        no_room=bool(flags & NO_ROOM),
     )
 
 
@@ -145,8 +159,9 @@ def decode_caught(record: bytes, stack: int) -> Caught:
     if CAUGHT.size + pages * PAGE > len(record):
         raise ProbeError(f"caught thread {tid} claims {pages} pages of stack")
     data = record[CAUGHT.size : CAUGHT.size + pages * PAGE]
-    address, data = _trimmed(base, data, regs, stack)
-    return Caught(time_ns, start, tid, number, regs, address, data)
+    address, size = _extent(regs[SP], regs[FS_BASE], stack)
+    kept = data[address - base : address - base + size]
+    return Caught(time_ns, start, tid, number, regs, address, kept)
 
 
 def with_caught(thread: ThreadStack, caught: Caught) -> ThreadStack:
@@ -159,5 +174,4 @@ def with_caught(thread: ThreadStack, caught: Caught) -> ThreadStack:
         stack=caught.stack,
         on_cpu=True,
         exact=True,
-        no_room=False,
     )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from collector.errors import ProbeError
-from collector.probe import live, stacks
+from collector.probe import stacks
 from collector.probe.clock import parse_cpus
 from collector.probe.stacks import (
     CAUGHT,
     LIVE,
     PAGE,
-    Chunk,
+    SWITCHES,
+    Listed,
     ThreadStack,
+    check_size,
     decode_caught,
-    decode_stacks,
+    decode_listed,
+    extents,
     pages_for,
     with_caught,
 )
@@ -26,36 +28,30 @@ from collector.probe.stacks import (
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 SP = 0x7FFF_0000_1F80
 REGS = (*range(100, 119), SP, *range(120, 127))
-PAGES = b"".join(bytes([number]) * PAGE for number in range(4))
+STACK = bytes(range(256)) * 2
 
 EXPECTED = {
     "sizeof(struct cs_live)": LIVE.size,
-    "offsetof(struct cs_live, regs)": LIVE.size - 24 - 27 * 8,
+    "offsetof(struct cs_live, regs)": LIVE.size - 27 * 8,
+    "sizeof(struct cs_switches)": SWITCHES.size,
     "sizeof(struct cs_live_settings)": stacks.SETTINGS.size,
     "offsetof(struct cs_caught, stack)": CAUGHT.size,
     "sizeof(struct cs_caught)": CAUGHT.size + 9 * PAGE,
     "CS_LIVE_SP": stacks.SP,
-    "CS_RED_ZONE": stacks.RED_ZONE,
-    "CS_LIVE_PAGES": pages_for(stacks.MAX_STACK),
-    "CS_LIVE_POOL": stacks.POOL_PAGES,
     "CS_CAUGHT_PAGES": pages_for(stacks.MAX_CAUGHT_STACK),
     "CS_LIVE_ON_CPU": stacks.ON_CPU,
     "CS_LIVE_MOVED": stacks.MOVED,
-    "CS_LIVE_NO_ROOM": stacks.NO_ROOM,
     "CS_LIVE_KERNEL": stacks.KERNEL,
 }
 
 
-def record(
-    flags: int = 0,
-    first: int = 0,
-    pages: int = 2,
-    comm: bytes = b"worker\x1b[2J",
-    size: int | None = None,
-) -> bytes:
-    size = pages * PAGE if size is None else size
-    head = (10, 20, 30, 5001, 5000, 7, 1, flags, 3, comm)
-    return LIVE.pack(*head, 100, 200, 300, 40, 50, *REGS, SP & -PAGE, first, pages, size, 0)
+def record(flags: int = 0, regs: tuple[int, ...] = REGS) -> bytes:
+    head = (10, 20, 30, 5001, 5000, 7, 1, flags, 3, b"worker\x1b[2J")
+    return LIVE.pack(*head, 100, 200, 300, 40, 50, *regs)
+
+
+def listed(flags: int = 0, later: bytes = SWITCHES.pack(30, 90, 5001, 0)) -> Listed:
+    return Listed(record(flags), [STACK], later)
 
 
 def thread(**changes: object) -> ThreadStack:
@@ -78,7 +74,7 @@ def thread(**changes: object) -> ThreadStack:
         "involuntary": 50,
         "regs": REGS,
         "stack_address": SP - 128,
-        "stack": (PAGES[PAGE : 3 * PAGE])[0xF80 - 128 :],
+        "stack": STACK,
     }
     return ThreadStack(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -99,21 +95,26 @@ def test_sizes_and_constants_are_the_compilers(tmp_path: Path) -> None:
 
 
 def test_a_thread_is_decoded_whole() -> None:
-    assert list(decode_stacks([Chunk(record(first=1), PAGES)], 2 * PAGE)) == [thread()]
+    assert list(decode_listed([listed()], 2 * PAGE)) == [thread()]
 
 
-def test_no_more_stack_than_asked_for_is_kept() -> None:
-    (found,) = decode_stacks([Chunk(record(first=1), PAGES)], 256)
-    assert found == thread(stack=thread().stack[: 128 + 256])
-
-
-def test_a_stack_ends_below_the_threads_control_block() -> None:
-    regs = (*REGS[:21], SP + 512, *REGS[22:])
-    raw = bytearray(record(first=1))
-    at = LIVE.size - 24 - 27 * 8
-    raw[at : at + 27 * 8] = struct.pack("<27Q", *regs)
-    (found,) = decode_stacks([Chunk(bytes(raw), PAGES)], 2 * PAGE)
-    assert found == thread(regs=regs, stack=thread().stack[: 128 + 512])
+def test_a_stack_is_where_its_pointer_is() -> None:
+    # GIVEN a pointer within a page, near its start, with the thread's control block close above it,
+    # at the end of the addresses, and a thread of the kernel
+    pointers = [SP, SP & -PAGE | 16, SP, (1 << 64) - 24, 127]
+    registers = [(*REGS[:19], sp, *REGS[20:]) for sp in pointers]
+    registers[2] = (*REGS[:21], SP + 512, *REGS[22:])
+    states = b"".join(record(regs=regs) for regs in registers) + record(stacks.KERNEL)
+    # THEN what is wanted of a stack starts with the red zone, but in sp's own page, and ends with
+    # what was asked for, with the block, or with the addresses
+    assert extents(states, PAGE) == [
+        (SP - 128, PAGE + 128),
+        (SP & -PAGE, PAGE + 16),
+        (SP - 128, 512 + 128),
+        ((1 << 64) - 24 - 128, 24 + 128),
+        (0, PAGE + 127),
+        (0, 0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,49 +122,63 @@ def test_a_stack_ends_below_the_threads_control_block() -> None:
     [
         (stacks.ON_CPU, {"on_cpu": True, "exact": False}),
         (stacks.MOVED, {"exact": False}),
-        (stacks.NO_ROOM, {"no_room": True}),
-        (stacks.KERNEL, {"regs": None}),
+        (stacks.KERNEL, {"regs": None, "stack_address": 0}),
     ],
 )
 def test_flags_say_what_is_known(flags: int, expected: dict[str, object]) -> None:
-    (found,) = decode_stacks([Chunk(record(flags, first=1), PAGES)], 2 * PAGE)
+    (found,) = decode_listed([listed(flags)], 2 * PAGE)
     assert found == thread(**expected)
 
 
-def test_a_stack_may_end_within_a_page_of_the_pool() -> None:
-    (found,) = decode_stacks([Chunk(record(first=1, size=PAGE + 10), PAGES)], 2 * PAGE)
-    assert found == thread(stack=PAGES[PAGE : 2 * PAGE + 10][0xF80 - 128 :])
+@pytest.mark.parametrize(
+    "later",
+    [
+        b"",  # it was not seen again
+        SWITCHES.pack(30, 90, 5002, 0),
+        SWITCHES.pack(30, 91, 5001, 0),  # it was switched to, and away from
+        SWITCHES.pack(30, 90, 5001, 1),  # it runs
+        SWITCHES.pack(31, 90, 5001, 0),  # it is another thread, of the same id
+    ],
+)
+def test_a_thread_that_ran_while_its_stack_was_read_is_not_exact(later: bytes) -> None:
+    (found,) = decode_listed([listed(later=later)], 2 * PAGE)
+    assert found == thread(exact=False)
 
 
-def test_a_thread_without_a_stack_has_none() -> None:
-    (found,) = decode_stacks([Chunk(record(pages=0), b"")], PAGE)
+def test_a_thread_whose_stack_was_not_asked_for_has_none() -> None:
+    assert list(decode_listed([Listed(record(), [], b"")], 0)) == [
+        thread(stack_address=0, stack=b"")
+    ]
+
+
+def test_a_stack_that_can_not_be_read_is_empty() -> None:
+    (found,) = decode_listed([listed()._replace(stacks=[b""])], PAGE)
     assert found == thread(stack_address=0, stack=b"")
 
 
 @pytest.mark.parametrize(
-    "chunk",
+    "damaged",
     [
-        Chunk(record()[:-1], PAGES),
-        Chunk(record(first=3, pages=2), PAGES),
-        Chunk(record(pages=0xFFFFFFFF, size=PAGE), PAGES),
-        Chunk(record(pages=1, size=PAGE + 1), PAGES),
+        Listed(record()[:-1], [STACK], b""),
+        Listed(record()[:-1], [], b""),
+        Listed(record(), [STACK], bytes(SWITCHES.size - 1)),
     ],
 )
-def test_damaged_records_are_refused(chunk: Chunk) -> None:
+def test_damaged_records_are_refused(damaged: Listed) -> None:
     with pytest.raises(ProbeError):
-        list(decode_stacks([chunk], PAGE))
+        list(decode_listed([damaged], PAGE))
 
 
 def test_a_caught_thread_has_the_registers_and_the_stack_of_that_moment() -> None:
     # GIVEN a thread that ran while it was listed
-    (listed,) = decode_stacks([Chunk(record(stacks.ON_CPU | stacks.MOVED), PAGES)], PAGE)
+    (seen,) = decode_listed([listed(stacks.ON_CPU | stacks.MOVED)], PAGE)
     # WHEN it was caught a little later
     sp = SP - 0x1000
     regs = (*REGS[:19], sp, *REGS[20:])
     raw = CAUGHT.pack(11, 30, 5001, 1, 9, 0, *regs, sp & -PAGE) + b"s" * (9 * PAGE)
     caught = decode_caught(raw, PAGE)
     # THEN it is exact
-    assert with_caught(listed, caught) == thread(
+    assert with_caught(seen, caught) == thread(
         time_ns=11, on_cpu=True, regs=regs, stack_address=sp - 128, stack=b"s" * (128 + 128)
     )
     with pytest.raises(ProbeError):
@@ -180,12 +195,7 @@ def test_pages_hold_the_stack_from_any_address(stack: int, pages: int) -> None:
 @pytest.mark.parametrize("stack", [-1, 65537])
 def test_a_stack_that_does_not_fit_is_refused(stack: int) -> None:
     with pytest.raises(ValueError, match="0 to 65536"):
-        pages_for(stack)
-
-
-def test_pages_used_are_those_of_the_records() -> None:
-    raw = record(first=0, pages=3) + record(first=3, pages=0) + record(first=3, pages=2)
-    assert live.LiveProbe._used(raw) == 5
+        check_size(stack)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.capture import vmread
+from collector import vmread
 from collector.elfcore.types import PAGE
 
 Range = tuple[int, int]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.capture import vmread
+from collector import vmread
 from collector.capture.live import ptrace, refusal, restart, tasks
 from collector.capture.live.ptrace import Iovec, PtraceError, Reg, run_as_tracer
 from collector.capture.live.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical

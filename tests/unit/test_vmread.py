@@ -1,0 +1,50 @@
+"""Memory of another process by process_vm_readv: this one's own, which any process may read."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from collector import vmread
+
+
+@pytest.mark.parametrize("read", [vmread.read, vmread.read_alone])
+def test_pieces_come_together_up_to_the_first_that_is_unreadable(
+    read: Callable[[int, vmread.Address, vmread.Address, int], int],
+) -> None:
+    # GIVEN two pieces, and address 0 behind them
+    source = ctypes.create_string_buffer(b"first, second", 16)
+    at = ctypes.addressof(source)
+    room = mmap.mmap(-1, mmap.PAGESIZE)
+    local = struct.pack("<QQ", ctypes.addressof(ctypes.c_char.from_buffer(room)), 15)
+    pieces = struct.pack("<8Q", at + 7, 6, at, 5, 0, 4, at, 1)
+    # THEN what comes before it is read
+    assert read(os.getpid(), local, pieces, 4) == 11
+    assert room[:15] == b"secondfirst\0\0\0\0"
+    # AND nothing of a process that is not there
+    assert read(1 << 22, local, pieces, 1) == 0
+
+
+def test_pieces_are_read_up_to_what_is_unreadable_and_the_others_whole() -> None:
+    # GIVEN three pages of which the middle one can not be read, and room for two pages
+    page = mmap.PAGESIZE
+    area = mmap.mmap(-1, 3 * page)
+    area[:] = b"a" * page + b"b" * page + b"c" * page
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + page), page, 0) == 0
+    reader = vmread.Reader(2 * page)
+    # WHEN pieces are read, more than fit into the room or a call
+    pieces = [(at, 3), (at + page - 8, page), (at + page, 1), (0, 0), (at + 2 * page, page), (0, 5)]
+    pieces += [(at + 2 * page + i, 8) for i in range(vmread.IOV_MAX + 1)]
+    found = reader.read(os.getpid(), pieces)
+    # THEN each has what comes before the unreadable page
+    assert found[:6] == [b"aaa", b"a" * 8, b"", b"", b"c" * page, b""]
+    assert found[6:] == [b"c" * 8] * (vmread.IOV_MAX + 1)
+    # AND a piece without room is refused
+    with pytest.raises(ValueError, match="do not fit"):
+        reader.read(os.getpid(), [(at, 3 * page)])
