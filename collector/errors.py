@@ -72,6 +72,17 @@ class ProcessGone(ProcessError):
     """There is no such process, or it has ended meanwhile."""
 
 
+class KeptWaiting(ProcessError):
+    """Memory of process `pid` lets nobody read it, nor fail to (see patience)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"process {pid} keeps its readers waiting: memory of it is behind userfaultfd(2), or "
+            "in a file whose file system does not answer"
+        )
+        self.pid = pid
+
+
 class NotPermitted(ProcessError):
     """The kernel does not let this user look into that process."""
 

@@ -60,15 +60,22 @@ def resident(pagemap_fd: int, address: int, size: int) -> bool:
 
     Others are not to be touched while it waits: they may keep whoever touches them waiting.
     """
+    return resident_part(pagemap_fd, address, size) == size
+
+
+def resident_part(pagemap_fd: int, address: int, size: int) -> int:
+    """How many of these bytes are there, or in swap, before the first that are not."""
     first, last = address // PAGE, (address + size - 1) // PAGE
     try:
         entries = os.pread(pagemap_fd, 8 * (last - first + 1), 8 * first)
     except (OSError, OverflowError):
-        return False
-    found = array.array("Q", entries[: len(entries) & -8])
-    return len(found) == last - first + 1 and all(
-        entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) for entry in found
-    )
+        return 0
+    end = first
+    for entry in array.array("Q", entries[: len(entries) & -8]):
+        if not entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED):
+            break
+        end += 1
+    return max(0, min(address + size, end * PAGE) - address)
 
 
 class Pagemap:

@@ -7,6 +7,7 @@ address space, `exe` and `root` without. Decoding is left to the process that wr
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import msgspec
 from collector import proctext
 from collector.capture.pagemap import resident
 from collector.errors import CaptureError
+from collector.leader import with_memory
 from collector.model import ProcessKey
 
 _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB
@@ -43,8 +45,10 @@ class OpenProcess:
     Raises CaptureError when the process is gone or is not the one that was announced.
     """
 
+    tid: int  # of a thread that has its memory: the main thread, unless that has ended
+
     def __init__(self, pid: int, *, with_maps: bool) -> None:
-        self.pid = pid
+        self.pid = self.tid = pid
         self._fds: list[int] = []
         self._core_limit: int | None = None  # soft RLIMIT_CORE, once it is known
         try:
@@ -61,7 +65,7 @@ class OpenProcess:
         be -1. core_limit: as of getrlimit(2).
         """
         self = cls.__new__(cls)
-        self.pid = pid
+        self.pid = self.tid = pid
         self._fds = [fd for fd in files if fd >= 0]
         self.dir_fd, self.mem_fd, self.pagemap_fd, self.root_fd, *may_lack = files
         self.exe_fd, self.mount_fd = (None if fd < 0 else fd for fd in may_lack)
@@ -72,14 +76,17 @@ class OpenProcess:
     def _open(self, with_maps: bool) -> None:
         # one look-up of the pid: all else goes through this directory, whoever gets the pid next
         self.dir_fd = self._keep(os.open(f"/proc/{self.pid}", os.O_PATH | os.O_DIRECTORY))
-        self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
+        stat = self._read("stat")
+        try:
+            self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
+        except ProcessLookupError:
+            self._open_other()
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
-        stat = self._read("stat")
         self.text = ProcText(
             stat=stat,
             status=self._read("status"),
-            cmdline=self._read("cmdline", _MAX_CMDLINE) if self._has_arguments(stat) else b"",
+            cmdline=self._read("cmdline", _MAX_CMDLINE) if self._has_arguments() else b"",
             auxv=self._read("auxv"),
             cgroup=self._read("cgroup"),
             coredump_filter=self._read("coredump_filter"),
@@ -89,8 +96,17 @@ class OpenProcess:
         # the mounts below its root are there only as long as somebody is in their namespace
         self.mount_fd = self._keep_if("ns/mnt", os.O_RDONLY)
 
-    def _has_arguments(self, stat: bytes) -> bool:
+    def _open_other(self) -> None:
+        """The directory of another thread, for the main one has ended; /proc/TID has all files."""
+        self.tid = with_memory(self.pid)
+        self.dir_fd = self._keep(os.open(f"/proc/{self.tid}", os.O_PATH | os.O_DIRECTORY))
+        if int(proctext.field(self._read("status"), b"Tgid") or 0) != self.pid:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
+
+    def _has_arguments(self) -> bool:
         """Whether its arguments can be read without waiting: fields 48 and 49 of /proc/PID/stat."""
+        stat = self._read("stat")
         start, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:47])
         size = min(end - start, _MAX_CMDLINE)
         return size > 0 and resident(self.pagemap_fd, start, size)

@@ -15,8 +15,9 @@ import msgspec
 
 from collector.cli import places, render
 from collector.cli.choice import json_argument
-from collector.errors import ProbeError, ProcessError, UsageError
+from collector.errors import KeptWaiting, ProbeError, ProcessError, UsageError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
+from collector.patience import patiently
 from collector.policy.units import parse_duration, parse_size
 from collector.probe.stacks import MAX_STACK
 from collector.sample.report import VERSION, ProcessReport, SampleReport, report_of
@@ -92,6 +93,10 @@ class _Target(msgspec.Struct):
     ended: bool = False
 
 
+def _look(process: Process, work: Callable[[], _T]) -> _T:
+    return patiently(lambda: process.pid, work)
+
+
 class _Watch:
     """The processes, and the taking of their samples."""
 
@@ -108,8 +113,8 @@ class _Watch:
                 process = opened.enter_context(Process(pid, probe=probe))
                 ring = SampleRing(count, _MEMORY // len(wanted))
                 sampler = opened.enter_context(Sampler(process, ring, stack))
-                identity = process.identity()
-                sampler.take()
+                identity = _look(process, process.identity)
+                _look(process, sampler.take)
                 self.targets.append(_Target(sampler, identity))
             except ProcessError as error:
                 problems.append(error)
@@ -154,7 +159,10 @@ class _Watch:
 
     def _take(self, target: _Target) -> None:
         try:
-            target.sampler.take()
+            _look(target.sampler.process, target.sampler.take)
+        except KeptWaiting as error:
+            target.ended = True  # one thread that waits is enough
+            target.sampler.lost["samples"] = str(error)
         except ProcessError as error:
             target.ended = not target.sampler.process.alive
             if not target.ended:
@@ -168,7 +176,8 @@ class _Watch:
         sampler = target.sampler
         found = sampler.backtraces(_UNWINDING_S, nice=0)
         with contextlib.suppress(ProcessError):
-            target.identity = sampler.process.identity()  # it may have become another program
+            process = sampler.process
+            target.identity = _look(process, process.identity)  # it may have become another program
         lost = {**sampler.lost, **found.lost}
         if sampler.process.no_clock is not None:
             lost["running"] = sampler.process.no_clock

@@ -83,7 +83,8 @@ class Metrics:
         self.watched_bytes = gauge("watch_samples_bytes", "Memory that kept samples take")
         self.samples = counter("watch_samples", "Samples of watched processes taken")
         self.watch_refused = counter(
-            "watch_refused", "Processes that a watch rule names but for which there was no room"
+            "watch_refused",
+            "Processes named by a watch rule, but left out: no room, or they keep readers waiting",
         )
         self.policy_bad = gauge("policy_reload_failed", "1 while the last reload was refused")
 

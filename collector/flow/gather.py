@@ -54,7 +54,7 @@ def gather(handoff: HandOff, probe: Probe | None) -> Gathered:
             threads=threads,
             mappings=mappings,
             head=head,
-            patches=exit_patches(handoff.pid, dying.pagemap_fd, words),
+            patches=exit_patches(dying.tid, dying.pagemap_fd, words),
             shared_fds=dying.open_shared(unlinked_shared(mappings)) if mappings else {},
         )
         undo.pop_all()

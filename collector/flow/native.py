@@ -217,7 +217,8 @@ class Native:
         try:
             pin = self._pin(taken)
             if not taken.gathered:
-                log.warning("process %d: not gathered: %s", taken.pid, os.fsdecode(taken.why))
+                # Python tries, and says what it can not have
+                log.info("process %d: not gathered: %s", taken.pid, os.fsdecode(taken.why))
                 return None
             names = ProcText.__struct_fields__  # in the order of native.c, which has no maps
             copies = [text.copy() for text in taken.texts]

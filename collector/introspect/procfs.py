@@ -18,6 +18,7 @@ from collector import cgroup, proctext
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
+from collector.leader import with_memory
 from collector.model import ProcessKey
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.records import boot_to_utc
@@ -107,9 +108,20 @@ class ProcFolder:
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """A descriptor of a file in the folder. ProcessGone or NotPermitted if it can not be."""
         try:
-            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
+            except (ProcessLookupError, FileNotFoundError):
+                if (other := self._of_memory(name)) == name:
+                    raise
+                return os.open(other, flags | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
             raise self._reason(error) from error
+
+    def _of_memory(self, name: str) -> str:
+        """`name`, or the same file of a thread that has the memory if the main one has ended."""
+        if "/" in name or (tid := with_memory(self.pid)) == self.pid:
+            return name
+        return f"task/{tid}/{name}"
 
     def read(self, name: str, limit: int = _READ) -> bytes:
         """The whole file, up to `limit` bytes."""
@@ -153,13 +165,13 @@ class ProcFolder:
         )
 
     def resident_bytes(self) -> int:
-        return proctext.size(self.read("status"), b"VmRSS") or 0
+        return proctext.size(self.read(self._of_memory("status")), b"VmRSS") or 0
 
     def identity(self) -> ProcessIdentity:
-        stat, status = self.stat(), self.read("status")
+        stat, status = self.stat(), self.read(self._of_memory("status"))
         path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
         nested = len((proctext.field(status, b"NSpid") or b"").split()) > 1
-        words = self.read("cmdline").rstrip(b"\0").split(b"\0")
+        words = self.read(self._of_memory("cmdline")).rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
             key=ProcessKey(self.pid, stat.start_ns),
             ns_pid=int((proctext.field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
@@ -184,7 +196,7 @@ class ProcFolder:
 
     def _exe(self) -> str | None:
         with contextlib.suppress(OSError):
-            return os.readlink("exe", dir_fd=self._fd)
+            return os.readlink(self._of_memory("exe"), dir_fd=self._fd)
         return None
 
     def wait_channel(self, tid: int) -> str | None:

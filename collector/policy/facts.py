@@ -17,6 +17,7 @@ from pathlib import Path
 
 from collector import cgroup as cgroups
 from collector import proctext
+from collector.leader import with_memory
 from collector.model import Cause
 from collector.policy.types import Facts
 
@@ -58,7 +59,7 @@ def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str =
         signal,
         status=proctext.read(f"{folder}/status"),
         groups=proctext.read(f"{folder}/cgroup"),
-        exe=exe_of(f"{folder}/exe"),
+        exe=exe_of(f"{folder}/exe") or exe_of(f"{proc_root}/{with_memory(pid)}/exe"),
     )
 
 

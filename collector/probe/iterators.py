@@ -12,13 +12,13 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mapping, Prot, Thread
 from collector.errors import ProbeError
+from collector.leader import with_memory
 from collector.probe import libbpf, xsave
 from collector.probe.events import text
 
@@ -128,13 +128,9 @@ def read_mappings(program: int, pid: int) -> memoryview:
     A leader that called pthread_exit(3) has no memory any more; then another thread tells.
     """
     raw = read_all(program, pid, single=True)
-    if raw:
+    if raw or (other := with_memory(pid)) == pid:
         return raw
-    try:
-        others = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:
-        return raw
-    return next(filter(None, (read_all(program, t, single=True) for t in others)), raw)
+    return read_all(program, other, single=True)
 
 
 def _start_at(records: memoryview, offset: int) -> int:

@@ -24,6 +24,7 @@ from typing import NamedTuple, Self
 
 from collector import vmread
 from collector.errors import ProbeError
+from collector.leader import with_memory
 from collector.probe import files, iterators, libbpf, pins
 from collector.probe.clock import Clock
 from collector.probe.ring import Ring
@@ -325,5 +326,4 @@ def _with_memory(pid: int, states: bytes) -> int:
     *_, tid, tgid = _FIRST.unpack_from(states)
     if tid == tgid:
         return pid
-    others = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-    return next((other for other in others if other != pid), pid)
+    return with_memory(pid)

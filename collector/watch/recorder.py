@@ -11,19 +11,23 @@ import logging
 import os
 import select
 import socket
+import sys
+import threading
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from collector.deaths import same_process
-from collector.errors import CoresnapError, ProbeError, ProcessError
+from collector.errors import CoresnapError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.introspect.procfs import PF_KTHREAD, parse_stat
 from collector.lane import Lane
 from collector.model import Cause, ProcessKey, SamplesFacts
+from collector.patience import patiently
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
 from collector.policy.types import RecorderSettings, Watch
@@ -54,6 +58,7 @@ _DEAD = 32  # of which samples are kept at a time
 _SAVES = 64  # dead processes whose samples wait to be unwound
 _SHOTS = 16
 _UNWINDING_S = 30.0
+_STUCK = 16  # threads that are left waiting for a process's memory; then the recorder ends
 
 
 class _Watched:
@@ -88,6 +93,9 @@ class Recorder:
         self._dead: deque[_Watched] = deque()
         self._known: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
         self._left_out: dict[int, Watch] = {}  # by pid: there was no room, and may be later
+        self._turn: threading.Thread | None = None  # that has its turn to run
+        self._looking: int | None = None  # the pid of the process that it looks at
+        self._shunned: set[tuple[int, int]] = set()  # pid and start of those that keep us waiting
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
         self._saves = Lane("save", 1, _SAVES)
@@ -99,21 +107,53 @@ class Recorder:
                 self._probe = parts.enter_context(open_live())
             except ProbeError as error:
                 log.warning("watch: samples without registers: %s", error)
-            scan = counts = 0.0
-            while self._receive():
-                now = time.monotonic()
-                if now >= scan and self._rules:
-                    self._scan()
-                    scan = now + _SCAN_S
-                if now >= counts:
-                    self._tell_counts()
-                    counts = now + _COUNTS_S
-                self._sample_due()
-                self._forget_dead()
-                dues = [watched.due for watched in self._live.values()]
-                self._wait(min([counts, scan if self._rules else counts, *dues]))
+            while True:
+                try:
+                    patiently(lambda: self._looking, self._run)
+                    break
+                except KeptWaiting as error:
+                    self._shun(error)
         for lane in (self._saves, self._shots):  # what is asked for is still done
             lane.wait_idle(_UNWINDING_S)
+
+    def _run(self) -> None:
+        """Until the agent closes its end. In a thread; another takes over if it is kept waiting."""
+        self._turn = threading.current_thread()
+        scan = counts = 0.0
+        while self._receive():
+            now = time.monotonic()
+            if now >= scan and self._rules:
+                self._scan()
+                scan = now + _SCAN_S
+            if now >= counts:
+                self._tell_counts()
+                counts = now + _COUNTS_S
+            self._sample_due()
+            self._forget_dead()
+            dues = [watched.due for watched in self._live.values()]
+            self._wait(min([counts, scan if self._rules else counts, *dues]))
+
+    @contextlib.contextmanager
+    def _looking_at(self, pid: int) -> Iterator[None]:
+        """Around whatever reads memory of a process."""
+        self._looking = pid
+        try:
+            yield
+        finally:
+            if self._turn is not threading.current_thread():
+                sys.exit()  # another has taken over: this ends the thread alone
+            self._looking = None
+
+    def _shun(self, error: KeptWaiting) -> None:
+        """Never look at a process again; the thread that does stays as it is."""
+        log.warning("watch: %s; it is left out", error)
+        self._counts["refused"] += 1
+        self._looking = None
+        self._live.pop(error.pid, None)  # not closed: that thread uses it
+        self._left_out.pop(error.pid, None)
+        self._shunned.add((error.pid, self._known.get(error.pid, (0, ""))[0]))
+        if len(self._shunned) > _STUCK:
+            raise error
 
     def _wait(self, until: float) -> None:
         """For a message, the end of a process, or the time."""
@@ -240,6 +280,8 @@ class Recorder:
                     stat = parse_stat(file.read(4096))
             except (OSError, ValueError, IndexError):
                 continue
+            if (pid, stat.start_ns) in self._shunned:
+                continue
             seen = stat.start_ns, stat.comm
             left_out = self._left_out.get(pid)
             if self._known.get(pid) == seen and (left_out is None or self._no_room(left_out)):
@@ -247,7 +289,8 @@ class Recorder:
             self._known[pid] = seen
             # not the kernel's threads, nor zombies, nor what the agent and we have started
             if not stat.flags & PF_KTHREAD and stat.state != "Z" and stat.ppid not in ours:
-                self._consider(pid)
+                with self._looking_at(pid):
+                    self._consider(pid)
 
     def _consider(self, pid: int) -> None:
         self._left_out.pop(pid, None)
@@ -316,7 +359,8 @@ class Recorder:
             if watched.due > now:
                 continue
             try:
-                sample = watched.sampler.take()
+                with self._looking_at(watched.process.pid):
+                    sample = watched.sampler.take()
                 done = time.monotonic()
                 # late or not, it takes no more than half of our time
                 watched.due = max(watched.due + watched.watch.every, done + (done - now))

@@ -384,6 +384,19 @@ def test_the_memory_is_in_the_core(watching: RunningAgent, tmp_path: Path) -> No
     assert re.findall(r"^\$\d = (\d+)$", output, re.MULTILINE) == ["1", str((512 << 8) - 1 | 1)]
 
 
+def test_a_process_without_its_main_thread(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a process whose main() ended by pthread_exit(3), and which goes on
+    with running("probe_leaderless", cwd=tmp_path) as victim:
+        # WHEN it crashes
+        os.kill(victim.pid, signal.SIGSEGV)
+        assert victim.wait() == -signal.SIGSEGV
+    record = watching.record(victim.pid)
+    # THEN its core is whole
+    assert (record["capture"], record["threads"], record["lost"]) == ("full", 1, {})
+    core = watching.core(record, tmp_path / "core")
+    assert "in survivor (" in debugger(record, core, "thread apply all bt")
+
+
 def test_killed_by_another_process(watching: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a process that another one kills
     for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "SIGTERM")):

@@ -278,6 +278,24 @@ def test_a_process_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "spin_inside" in beside.stdout
 
 
+def test_a_process_without_its_main_thread_is_sampled(tmp_path: Path) -> None:
+    with running("probe_leaderless", cwd=tmp_path) as victim:
+        done = sampled(str(victim.pid), "--for", "100ms", "--every", "50ms")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "survivor" in done.stdout
+
+
+def test_a_process_that_keeps_its_readers_waiting_is_named(tmp_path: Path) -> None:
+    with (
+        running("waiting_stack", "now", cwd=tmp_path) as waiting,
+        running("sample_places", cwd=tmp_path) as victim,
+    ):
+        done = sampled(str(waiting.pid), str(victim.pid), "--for", "100ms", "--every", "50ms")
+    assert done.returncode == 0
+    assert f"process {waiting.pid} keeps its readers waiting" in done.stderr
+    assert "spin_inside" in done.stdout
+
+
 # ---- the sampler as the agent uses it
 
 

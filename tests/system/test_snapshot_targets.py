@@ -278,6 +278,30 @@ def test_stopped_by_sigstop(way: tuple[str, ...], tmp_path: Path) -> None:
         assert target.goes_on() and target.report.broken == 0
 
 
+@pytest.mark.parametrize("way", MODES, ids=" ".join)
+def test_without_its_main_thread(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a process whose main() has ended by pthread_exit(3)
+    with running("probe_leaderless", cwd=tmp_path) as victim:
+        facts_of(victim.pid, tmp_path / "core", *way)
+        survivor = next(t for t in states(victim.pid) if t != victim.pid)
+    # THEN what goes on is in its core
+    with CoreFile(tmp_path / "core") as core:
+        assert [thread.tid for thread in core.threads] == [survivor]
+    assert "in survivor (" in backtraces(tmp_path / "core", build("probe_leaderless"))[survivor]
+
+
+@pytest.mark.parametrize("way", MODES, ids=" ".join)
+def test_whose_memory_keeps_readers_waiting(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a thread whose stack nobody can read, nor fail to
+    with running("waiting_stack", "now", cwd=tmp_path) as victim:
+        wait_until(lambda: states(victim.pid)[victim.pid] == "S", "it does not sleep")
+        # THEN a snapshot has the thread, without that
+        facts = facts_of(victim.pid, tmp_path / "core", *way)
+    with CoreFile(tmp_path / "core") as core:
+        assert [thread.tid for thread in core.threads] == [victim.pid]
+    assert ("keeps readers waiting" in facts.why) == (way == ("--mode", "threads"))
+
+
 def test_killed_meanwhile(tmp_path: Path) -> None:
     # GIVEN a snapshot in the middle of a copy
     with live_target(tmp_path, "memory:64") as target:

@@ -25,7 +25,7 @@ WATCH = """
 defaults: {limit: none}
 watch:
   - name: service
-    match: {comm: "watched*"}
+    match: {comm: "wa*"}
     every: 20ms
     keep: 25
 """
@@ -210,6 +210,34 @@ def test_a_killed_recorder_is_replaced(watching: RunningAgent, tmp_path: Path) -
         victim.wait()
         # THEN it does the same work
         assert watching.record(victim.pid)["samples"]["count"] == 25
+
+
+def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN two watched processes, and then a third, which lets nobody read its stack
+    with (
+        running("watched", cwd=tmp_path) as victim,
+        running("watched", cwd=tmp_path) as killed,
+    ):
+        sampled(watching)
+        recorder = recorder_of(watching)
+        with running("waiting_stack", "now", cwd=tmp_path) as waiting:
+            # WHEN the recorder has given that one up
+            watching.wait_line(f"process {waiting.pid} keeps its readers waiting")
+            killed.process.kill()
+            killed.wait()
+            # THEN the others have kept their samples, are sampled on, and have them when they die
+            assert recorder_of(watching) == recorder
+            assert watching.record(killed.pid)["samples"]["count"] == 25
+            sampled(watching)
+            victim.go()
+            victim.wait()
+            assert watching.record(victim.pid)["samples"]["count"] == 25
+            # AND so has what is started later
+            with running("watched", cwd=tmp_path) as later:
+                sampled(watching)
+                later.go()
+                later.wait()
+                assert watching.record(later.pid)["samples"]["count"] == 25
 
 
 def test_deaths_while_the_recorder_hangs_are_recorded(

@@ -16,6 +16,7 @@ from collector.capture.image import parse_maps
 from collector.capture.live.headroom import NoRoom, check_room
 from collector.capture.pagemap import Pagemap
 from collector.elfcore.types import Mapping
+from collector.leader import with_memory
 
 _FORK_MS = 28.0  # per GiB of small pages, measured: 7 ms for 256 MiB, 51 for 2 GiB, 172 for 6 GiB
 _FORK_HUGE_MS = 1.0  # per GiB of huge pages
@@ -71,7 +72,7 @@ def suit_of(pid: int, resident: int, pagemap_fd: int) -> Suit:
     if small.fork_ms <= _QUICK_MS:
         return small  # whatever its pages are
     try:
-        with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
+        with open(f"/proc/{with_memory(pid)}/maps", "rb", buffering=0) as file:
             mappings = parse_maps(file.readall())
         return msgspec.structs.replace(small, huge=_huge_share(Pagemap(pagemap_fd), mappings))
     except OSError:

@@ -39,6 +39,7 @@ from collector.capture.memory import ProcessMemory
 from collector.elfcore.types import VM_WIPEONFORK, LeftOut
 from collector.elfcore.types import Mapping as Area
 from collector.errors import CaptureError
+from collector.leader import with_memory
 
 SHARED = "shared memory: others may have written it since"
 DONTFORK = "MADV_DONTFORK: read after the instant"
@@ -125,8 +126,8 @@ class ProcessCopy:
         mappings: at the instant. shared_fds: as ProcessMemory has them; the caller's.
         """
         live = ProcessMemory(
-            self._open(self._of, "mem", os.O_RDONLY),
-            self._open(self._of, "pagemap", os.O_RDONLY),
+            self._open(with_memory(self._of), "mem", os.O_RDONLY),
+            self._open(with_memory(self._of), "pagemap", os.O_RDONLY),
             mappings,
             shared_fds,
         )

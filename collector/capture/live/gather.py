@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 class Gatherer:
-    """Room for `capacity` bytes of the memory of process `pid`, made and touched at once."""
+    """Room for `capacity` bytes of the memory of process or thread `pid`, made and touched."""
 
     def __init__(self, pid: int, mem_fd: int, capacity: int) -> None:
         self.capacity = capacity

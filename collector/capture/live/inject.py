@@ -32,6 +32,7 @@ from collector.capture.live import ptrace, restart, stub, tasks
 from collector.capture.live.ptrace import Options, PtraceError, Reg, Stop, StopKind
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CaptureError
+from collector.leader import with_memory
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
 _MARK = b"\xccCORESNAP STUB\xcc\xcc"  # in their last bytes while a stub is there
@@ -77,9 +78,10 @@ class Injector:
         with contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(_locked(self.pid))
             try:
-                self._mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+                memory = with_memory(self.pid)
+                self._mem = os.open(f"/proc/{memory}/mem", os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._mem)
-                with open(f"/proc/{self.pid}/maps", "rb") as maps:
+                with open(f"/proc/{memory}/maps", "rb") as maps:
                     self.base = _place(parse_maps(maps.read()), self._read)
             except OSError as error:
                 raise InjectionRefused(

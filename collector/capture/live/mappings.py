@@ -15,6 +15,7 @@ from collector.capture.image import parse_maps
 from collector.elfcore import types
 from collector.elfcore.types import Mapping
 from collector.errors import CaptureError
+from collector.leader import with_memory
 
 _FLAGS = {  # VmFlags of proc(5)
     "rd": types.VM_READ,
@@ -34,7 +35,7 @@ _DELETED = " (deleted)"
 def read_mappings(pid: int) -> list[Mapping]:
     """All mappings by address. CaptureError if they may not be read."""
     try:
-        with open(f"/proc/{pid}/smaps", "rb") as file:
+        with open(f"/proc/{with_memory(pid)}/smaps", "rb") as file:
             text = file.read()
     except OSError as error:
         raise CaptureError(f"the mappings of process {pid}: {error.strerror}") from error

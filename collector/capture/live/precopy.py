@@ -42,6 +42,7 @@ from collector.capture.pagemap import Changes, WriteScan
 from collector.elfcore import types
 from collector.elfcore.types import PAGE, VM_HUGETLB, VM_IO, Prot
 from collector.errors import CaptureError
+from collector.leader import with_memory
 
 MAX_DIRTY = 64 << 20  # bytes that are copied in the stop, at most
 ENOUGH = 1 << 20  # bytes of a round that are not worth another one
@@ -108,11 +109,12 @@ class PreCopy:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self._mem = stack.enter_context(_opened(f"/proc/{self.pid}/mem"))
-            pagemap = stack.enter_context(_opened(f"/proc/{self.pid}/pagemap"))
+            memory = self._memory = with_memory(self.pid)
+            self._mem = stack.enter_context(_opened(f"/proc/{memory}/mem"))
+            pagemap = stack.enter_context(_opened(f"/proc/{memory}/pagemap"))
             self._pagemap = pagemap
             self._scan = WriteScan(pagemap)
-            self._gatherer = Gatherer(self.pid, self._mem, self._max_dirty)
+            self._gatherer = Gatherer(memory, self._mem, self._max_dirty)
             self._buffer = bytearray(_CHUNK)
             self._staging = stack.enter_context(Staging(self._folder))
             self._protection: WriteProtection = stack.enter_context(protection_of(self._injector))
@@ -177,7 +179,7 @@ class PreCopy:
 
     def _look_at_maps(self) -> list[Area]:
         """Read the mappings; the areas that are new, with room in the staging file."""
-        with open(f"/proc/{self.pid}/maps", "rb", buffering=0) as file:
+        with open(f"/proc/{self._memory}/maps", "rb", buffering=0) as file:
             text = file.readall()
         if not text:
             raise CaptureError(f"process {self.pid} has ended")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from collector.capture.live import ptrace, refusal, restart, tasks
 from collector.capture.live.ptrace import Iovec, PtraceError, Reg, run_as_tracer
 from collector.capture.live.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical
 from collector.capture.live.tasks import TaskFacts
-from collector.elfcore.types import Thread
+from collector.capture.pagemap import resident_part
+from collector.elfcore.types import PAGE, Thread
 from collector.errors import CaptureError
+from collector.leader import with_memory
 from collector.probe import xsave
 
 DEADLINE = 0.005  # seconds for one thread; the next is visited then, and this one looked at again
@@ -35,7 +38,7 @@ class ThreadSample(NamedTuple):
     thread: Thread
     time_ns: int  # CLOCK_BOOTTIME when it stood
     held_us: float  # how long it stood at most: since it was last seen not to
-    stack_start: int  # 128 bytes below the stack pointer
+    stack_start: int  # 128 bytes below the stack pointer, or where its page begins
     stack: bytes
     rewound: bool  # its system call was set to start again
 
@@ -67,8 +70,16 @@ def roll(
     if it has not in the end. Raises CaptureError if the process may not be traced, or has ended.
     """
     refusal.check(pid)
-    rolling = _Rolling(pid, policy, stack_bytes, deadline)
-    run_as_tracer(lambda: rolling.run(only))
+    memory = with_memory(pid)
+    try:
+        pagemap = os.open(f"/proc/{memory}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise refusal.refused(pid) from error
+    try:
+        rolling = _Rolling(pid, memory, pagemap, policy, stack_bytes, deadline)
+        run_as_tracer(lambda: rolling.run(only))
+    finally:
+        os.close(pagemap)
     if not rolling.samples and not rolling.left_out:
         raise CaptureError(
             refusal.reason(pid) or f"process {pid} ended before its threads could be read"
@@ -84,15 +95,25 @@ class _Late(NamedTuple):
 
 
 class _Rolling:
-    def __init__(self, pid: int, policy: Perturb, stack_bytes: int, deadline: float) -> None:
+    def __init__(
+        self,
+        pid: int,
+        memory: int,
+        pagemap: int,
+        policy: Perturb,
+        stack_bytes: int,
+        deadline: float,
+    ) -> None:
         self.samples: list[ThreadSample] = []
         self.left_out: list[Unstopped] = []
-        self._pid, self._policy, self._deadline = pid, policy, deadline
+        self._pid, self._memory, self._pagemap = pid, memory, pagemap
+        self._policy, self._deadline = policy, deadline
         layout = xsave.layout()
         self._file = ptrace.RegisterFile(1, layout.size if layout else XSTATE_SIZE)
         self._stack = ctypes.create_string_buffer(b"\xff" * max(stack_bytes, 1))
-        self._local = Iovec(ctypes.addressof(self._stack), stack_bytes)
-        self._remote = Iovec(0, stack_bytes)
+        self._most = stack_bytes
+        self._local = Iovec(ctypes.addressof(self._stack), 0)
+        self._remote = Iovec(0, 0)
         self._late: dict[int, _Late] = {}
 
     def run(self, only: Sequence[int] | None) -> None:
@@ -201,9 +222,16 @@ class _Rolling:
             self.left_out.append(Unstopped(late.facts.tid, why, call))
 
     def _read_stack(self) -> int:
-        """Bytes of the stack that could be read: up to the end of its mapping."""
-        if not self._local.length:
-            return 0
-        self._remote.base = max(self._file.words[Reg.RSP] - _RED_ZONE, 0)
+        """Bytes of the stack that could be read: those that are there.
+
+        Others might keep us waiting, and the thread with us.
+        """
+        sp, size = self._file.words[Reg.RSP], 0
+        for start in (max(sp - _RED_ZONE, 0), sp & -PAGE):  # that zone may be on an untouched page
+            size = resident_part(self._pagemap, start, self._most) if self._most else 0
+            if size:
+                break
+        self._remote.base = start
+        self._local.length = self._remote.length = size
         local, remote = ctypes.addressof(self._local), ctypes.addressof(self._remote)
-        return vmread.read_alone(self._pid, local, remote, 1)
+        return vmread.read_alone(self._memory, local, remote, 1)

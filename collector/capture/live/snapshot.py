@@ -34,8 +34,9 @@ from collector.capture.live.stop import Perturb, StoppedProcess, Unstopped
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.process import OpenProcess
 from collector.elfcore.types import Mapping, ProcessImage, Thread
-from collector.errors import CaptureError, ProbeError
+from collector.errors import CaptureError, KeptWaiting, ProbeError
 from collector.model import Capture, ProcessKey, SnapshotFacts, SnapshotMode
+from collector.patience import patiently
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe
 from collector.probe.stacks import ThreadStack
@@ -117,7 +118,11 @@ class _Taker:
         if self._live is None or self._wish.extended:
             why = "BPF can not be used" if self._live is None else "FPU state was asked for"
             return self._rolled(SnapshotMode.THREADS, why, write)
-        sampled = [s for s in self._live.sample(self._pid, STACK_BYTES) if s.regs is not None]
+        try:
+            sampled = [s for s in self._sampled(self._live) if s.regs is not None]
+        except KeptWaiting:
+            why = "memory at one of its stacks keeps readers waiting"
+            return self._rolled(SnapshotMode.THREADS, why, write)
         facts = SnapshotFacts(
             mode=SnapshotMode.THREADS,
             method="iterator",
@@ -163,12 +168,15 @@ class _Taker:
         pieces += [(s.stack_address, s.stack) for s in others.values() if s.stack]
         return write(self._found(threads, facts, pieces)), facts
 
+    def _sampled(self, live: LiveProbe) -> list[ThreadStack]:
+        return patiently(lambda: self._pid, lambda: live.sample(self._pid, STACK_BYTES))
+
     def _seen_by_bpf(self, tids: set[int]) -> dict[int, ThreadStack]:
         """What the iterator tells of threads that were not stopped."""
         if not tids or self._live is None:
             return {}
-        with contextlib.suppress(ProbeError):
-            sampled = self._live.sample(self._pid, STACK_BYTES)
+        with contextlib.suppress(ProbeError, KeptWaiting):
+            sampled = self._sampled(self._live)
             return {s.ns_tid: s for s in sampled if s.ns_tid in tids and s.regs is not None}
         return {}
 
