@@ -73,12 +73,12 @@ class ProcessGone(ProcessError):
 
 
 class KeptWaiting(ProcessError):
-    """Memory of process `pid` lets nobody read it, nor fail to (see patience)."""
+    """Memory of process `pid` can not be read, and a read of it does not fail (see patience)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(
-            f"process {pid} keeps its readers waiting: memory of it is behind userfaultfd(2), or "
-            "in a file whose file system does not answer"
+            f"process {pid} keeps its readers waiting: its memory is behind userfaultfd(2) or a "
+            "file system that does not answer, or its mappings are locked"
         )
         self.pid = pid
 

@@ -47,6 +47,9 @@ def patiently(whose: Callable[[], int | None], work: Callable[[], T]) -> T:
             if pid is None or waited < WAIT_S:
                 continue
             raise KeptWaiting(pid) from None
+        except KeyboardInterrupt:
+            thread.join(1.0)  # as a rule it is done in a moment, and what it uses is whole again
+            raise
         if error is not None:
             raise error
         return result  # type: ignore[return-value]

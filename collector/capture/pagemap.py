@@ -78,6 +78,16 @@ def resident_part(pagemap_fd: int, address: int, size: int) -> int:
     return max(0, min(address + size, end * PAGE) - address)
 
 
+def has_arguments(pagemap_fd: int, stat: bytes, most: int) -> bool:
+    """Whether `most` bytes of a process's arguments can be read without waiting.
+
+    stat: its /proc/PID/stat, whose fields 48 and 49 say where they are (proc_pid_stat(5)).
+    """
+    start, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:47])
+    size = min(end - start, most)
+    return size > 0 and resident(pagemap_fd, start, size)
+
+
 class Pagemap:
     """Finds the populated, non-zero pages behind one open /proc/PID/pagemap."""
 

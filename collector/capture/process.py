@@ -17,7 +17,7 @@ from typing import Self
 import msgspec
 
 from collector import proctext
-from collector.capture.pagemap import resident
+from collector.capture.pagemap import has_arguments
 from collector.errors import CaptureError
 from collector.leader import with_memory
 from collector.model import ProcessKey
@@ -83,10 +83,11 @@ class OpenProcess:
             self._open_other()
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
+        can_read = has_arguments(self.pagemap_fd, self._read("stat"), _MAX_CMDLINE)
         self.text = ProcText(
             stat=stat,
             status=self._read("status"),
-            cmdline=self._read("cmdline", _MAX_CMDLINE) if self._has_arguments() else b"",
+            cmdline=self._read("cmdline", _MAX_CMDLINE) if can_read else b"",
             auxv=self._read("auxv"),
             cgroup=self._read("cgroup"),
             coredump_filter=self._read("coredump_filter"),
@@ -103,13 +104,6 @@ class OpenProcess:
         if int(proctext.field(self._read("status"), b"Tgid") or 0) != self.pid:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
-
-    def _has_arguments(self) -> bool:
-        """Whether its arguments can be read without waiting: fields 48 and 49 of /proc/PID/stat."""
-        stat = self._read("stat")
-        start, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:47])
-        size = min(end - start, _MAX_CMDLINE)
-        return size > 0 and resident(self.pagemap_fd, start, size)
 
     def _keep_if(self, name: str, flags: int) -> int | None:
         with contextlib.suppress(OSError):

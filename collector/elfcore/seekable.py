@@ -132,7 +132,10 @@ class FrameReader:
                 raise CoreFormatError(
                     f"compressed core: frame {number} claims {claimed} bytes, the table {length}"
                 )
-            data = zstandard.ZstdDecompressor().decompress(packed, max_output_size=length)
+            # A frame that lost its checksum's flag would leave the checksum over.
+            data = zstandard.ZstdDecompressor().decompress(
+                packed, max_output_size=length, allow_extra_data=False
+            )
         except (zstandard.ZstdError, MemoryError) as error:
             raise CoreFormatError(f"compressed core: frame {number} is damaged: {error}") from None
         if len(data) != length:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector import cgroup, proctext
+from collector.capture.pagemap import has_arguments
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
@@ -171,7 +172,7 @@ class ProcFolder:
         stat, status = self.stat(), self.read(self._of_memory("status"))
         path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
         nested = len((proctext.field(status, b"NSpid") or b"").split()) > 1
-        words = self.read(self._of_memory("cmdline")).rstrip(b"\0").split(b"\0")
+        words = self._cmdline().rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
             key=ProcessKey(self.pid, stat.start_ns),
             ns_pid=int((proctext.field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
@@ -188,6 +189,17 @@ class ProcFolder:
             threads=stat.threads,
             resident_bytes=proctext.size(status, b"VmRSS") or 0,
         )
+
+    def _cmdline(self) -> bytes:
+        """Nothing if its arguments would keep us waiting, where that can be asked."""
+        with contextlib.suppress(ProcessError):
+            fd = self.open("pagemap")
+            try:
+                if not has_arguments(fd, self.read(self._of_memory("stat")), _READ):
+                    return b""
+            finally:
+                os.close(fd)
+        return self.read(self._of_memory("cmdline"))
 
     def _read_or_none(self, name: str) -> bytes | None:
         with contextlib.suppress(ProcessError):

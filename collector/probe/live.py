@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import struct
 import tempfile
 import threading
 import time
@@ -54,7 +53,6 @@ PATIENCE = 0.005  # seconds in which a running thread is caught, if it goes on r
 _AGAIN = 64  # threads that are looked at once more, one by one
 _TRIES = 3
 _AT_ONCE = (32 << 10) // LIVE.size  # threads: the kernel tells no more bytes at a time
-_FIRST = struct.Struct("<3Q2I")  # of struct cs_live, up to tid and tgid
 _ROOM = max(1 << 20, MAX_STACK + RED_ZONE)  # bytes of stacks that are read by one call
 
 
@@ -203,12 +201,11 @@ class LiveProbe:
             _iterator(self._programs["switches"], pid, single) as switches,
             self._reader() as reader,
         ):
-            memory = pid if single else 0
+            memory = with_memory(pid) if stack else pid
             while records := os.read(states, _AT_ONCE * LIVE.size):
                 stacks: list[bytes] = []
                 later = b""
                 if stack:
-                    memory = memory or _with_memory(pid, records)
                     stacks = reader.read(memory, extents(records, stack))
                     later = os.read(switches, len(stacks) * SWITCHES.size)
                 yield Listed(records, stacks, later)
@@ -319,11 +316,3 @@ def _iterator(program: int, pid: int, single: bool) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _with_memory(pid: int, states: bytes) -> int:
-    """The id of a thread that has the process's memory: the leader, listed first, or another."""
-    *_, tid, tgid = _FIRST.unpack_from(states)
-    if tid == tgid:
-        return pid
-    return with_memory(pid)

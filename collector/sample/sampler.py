@@ -54,6 +54,7 @@ class Sampler:
         self._seen: dict[int, tuple[object, bytes]] = {}  # by tid: what tells a run, and its stack
         self._strange: set[int] = set()  # pages without known code that were looked into
         self._taken = 0
+        self._blind = False
         self.lost: dict[str, str] = {}
         if process.no_bpf is not None:
             self.lost["registers"] = (
@@ -71,14 +72,21 @@ class Sampler:
         while self._grounds:
             self._grounds.popitem()[1].close()
 
+    def go_blind(self, why: str) -> None:
+        """From now on take states and registers alone; a sample that is being taken is none."""
+        self._blind, self._stack = True, 0
+        self.lost["later stacks"] = why
+
     def take(self) -> Sample:
         """One sample, appended to the ring. ProcessGone when the process has ended, or dies."""
+        blind = self._blind
         began = time.monotonic_ns()
         threads = self.process.threads(stack=self._stack)
         if any(t.state == _IDLE for t in threads) and self.process.is_dying:
             raise ProcessGone(f"process {self.process.pid} is dying")
         took = time.monotonic_ns() - began
-        self._look(threads)
+        if not blind:
+            self._look(threads)
         stacks: dict[bytes, KeptStack] = {}
         asked = 0
         found = []
@@ -90,6 +98,8 @@ class Sampler:
             found.append(_sampled(thread, channel, self._kept(thread, stacks)))
         if len(self._seen) > 2 * len(threads):
             self._seen = {t.tid: self._seen[t.tid] for t in threads if t.tid in self._seen}
+        if blind != self._blind:
+            raise ProcessError(f"process {self.process.pid} was given up meanwhile")
         sample = Sample(time_ns=began, took_ns=took, threads=tuple(found))
         self.ring.add(sample, stacks)
         self._taken += 1
@@ -134,6 +144,8 @@ class Sampler:
 
     def refresh(self) -> None:
         """Take note of code that was mapped since; what can not be had is named in `lost`."""
+        if self._blind:
+            return
         last = self._grounds.get(self._made - 1)
         try:
             if last is not None and code_of(self.process.mappings()) == last.code:

@@ -24,7 +24,7 @@ import msgspec
 from collector.deaths import same_process
 from collector.errors import CoresnapError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
-from collector.introspect.procfs import PF_KTHREAD, parse_stat
+from collector.introspect.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.lane import Lane
 from collector.model import Cause, ProcessKey, SamplesFacts
 from collector.patience import patiently
@@ -95,6 +95,7 @@ class Recorder:
         self._left_out: dict[int, Watch] = {}  # by pid: there was no room, and may be later
         self._turn: threading.Thread | None = None  # that has its turn to run
         self._looking: int | None = None  # the pid of the process that it looks at
+        self._stuck = 0  # threads that were left behind
         self._shunned: set[tuple[int, int]] = set()  # pid and start of those that keep us waiting
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
@@ -145,15 +146,19 @@ class Recorder:
             self._looking = None
 
     def _shun(self, error: KeptWaiting) -> None:
-        """Never look at a process again; the thread that does stays as it is."""
+        """Never touch a process's memory again; the thread that does stays as it is."""
+        self._looking = None
+        self._stuck += 1
+        watched = self._live.get(error.pid)
+        if self._stuck > _STUCK:
+            raise error
+        if watched is not None:
+            log.warning("watch: %s; its stacks are not sampled any more", error)
+            watched.sampler.go_blind(str(error))
+            return
         log.warning("watch: %s; it is left out", error)
         self._counts["refused"] += 1
-        self._looking = None
-        self._live.pop(error.pid, None)  # not closed: that thread uses it
-        self._left_out.pop(error.pid, None)
         self._shunned.add((error.pid, self._known.get(error.pid, (0, ""))[0]))
-        if len(self._shunned) > _STUCK:
-            raise error
 
     def _wait(self, until: float) -> None:
         """For a message, the end of a process, or the time."""
@@ -288,7 +293,7 @@ class Recorder:
                 continue
             self._known[pid] = seen
             # not the kernel's threads, nor zombies, nor what the agent and we have started
-            if not stat.flags & PF_KTHREAD and stat.state != "Z" and stat.ppid not in ours:
+            if not stat.flags & PF_KTHREAD and not _has_ended(stat) and stat.ppid not in ours:
                 with self._looking_at(pid):
                     self._consider(pid)
 
@@ -423,6 +428,11 @@ class Recorder:
             self._tell(_failed(fired, str(error)))
         else:
             self._tell(msgspec.structs.replace(fired, outcome="snapshot", record=record))
+
+
+def _has_ended(stat: Stat) -> bool:
+    """Whether it is a zombie; one of several threads is only the main one, which has ended."""
+    return stat.state == "Z" and stat.threads <= 1
 
 
 def _failed(fired: Fired, why: str) -> Fired:

@@ -13,7 +13,8 @@ import pytest
 from collector.capture.image import parse_maps
 from collector.capture.live.rolling import Rolled, roll
 from collector.capture.live.stop import Perturb, Why
-from collector.elfcore.types import Prot, Thread
+from collector.capture.pagemap import resident
+from collector.elfcore.types import PAGE, Prot, Thread
 from collector.errors import CaptureError
 from collector.probe import decode_threads
 from tests.system.live_victims import (
@@ -111,9 +112,11 @@ def _comparable(thread: Thread) -> tuple[object, ...]:
 
 
 def ends_at(pid: int, address: int) -> bool:
-    """Whether a readable mapping ends here."""
+    """Whether a readable mapping ends here, or a page begins that was never touched."""
     maps = parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
-    return any(m.end == address and m.prot & Prot.R for m in maps)
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        untouched = address % PAGE == 0 and not resident(pagemap.fileno(), address, 1)
+    return untouched or any(m.end == address and m.prot & Prot.R for m in maps)
 
 
 def test_threads_are_born_all_the_time(tmp_path: Path) -> None:

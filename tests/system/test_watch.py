@@ -197,6 +197,20 @@ def test_a_hostile_name(watching: RunningAgent, tmp_path: Path) -> None:
     assert "\x1b" not in watching.command("info", record["id"])
 
 
+def test_a_process_without_its_main_thread(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process whose main() has ended by pthread_exit(3)
+    program = Path(shutil.copy(build("probe_leaderless"), tmp_path / "watched_one"))
+    with running("probe_leaderless", cwd=tmp_path, file=program) as victim:
+        sampled(watching)
+        # WHEN it is killed
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        record = watching.record(victim.pid)
+    # THEN its samples tell where the thread was that went on
+    assert record["samples"]["count"] == 25
+    assert "survivor" in watching.command("info", record["id"])
+
+
 def test_a_killed_recorder_is_replaced(watching: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a flight recorder that is killed
     killed = recorder_of(watching)
@@ -225,7 +239,13 @@ def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_pa
             watching.wait_line(f"process {waiting.pid} keeps its readers waiting")
             killed.process.kill()
             killed.wait()
-            # THEN the others have kept their samples, are sampled on, and have them when they die
+            # THEN it is still looked at, but for its stack
+            sampled(watching)
+            waiting.process.kill()
+            waiting.wait()
+            record = watching.record(waiting.pid)
+            assert record["samples"]["count"] == 25
+            # AND the others have kept their samples, are sampled on, and have them when they die
             assert recorder_of(watching) == recorder
             assert watching.record(killed.pid)["samples"]["count"] == 25
             sampled(watching)

@@ -224,6 +224,18 @@ def test_a_table_that_calls_a_frame_empty_is_refused(packed: bytes, tmp_path: Pa
         FrameReader(file.fileno())
 
 
+def test_a_frame_that_hides_its_checksum_is_refused(packed: bytes, tmp_path: Path) -> None:
+    # GIVEN a frame whose header says that it has none (RFC 8878, 3.1.1.1.1), and other data
+    damaged = bytearray(packed)
+    damaged[4] &= ~4
+    damaged[34] ^= 1
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged)
+    # THEN it is not read as if it were good
+    with path.open("rb") as file, pytest.raises(CoreFormatError, match="frame 0 is damaged"):
+        FrameReader(file.fileno()).read(0, 1)
+
+
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_changed_files_are_read_or_refused(packed: bytes, data: st.DataObject) -> None:

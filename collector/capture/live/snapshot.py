@@ -86,7 +86,8 @@ def take(
     words, if the process may not be looked at or ends meanwhile.
     """
     refusal.check(pid)
-    with OpenProcess(pid, with_maps=False) as opened:
+    # whatever keeps us waiting for its memory does so here, while nobody is stopped
+    with patiently(lambda: pid, lambda: OpenProcess(pid, with_maps=False)) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
         taker = _Taker(pid, wish, opened, live)
