@@ -14,7 +14,7 @@ import msgspec
 from bench import crashes, listing, machine, overhead, report, rest, snapshots, takers, writing
 from bench.cases import CASES, QUICK, QUICK_ROUNDS
 from bench.model import Result
-from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE, USUAL_LIVE
+from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
 OTHERS = ("rest", "write", "bpf")
 SNAPSHOTS = "snapshots"  # all cases of them
@@ -40,8 +40,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     args = parser.parse_args(words)
     if args.cases is None:
-        usual = [*crashing, *USUAL_LIVE, *OTHERS]
-        args.cases = [*QUICK, *QUICK_LIVE, *OTHERS] if args.quick else usual
+        args.cases = [*QUICK, *QUICK_LIVE] if args.quick else [*crashing, *live]
+        args.cases += OTHERS
     elif SNAPSHOTS in args.cases:
         args.cases += live
     if args.rounds is None and args.quick:

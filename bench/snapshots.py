@@ -51,7 +51,7 @@ THREADS_CASE = LiveCase(
     rounds=3,
     about="Snapshot: 1,000 threads, 16 MiB resident",
 )
-_USUAL = (
+LIVE_CASES = (
     _size("256MiB", 256, 16, 0, 3),
     _size("256MiB", 256, 16, RATE, 3),
     _size("256MiB", 256, 200, 0, 2),
@@ -62,6 +62,8 @@ _USUAL = (
     _size("2GiB", 2048, 200, RATE, 1),
     _size("6GiB", 6144, 16, 0, 1),
     _size("6GiB", 6144, 16, RATE, 2),
+    _size("6GiB", 6144, 200, 0, 1),
+    _size("6GiB", 6144, 200, RATE, 1),
     LiveCase(
         name="snap-sparse",
         mib=SPARSE_MIB,
@@ -72,8 +74,6 @@ _USUAL = (
     ),
     THREADS_CASE,
 )
-LIVE_CASES = (*_USUAL, _size("6GiB", 6144, 200, 0, 1), _size("6GiB", 6144, 200, RATE, 1))
-USUAL_LIVE = tuple(case.name for case in _USUAL)  # the others take minutes each
 QUICK_LIVE = ("snap-256MiB-16-writer",)
 
 

@@ -66,7 +66,8 @@ def test_all_memory_is_of_one_instant(tmp_path: Path) -> None:
         before, report = target.state(), target.report
         counts = [run_as_tracer(work) for _ in range(30)]
         assert {first - second for first, second in counts} <= {0, 1}
-        assert sorted(set(counts)) == counts  # and it counted on, each time
+        assert sorted(counts) == counts  # and it counted on, whenever it had a CPU
+        assert len(set(counts)) > 1
         assert target.changed(before) == {}
 
 

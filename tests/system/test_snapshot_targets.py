@@ -173,10 +173,12 @@ def test_a_saturated_java_heap(tmp_path: Path) -> None:
             replaced, wrong = victim.process.stdout.readline().split()
             return int(replaced), int(wrong)
 
-        names = {
-            int(task.name): (task / "comm").read_text().strip()
-            for task in Path(f"/proc/{victim.pid}/task").iterdir()
-        }
+        def named(prefix: str) -> set[int]:
+            tasks = Path(f"/proc/{victim.pid}/task").iterdir()
+            return {int(t.name) for t in tasks if (t / "comm").read_text().startswith(prefix)}
+
+        wait_until(lambda: len(named("churn-")) == 4, "its threads have no names")
+        threads = named("churn-") | named("VM Thread")
         for way in MODES:
             before, _ = progress()
             # WHEN it is snapshot in each way
@@ -184,9 +186,7 @@ def test_a_saturated_java_heap(tmp_path: Path) -> None:
             with CoreFile(tmp_path / "core") as core:
                 found = {thread.tid for thread in core.threads}
             # THEN all of its threads are in the core
-            churning = {tid for tid, name in names.items() if name.startswith("churn-")}
-            assert len(churning) == 4 and churning <= found, way
-            assert {tid for tid, name in names.items() if name == "VM Thread"} <= found
+            assert threads <= found, way
             # AND it goes on without an error
             wait_until(lambda before=before: progress()[0] > before, "it does not go on")
         assert progress()[1] == 0
