@@ -29,15 +29,16 @@ HASH_MAP(caught_in, u32, u32, CS_CAUGHT_THREADS);
 
 FN void fill_live(struct cs_live *out, struct task_struct *t)
 {
-	struct pid *pid = GET(t, thread_pid);
-	u32 level = GET(pid, level);
+	struct task_struct *leader = GET(t, group_leader);
+	/* All threads are in one pid namespace (clone(2)); this one's own struct pid may be in no cache. */
+	u32 level = GET(GET(leader, thread_pid), level);
 
 	out->time_ns = bpf_ktime_get_ns();
-	out->process_start_ns = GET(GET(t, group_leader), start_boottime);
+	out->process_start_ns = GET(leader, start_boottime);
 	out->start_ns = GET(t, start_boottime);
 	out->tid = GET(t, pid);
 	out->tgid = GET(t, tgid);
-	out->ns_tid = level ? id_in_namespace(pid, level, 0) : out->tid;
+	out->ns_tid = level ? id_in_namespace(GET(t, thread_pid), level, 0) : out->tid;
 	out->state = GET(t, __state);
 	out->cpu = GET(t, thread_info.cpu);
 	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
 from typing import Any
 
 IOV_MAX = 1024  # pieces of a call, <limits.h>
@@ -57,27 +56,29 @@ class Reader:
         self._room = bytearray(room)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._room))
 
-    def read(self, pid: int, pieces: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Of each piece, (address, bytes), what comes before the first page that is unreadable."""
-        found: list[bytes] = []
-        view = memoryview(self._room)
-        while len(found) < len(pieces):
-            sizes, remote, total = [], array("Q"), 0
-            for address, size in pieces[len(found) : len(found) + IOV_MAX]:
-                if total + size > len(self._room):
-                    break
-                sizes.append(size)
-                remote.extend((address, size))
-                total += size
-            if not sizes:
-                raise ValueError(f"{size} bytes do not fit into {len(self._room)}")
+    def read(self, pid: int, pieces: array[int]) -> tuple[bytes, list[int]]:
+        """What can be read of pieces, one after the other, and how much that is of each.
+
+        pieces: of type "Q", address and bytes of each in turn. Of a piece there is what comes
+        before its first page that is unreadable. ValueError if one is larger than the room.
+        """
+        parts: list[bytes] = []
+        found: list[int] = []
+        while 2 * len(found) < len(pieces):
+            group = pieces[2 * len(found) : 2 * (len(found) + IOV_MAX)]
+            while (total := sum(sizes := group[1::2])) > len(self._room):
+                if len(group) == 2:
+                    raise ValueError(f"{total} bytes do not fit into {len(self._room)}")
+                del group[len(group) // 4 * 2 :]
             local = array("Q", (self._address, total)).tobytes()
-            left, at = read(pid, local, remote.tobytes(), len(sizes)), 0
+            done = read(pid, local, group.tobytes(), len(sizes))
+            parts.append(bytes(memoryview(self._room)[:done]))
+            if done == total:
+                found.extend(sizes)
+                continue
             for size in sizes:
-                done = min(size, left)
-                found.append(bytes(view[at : at + done]))
-                at += done
-                left -= done
-                if done < size:  # the kernel went no further: the next ones are asked for again
+                found.append(min(size, done))
+                done -= found[-1]
+                if found[-1] < size:  # the kernel went no further: ask again for those behind it
                     break
-        return found
+        return b"".join(parts), found

@@ -5,7 +5,9 @@ The kernel's exit path alters a few words of memory; they are copied before.
 
 from __future__ import annotations
 
+import itertools
 import struct
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -64,9 +66,12 @@ def _robust_patches(
 
 def _read_words(pid: int, pagemap_fd: int, wanted: Sequence[int], size: int) -> list[bytes]:
     """`size` bytes at each address by process_vm_readv(2), many per call; b"" where unreadable."""
-    pieces = [(a if resident(pagemap_fd, a, size) else 0, size) for a in wanted]
-    found = vmread.Reader(size * vmread.IOV_MAX).read(pid, pieces)
-    return [data if len(data) == size else b"" for data in found]
+    pieces = array("Q", bytes(16 * len(wanted)))
+    pieces[::2] = array("Q", [a if resident(pagemap_fd, a, size) else 0 for a in wanted])
+    pieces[1::2] = array("Q", [size]) * len(wanted)
+    data, sizes = vmread.Reader(size * vmread.IOV_MAX).read(pid, pieces)
+    ends = itertools.accumulate(sizes)
+    return [data[e - size : e] if n == size else b"" for e, n in zip(ends, sizes, strict=True)]
 
 
 def pin_addresses(auxv: bytes, stack_pointer: int | None) -> list[int]:

@@ -144,6 +144,7 @@ class Process:
         """All threads in the order of their ids.
 
         `stack`: bytes of each stack, at most 64 KiB; from /proc alone only of sleeping threads.
+        Stacks in memory behind userfaultfd(2) or FUSE may keep this waiting: see `patience`.
         `wait_channels`: also ask /proc for each sleeping thread's place in the kernel: some 10 µs
         each, here and not there.
         """

@@ -16,6 +16,7 @@ import select
 import tempfile
 import threading
 import time
+from array import array
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -203,12 +204,13 @@ class LiveProbe:
         ):
             memory = with_memory(pid) if stack else pid
             while records := os.read(states, _AT_ONCE * LIVE.size):
-                stacks: list[bytes] = []
-                later = b""
                 if stack:
-                    stacks = reader.read(memory, extents(records, stack))
-                    later = os.read(switches, len(stacks) * SWITCHES.size)
-                yield Listed(records, stacks, later)
+                    where = extents(records, stack)
+                    stacks, sizes = reader.read(memory, where)
+                    later = os.read(switches, len(sizes) * SWITCHES.size)
+                    yield Listed(records, where, stacks, sizes, later)
+                else:
+                    yield Listed(records, array("Q"), b"", [], b"")
                 if single:
                     return
 
@@ -271,7 +273,7 @@ class LiveProbe:
 
         `ThreadStack.exact` says of which it is known. ProbeError if there is no such process.
         """
-        threads = list(decode_listed(self.stacks(pid, stack), stack))
+        threads = list(decode_listed(self.stacks(pid, stack)))
         if not threads:
             raise ProbeError(f"no process {pid} has threads to list")
         moving = {t.tid: t for t in threads if not t.exact and t.regs is not None}
@@ -295,7 +297,7 @@ class LiveProbe:
         with contextlib.suppress(ProbeError), _listing(tid):
             for _ in range(_TRIES):
                 listed = self._list(tid, stack, single=True)
-                found = next(decode_listed(listed, stack), None)
+                found = next(decode_listed(listed), None)
                 if found is None or found.exact:
                     break
         return found

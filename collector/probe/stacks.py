@@ -6,6 +6,7 @@ Pure decoding: bytes to values. Who reads the bytes, and when, is `live`'s busin
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -35,7 +36,9 @@ class Listed(NamedTuple):
     """Some threads: what two reads of the iterators told, and the stacks read between them."""
 
     states: bytes  # struct cs_live
-    stacks: list[bytes]  # of each, from where `extents` says; empty: none was asked for
+    extents: array[int]  # of their stacks, see `extents`; empty: none was asked for
+    stacks: bytes  # what could be read, one after the other
+    sizes: list[int]  # of each
     switches: bytes  # struct cs_switches of most of them, or of others
 
 
@@ -98,27 +101,28 @@ def _extent(sp: int, block: int, stack: int) -> tuple[int, int]:
     return start, end - start
 
 
-def extents(states: bytes, stack: int) -> list[tuple[int, int]]:
-    """Where the stacks of these threads are: address and bytes, `stack` above sp at most."""
-    return [
-        _NOWHERE if flags & KERNEL else _extent(sp, block, stack)
-        for flags, sp, block in _PLACED.iter_unpack(states)
-    ]
+def extents(states: bytes, stack: int) -> array[int]:
+    """Where the stacks of these threads are: address and size in turn, `stack` above sp at most."""
+    found = array("Q")
+    for flags, sp, block in _PLACED.iter_unpack(states):
+        found.extend(_NOWHERE if flags & KERNEL else _extent(sp, block, stack))
+    return found
 
 
-def decode_listed(listed: Iterable[Listed], stack: int) -> Iterator[ThreadStack]:
-    """The threads in the kernel's order; `stack` is what was asked for. ProbeError if damaged."""
-    for states, stacks, switches in listed:
+def decode_listed(listed: Iterable[Listed]) -> Iterator[ThreadStack]:
+    """The threads in the kernel's order. ProbeError if damaged."""
+    for states, where, stacks, sizes, switches in listed:
         if len(states) % LIVE.size or len(switches) % SWITCHES.size:
             raise ProbeError(f"{len(states)} and {len(switches)} bytes are not whole records")
-        if not stacks:
+        if not where:
             yield from (_thread(words) for words in LIVE.iter_unpack(states))
             continue
         later = {tid: rest for *rest, tid, on_cpu in SWITCHES.iter_unpack(switches) if not on_cpu}
-        places = extents(states, stack)
-        for words, (start, _), data in zip(LIVE.iter_unpack(states), places, stacks, strict=True):
+        end = 0
+        for words, start, size in zip(LIVE.iter_unpack(states), where[::2], sizes, strict=True):
             still = later.get(words[3]) == [words[2], words[13] + words[14]]
-            yield _thread(words, start, data, still=still)
+            end += size
+            yield _thread(words, start, stacks[end - size : end], still=still)
 
 
 def _thread(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -41,10 +43,13 @@ def test_pieces_are_read_up_to_what_is_unreadable_and_the_others_whole() -> None
     # WHEN pieces are read, more than fit into the room or a call
     pieces = [(at, 3), (at + page - 8, page), (at + page, 1), (0, 0), (at + 2 * page, page), (0, 5)]
     pieces += [(at + 2 * page + i, 8) for i in range(vmread.IOV_MAX + 1)]
-    found = reader.read(os.getpid(), pieces)
+    data, sizes = reader.read(os.getpid(), array("Q", itertools.chain.from_iterable(pieces)))
+    ends = list(itertools.accumulate(sizes))
+    found = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    assert ends[-1] == len(data)
     # THEN each has what comes before the unreadable page
     assert found[:6] == [b"aaa", b"a" * 8, b"", b"", b"c" * page, b""]
     assert found[6:] == [b"c" * 8] * (vmread.IOV_MAX + 1)
     # AND a piece without room is refused
     with pytest.raises(ValueError, match="do not fit"):
-        reader.read(os.getpid(), [(at, 3 * page)])
+        reader.read(os.getpid(), array("Q", [at, 3 * page]))
