@@ -138,8 +138,7 @@ def test_no_target_is_judged_in_other_cases() -> None:
 
 def test_which_cases_run() -> None:
     names = {case.name for case in LIVE_CASES}
-    slow = {"snap-6GiB-200-idle", "snap-6GiB-200-writer"}
-    assert names & set(arguments([]).cases) == names - slow
+    assert names <= set(arguments([]).cases)
     assert names & set(arguments(["--quick"]).cases) == {"snap-256MiB-16-writer"}
     assert names & set(arguments(["--case", "snapshots"]).cases) == names
     assert arguments(["--case", "snap-sparse"]).cases == ["snap-sparse"]
