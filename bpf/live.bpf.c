@@ -9,8 +9,9 @@
  * switches on for some milliseconds, and takes registers and stack together.
  * `threads` and `mappings` are those of iterators.bpf.h, for readers that are not the agent.
  *
- * No program here waits for memory of the process (bpf_copy_from_user_task() would): what keeps
- * its readers waiting for ever would keep the whole system's BPF programs from being unloaded.
+ * No program here reads memory that it might have to wait for: bpf_copy_from_user_task() takes
+ * longer than process_vm_readv(2), and while it waits for a slow file, so does whatever waits for
+ * RCU tasks trace, all over the host.
  *
  * Linux >= 6.1, x86-64. One source for two loaders: see compat.h.
  */
