@@ -1,9 +1,10 @@
 """Looks at a process whose memory may keep its readers waiting for ever.
 
-Memory behind userfaultfd(2) or a FUSE file is there when its owner says so. Until then only the end
-of the reader's process interrupts a read of it, not even Ctrl-C does: process_vm_readv(2), read(2)
-of /proc/PID/mem, but of /proc/PID/cmdline as well. So the look is taken in a thread, which is left
-behind if it must be. Where a process stands still for it, ask /proc/PID/pagemap first instead.
+Memory behind userfaultfd(2) or a FUSE file is there when its owner says so. Until then only the
+end of the reader's process interrupts process_vm_readv(2), not even Ctrl-C does; nor, where it is
+a file, read(2) of /proc/PID/mem and cmdline (behind userfaultfd(2) they fail). So the look is taken
+in a thread, which is left behind if it must be. Where a process stands still for it, ask
+/proc/PID/pagemap first instead.
 """
 
 from __future__ import annotations
