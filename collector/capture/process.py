@@ -83,7 +83,8 @@ class OpenProcess:
             self._open_other()
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
-        can_read = has_arguments(self.pagemap_fd, self._read("stat"), _MAX_CMDLINE)
+        own = stat if self.tid == self.pid else self._read("stat")
+        can_read = has_arguments(self.pagemap_fd, own, _MAX_CMDLINE)
         self.text = ProcText(
             stat=stat,
             status=self._read("status"),

@@ -226,9 +226,11 @@ class _Rolling:
 
         Others might keep us waiting, and the thread with us.
         """
-        sp, size = self._file.words[Reg.RSP], 0
+        if not self._most:
+            return 0
+        sp = self._file.words[Reg.RSP]
         for start in (max(sp - _RED_ZONE, 0), sp & -PAGE):  # that zone may be on an untouched page
-            size = resident_part(self._pagemap, start, self._most) if self._most else 0
+            size = resident_part(self._pagemap, start, self._most)
             if size:
                 break
         self._remote.base = start
