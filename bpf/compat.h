@@ -81,6 +81,11 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* The compiler keeps loads before it before loads behind it, as x86 does. */
 #define IN_THIS_ORDER asm volatile("" ::: "memory")
 
+/* The verifier of 6.1 forgets what a comparison has told of a number when the compiler keeps the
+ * number in another register, or in half of one, where it is used. Around the comparison this
+ * makes it one 64-bit register. */
+#define ONE_REGISTER(number) asm volatile("" : "+r"(number))
+
 /* A field of an object whose type the verifier knows (in iterators): a plain load. */
 #define GET(p, field) (*ADDRESS(p, field))
 

@@ -419,9 +419,9 @@ ON_EVENT(sched_process_exit)
  * kernel functions under bcc), and the address space that is still there on >= 6.16; without
  * them there is just no backtrace. */
 extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
-				 u64 addr) __ksym;
-extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym;
-extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym;
+				 u64 addr) __ksym __weak;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
 FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct path *root)
 {

@@ -81,7 +81,8 @@ ITERATE(task, threads)
 	struct cs_scratch *scratch;
 	struct fpstate *fpstate;
 	struct fpu *fpu;
-	u32 zero = 0, size;
+	u32 zero = 0;
+	u64 size;
 
 	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
 		return 0;
@@ -93,12 +94,14 @@ ITERATE(task, threads)
 	fpstate = READ(fpu, fpstate);
 	out.xfeatures = READ(fpstate, user_xfeatures);
 	size = xstate_size(ADDRESS(fpstate, regs), READ(fpstate, size), out.xfeatures);
+	ONE_REGISTER(size);
 	if (size > CS_XSTATE_MAX ||
 	    bpf_probe_read_kernel(scratch->bytes, size, ADDRESS(fpstate, regs)))
 		size = 0;
 	out.xstate_size = size;
 	out.size = sizeof(out) + size;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	ONE_REGISTER(size);
 	if (size && size <= CS_XSTATE_MAX)
 		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
 	return 0;

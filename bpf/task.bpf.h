@@ -45,8 +45,10 @@ FN int copy_path(char *out, struct dentry *dentry, struct vfsmount *mnt, struct 
 			struct dentry *parent = READ(dentry, d_parent);
 			long n;
 
+			ONE_REGISTER(used);
 			if (used > CS_PATH - CS_NAME_MAX)
 				return -1;
+			ONE_REGISTER(used);
 			n = bpf_probe_read_kernel_str(out + used, CS_NAME_MAX,
 						      READ(dentry, d_name.name));
 			if (n <= 1)
