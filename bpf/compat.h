@@ -15,6 +15,7 @@
 
 #ifdef CORESNAP_BCC
 
+#define SUBPROGRAM FN
 #define ON_EVENT(tracepoint) int raw_tracepoint__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) int bpf_iter__##target(struct bpf_iter__##target *ctx)
 #define ITERATE_ALSO(target, name) int name(struct bpf_iter__##target *ctx)
@@ -38,6 +39,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
+#define SUBPROGRAM __attribute__((noinline))
 #define ON_EVENT(tracepoint) \
 	SEC("raw_tp/" #tracepoint) int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) SEC("iter/" #target) int name(struct bpf_iter__##target *ctx)

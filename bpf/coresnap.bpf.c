@@ -446,7 +446,8 @@ FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct 
 	out->reserved = 0;
 	if (!path)
 		path = (struct path *)ADDRESS(file, f_path);
-	out->path_len = copy_path(out->path, READ(path, dentry), READ(path, mnt), root);
+	out->path_len = copy_path((struct cs_path *)out->path, (u64)READ(path, dentry),
+				  (u64)READ(path, mnt), (u64)root);
 	/* Not without waking: a later record wakes only a reader that has read all before it. */
 	bpf_ringbuf_submit(out, 0);
 }

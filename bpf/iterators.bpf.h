@@ -130,7 +130,8 @@ FN int walked_path(struct cs_mapping *out, char *bytes, struct path *path)
 	out->flags |= CS_MAPPING_PATH_WALK;
 	if (!READ(dentry, d_hash.pprev))
 		out->flags |= CS_MAPPING_DELETED;
-	return copy_path(bytes, dentry, READ(path, mnt), fs ? ADDRESS(fs, root) : 0);
+	return copy_path((struct cs_path *)bytes, (u64)dentry, (u64)READ(path, mnt),
+			 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
 FN s64 fill_file(struct cs_mapping *out, char *bytes, struct file *file)

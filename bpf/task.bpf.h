@@ -23,13 +23,26 @@ FN u32 id_in_namespace(struct pid *pid, u32 level, struct pid_namespace *ns)
 	return id.ns == ns || !ns ? id.nr : 0;
 }
 
-/* Components of a path, last one first, each with its terminating zero; the bytes used, or < 0. */
-FN int copy_path(char *out, struct dentry *dentry, struct vfsmount *mnt, struct path *root)
+struct cs_path {
+	char bytes[CS_PATH];
+};
+
+/*
+ * Components of a path, last one first, each with its terminating zero; the bytes used, or < 0.
+ * A function that the verifier looks at once, not at each of its calls: inside of a loop over
+ * mappings 6.12 gives up. Such functions take pointers to kernel objects as numbers.
+ */
+SUBPROGRAM int copy_path(struct cs_path *out, u64 dentry_at, u64 mnt_at, u64 root_at)
 {
+	struct dentry *dentry = (void *)dentry_at;
+	struct vfsmount *mnt = (void *)mnt_at;
+	struct path *root = (void *)root_at;
 	struct dentry *root_dentry = root ? READ(root, dentry) : 0;
 	struct vfsmount *root_mnt = root ? READ(root, mnt) : 0;
 	u64 used = 0; /* 64 bits: without 32-bit instructions the verifier would lose its bounds */
 
+	if (!out)
+		return -1;
 	for (int step = 0; step < CS_PATH_STEPS; step++) {
 		if (!(((u64)dentry ^ (u64)root_dentry) | ((u64)mnt ^ (u64)root_mnt)))
 			return used; /* one branch: the verifier follows each on its own */
@@ -49,7 +62,7 @@ FN int copy_path(char *out, struct dentry *dentry, struct vfsmount *mnt, struct 
 			if (used > CS_PATH - CS_NAME_MAX)
 				return -1;
 			ONE_REGISTER(used);
-			n = bpf_probe_read_kernel_str(out + used, CS_NAME_MAX,
+			n = bpf_probe_read_kernel_str(out->bytes + used, CS_NAME_MAX,
 						      READ(dentry, d_name.name));
 			if (n <= 1)
 				return -1;
@@ -70,8 +83,9 @@ FN void fill_exe(struct cs_who *who, struct task_struct *t)
 
 	who->exe_len = -1;
 	if (file)
-		who->exe_len = copy_path(who->exe, READ(file, f_path.dentry),
-					 READ(file, f_path.mnt), fs ? ADDRESS(fs, root) : 0);
+		who->exe_len = copy_path((struct cs_path *)who->exe, (u64)READ(file, f_path.dentry),
+					 (u64)READ(file, f_path.mnt),
+					 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
 FN void fill_who(struct cs_who *who, struct task_struct *t)
