@@ -61,12 +61,22 @@ def cache_dir() -> Path:
 
 def compiler() -> Any:
     """bcc's class BPF, with this kernel's types. ProbeError if bcc is not there."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(cache_dir()))
     try:
         from bcc import BPF  # noqa: PLC0415 - heavy, and not on every machine
     except ImportError as error:
         raise ProbeError(f"bcc can not be imported ({error}): install {PACKAGE}") from error
+    os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(cache_dir(), _helpers()))
     return BPF
+
+
+def _helpers() -> set[str]:
+    """The helpers that bcc's headers name: they are a text inside of its library."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.partition("/")[2]
+        if path.rpartition("/")[2].startswith("libbcc.so"):
+            found = re.findall(rb"\bBPF_FUNC_\w+", Path(f"/{path}").read_bytes())
+            return {name.decode() for name in found}
+    return set()
 
 
 def load(directory: Path) -> None:

@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -132,15 +133,21 @@ _EMPTY = """
 """
 
 
-def header_tree(cache_dir: Path) -> Path:
-    """The tree for BCC_KERNEL_SOURCE, made once per kernel below `cache_dir` (mode 0700)."""
+def header_tree(cache_dir: Path, helpers: Collection[str]) -> Path:
+    """The tree for BCC_KERNEL_SOURCE, made once per kernel below `cache_dir` (mode 0700).
+
+    helpers: the constants of enum bpf_func_id that bcc's own headers name. Those that an older
+    kernel lacks are declared as 0, BPF_FUNC_unspec, which no program may call.
+    """
     cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tree = cache_dir / f"headers-{_generator_hash()[:16]}-{kernel_hash()[:16]}"
+    tree = cache_dir / f"headers-{_generator_hash(helpers)[:16]}-{kernel_hash()[:16]}"
     if tree.is_dir():
         return tree
     files = dict.fromkeys(_EMPTY.split(), "")
-    files["include/linux/kconfig.h"] = _KCONFIG
-    files["include/linux/vmlinux.h"] = vmlinux_h()
+    files["include/linux/vmlinux.h"] = types = vmlinux_h()
+    known = set(re.findall(r"\bBPF_FUNC_\w+", types))
+    newer = sorted(set(helpers) - known)
+    files["include/linux/kconfig.h"] = _KCONFIG + "".join(f"#define {n} 0\n" for n in newer)
     files["include/linux/layout.h"] = layout_h()
     files["include/linux/version.h"] = _kernel_version()
     files["include/asm/page.h"] = "#define PAGE_SIZE 4096\n"
@@ -157,6 +164,7 @@ def header_tree(cache_dir: Path) -> Path:
     return tree
 
 
-def _generator_hash() -> str:
-    sources = (Path(__file__), Path(libbpf.__file__))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+def _generator_hash(helpers: Collection[str]) -> str:
+    sources = [source.read_bytes() for source in (Path(__file__), Path(libbpf.__file__))]
+    names = " ".join(sorted(helpers)).encode()
+    return hashlib.sha256(b"".join([*sources, names])).hexdigest()
