@@ -53,9 +53,15 @@ class RunVerb:
         )
         parser.add_argument(
             "--bpf",
-            choices=("auto", "core", "bcc"),
+            choices=("auto", "core", "bcc", "none"),
             default="auto",
-            help="loader of the BPF programs: the prebuilt object, or the on-host compiler",
+            help="loader of the BPF programs: the prebuilt object, the on-host compiler, or no BPF:"
+            " only what the kernel hands over is seen then",
+        )
+        parser.add_argument(
+            "--degraded",
+            action="store_true",
+            help="go on even if neither BPF nor a hand-off works here, and no death is seen",
         )
         parser.add_argument(
             "--run-dir",
@@ -97,6 +103,8 @@ class RunVerb:
             store.clean_partial()
             probe = _open_probe(args, parts)
             backend = _open_backend(args.run_dir, policy, parts)
+            if probe is None and isinstance(backend, NoBackend):
+                _nothing_works(args, backend)
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend)
@@ -119,8 +127,10 @@ class RunVerb:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
+            blind = probe is None and isinstance(backend, NoBackend)
             print(
-                f"ready: {probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
+                f"{'degraded, no death is seen' if blind else 'ready'}: "
+                f"{probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
                 f"policy {policy.source}, store {path}",
                 flush=True,
             )
@@ -153,13 +163,25 @@ def announce(record: Record) -> None:
     print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
 
 
+def _nothing_works(args: argparse.Namespace, backend: NoBackend) -> None:
+    """Neither way by which a death is seen works here. Raises HoldError unless that is wanted."""
+    if not args.degraded:
+        bpf = "--bpf none" if args.bpf == "none" else "see above"
+        raise HoldError(
+            f"no death can be seen: no BPF ({bpf}), and no hand-off ({backend.reason}); "
+            "`coresnap doctor` says what is missing, --degraded starts the agent all the same"
+        )
+
+
 def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe | None:
+    if args.bpf == "none":
+        return None
     try:
         probe = parts.enter_context(open_probe(args.bpf, args.pin_dir))
-    except ProbeError:
+    except ProbeError as error:
         if args.bpf != "auto":
             raise
-        log.exception("no BPF: deaths without a hand-off will not be seen")
+        log.error("no BPF: deaths without a hand-off will not be seen: %s", error)
         return None
     if args.unpin:
         parts.callback(probe.unpin)
