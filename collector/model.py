@@ -84,8 +84,8 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
     """The process that sent a signal, as it was at that moment."""
 
     pid: int
-    comm: str
     uid: int
+    comm: str | None = None  # None: only BPF tells it
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,12 +43,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     urgent: bool  # the process waits for us: no low priority
 
 
+class Told(msgspec.Struct, frozen=True):
+    """What the kernel's notes say of the signal: all that is known of it where BPF saw nothing."""
+
+    tid: int  # of the thread that died of it, in its own pid namespace
+    ip: int
+    sp: int
+    siginfo: bytes
+
+
 class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
     """The small core of the dying thread is there; explaining may begin."""
 
     path: str
     threads: int
     thread_name: str | None
+    told: Told | None  # None: BPF gave the registers
 
 
 class Written(msgspec.Struct, frozen=True, tag="written"):

@@ -44,7 +44,7 @@ GUARD_REACH = 1 << 20  # an overflowed sp is at most this far below its stack
 MAX_BSS = 1 << 18  # bytes of libc's data that are looked through
 MAX_MESSAGE = 1 << 16  # an area with a message of the C library is not larger
 MAX_OBJECTS = 5000  # shared objects followed in the loader's list
-SP, FS_BASE = 19, 21  # indexes in struct user_regs_struct (<sys/user.h>)
+IP, SP, FS_BASE = 16, 19, 21  # indexes in struct user_regs_struct (<sys/user.h>)
 POINTER_REGS = (*range(15), 16, 19)  # all that may hold an address: not orig_rax, flags, segments
 
 

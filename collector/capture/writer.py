@@ -21,10 +21,10 @@ import msgspec
 
 from collector import __version__
 from collector.capture.image import coredump_filter, image_of_job
-from collector.capture.job import SMALL_CORE, Answer, Explainable, Failed, Job, Written
+from collector.capture.job import SMALL_CORE, Answer, Explainable, Failed, Job, Told, Written
 from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
-from collector.capture.select import carve, select_none, select_stacks
+from collector.capture.select import IP, SP, carve, select_none, select_stacks
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
 from collector.elfcore.types import CoresnapNote
@@ -118,11 +118,11 @@ class Core:
             raise
         finally:
             os.close(fd)
-        _say(
-            Explainable(
-                path=str(path), threads=len(self._image.threads), thread_name=first.name or None
-            )
-        )
+        told = None
+        if self._job.head is not None:
+            told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
+        name = first.name or None
+        _say(Explainable(str(path), len(self._image.threads), name, told))
 
     def _write_core(self, capture: Capture) -> Written:
         job, memory = self._job, self._memory

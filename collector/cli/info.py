@@ -151,7 +151,10 @@ def _address(record: Record) -> str | None:
 
 
 def _sender(sender: Sender | None) -> str | None:
-    return None if sender is None else f"{sender.comm}, pid {sender.pid}, uid {sender.uid}"
+    if sender is None:
+        return None
+    name = f"{sender.comm}, " if sender.comm is not None else ""
+    return f"{name}pid {sender.pid}, uid {sender.uid}"
 
 
 def _fault(fault: Fault | None) -> str | None:

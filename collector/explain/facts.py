@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import struct
-
 import msgspec
 
+from collector import siginfo
 from collector.explain.types import Explanation
 from collector.model import FatalSignal, Record
 
 # Word numbers in struct user_regs_struct, x86-64 (<sys/user.h>).
 _RIP, _RSP = 16, 19
-# siginfo_t of SIGSYS (<asm-generic/siginfo.h>): _call_addr at 16, _syscall at 24.
-_SYSCALL = struct.Struct("=24xi")
 
 
 def with_signal(record: Record, event: FatalSignal) -> Record:
@@ -23,16 +19,8 @@ def with_signal(record: Record, event: FatalSignal) -> Record:
         ip=event.regs[_RIP] if len(event.regs) > _RIP else None,
         sp=event.regs[_RSP] if len(event.regs) > _RSP else None,
         fault_access=event.fault_access,
-        syscall=refused_syscall(event.siginfo),
+        syscall=told.syscall if (told := siginfo.decode(event.siginfo)) else None,
     )
-
-
-def refused_syscall(siginfo: bytes) -> int | None:
-    """The system call that a SIGSYS is about; None for other signals and short siginfos."""
-    if len(siginfo) < _SYSCALL.size or int.from_bytes(siginfo[:4], "little") != signal.SIGSYS:
-        return None
-    number: int = _SYSCALL.unpack_from(siginfo)[0]
-    return number
 
 
 def with_explanation(record: Record, explanation: Explanation) -> Record:

@@ -10,7 +10,6 @@ import signal as _signal
 
 # si_code of any signal
 SI_USER = 0  # kill(2)
-SI_KERNEL = 0x80
 SI_TIMER = -2
 SI_TKILL = -6  # tgkill(2): raise(3), abort(3)
 

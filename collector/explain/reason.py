@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from collector.explain import names
 from collector.model import Access, Cause, Fault, Frame, Record, SnapshotFacts
+from collector.siginfo import SI_KERNEL
 from collector.signals import signal_name
 
 _MAX_SHOWN = 200  # characters of one name
@@ -54,7 +55,7 @@ def reason(record: Record) -> str:
     if record.signal is None:
         return "died, and it is not known of what"
     name = signal_name(record.signal)
-    if record.si_code == names.SI_KERNEL and record.signal in names.FROM_KERNEL:
+    if record.si_code == SI_KERNEL and record.signal in names.FROM_KERNEL:
         return f"{name}: {names.FROM_KERNEL[record.signal]}" + _thread(record)
     if record.cause is Cause.KILLED:
         return f"killed by {name} from {_sender(record)}"
@@ -100,7 +101,8 @@ def _sender(record: Record) -> str:
     sender = record.sender
     if sender is None:
         return "an unknown process"
-    return f"`{shown(sender.comm)}` (pid {sender.pid}, uid {sender.uid})"
+    name = f"`{shown(sender.comm)}`" if sender.comm is not None else "a process"
+    return f"{name} (pid {sender.pid}, uid {sender.uid})"
 
 
 def _fault(fault: Fault) -> str:
@@ -156,7 +158,7 @@ def _what_happened(record: Record) -> str:
 
 
 def _segv(record: Record) -> str:
-    if record.si_code == names.SI_KERNEL or record.si_addr is None:
+    if record.si_code == SI_KERNEL or record.si_addr is None:
         return "general protection fault, address unknown" + _where(record)
     if record.si_code == names.SEGV_CPERR:
         return "control-flow protection fault" + _where(record)

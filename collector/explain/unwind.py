@@ -21,10 +21,10 @@ from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle
 from collector.explain.files import Root
 from collector.explain.modules import Modules, text
-from collector.explain.names import SI_KERNEL
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
 from collector.explain.x86 import access_of
 from collector.model import Access, Frame
+from collector.siginfo import SI_KERNEL
 
 _T = TypeVar("_T")
 _SIGINFO = struct.Struct("=iii4xQ")  # si_signo, si_errno, si_code, si_addr of a fault

@@ -95,7 +95,8 @@ class Receiver:
         dying = gathered.dying
         signo = death.signal or handoff.signal
         facts = facts_from(
-            death.cause,
+            # the kernel hands over what a signal kills, whether BPF has seen it or not
+            Cause.SIGNAL if death.who is None else death.cause,
             signo,
             status=dying.text.status,
             groups=dying.text.cgroup,
@@ -227,7 +228,8 @@ class Receiver:
         lost = {"memory": admission.reason} if admission.reason else {}
         if death.who is None:
             record = _record_of_held(self._context.boot_id, handoff, dying)
-            lost["event"] = "BPF did not report this death"
+            seen = self._context.probe is not None
+            lost["event"] = "BPF did not report this death" if seen else "the agent has no BPF"
         else:
             identity = record_id(self._context.boot_id, death.who.key)
             record = death.record(identity, late=False, lost={})
@@ -260,7 +262,7 @@ def _record_of_held(boot_id: str, handoff: HandOff, dying: OpenProcess) -> Recor
         id=record_id(boot_id, dying.key),
         time=boot_to_utc(time.clock_gettime_ns(time.CLOCK_BOOTTIME)),
         pid=handoff.pid,
-        tid=handoff.pid,
+        tid=handoff.identity.tid if isinstance(handoff, PipeHandOff) else handoff.pid,
         cause=Cause.SIGNAL,
         comm=dying.comm,
         start_ns=dying.key.start_ns,

@@ -12,10 +12,12 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from collector.capture.job import Explainable, Failed, Job, Written
+from collector import siginfo
+from collector.capture.job import Explainable, Failed, Job, Told, Written
 from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.case import Case
@@ -26,7 +28,7 @@ from collector.explain.run import explain_core
 from collector.flow.context import Context
 from collector.hold.governor import ReleaseDecision
 from collector.hold.handoff import HandOff
-from collector.model import Capture, Cause, Outcome, Record, Release
+from collector.model import Capture, Cause, Outcome, Record, Release, Sender
 from collector.records import CORE_BIT
 from collector.signals import signal_name
 
@@ -140,6 +142,8 @@ class Settler:
     def _explainable(self, task: Task, small: Explainable) -> None:
         """The writer has made the small core; its explanation can go on beside the large one."""
         task.case.learn(threads=small.threads, thread_name=small.thread_name)
+        if small.told is not None and task.death.fatal is None:
+            task.case.learn(**_facts_told(task.case.record, small.told))
         # its files stay within reach: beneath its root, in its mount namespace
         dying = task.dying
         files = Files(
@@ -188,3 +192,20 @@ class Settler:
         """Every death is counted exactly once, here."""
         name = signal_name(signo) or "none"
         self._context.metrics.deaths.labels(cause.value, name, outcome.value).inc()
+
+
+def _facts_told(record: Record, told: Told) -> dict[str, Any]:
+    """What the kernel's notes say of a death that BPF has not seen."""
+    facts: dict[str, Any] = {"ip": told.ip, "sp": told.sp}
+    info = siginfo.decode(told.siginfo)
+    if info is not None:
+        facts |= {"si_code": info.code, "si_addr": info.address, "syscall": info.syscall}
+    if record.container:
+        return facts  # ids in it are those of its own namespace
+    facts["tid"] = told.tid
+    if info is not None and info.sender is not None and info.sender[0]:
+        pid, uid = info.sender
+        itself = pid == record.pid
+        facts["sender"] = Sender(pid=pid, uid=uid, comm=record.comm if itself else None)
+        facts["cause"] = Cause.SIGNAL if itself else Cause.KILLED
+    return facts

@@ -62,9 +62,6 @@ class OpenBackend:
         self.backend = listener.backend
         self.pattern = listener.pattern
         self.reason = ""  # why not a better one
-        self.probe_pid: int | None = (
-            None  # our child that crashed for the proof: no death to report
-        )
         self._guard = guard
         self._early: collections.deque[HandOff] = collections.deque()
         self._was_dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -108,7 +105,7 @@ class OpenBackend:
 
     def prove(self) -> None:
         """Let a child crash and see it arrive. Raises HoldError if it dies without, or in 2 s."""
-        child = self.probe_pid = _crash_a_child()
+        child = _crash_a_child()
         ended = os.pidfd_open(child)
         try:
             deadline = time.monotonic() + _PROBE_TIMEOUT_S
@@ -150,7 +147,6 @@ class NoBackend:
     pattern = None
     refused = 0
     late = 0
-    probe_pid = None
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

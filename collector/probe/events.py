@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from collector import siginfo
 from collector.errors import ProbeError
 from collector.model import (
     Access,
@@ -30,7 +31,6 @@ FORMAT = 2  # CS_FORMAT
 PAGE = 4096
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
-SI_KERNEL = 0x80  # <asm-generic/siginfo.h>
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
 ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
 BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
@@ -126,15 +126,15 @@ def _fatal(common: _Common, record: bytes) -> FatalSignal:
     fields = FATAL.unpack_from(record, EVENT_BYTES)
     signal, has_info, thread_comm, info = fields[:4]
     trap, trap_error, status, build_id, offset, base, valid = fields[31:]
-    code = int.from_bytes(info[8:12], "little", signed=True) if has_info else None
-    is_fault = code is not None and code > 0 and code != SI_KERNEL
+    told = siginfo.decode(info) if has_info else None
+    is_fault = told is not None and told.address is not None
     stack = EVENT_BYTES + FATAL.size
     return FatalSignal(
         who=common.who,
         time_ns=common.time_ns,
         signal=signal,
-        si_code=code,
-        si_addr=int.from_bytes(info[16:24], "little") if is_fault else None,
+        si_code=told.code if told else None,
+        si_addr=told.address if told else None,
         siginfo=info.ljust(SIGINFO_USER, b"\0") if has_info else b"",
         sender=common.sender,
         regs=tuple(fields[4:31]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from collector.explain.facts import refused_syscall, with_explanation, with_signal
+from collector.explain.facts import with_explanation, with_signal
 from collector.explain.reason import reason
 from collector.explain.types import Explanation
 from collector.model import (
@@ -254,4 +254,3 @@ def test_a_record_learns_from_its_signal_and_its_explanation() -> None:
         frames=INNER,
         lost={"exe": "gone", "symbols": "none"},
     )
-    assert refused_syscall(siginfo[:27]) is None
