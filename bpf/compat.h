@@ -16,6 +16,7 @@
 #ifdef CORESNAP_BCC
 
 #define SUBPROGRAM FN
+#define ON_LEAVING(name) int name(u64 *ctx)
 #define ON_EVENT(tracepoint) int raw_tracepoint__##tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) int bpf_iter__##target(struct bpf_iter__##target *ctx)
 #define ITERATE_ALSO(target, name) int name(struct bpf_iter__##target *ctx)
@@ -40,6 +41,7 @@
 #include <bpf/bpf_core_read.h>
 
 #define SUBPROGRAM __attribute__((noinline))
+#define ON_LEAVING(name) SEC("fentry/exit_mm_release") int name(u64 *ctx)
 #define ON_EVENT(tracepoint) \
 	SEC("raw_tp/" #tracepoint) int tracepoint(struct bpf_raw_tracepoint_args *ctx)
 #define ITERATE(target, name) SEC("iter/" #target) int name(struct bpf_iter__##target *ctx)

@@ -365,6 +365,7 @@ FN int is_wanted(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 FN void report_exit(struct task_struct *t, u32 status)
 {
 	struct cs_exit *exit = bpf_ringbuf_reserve(&ring, sizeof(struct cs_exit), 0);
+	struct signal_struct *group = READ(t, signal);
 
 	if (!exit) {
 		count(CS_DROPPED_EXIT);
@@ -377,7 +378,8 @@ FN void report_exit(struct task_struct *t, u32 status)
 	else
 		__builtin_memset(&exit->event.sender, 0, sizeof(exit->event.sender));
 	exit->status = status;
-	exit->reserved = 0;
+	/* mark_victim names only a thread id before 6.9; this is as old as the OOM reaper */
+	exit->oom = STATUS_SIGNAL(status) == CS_SIGKILL && READ(group, oom_mm);
 	bpf_ringbuf_submit(exit, 0);
 }
 
@@ -412,12 +414,22 @@ ON_EVENT(sched_process_exit)
 	return on_exit((void *)ctx->args[0]);
 }
 
+/*
+ * Before 6.16 that event comes when the address space is gone, and with it the path of the
+ * executable. This function is called just before; what is told here is not told again. The
+ * loader attaches it where it can, and where it is of use.
+ */
+ON_LEAVING(leave)
+{
+	return on_exit((void *)ctx[0]);
+}
+
 #ifndef CORESNAP_BCC
 
 /* The objects that a process has mapped, told when it ends without having been handed over: only
  * so can the stack of its fatal signal be unwound afterwards. Needs the iterator of >= 6.7 (no
- * kernel functions under bcc), and the address space that is still there on >= 6.16; without
- * them there is just no backtrace. */
+ * kernel functions under bcc), and the address space: see above. Without them there is just no
+ * backtrace. */
 extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
 				 u64 addr) __ksym __weak;
 extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
@@ -452,9 +464,8 @@ FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct 
 	bpf_ringbuf_submit(out, 0);
 }
 
-SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_args *ctx)
+FN void tell_mappings(struct task_struct *t)
 {
-	struct task_struct *t = bpf_get_current_task_btf();
 	struct signal_struct *group = READ(t, signal);
 	u32 pid, status, zero = 0;
 	struct bpf_iter_task_vma it;
@@ -464,10 +475,10 @@ SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_arg
 	struct fs_struct *fs;
 
 	if (READ(group, live.counter))
-		return 0;
+		return;
 	status = READ(group, group_exit_code);
 	if (!STATUS_SIGNAL(status) || (status & CS_DUMPED))
-		return 0;
+		return;
 	leader = READ(t, group_leader);
 	start_ns = READ(leader, start_boottime);
 	fs = READ(t, fs);
@@ -475,7 +486,7 @@ SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_arg
 	seen = bpf_map_lookup_elem(&dying, &pid);
 	told = bpf_map_lookup_elem(&mapped_told, &zero);
 	if (!seen || *seen != start_ns || !told)
-		return 0;
+		return;
 	*told = 0; /* in a map, where the verifier does not count along */
 	bpf_iter_task_vma_new(&it, t, 0);
 	while ((vma = bpf_iter_task_vma_next(&it))) {
@@ -486,7 +497,18 @@ SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_arg
 		report_mapped(vma, pid, start_ns, fs ? ADDRESS(fs, root) : 0);
 	}
 	bpf_iter_task_vma_destroy(&it);
+}
+
+SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_args *ctx)
+{
+	tell_mappings(bpf_get_current_task_btf());
 	return 0;
+}
+
+ON_LEAVING(leave_mapped)
+{
+	tell_mappings(bpf_get_current_task_btf());
+	return on_exit(bpf_get_current_task_btf());
 }
 
 #endif
@@ -495,10 +517,8 @@ FN int on_victim(u64 victim)
 {
 	struct cs_event *event;
 
-	if (!IS_KERNEL_POINTER(victim)) {
-		count(CS_DROPPED_OOM);
-		return 0;
-	}
+	if (!IS_KERNEL_POINTER(victim))
+		return 0; /* the exit tells it */
 	event = bpf_ringbuf_reserve(&ring, sizeof(struct cs_event), 0);
 	if (!event) {
 		count(CS_DROPPED_OOM);

@@ -10,7 +10,7 @@
 #ifndef CORESNAP_H
 #define CORESNAP_H
 
-#define CS_FORMAT 2
+#define CS_FORMAT 3
 
 #define CS_COMM 16
 #define CS_NAME_MAX 256    /* NAME_MAX and the terminating zero */
@@ -98,7 +98,7 @@ struct cs_event {
 struct cs_exit {
 	struct cs_event event;
 	__u32 status;          /* as wait(2) gives it */
-	__u32 reserved;
+	__u32 oom;             /* 1: the OOM killer had chosen it */
 };
 
 struct cs_fatal {

@@ -165,6 +165,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     status: int  # as waitpid gives it: exit code << 8, or signal with the core bit 0x80
     sender: Sender | None  # of the signal that ended it, where one did
     last_fault: Fault | None
+    oom: bool = False  # the out-of-memory killer had chosen it
     mapped: tuple[MappedObject, ...] = ()  # for what was not handed over, where BPF can tell
 
 

@@ -48,9 +48,14 @@ class Parts:
         return int(signal.SIGKILL) if self.oom is not None else None
 
     @property
+    def is_oom(self) -> bool:
+        """Whether the out-of-memory killer chose it: as told at that moment, or at its end."""
+        return self.oom is not None or (self.exit is not None and self.exit.oom)
+
+    @property
     def sender(self) -> Sender | None:
         """Who sent the signal; None where the kernel raised it."""
-        if self.oom is not None:
+        if self.is_oom:
             return None  # the task that happened to run out of memory is not to blame
         for event in (self.fatal, self.exit):
             if event is not None and event.sender is not None:
@@ -59,7 +64,7 @@ class Parts:
 
     @property
     def cause(self) -> Cause:
-        if self.oom is not None:
+        if self.is_oom:
             return Cause.OOM
         if self.signal is None:
             return Cause.EXIT
@@ -82,7 +87,7 @@ class Parts:
         fatal = self.fatal
         exited = self.exit
         missing = dict(lost)
-        if fatal is None and self.signal is not None and self.oom is None:
+        if fatal is None and self.signal is not None and not self.is_oom:
             missing.setdefault("si_code", "the event of the signal was lost")
         if fatal is not None and fatal.si_code is None:
             missing.setdefault("si_code", "the kernel passed none with the signal")
@@ -110,7 +115,7 @@ class Parts:
             last_fault=fault or None,
             exit_code=exited.status >> 8 & 0xFF if exited and self.signal is None else None,
             core_bit=bool(exited.status & CORE_BIT) if exited else None,
-            oom=self.oom is not None,
+            oom=self.is_oom,
             late=late,
             thread_name=fatal.thread_name if fatal else None,
             site=fatal.site if fatal else None,

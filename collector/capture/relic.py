@@ -23,7 +23,10 @@ def write_relic(path: Path, fatal: FatalSignal, ended: Exit) -> None:
     Raises CaptureError if BPF told no mapped objects or no stack: then nothing can be unwound.
     """
     if not ended.mapped:
-        raise CaptureError("its mappings were not told (needs the loader `core` and Linux >= 6.16)")
+        raise CaptureError(
+            "its mappings were not told (needs the loader `core`, and Linux >= 6.16, or >= 6.7 "
+            "with fentry)"
+        )
     if not fatal.stack:
         raise CaptureError("its stack could not be read")
     segments, data = _segments(fatal, ended.mapped)

@@ -91,6 +91,18 @@ def load(directory: Path) -> None:
     except Exception as error:
         raise ProbeError(f"bcc could not load the programs: {error}") from error
     links = {name.decode(): fd for name, fd in program.raw_tracepoint_fds.items()}
+    with libbpf.Types() as types:
+        tells_early = pins.tells_exit_early(types)
+    if not tells_early:
+        try:
+            code = program.dump_func(pins.LEAVING)
+            links[pins.LEAVING] = libbpf.attach_function(
+                libbpf.load_program(
+                    libbpf.ProgramType.TRACING, code, function=pins.LEAVING_FUNCTION
+                )
+            )
+        except OSError as error:
+            log.warning("without the program %s: %s", pins.LEAVING, error)
     maps = {name: program[name].map_fd for name in pins.MAPS}
     pins.publish(pins.Programs(links=links, maps=maps, iterators=iterators), directory)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
 
 from collector.errors import ProbeError
 from collector.probe import libbpf, pins
+
+log = logging.getLogger(__name__)
 
 
 def load(image: bytes, name: str, directory: Path) -> None:
@@ -15,21 +18,44 @@ def load(image: bytes, name: str, directory: Path) -> None:
 
     ProbeError says what the kernel did not like.
     """
-    try:
-        _load(image, name, directory, ())
-    except ProbeError:
-        # what is optional may be what the kernel does not like; if not, it says so again
-        _load(image, name, directory, pins.OPTIONAL)
+    for optional in _choices():
+        try:
+            _load(image, name, directory, optional)
+        except ProbeError as error:
+            if optional is None:
+                raise
+            log.info("BPF: without the program %s: %s", optional, error)
+        else:
+            return
 
 
-def _load(image: bytes, name: str, directory: Path, without: Collection[str]) -> None:
+def _choices() -> Iterator[str | None]:
+    """The one optional program to go with the others, best first; None: without any."""
+    with libbpf.Types() as types:
+        lists_mappings = types.has_function("bpf_iter_task_vma_new")
+        tells_early = pins.tells_exit_early(types)
+    if tells_early:
+        if lists_mappings:
+            yield pins.MAPPED_AT_EXIT
+    else:
+        if lists_mappings:
+            yield pins.LEAVING_MAPPED
+        yield pins.LEAVING
+    yield None
+
+
+def _load(image: bytes, name: str, directory: Path, optional: str | None) -> None:
     links: dict[str, int] = {}
+    without = [program for program in pins.OPTIONAL if program != optional]
     with libbpf.Object(image, name, without) as loaded:
         programs = dict(loaded.programs())
         try:
-            for program, tracepoint in pins.OPTIONAL.items():
-                if program in programs:
-                    links[program] = libbpf.attach_raw_tracepoint(tracepoint, programs[program])
+            if optional == pins.MAPPED_AT_EXIT:
+                links[optional] = libbpf.attach_raw_tracepoint(
+                    "sched_process_exit", programs[optional]
+                )
+            elif optional is not None:
+                links[optional] = libbpf.attach_function(programs[optional])
             for tracepoint in pins.TRACEPOINTS:
                 links[tracepoint] = libbpf.attach_raw_tracepoint(tracepoint, programs[tracepoint])
             pins.publish(

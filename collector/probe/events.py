@@ -27,7 +27,7 @@ from collector.model import (
     StackPage,
 )
 
-FORMAT = 2  # CS_FORMAT
+FORMAT = 3  # CS_FORMAT
 PAGE = 4096
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
@@ -191,11 +191,12 @@ def decode(record: bytes) -> Event | Mapped:
     if kind == TYPE_FATAL:
         return _fatal(common, record)
     if kind == TYPE_EXIT:
-        status, _ = EXIT.unpack_from(record, EVENT_BYTES)
+        status, oom = EXIT.unpack_from(record, EVENT_BYTES)
         return Exit(
             who=common.who,
             time_ns=time_ns,
             status=status,
+            oom=bool(oom),
             sender=common.sender,
             last_fault=common.fault,
         )

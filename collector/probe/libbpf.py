@@ -26,11 +26,15 @@ log = logging.getLogger(__name__)
 LIBRARY = "libbpf.so.1"
 BPF_ANY = 0  # <linux/bpf.h>
 BPF_LINK_TYPE_RAW_TRACEPOINT = 1  # enum bpf_link_type
-BPF_TRACE_ITER = 28  # enum bpf_attach_type
+BPF_TRACE_FENTRY = 24  # enum bpf_attach_type
+BPF_TRACE_ITER = 28
 INSTRUCTION_BYTES = 8  # struct bpf_insn
-BTF_KIND_STRUCT = 4  # <linux/btf.h>
+BTF_KIND_PTR = 2  # <linux/btf.h>
+BTF_KIND_STRUCT = 4
 BTF_KIND_UNION = 5
 BTF_KIND_ENUM = 6
+BTF_KIND_TYPEDEF = 8
+BTF_KIND_FUNC = 12
 BTF_KIND_ENUM64 = 19
 BTF_TYPE_BYTES = 12  # sizeof(struct btf_type)
 
@@ -250,6 +254,12 @@ def attach_raw_tracepoint(tracepoint: str, program: int) -> int:
     return _checked(opened(tracepoint.encode(), program), f"attach to raw tracepoint {tracepoint}")
 
 
+def attach_function(program: int) -> int:
+    """Attach an fentry program where it says; returns the descriptor of the link."""
+    opened = _function("bpf_raw_tracepoint_open", c_int, c_char_p, c_int)
+    return _checked(opened(None, program), "attach to a function of the kernel")
+
+
 class ProgramType(enum.IntEnum):
     """Of enum bpf_prog_type, what is used here."""
 
@@ -271,16 +281,21 @@ def supports_map(kind: MapType) -> bool:
     return bool(_checked(call(kind, None), f"probe map type {kind.name}") == 1)
 
 
-def load_program(kind: ProgramType, code: bytes, iterator: str | None = None) -> int:
+def load_program(
+    kind: ProgramType, code: bytes, iterator: str | None = None, function: str | None = None
+) -> int:
     """Load raw instructions; returns the program's descriptor (BPF_PROG_LOAD).
 
-    `iterator` names the target of a task iterator ("task", "task_vma"). OSError if refused.
+    `iterator` names the target of a task iterator ("task", "task_vma"), `function` that of a
+    program for `attach_function`. OSError if refused.
     """
     opts = _ProgramLoadOpts(ctypes.sizeof(_ProgramLoadOpts))
-    if iterator is not None:
+    target = iterator or function
+    if target is not None:
         find = _function("libbpf_find_vmlinux_btf_id", c_int, c_char_p, c_int)
-        opts.expected_attach_type = BPF_TRACE_ITER
-        opts.attach_btf_id = _checked(find(iterator.encode(), BPF_TRACE_ITER), f"iter/{iterator}")
+        opts.expected_attach_type = BPF_TRACE_ITER if iterator else BPF_TRACE_FENTRY
+        number = find(target.encode(), opts.expected_attach_type)
+        opts.attach_btf_id = _checked(number, f"the kernel's {target}")
     load = _function(
         "bpf_prog_load", c_int, c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p
     )
@@ -419,9 +434,25 @@ class Types:
 
     def find_struct(self, name: str) -> int | None:
         """The id of a structure."""
+        return self._find(name, BTF_KIND_STRUCT)
+
+    def _find(self, name: str, kind: int) -> int | None:
         found = _function("btf__find_by_name_kind", c_int32, c_void_p, c_char_p, c_uint32)
-        number = int(found(self._handle, name.encode(), BTF_KIND_STRUCT))
+        number = int(found(self._handle, name.encode(), kind))
         return number if number > 0 else None
+
+    def has_function(self, name: str) -> bool:
+        """Whether the kernel has this function, for programs to call or to attach to."""
+        return self._find(name, BTF_KIND_FUNC) is not None
+
+    def parameters(self, typedef: str) -> int:
+        """How many parameters functions of this type have, of a tracepoint `btf_trace_NAME` one
+        more than it has; 0 if there is no such type.
+        """
+        number = self._find(typedef, BTF_KIND_TYPEDEF)
+        while number and self._kind(number) in (BTF_KIND_TYPEDEF, BTF_KIND_PTR):
+            number = int(self._words(number)[2])
+        return int(self._words(number)[1]) & 0xFFFF if number else 0
 
     def size(self, number: int) -> int:
         """The size of a type in bytes."""

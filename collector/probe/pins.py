@@ -18,8 +18,11 @@ from collector.errors import ProbeError
 from collector.probe import events, libbpf
 
 TRACEPOINTS = ("signal_generate", "signal_deliver", "sched_process_exit", "mark_victim")
-# Programs that only newer kernels take, before the others of their tracepoint: name -> tracepoint
-OPTIONAL = {"exit_mappings": "sched_process_exit"}
+# Programs that only some kernels take or need, each with what it is attached to before the others
+# are: a raw tracepoint, or by fentry a function of the kernel.
+MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED = "exit_mappings", "leave", "leave_mapped"
+OPTIONAL = (MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED)
+LEAVING_FUNCTION = "exit_mm_release"
 FORMAT = "format"  # the map whose values are as many bytes long as CS_FORMAT says
 MAPS = ("ring", "counters", "settings", FORMAT)
 ITERATORS = ("threads", "mappings")
@@ -28,8 +31,16 @@ BPFFS = Path("/sys/fs/bpf")
 COMPLETE = "complete"
 
 
+def tells_exit_early(types: libbpf.Types) -> bool:
+    """Whether sched_process_exit comes while the address space is there still (Linux >= 6.16).
+
+    The same change of the kernel gave it a second argument.
+    """
+    return types.parameters("btf_trace_sched_process_exit") > 2
+
+
 class Programs(NamedTuple):
-    """Descriptors of what a loader made, by name; `links` by tracepoint."""
+    """Descriptors of what a loader made, by name; `links` by tracepoint, or optional program."""
 
     links: Mapping[str, int]
     maps: Mapping[str, int]

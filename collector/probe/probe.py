@@ -39,7 +39,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 
     dropped_deliver: int  # fatal signals that found the ring full
     dropped_exit: int
-    dropped_oom: int  # found the ring full, or came from a kernel that names only a pid
+    dropped_oom: int
     dropped_mapped: int  # objects of killed processes: their backtraces miss them
     handled: int  # signals that were delivered and not fatal
     fatal: int
