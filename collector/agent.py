@@ -33,7 +33,6 @@ from collector.flow.receive import Receiver
 from collector.flow.settle import Settler
 from collector.flow.taker import Taker
 from collector.flow.witness import Witness
-from collector.hold import pidfd
 from collector.hold.backends import NoBackend
 from collector.hold.coredump_socket import SocketBackend
 from collector.hold.governor import most_pinned
@@ -105,7 +104,7 @@ class Agent:
     def _start_taker(self) -> None:
         """Leave the listener to the native part if it can, after what has come before."""
         native, backend = self._context.native, self._context.backend
-        if native is None or isinstance(backend, NoBackend) or not pidfd.tells_dumps():
+        if native is None or isinstance(backend, NoBackend):
             with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
             return

@@ -153,7 +153,8 @@ static bool because(struct taken *t, const char *format, ...)
 	return false;
 }
 
-/* ---- who it is: SO_PEERPIDFD (unix(7)), PIDFD_GET_INFO (<linux/pidfd.h>, Linux >= 6.16) */
+/* ---- who it is: SO_PEERPIDFD (unix(7), Linux >= 6.5), PIDFD_GET_INFO (<linux/pidfd.h>, of core
+ * dumps since 6.16); before these the peer's pid, and /proc/PID/status (proc(5), since 4.15) */
 
 struct pidfd_info {
 	uint64_t mask, cgroupid;
@@ -169,26 +170,65 @@ struct pidfd_info {
 #define HAS_SIGNAL 64
 #define DUMPED 1
 
+static int open_pidfd(int pid)
+{
+	return (int)syscall(434 /* pidfd_open(2) */, pid, 0);
+}
+
 static bool peer(int conn, int *pidfd, struct taken *t)
 {
 	socklen_t size = sizeof(*pidfd);
+	struct ucred who;
 
 	if (!getsockopt(conn, SOL_SOCKET, 77 /* SO_PEERPIDFD */, pidfd, &size))
 		return true;
 	*pidfd = -1;
-	return because(t, "no process descriptor of a socket's peer: %s", strerror(errno));
+	size = sizeof(who);
+	if (errno == ENOPROTOOPT && !getsockopt(conn, SOL_SOCKET, SO_PEERCRED, &who, &size))
+		*pidfd = open_pidfd(who.pid);
+	return *pidfd >= 0 ||
+	       because(t, "no process descriptor of a socket's peer: %s", strerror(errno));
+}
+
+/* Whether the process t->pid is dumping core, of a kernel that tells it only there. */
+static bool status_tells_dump(struct taken *t)
+{
+	static const char wanted[] = "\nCoreDumping:\t1\n";
+	char path[32], text[4096];
+	size_t kept = 0; /* the end of what was looked at, where the line may have begun */
+	bool found = false;
+	ssize_t got;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", t->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	/* as long as it may be: a process can be in 65,536 groups, whose line comes before */
+	while (!found && fd >= 0 && (got = read(fd, text + kept, sizeof(text) - kept)) > 0) {
+		size_t have = kept + (size_t)got;
+
+		found = memmem(text, have, wanted, sizeof(wanted) - 1);
+		kept = have < sizeof(wanted) ? have : sizeof(wanted);
+		memmove(text, text + have - kept, kept);
+	}
+	forget(fd);
+	return found || because(t, "pid %d is not dumping core", t->pid);
 }
 
 static bool identify(struct taken *t)
 {
 	struct pidfd_info info = { .mask = HAS_PID | HAS_CREDS | HAS_COREDUMP | HAS_SIGNAL };
 
-	if (ioctl(t->pidfd, GET_INFO, &info))
+	if (ioctl(t->pidfd, GET_INFO, &info)) {
+		if (errno != ESRCH && t->pid > 0)
+			return status_tells_dump(t);
 		return because(t, "nothing is known of a process: %s", strerror(errno));
+	}
 	if (!(info.mask & HAS_PID) || !info.tgid)
 		return because(t, "the process is not visible in this pid namespace");
 	t->pid = (int32_t)info.tgid;
-	if (!(info.mask & HAS_COREDUMP) || !(info.coredump_mask & DUMPED))
+	if (!(info.mask & HAS_COREDUMP))
+		return status_tells_dump(t);
+	if (!(info.coredump_mask & DUMPED))
 		return because(t, "pid %d (uid %u) is not dumping core", t->pid, info.ruid);
 	if (info.mask & HAS_SIGNAL)
 		t->signal = (int32_t)info.coredump_signal;
@@ -993,7 +1033,7 @@ static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 		because(t, "the helper's standard input is no pipe");
 		return REFUSED;
 	}
-	t->pidfd = fd >= 0 ? getfd(*helper, fd) : (int)syscall(434 /* pidfd_open(2) */, t->pid, 0);
+	t->pidfd = fd >= 0 ? getfd(*helper, fd) : open_pidfd(t->pid);
 	if (t->pidfd < 0) {
 		because(t, "pid %d is gone: %s", t->pid, strerror(errno));
 		return REFUSED;

@@ -89,17 +89,6 @@ def info(pidfd: int) -> PidfdInfo:
     )
 
 
-def tells_dumps() -> bool:
-    """Whether `info` knows of core dumps here (Linux >= 6.16)."""
-    fd = os.pidfd_open(os.getpid())
-    try:
-        return info(fd).dumped is not None
-    except HoldError:
-        return False
-    finally:
-        os.close(fd)
-
-
 def pid_of(pidfd: int) -> int:
     """The pid behind a pidfd in our pid namespace, from /proc/self/fdinfo (proc_pid_fdinfo(5)).
 
