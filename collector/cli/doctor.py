@@ -15,8 +15,10 @@ from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
 from collector.errors import CoresnapError
 from collector.hold import pin
+from collector.hold.backends import open_backend
 from collector.hold.build import LIBRARY, find
 from collector.hold.settings import SYSCTL, SettingsGuard
+from collector.policy.types import Backend
 from collector.probe import pins
 from collector.store.store import Store
 
@@ -33,9 +35,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DoctorVerb:
-    """Say what works on this host: BPF by loading small programs, the pin by making one, the
-    kernel's settings, the store, the tools. With --restore or --unpin, take back what an agent that
-    was killed has left. Exit status 1 if something is missing that the agent needs."""
+    """Say what works on this host, by doing it: the BPF programs are loaded and see a process die,
+    the kernel hands a crash over by socket and by pipe (for some milliseconds each, and only where
+    no other crash handler is installed), memory is pinned. With --restore or --unpin, take back
+    what an agent that was killed has left. Exit status 1 if something is missing that the agent
+    needs."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="the checks as a JSON array")
@@ -84,12 +88,21 @@ def _unpin(pin_dir: Path) -> list[str]:
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
-    # bpf(2) calls and a compiler's version: only for this verb
+    # the compiler's loader, and what only snapshots need: just for this verb
     from collector.probe.features import probe_features  # noqa: PLC0415
 
+    bpf = False
     for feature in probe_features():
-        yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=feature.needed)
+        yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=False)
+        bpf |= feature.ok and feature.name.startswith("BPF, ")
+    handed = []
+    for backend in (Backend.SOCKET, Backend.PIPE):
+        check = _handoff(backend, args.run_dir)
+        handed += [backend.value] if check.ok else []
+        yield check
+    yield _deaths(bpf, handed)
     yield _pin()
+    yield _precopy()
     yield _native()
     yield from _settings(args.run_dir)
     yield _store(args.store)
@@ -102,6 +115,45 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
         detail=gdb or "`coresnap debug` needs it: install the package gdb",
         needed=False,
     )
+
+
+def _handoff(backend: Backend, run_dir: Path) -> Check:
+    """Let the kernel hand over a crash of ours, as at the start of an agent."""
+    name = f"hand-off by {backend.value}"
+    guard = SettingsGuard(run_dir)
+    if guard.file.exists():
+        detail = "not tried: an agent's settings are in force"
+        return Check(name=name, ok=True, detail=detail, needed=False)
+    try:
+        opened = open_backend(backend, run_dir, guard, takeover=False)
+        opened.close()
+    except CoresnapError as error:
+        return Check(name=name, ok=False, detail=str(error), needed=False)
+    return Check(name=name, ok=True, detail="the kernel handed over a crash", needed=False)
+
+
+def _deaths(bpf: bool, handed: list[str]) -> Check:
+    """Whether an agent would see deaths here at all."""
+    if bpf and handed:
+        detail = "every death is seen, and crashes keep their memory"
+    elif bpf:
+        detail = "every death is seen; none keeps its memory: nothing is handed over"
+    elif handed:
+        detail = "only what the kernel hands over is seen: no kills, no exits"
+    else:
+        detail = "an agent would see none: neither BPF nor a hand-off works"
+    return Check(name="deaths", ok=bpf or bool(handed), detail=detail)
+
+
+def _precopy() -> Check:
+    from collector.capture.live import userfault  # noqa: PLC0415 - of snapshots
+
+    try:
+        userfault.check_available()
+    except CoresnapError as error:
+        detail = f"{error}; full-stop snapshots fork or copy instead"
+        return Check(name="pre-copy", ok=False, detail=detail, needed=False)
+    return Check(name="pre-copy", ok=True, detail="snapshots of large processes stop them shortly")
 
 
 def _pin() -> Check:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-import signal
 
-from collector import cgroup
+from collector import cgroup, proof
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
 from collector.case import Case
@@ -14,7 +13,6 @@ from collector.deaths import TICK_NS, Death, same_process
 from collector.errors import CaptureError
 from collector.flow.context import Context
 from collector.flow.settle import Files, Settler
-from collector.hold.backends import PROOF
 from collector.hold.pipe import PipeNote
 from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
@@ -55,7 +53,7 @@ class Witness:
 
         Only root's processes that run our own interpreter can pass for one.
         """
-        looks = (who.comm, who.uid, death.signal) == (PROOF, 0, int(signal.SIGABRT))
+        looks = (who.comm, who.uid, death.signal) == (proof.NAME, 0, proof.SIGNAL)
         return looks and who.exe == self._interpreter
 
     def _is_known(self, death: Death, who: Identity, late: bool) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from collector import proof
 from collector.errors import HoldError, TakeoverRefused
 from collector.hold.build import NAME, find
 from collector.hold.coredump_socket import SocketBackend
@@ -31,8 +32,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "core.sock"
 _PROBE_TIMEOUT_S = 2.0
-PROOF = "coresnap-proof"  # name of the child that crashes for the proof
-_PR_SET_DUMPABLE, _PR_GET_DUMPABLE, _PR_SET_NAME = 4, 3, 15  # prctl(2)
+_PR_SET_DUMPABLE, _PR_GET_DUMPABLE = 4, 3  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -105,7 +105,7 @@ class OpenBackend:
 
     def prove(self) -> None:
         """Let a child crash and see it arrive. Raises HoldError if it dies without, or in 2 s."""
-        child = _crash_a_child()
+        child = proof.die(dumpable=True)
         ended = os.pidfd_open(child)
         try:
             deadline = time.monotonic() + _PROBE_TIMEOUT_S
@@ -247,18 +247,3 @@ def _own_directory(path: Path) -> None:
         path.chmod(0o700)
     except OSError as error:
         raise HoldError(f"{path}: cannot be used for sockets: {error.strerror}") from error
-
-
-def _crash_a_child() -> int:
-    """Fork a child that dies by SIGABRT at once, dumpable whatever we are; returns its pid."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)
-        _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
-        _libc.prctl(_PR_SET_NAME, PROOF.encode(), 0, 0, 0)
-        os.abort()
-    finally:
-        os._exit(1)

@@ -1,104 +1,128 @@
 """What this kernel and machine can do for the probe, found out by doing it.
 
-Small programs are loaded, attached and run, then thrown away: no configuration file is read and
-no version compared, because distributions port features back and forbid others. For people
-(`coresnap doctor`); the probe itself just tries.
+The real programs are loaded, attached and shown a death, then taken away: no configuration file is
+read and no version compared, because distributions port features back and forbid others. For
+people (`coresnap doctor`); the probe itself just tries.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import select
 import shutil
-import struct
 import subprocess
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 
+from collector import proof
 from collector.errors import CoresnapError, ProbeError
-from collector.probe import btf, files, iterators, libbpf, pins, xsave
-from collector.probe.libbpf import MapType, ProgramType
+from collector.model import Exit, FatalSignal
+from collector.probe import btf, libbpf, pins, xsave
+from collector.probe.probe import Probe, open_probe
 
-# struct bpf_insn <linux/bpf.h>: opcode, registers, offset, immediate
-_INSTRUCTION = struct.Struct("<BBhi")
-_MOV_IMM, _MOV_REG, _ADD_IMM, _CALL, _EXIT = 0xB7, 0xBF, 0x07, 0x85, 0x95
-_GET_STACK = 67  # enum bpf_func_id
-_USER_BUILD_ID = 1 << 8 | 1 << 11  # BPF_F_USER_STACK | BPF_F_USER_BUILD_ID
-_FRAME = 32  # sizeof(struct bpf_stack_build_id)
-
-
-def _code(*instructions: tuple[int, int, int, int]) -> bytes:
-    return b"".join(_INSTRUCTION.pack(*instruction) for instruction in instructions)
-
-
-_RETURN = ((_MOV_IMM, 0, 0, 0), (_EXIT, 0, 0, 0))
-_NOTHING = _code(*_RETURN)
-_STACK = _code(
-    (_MOV_REG, 10 << 4 | 2, 0, 0),  # r2 = r10 - 32
-    (_ADD_IMM, 2, 0, -_FRAME),
-    (_MOV_IMM, 3, 0, _FRAME),
-    (_MOV_IMM, 4, 0, _USER_BUILD_ID),
-    (_CALL, 0, 0, _GET_STACK),
-    *_RETURN,
-)
+_PATIENCE_S = 10.0  # for the events of a death, which take microseconds
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was tried. `needed`: without it no loader works."""
+    """One thing that was tried."""
 
     name: str
     ok: bool
     detail: str
-    needed: bool = True
 
 
-def _tried(
-    name: str, attempt: Callable[[], str], *, needed: bool = True, cure: str = ""
-) -> Feature:
+def probe_features() -> Iterator[Feature]:
+    """Try everything that the probe relies on. Needs root to be meaningful; leaves nothing."""
+    yield _tried("kernel types (BTF)", lambda: f"hash {btf.kernel_hash()[:16]}")
+    yield _tried("libbpf", _library)
+    yield from _loader("core")
+    yield from _loader("bcc")
+    yield _tried("live processes", _live, cure="`coresnap sample` shows no stacks")
+    yield _tried("XSAVE layout", _xsave)
+    yield _tried("clang", _clang, cure="only needed to build the object")
+
+
+def _tried(name: str, attempt: Callable[[], str], *, cure: str = "") -> Feature:
     """Whether `attempt` succeeds; it returns the detail."""
     try:
-        return Feature(name=name, ok=True, detail=attempt(), needed=needed)
+        return Feature(name=name, ok=True, detail=attempt())
     except (CoresnapError, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-        return Feature(
-            name=name, ok=False, detail=f"{reason}: {cure}" if cure else reason, needed=needed
-        )
+        return Feature(name=name, ok=False, detail=f"{reason}: {cure}" if cure else reason)
+
+
+def _loader(loader: str) -> Iterator[Feature]:
+    """What the programs tell of a real death when this loader has made them."""
+    directory = pins.BPFFS / f"coresnap-doctor-{os.getpid()}"
+    name = f"BPF, loader {loader}"
+    try:
+        with open_probe(loader, directory) as probe:
+            try:
+                fatal, ended = _death(probe)
+            finally:
+                probe.unpin()
+    except (CoresnapError, OSError) as error:
+        yield Feature(name=name, ok=False, detail=str(error))
+        return
+    finally:
+        _remove(directory)
+    seen = fatal is not None and ended is not None
+    detail = "loaded, attached; saw a process die" if seen else "loaded, but saw no process die"
+    yield Feature(name=name, ok=seen, detail=detail)
+    known = ended is not None and ended.who.exe is not None
+    yield Feature(
+        name=f"executables of exits, {loader}",
+        ok=known,
+        detail="told"
+        if known
+        else "gone when the exit is told (needs Linux >= 6.16, or fentry): rules for `cause: exit` "
+        "can match by comm, unit or cgroup, not by exe",
+    )
+    mapped = ended is not None and bool(ended.mapped)
+    yield Feature(
+        name=f"backtraces of kills, {loader}",
+        ok=mapped,
+        detail=f"{len(ended.mapped)} mapped objects told"
+        if ended and mapped
+        else "mappings are not told (needs the loader core, and Linux >= 6.16, or >= 6.7 with "
+        "fentry): such deaths have registers and a stack without names",
+    )
+
+
+def _death(probe: Probe) -> tuple[FatalSignal | None, Exit | None]:
+    """What the probe tells of a child that dies without a hand-off."""
+    child = proof.die(dumpable=False)
+    os.waitpid(child, 0)
+    fatal: FatalSignal | None = None
+    poll = select.poll()
+    poll.register(probe.fileno(), select.POLLIN)
+    deadline = time.monotonic() + _PATIENCE_S
+    while (left := deadline - time.monotonic()) > 0:
+        poll.poll(left * 1000)
+        for event in probe.drain():
+            if event.who.key.pid != child:
+                continue
+            if isinstance(event, FatalSignal):
+                fatal = event
+            elif isinstance(event, Exit):
+                return fatal, event
+    return fatal, None
+
+
+def _remove(directory: Path) -> None:
+    """What a loader that failed has left."""
+    if directory.is_dir():
+        for build in list(pins.builds(directory)):
+            pins.remove(build)
+        pins.remove_empty(directory)
 
 
 def _library() -> str:
     major, minor = libbpf.version()
     return f"libbpf {major}.{minor}"
-
-
-def _map(kind: MapType) -> str:
-    if not libbpf.supports_map(kind):
-        raise ProbeError("the kernel makes no such map")
-    return "made one"
-
-
-def _attached(tracepoint: str) -> str:
-    program = libbpf.load_program(ProgramType.RAW_TRACEPOINT, _NOTHING)
-    try:
-        os.close(libbpf.attach_raw_tracepoint(tracepoint, program))
-    finally:
-        os.close(program)
-    return "loaded and attached a program"
-
-
-def _stack() -> str:
-    os.close(libbpf.load_program(ProgramType.RAW_TRACEPOINT, _STACK))
-    return "loaded a program that asks for one"
-
-
-def _iterated(target: str) -> str:
-    program = libbpf.load_program(ProgramType.TRACING, _NOTHING, iterator=target)
-    try:
-        iterators.read_all(program, os.getpid())
-    finally:
-        os.close(program)
-    return "iterated over this process"
 
 
 def _live() -> str:
@@ -110,26 +134,6 @@ def _live() -> str:
         return f"threads and stacks of this process by {opened.loader}; {running}"
 
 
-def _pinned() -> str:
-    path = pins.BPFFS / f"coresnap-feature-{os.getpid()}"
-    descriptor = libbpf.create_array("coresnap_probe", 8, 1)
-    try:
-        libbpf.pin(descriptor, str(path))
-        path.unlink()
-    finally:
-        os.close(descriptor)
-    return f"pinned a map in {pins.BPFFS}"
-
-
-def _bcc() -> str:
-    if importlib.util.find_spec("bcc") is None:
-        raise ProbeError("the module bcc is not there")
-    # The one that belongs to the kernel's tools, not the crystallography package of that name.
-    if importlib.util.find_spec("bcc.libbcc") is None:
-        raise ProbeError("the module bcc is another project's")
-    return "bcc can be imported"
-
-
 def _clang() -> str:
     clang = shutil.which("clang")
     if clang is None:
@@ -138,34 +142,8 @@ def _clang() -> str:
     return done.stdout.partition("\n")[0] or clang
 
 
-def _object() -> str:
-    path = files.object_file()
-    return f"{path}, {path.stat().st_size} bytes"
-
-
 def _xsave() -> str:
     found = xsave.probe()
     if isinstance(found, xsave.Unavailable):
         raise ProbeError(found.reason)
     return f"{found.size} bytes per thread, components {found.features:#x}"
-
-
-def probe_features() -> list[Feature]:
-    """Try everything that the probe relies on. Needs root to be meaningful; leaves nothing."""
-    cure = "install the package python3-bpfcc, made for the system's /usr/bin/python3"
-    return [
-        _tried("kernel types (BTF)", lambda: f"hash {btf.kernel_hash()[:16]}"),
-        _tried("libbpf", _library),
-        *(_tried(f"raw tracepoint {name}", partial(_attached, name)) for name in pins.TRACEPOINTS),
-        _tried("ring buffer", lambda: _map(MapType.RINGBUF)),
-        _tried("task storage", lambda: _map(MapType.TASK_STORAGE)),
-        _tried("user stack with build-id", _stack),
-        _tried("iter/task for one process", lambda: _iterated("task")),
-        _tried("iter/task_vma for one process", lambda: _iterated("task_vma")),
-        _tried("pins", _pinned, cure="mount -t bpf bpf /sys/fs/bpf"),
-        _tried("live processes", _live, needed=False, cure="`coresnap sample` shows no stacks"),
-        _tried("XSAVE layout", _xsave, needed=False),
-        _tried("built object", _object, needed=False, cure="run `make build/coresnap.bpf.o`"),
-        _tried("bcc", _bcc, needed=False, cure=cure),
-        _tried("clang", _clang, needed=False, cure="only needed to build the object"),
-    ]

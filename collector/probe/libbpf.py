@@ -268,19 +268,6 @@ class ProgramType(enum.IntEnum):
     TRACING = 26
 
 
-class MapType(enum.IntEnum):
-    """Of enum bpf_map_type, what is used here."""
-
-    RINGBUF = 27
-    TASK_STORAGE = 29
-
-
-def supports_map(kind: MapType) -> bool:
-    """Whether the kernel makes maps of this kind, by making one."""
-    call = _function("libbpf_probe_bpf_map_type", c_int, c_int, c_void_p)
-    return bool(_checked(call(kind, None), f"probe map type {kind.name}") == 1)
-
-
 def load_program(
     kind: ProgramType, code: bytes, iterator: str | None = None, function: str | None = None
 ) -> int:

@@ -10,6 +10,7 @@ when is not known here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -21,6 +22,7 @@ from collector.capture.live.inject import InjectionRefused, Injector
 from collector.errors import CaptureError, HoldError
 from collector.hold import pidfd
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _USER_MODE_ONLY = 1  # <linux/userfaultfd.h>
 _FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
 _API = 0xAA
@@ -31,6 +33,14 @@ _FEATURES = _WP_HUGETLBFS_SHMEM | _WP_UNPOPULATED | _WP_ASYNC
 _HUGE = 2 << 20  # bytes of a huge page
 _STEP, _MAX_STEPS = 8 << 20, 4096
 _PIDFD_THREAD = os.O_EXCL  # pidfd_open(2), Linux >= 6.9
+
+
+def check_available() -> None:
+    """Raises CaptureError if this kernel has no asynchronous write protection."""
+    fd = int(_libc.syscall(stub.USERFAULTFD, _FLAGS))
+    if fd < 0:
+        raise CaptureError(f"no userfaultfd: {os.strerror(ctypes.get_errno())}")
+    WriteProtection(fd).close()
 
 
 class WriteProtection:
