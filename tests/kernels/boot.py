@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import select
 import shlex
 import subprocess
@@ -33,7 +34,7 @@ TAIL = 20  # lines of the console that a report shows
 _ENVIRONMENT = {"HOME": "/root", "OUT": OUT, "TERM": "dumb", "LANG": "C.UTF-8"}
 _KERNEL_LINE = (
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nowatchdog nokaslr tsc=reliable"
-    " no_timer_check cryptomgr.notests"
+    " no_timer_check"
 )
 
 
@@ -52,8 +53,8 @@ class Result:
             return None
         if self.timed_out:
             why = f"took longer than {limit_s:g} s"
-        elif "Kernel panic" in self.console:
-            why = "panicked"
+        elif panic := re.search(r"Kernel panic - .*", self.console):
+            why = f"panicked ({panic[0]})"
         else:
             why = "died"
         end = self.console.splitlines()[-TAIL:] or ["(empty)"]

@@ -81,7 +81,8 @@ def _locked(cache: Path) -> Iterator[None]:
     with open(cache / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for partial in cache.glob(".partial-*"):
-            shutil.rmtree(partial)
+            # A program that the killed one had started may still write: the next one tries again
+            shutil.rmtree(partial, ignore_errors=True)
         yield
 
 
