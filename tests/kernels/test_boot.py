@@ -132,10 +132,13 @@ def test_the_command_line_gives_the_output_and_the_status(out: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_qemu_ends_with_its_parent(number: signal.Signals, out: Path) -> None:
+def test_qemu_ends_with_its_parent(number: signal.Signals, out: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.kernels.boot", "--out", str(out), "6.1", "--"]
     with subprocess.Popen(
-        [*command, "sh", "-c", "echo started; sleep 1000"], cwd=ROOT, stdout=subprocess.PIPE
+        [*command, "sh", "-c", "echo started; sleep 1000"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed one leaves its working folder
+        stdout=subprocess.PIPE,
     ) as parent:
         assert parent.stdout
         assert parent.stdout.readline() == b"started\n"
