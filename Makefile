@@ -6,11 +6,13 @@ BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev make gdb elfutils \
           binutils
+# To boot other kernels: only for `make kernels` and `make kernel-tests`
+KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coresnap.bpf.o
 NATIVE := $(BUILD)/coresnap-pipe $(BUILD)/coresnap-hold.so
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo run test lint types unit system bench clean
+.PHONY: setup demo run test lint types unit system kernels kernel-tests bench clean
 
 setup: $(BIN)/.ready $(OBJECT) $(NATIVE)
 
@@ -35,6 +37,13 @@ unit: $(BIN)/.ready
 system: setup
 	$(BIN)/pytest -q tests/system
 
+# Debian's kernels 6.1 and 6.12 in a virtual machine; downloaded once into $(BUILD)/kernels.
+kernels: setup $(BUILD)/.kernel-debs
+	@$(BIN)/python -m tests.kernels
+
+kernel-tests: setup $(BUILD)/.kernel-debs
+	$(BIN)/pytest -q tests/kernels
+
 bench: setup
 	@$(BIN)/python -m bench
 
@@ -43,9 +52,12 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What Debian lacks is installed only if it is missing, so that a second run needs no network.
-$(BUILD)/.debs: Makefile
+$(BUILD)/.debs: PACKAGES := $(DEBS)
+$(BUILD)/.kernel-debs: PACKAGES := $(KERNEL_DEBS)
+$(BUILD)/.kernel-debs: | $(BUILD)/.debs
+$(BUILD)/.debs $(BUILD)/.kernel-debs: Makefile
 	@mkdir -p $(BUILD)
-	@missing=$$(for p in $(DEBS); do dpkg-query -Wf '$${db:Status-Abbrev}' $$p 2>/dev/null \
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${db:Status-Abbrev}' $$p 2>/dev/null \
 	    | grep -q '^ii' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 	    [ "$$(id -u)" = 0 ] || { echo "install as root: apt-get install $$missing" >&2; exit 1; }; \
