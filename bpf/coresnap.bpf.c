@@ -63,11 +63,28 @@
 /* <linux/mm.h> */
 #define CS_VM_EXEC 0x4
 #define CS_MAPPED_MAX 256 /* objects of one process that are told */
+/* <linux/maple_tree.h>: slots of a node; a tree of mappings with 65,530 leaves is 4 deep */
+#define CS_RANGE_SLOTS 16
+#define CS_ARANGE_SLOTS 10
+#define CS_TREE_DEPTH 8
+#define CS_TREE_STEPS 4096
 
 struct cs_death {
 	__u32 pid;
 	__u32 reserved;
 	__u64 start_ns;
+};
+
+/* A walk over the mappings of a process that ends. */
+struct cs_walk {
+	u64 start_ns;          /* which process */
+	u64 root;              /* struct path of its root directory */
+	u32 pid;
+	u32 told;
+	u64 mm;                /* what follows is for a walk without the kernel's iterator */
+	u64 depth;
+	u64 nodes[CS_TREE_DEPTH];
+	u32 slots[CS_TREE_DEPTH]; /* the next one of each node */
 };
 
 /* Its size says which CS_FORMAT the records have. */
@@ -84,7 +101,7 @@ HASH_MAP(dying, u32, u64, CS_PROCESSES);
 HASH_MAP(gone, struct cs_death, u8, CS_PROCESSES);
 HASH_MAP(process_faults, u32, struct cs_fault, CS_PROCESSES);
 TASK_MAP(thread_faults, struct cs_fault);
-PER_CPU_MAP(mapped_told, u64);
+PER_CPU_MAP(walks, struct cs_walk);
 
 #include "task.bpf.h"
 
@@ -435,6 +452,12 @@ extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struc
 extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
 extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
+/* Of a file the mapping of its begin, with its headers, and those of code. */
+FN int is_worth_telling(struct vm_area_struct *vma)
+{
+	return READ(vma, vm_file) && (!READ(vma, vm_pgoff) || READ(vma, vm_flags) & CS_VM_EXEC);
+}
+
 FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct path *root)
 {
 	struct file *file = READ(vma, vm_file);
@@ -464,39 +487,117 @@ FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct 
 	bpf_ringbuf_submit(out, 0);
 }
 
-FN void tell_mappings(struct task_struct *t)
+/* The walk over the mappings of the process that ends, ready to begin; 0 if it tells none. */
+FN struct cs_walk *begin_walk(struct task_struct *t)
 {
 	struct signal_struct *group = READ(t, signal);
-	u32 pid, status, zero = 0;
-	struct bpf_iter_task_vma it;
-	struct vm_area_struct *vma;
 	struct task_struct *leader;
-	u64 start_ns, *seen, *told;
 	struct fs_struct *fs;
+	struct cs_walk *walk;
+	u32 status, zero = 0;
+	u64 *seen;
 
 	if (READ(group, live.counter))
-		return;
+		return 0;
 	status = READ(group, group_exit_code);
 	if (!STATUS_SIGNAL(status) || (status & CS_DUMPED))
-		return;
+		return 0;
+	walk = bpf_map_lookup_elem(&walks, &zero);
+	if (!walk)
+		return 0;
 	leader = READ(t, group_leader);
-	start_ns = READ(leader, start_boottime);
 	fs = READ(t, fs);
-	pid = READ(t, tgid);
-	seen = bpf_map_lookup_elem(&dying, &pid);
-	told = bpf_map_lookup_elem(&mapped_told, &zero);
-	if (!seen || *seen != start_ns || !told)
+	walk->start_ns = READ(leader, start_boottime);
+	walk->root = fs ? (u64)ADDRESS(fs, root) : 0;
+	walk->pid = READ(t, tgid);
+	walk->told = 0; /* in a map, where the verifier does not count along */
+	seen = bpf_map_lookup_elem(&dying, &walk->pid);
+	return seen && *seen == walk->start_ns ? walk : 0;
+}
+
+/* Tell one mapping if it matters; 0: no more are told. */
+FN int step_on(struct cs_walk *walk, struct vm_area_struct *vma)
+{
+	if (!is_worth_telling(vma))
+		return 1;
+	if (++walk->told > CS_MAPPED_MAX)
+		return 0;
+	report_mapped(vma, walk->pid, walk->start_ns, (struct path *)walk->root);
+	return 1;
+}
+
+FN void tell_mappings(struct task_struct *t)
+{
+	struct cs_walk *walk = begin_walk(t);
+	struct bpf_iter_task_vma it;
+	struct vm_area_struct *vma;
+
+	if (!walk)
 		return;
-	*told = 0; /* in a map, where the verifier does not count along */
 	bpf_iter_task_vma_new(&it, t, 0);
 	while ((vma = bpf_iter_task_vma_next(&it))) {
-		if (!READ(vma, vm_file) || (READ(vma, vm_pgoff) && !(READ(vma, vm_flags) & CS_VM_EXEC)))
-			continue;
-		if (++*told > CS_MAPPED_MAX)
+		if (!step_on(walk, vma))
 			break;
-		report_mapped(vma, pid, start_ns, fs ? ADDRESS(fs, root) : 0);
 	}
 	bpf_iter_task_vma_destroy(&it);
+}
+
+/*
+ * The same before 6.7, by hand: the mappings are the leaves of a maple tree, whose nodes are named
+ * by pointers with their type in the low bits (<linux/maple_tree.h>, lib/maple_tree.c). Slots that
+ * are not in use hold no pointer to the kernel. One slot in each step, depth first.
+ */
+#define NODE_OF(entry) ((entry) & ~255ULL)
+#define NODE_TYPE(entry) ((entry) >> 3 & 15)
+
+static long step_in_tree(u32 index, void *unused)
+{
+	u64 depth, entry, child = 0;
+	u32 slot, slots, zero = 0;
+	struct cs_walk *walk = bpf_map_lookup_elem(&walks, &zero);
+
+	if (!walk)
+		return 1;
+	depth = walk->depth;
+	if (depth >= CS_TREE_DEPTH)
+		return 1;
+	entry = walk->nodes[depth];
+	slot = walk->slots[depth]++;
+	slots = NODE_TYPE(entry) == maple_arange_64 ? CS_ARANGE_SLOTS : CS_RANGE_SLOTS;
+	if (slot >= slots) {
+		walk->depth = depth - 1; /* below 0 it is larger than any depth: the end */
+		return 0;
+	}
+	bpf_probe_read_kernel(&child, sizeof(child), (void *)(NODE_OF(entry) + slot * sizeof(child) +
+		(NODE_TYPE(entry) == maple_arange_64 ? OFFSET_OF(struct maple_node, ma64.slot) :
+						       OFFSET_OF(struct maple_node, mr64.slot))));
+	if (!IS_KERNEL_POINTER(child))
+		return 0;
+	if (NODE_TYPE(entry) == maple_leaf_64)
+		return READ((struct vm_area_struct *)child, vm_mm) == (void *)walk->mm &&
+		       !step_on(walk, (struct vm_area_struct *)child);
+	depth++;
+	if (depth >= CS_TREE_DEPTH)
+		return 1;
+	walk->nodes[depth] = child;
+	walk->slots[depth] = 0;
+	walk->depth = depth;
+	return 0;
+}
+
+FN void tell_mappings_of_tree(struct task_struct *t)
+{
+	struct cs_walk *walk = begin_walk(t);
+	struct mm_struct *mm;
+
+	if (!walk)
+		return;
+	mm = READ(t, mm);
+	walk->mm = (u64)mm;
+	walk->depth = 0;
+	walk->nodes[0] = (u64)READ(mm, mm_mt.ma_root);
+	walk->slots[0] = 0;
+	bpf_loop(CS_TREE_STEPS, step_in_tree, 0, 0);
 }
 
 SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_args *ctx)
@@ -508,6 +609,12 @@ SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_arg
 ON_LEAVING(leave_mapped)
 {
 	tell_mappings(bpf_get_current_task_btf());
+	return on_exit(bpf_get_current_task_btf());
+}
+
+ON_LEAVING(leave_walked)
+{
+	tell_mappings_of_tree(bpf_get_current_task_btf());
 	return on_exit(bpf_get_current_task_btf());
 }
 

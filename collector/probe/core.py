@@ -38,8 +38,7 @@ def _choices() -> Iterator[str | None]:
         if lists_mappings:
             yield pins.MAPPED_AT_EXIT
     else:
-        if lists_mappings:
-            yield pins.LEAVING_MAPPED
+        yield pins.LEAVING_MAPPED if lists_mappings else pins.LEAVING_WALKED
         yield pins.LEAVING
     yield None
 

@@ -20,8 +20,9 @@ from collector.probe import events, libbpf
 TRACEPOINTS = ("signal_generate", "signal_deliver", "sched_process_exit", "mark_victim")
 # Programs that only some kernels take or need, each with what it is attached to before the others
 # are: a raw tracepoint, or by fentry a function of the kernel.
-MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED = "exit_mappings", "leave", "leave_mapped"
-OPTIONAL = (MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED)
+MAPPED_AT_EXIT = "exit_mappings"
+LEAVING, LEAVING_MAPPED, LEAVING_WALKED = "leave", "leave_mapped", "leave_walked"
+OPTIONAL = (MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED, LEAVING_WALKED)
 LEAVING_FUNCTION = "exit_mm_release"
 FORMAT = "format"  # the map whose values are as many bytes long as CS_FORMAT says
 MAPS = ("ring", "counters", "settings", FORMAT)
