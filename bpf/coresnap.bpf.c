@@ -113,6 +113,13 @@ FN void count(u32 counter)
 		__sync_fetch_and_add(value, 1);
 }
 
+FN int is_set(u32 setting)
+{
+	u32 *value = bpf_map_lookup_elem(&settings, &setting);
+
+	return value && *value;
+}
+
 FN int kills_by_default(int signal)
 {
 	return signal > 0 && signal <= CS_NSIG && !(HARMLESS & SIGNAL_BIT(signal));
@@ -366,7 +373,6 @@ FN void forget(u32 pid)
 FN int is_wanted(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 {
 	struct cs_fault *fault;
-	u32 key = CS_WANT_EXITS, *want;
 
 	if (!status)
 		return 0;
@@ -375,8 +381,7 @@ FN int is_wanted(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 	fault = bpf_map_lookup_elem(&process_faults, &pid);
 	if (same_program(fault, start_ns, t))
 		return 1;
-	want = bpf_map_lookup_elem(&settings, &key);
-	return want && *want;
+	return is_set(CS_WANT_EXITS);
 }
 
 FN void report_exit(struct task_struct *t, u32 status)
@@ -500,7 +505,7 @@ FN struct cs_walk *begin_walk(struct task_struct *t)
 	if (READ(group, live.counter))
 		return 0;
 	status = READ(group, group_exit_code);
-	if (!STATUS_SIGNAL(status) || (status & CS_DUMPED))
+	if (!STATUS_SIGNAL(status) || ((status & CS_DUMPED) && is_set(CS_HAS_HANDOFF)))
 		return 0;
 	walk = bpf_map_lookup_elem(&walks, &zero);
 	if (!walk)

@@ -46,7 +46,11 @@ enum cs_counter {
 };
 
 /* Indices of the map `settings`. */
-enum cs_setting { CS_WANT_EXITS, CS_SETTINGS };
+enum cs_setting {
+	CS_WANT_EXITS,
+	CS_HAS_HANDOFF,        /* a reader takes what dumps core: no mappings are told of that */
+	CS_SETTINGS
+};
 
 struct cs_sender {
 	__u64 target_start_ns; /* which process of this pid was meant */

@@ -117,6 +117,7 @@ class Agent:
         context, policy = self._context, self._context.policy.policy
         if context.probe is not None:
             context.probe.set_want_exits(wants_exits(policy))
+            context.probe.set_has_handoff(not isinstance(context.backend, NoBackend))
         if context.native is not None:
             context.native.allow(
                 instant=all_instant(policy),
@@ -178,6 +179,8 @@ class Agent:
     def _finish(self) -> None:
         """Let go of what is held, finish what is being captured, give up what only waits."""
         self._context.backend.close()
+        if self._context.probe is not None:
+            self._context.probe.set_has_handoff(False)
         if self._taker is not None:
             self._taker.join()
         lanes = self._context.lanes.all()

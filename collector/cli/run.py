@@ -198,7 +198,8 @@ def _open_backend(
     run_dir: Path, policy: Policy, parts: contextlib.ExitStack
 ) -> OpenBackend | NoBackend:
     guard = SettingsGuard(run_dir)
-    backend = open_backend(policy.hold.backend, run_dir, guard, policy.hold.takeover)
+    hold = policy.hold
+    backend = open_backend(hold.backend, run_dir, guard, hold.takeover, patience_s=hold.patience)
     parts.callback(backend.close)
     pin.prepare()
     return backend

@@ -103,6 +103,10 @@ class Witness:
         if case.record.container:
             case.learn(lost={"frames": "its files lie in a container that may be gone"})
             return
+        if not death.exit.mapped and death.exit.status & CORE_BIT:
+            # where crashes are handed over BPF does not tell the mappings of what dumps core
+            case.learn(lost={"frames": "they would have come from its core"})
+            return
         core = self._context.store.folder(case.record.id) / SMALL_CORE
         try:
             write_relic(core, death.fatal, death.exit)

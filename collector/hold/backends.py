@@ -24,7 +24,7 @@ from collector.errors import HoldError, TakeoverRefused
 from collector.hold.build import NAME, find
 from collector.hold.coredump_socket import SocketBackend
 from collector.hold.handoff import HandOff
-from collector.hold.pipe import PipeBackend, SpooledNotes
+from collector.hold.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.hold.settings import SettingsGuard
 from collector.policy.types import Backend
 
@@ -182,19 +182,22 @@ def open_backend(
     guard: SettingsGuard,
     takeover: bool,
     helper: Path | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> OpenBackend | NoBackend:
     """Set the kernel up to hand crashes over to us, and prove that it does.
 
     `auto` takes the socket, else the pipe, else none with the reasons. `run_dir` holds the sockets
     and the pipe helper's notes; it is made, 0700. `helper`: the built pipe helper, by default the
-    one of this installation. Raises TakeoverRefused if another crash handler is installed and
-    `takeover` is false, HoldError if a backend that was asked for by name does not work.
+    one of this installation. `patience_s`: see PipeBackend.
+
+    Raises TakeoverRefused if another crash handler is installed and `takeover` is false, HoldError
+    if a backend that was asked for by name does not work.
     """
     if kind is Backend.NONE:
         return NoBackend("hold.backend is none")
     ways: dict[Backend, Callable[[], Listener]] = {
         Backend.SOCKET: lambda: SocketBackend(run_dir / SOCKET_NAME),
-        Backend.PIPE: lambda: PipeBackend(run_dir, _helper(helper)),
+        Backend.PIPE: lambda: PipeBackend(run_dir, _helper(helper), patience_s),
     }
     _own_directory(run_dir)
     reasons: list[str] = []

@@ -1,4 +1,5 @@
-"""The pipe hand-off, `core_pattern = |/path/coresnap-pipe RUNDIR ...` (core(5), every kernel).
+"""The pipe hand-off, `core_pattern = |/path/coresnap-pipe RUNDIR PATIENCE ...` (core(5), every
+kernel).
 
 The kernel starts the helper (`pipe_helper.c`) for each crash; the helper tells us who is dying and
 we take its end of the pipe. From then on our descriptor alone holds the process. The helper leaves
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 # %P pid and %I tid in the initial pid namespace, %s signal, %u %g real ids, %d dump mode,
 # %t seconds since the epoch, %F pidfd (>= 6.16; earlier kernels leave it out)
 FIELDS = "%P %I %s %u %g %d %t %F"
+PATIENCE_S = 0.1  # of a helper, with an agent that does not answer
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
 SOCKET = "pipe.sock"  # in the run directory
 _HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
@@ -117,9 +119,10 @@ class PipeBackend(SocketListener):
     backend = "pipe"
     pipe_limit: int | None = PIPE_LIMIT
 
-    def __init__(self, run_dir: Path, helper: Path) -> None:
+    def __init__(self, run_dir: Path, helper: Path, patience_s: float = PATIENCE_S) -> None:
         """Listen in `run_dir`, an existing directory that others cannot enter.
 
+        patience_s: so long helpers wait for us before they let their process go.
         Raises HoldError if the helper is not there, others than root may write it (the kernel runs
         it as root), or a path that no core_pattern can hold cannot be linked to from `SHORT`.
         """
@@ -127,10 +130,11 @@ class PipeBackend(SocketListener):
         self.helper = helper.resolve()
         self.helper_id = _trusted(self.helper)  # device and inode
         self._links: Path | None = None
-        self.pattern = f"|{self.helper} {self.run_dir} {FIELDS}"
-        if not _fits(self.pattern):
+        fields = f"{patience_s * 1000:.0f} {FIELDS}"
+        self.pattern = f"|{self.helper} {self.run_dir} {fields}"
+        if not _fits(self.pattern, fields):
             self._links = _link(self.helper, self.run_dir)
-            self.pattern = f"|{self._links / NAME} {self._links / 'run'} {FIELDS}"
+            self.pattern = f"|{self._links / NAME} {self._links / 'run'} {fields}"
         super().__init__(self.run_dir / SOCKET)
         self.late = 0  # helpers that had given up before we answered; they leave a note
         self._heard = 0  # helpers of whom we took notice
@@ -251,9 +255,9 @@ class PipeBackend(SocketListener):
             shutil.rmtree(self._links, ignore_errors=True)
 
 
-def _fits(pattern: str) -> bool:
+def _fits(pattern: str, fields: str) -> bool:
     """Whether the kernel takes it whole: it splits at blanks, expands % and cuts what is longer."""
-    paths = pattern.removesuffix(FIELDS)[1:-1]
+    paths = pattern.removesuffix(fields)[1:-1]
     return len(pattern.encode()) <= _PATTERN_MAX and (
         paths.count(" ") == 1 and not any(c in paths for c in "%\t\n")
     )

@@ -3,9 +3,10 @@
  * What the kernel starts for each crash when core_pattern is a pipe (core(5)). It tells the agent
  * who is dying, lets the agent take the pipe, and leaves. If the agent is absent or does not answer
  * in time it leaves a note for the agent's next start; when it exits, the process goes. A busy agent
- * gets more time for as long as it hears others of us.
+ * gets more time for as long as it hears others of us. PATIENCE is the time in ms, of which the
+ * helper takes MARGIN_MS off for its own start and end.
  *
- *     |/path/coresnap-pipe RUNDIR %P %I %s %u %g %d %t %F
+ *     |/path/coresnap-pipe RUNDIR PATIENCE %P %I %s %u %g %d %t %F
  *
  * It never passes the pipe on by itself: a descriptor in the queue of an agent that hangs would
  * hold the process for ever. The agent takes it with pidfd_getfd(2), and answers with one byte.
@@ -22,9 +23,9 @@
 #include <linux/time.h>
 #include <linux/un.h>
 
-#define PATIENCE_MS 80 /* of the 100 ms; the rest is for our start and our end */
+#define MARGIN_MS 20
 #define LOOK_MS 10 /* how often we see whether the agent gets on with others */
-#define PATIENCE_MAX_MS 5000 /* with an agent that does */
+#define PATIENCE_MAX_MS 5000 /* with an agent that does; or PATIENCE, if that is longer */
 #define NOTES_LIMIT (1 << 20) /* bytes; deaths beyond it are only counted */
 #define FIELDS 8 /* %P %I %s %u %g %d %t %F */
 
@@ -104,13 +105,14 @@ static unsigned long heard(long fd)
  * Wait for the agent's answer: until it has heard nobody for as long as we have patience. So an
  * agent that hangs is given up in time, and one that has many of us to hear is not.
  */
-static void await(long fd, long count_fd, long begun)
+static void await(long fd, long count_fd, long begun, long patience)
 {
+	long most = patience > PATIENCE_MAX_MS ? patience : PATIENCE_MAX_MS;
 	struct pollfd wait = { .fd = (int)fd, .events = POLLIN };
 	unsigned long count = heard(count_fd), before = count;
 	long now = now_ms(), alive = begun;
 
-	while (now < alive + PATIENCE_MS && now < begun + PATIENCE_MAX_MS) {
+	while (now < alive + patience && now < begun + most) {
 		struct timespec look = { 0, LOOK_MS * 1000000 };
 
 		if (CALL(ppoll, &wait, 1, &look, 0, 0) > 0)
@@ -124,10 +126,10 @@ static void await(long fd, long count_fd, long begun)
 }
 
 /* Whether the agent has taken the pipe. */
-static int agent_took_it(const char *dir, const struct text *line)
+static int agent_took_it(const char *dir, long patience, const struct text *line)
 {
 	long begun = now_ms();
-	struct timeval patience = { 0, PATIENCE_MS * 1000 };
+	struct timeval limit = { patience / 1000, patience % 1000 * 1000 };
 	struct sockaddr_un at = { .sun_family = AF_UNIX_ };
 	struct text path;
 	char answer = 0;
@@ -142,14 +144,14 @@ static int agent_took_it(const char *dir, const struct text *line)
 	if (fd < 0)
 		return 0;
 	/* connect(2) waits that long if the backlog is full */
-	CALL(setsockopt, fd, SOL_SOCKET_, SO_SNDTIMEO_, &patience, sizeof(patience));
+	CALL(setsockopt, fd, SOL_SOCKET_, SO_SNDTIMEO_, &limit, sizeof(limit));
 	if (CALL(connect, fd, &at, sizeof(at), 0, 0) < 0)
 		return 0;
 	if (call(__NR_sendto, fd, (long)line->data, line->size, MSG_NOSIGNAL_, 0) != line->size)
 		return 0;
 	add_path(&path, dir, "/pipe.heard");
 	count_fd = CALL(openat, AT_FDCWD, path.data, O_RDONLY | O_NOFOLLOW | O_CLOEXEC, 0, 0);
-	await(fd, count_fd, begun);
+	await(fd, count_fd, begun, patience);
 	/* After this the agent cannot answer any more, so both know how it ended. */
 	CALL(shutdown, fd, SHUT_RDWR_, 0, 0, 0);
 	return call(__NR_recvfrom, fd, (long)&answer, 1, MSG_DONTWAIT_, 0) == 1 && answer == 1;
@@ -227,20 +229,29 @@ static void leave_note(const char *dir, struct text *line, const char *pid)
 		CALL(write, fd, lost, sizeof(lost) - 1, 0, 0);
 }
 
+static long number(const char *digits)
+{
+	long value = 0;
+
+	for (; *digits >= '0' && *digits <= '9' && value < 1000000; digits++)
+		value = value * 10 + (*digits - '0');
+	return value;
+}
+
 static int report(long argc, char **argv)
 {
 	static struct text line;
 	long i;
 
-	if (argc < 3)
+	if (argc < 4)
 		return 2;
-	for (i = 2; i < 2 + FIELDS; i++) {
+	for (i = 3; i < 3 + FIELDS; i++) {
 		/* an older kernel leaves out what it does not know */
 		add(&line, i < argc && argv[i][0] ? argv[i] : "-");
-		add(&line, i == 1 + FIELDS ? "\n" : " ");
+		add(&line, i == 2 + FIELDS ? "\n" : " ");
 	}
-	if (!agent_took_it(argv[1], &line))
-		leave_note(argv[1], &line, argv[2]);
+	if (!agent_took_it(argv[1], number(argv[2]) - MARGIN_MS, &line))
+		leave_note(argv[1], &line, argv[3]);
 	return 0;
 }
 

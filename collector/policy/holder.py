@@ -65,6 +65,7 @@ def _fixed_changes(old: Policy, new: Policy) -> tuple[str, ...]:
         "metrics.listen": (old.metrics_listen, new.metrics_listen),
         "hold.backend": (old.hold.backend, new.hold.backend),
         "hold.takeover": (old.hold.takeover, new.hold.takeover),
+        "hold.patience": (old.hold.patience, new.hold.patience),
         "capture.workers": (old.capture.workers, new.capture.workers),
         "capture.queue": (old.capture.queue, new.capture.queue),
     }

@@ -58,6 +58,7 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
+_LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
 _GLOB = re.compile(r"[*?/\[]")
@@ -337,6 +338,13 @@ def _every(text: str) -> float:
     return seconds
 
 
+def _patience(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_PATIENCE <= seconds <= _MOST_PATIENCE:
+        raise ValueError("expected a duration from 50ms to 1m")
+    return seconds
+
+
 def _stack(text: str) -> int:
     size = parse_size(text)
     if not _PAGE <= size <= _MAX_STACK:
@@ -460,6 +468,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "hold": {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),
         "takeover": nodes.boolean,
+        "patience": nodes.written(_patience, "a duration such as 100ms"),
     },
     "release": {
         "default": _RELEASE,

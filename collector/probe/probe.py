@@ -30,7 +30,7 @@ from collector.probe.ring import Ring
 PIN_DIR = Path("/sys/fs/bpf/coresnap")
 _COUNTER = struct.Struct("<Q")
 _SETTING = struct.Struct("<I")
-_WANT_EXITS = 0  # enum cs_setting
+_WANT_EXITS, _HAS_HANDOFF = 0, 1  # enum cs_setting
 _MAX_LEAVING = 1024  # processes between the two records of their end
 
 
@@ -310,6 +310,12 @@ class Probe:
     def set_want_exits(self, on: bool) -> None:
         """Whether exits with a status other than 0 are reported although nothing went wrong."""
         libbpf.write_array(self._settings, _WANT_EXITS, _SETTING.pack(int(on)))
+
+    def set_has_handoff(self, on: bool) -> None:
+        """Whether processes that dump core are handed over, so that their mappings, which are many
+        records, need not be told at their end.
+        """
+        libbpf.write_array(self._settings, _HAS_HANDOFF, _SETTING.pack(int(on)))
 
     def counters(self) -> Counters:
         """What was counted so far."""

@@ -282,7 +282,10 @@ PROBLEMS = [
     ("ruls: []", 'f:1: ruls: unknown key "ruls"; did you mean "rules"?'),
     ("\nzzz: 1", f'f:2: zzz: unknown key "zzz"; known here: {KNOWN}'),
     (rule("sginal: 1"), 'f:1: rules[0].match.sginal: unknown key "sginal"; did you mean "signal"?'),
-    ("hold:\n hold:\n", 'f:2: hold.hold: unknown key "hold"; known here: backend, takeover'),
+    (
+        "hold:\n hold:\n",
+        'f:2: hold.hold: unknown key "hold"; known here: backend, takeover, patience',
+    ),
     ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
     ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
     ("[a]: 1", "f:1: a key must be text, not a list"),
@@ -304,7 +307,7 @@ PROBLEMS = [
     ),
     (
         "hold: !!python/object:os.abort {}",
-        "f:1: hold: expected keys (backend, takeover), "
+        "f:1: hold: expected keys (backend, takeover, patience), "
         'not a value with the tag "tag:yaml.org,2002:python/object:os.abort"',
     ),
     # values
