@@ -199,6 +199,7 @@ def _facts_told(record: Record, told: Told) -> dict[str, Any]:
     facts: dict[str, Any] = {"ip": told.ip, "sp": told.sp}
     info = siginfo.decode(told.siginfo)
     if info is not None:
+        facts |= {"signal": info.signal, "signal_name": signal_name(info.signal)}
         facts |= {"si_code": info.code, "si_addr": info.address, "syscall": info.syscall}
     if record.container:
         return facts  # ids in it are those of its own namespace

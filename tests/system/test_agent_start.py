@@ -141,3 +141,30 @@ def test_two_agents(tmp_path: Path) -> None:
         assert status == 1
         assert "another coresnap agent has the hand-off; stop it first" in line
         assert one.settings.read("core_pattern") == pattern
+
+
+BLIND = ("--bpf", "none")
+NO_HANDOFF = "hold: {backend: none}"
+
+
+def test_neither_bpf_nor_a_hand_off(settings: KernelSettings, tmp_path: Path) -> None:
+    # WHEN an agent starts that could see no death at all
+    status, line = Attempt(tmp_path, NO_HANDOFF).refusal(*BLIND)
+    # THEN it does not say that it is ready: it says what is missing, and what could be done
+    assert (status, line) == (
+        1,
+        "coresnap: no death can be seen: no BPF (--bpf none), and no hand-off (hold.backend is "
+        "none); `coresnap doctor` says what is missing, --degraded starts the agent all the same",
+    )
+
+
+def test_neither_bpf_nor_a_hand_off_by_leave(settings: KernelSettings, tmp_path: Path) -> None:
+    # GIVEN leave to start all the same
+    attempt = Attempt(tmp_path, NO_HANDOFF)
+    command = [sys.executable, "-m", "collector", *attempt.arguments, *BLIND, "--degraded"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as one:
+        # THEN it runs, and says that it is of no use
+        assert one.stdout is not None
+        assert one.stdout.readline().startswith("degraded, no death is seen: no BPF, none hand-off")
+        one.terminate()
+        assert one.wait(PATIENCE) == 0

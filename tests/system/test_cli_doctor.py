@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.system.agents import PATIENCE, agent
 from tests.system.settings import kernel_settings
-from tests.system.victims import ROOT
+from tests.system.victims import ROOT, running
 
 
 def doctor(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,18 @@ def test_what_works_here(tmp_path: Path) -> None:
     assert [name for name, check in found.items() if check["needed"] and not check["ok"]] == []
     assert found["core_pattern"]["detail"] == "'core'"
     assert found["pin"]["ok"]
+    # AND what it says works was tried: programs that saw a death, crashes that were handed over
+    tried = [name for name in found if name.startswith(("BPF, ", "hand-off ", "backtraces "))]
+    assert {name: found[name]["detail"] for name in tried} == {
+        "BPF, loader core": "loaded, attached; saw a process die",
+        "backtraces of kills, core": found["backtraces of kills, core"]["detail"],
+        "BPF, loader bcc": "loaded, attached; saw a process die",
+        "backtraces of kills, bcc": found["backtraces of kills, bcc"]["detail"],
+        "hand-off by socket": "the kernel handed over a crash",
+        "hand-off by pipe": "the kernel handed over a crash",
+    }
+    assert found["deaths"]["detail"] == "every death is seen, and crashes keep their memory"
+    assert not list(Path("/sys/fs/bpf").glob("coresnap-doctor-*"))
     assert found["store"]["detail"].endswith("made at the agent's first start")
     assert {"drgn", "msgspec", "prometheus-client", "pyelftools", "zstandard"} <= found.keys()
 
@@ -81,3 +93,23 @@ def test_what_a_killed_agent_has_left(tmp_path: Path) -> None:
         assert one.pins.exists()
         assert doctor(tmp_path, "--unpin").returncode == 0
         assert not one.pins.exists()
+
+
+def test_beside_an_agent(tmp_path: Path) -> None:
+    # GIVEN an agent at work, with another doctor's places
+    other = tmp_path / "other"
+    other.mkdir()
+    with agent(tmp_path, core_pattern="core") as one:
+        pattern = one.settings.read("core_pattern")
+        # WHEN doctor has looked
+        found = checks(other)
+        # THEN the agent kept the hand-off, and has no record of the deaths that were made for it
+        assert not found["hand-off by pipe"]["ok"]
+        assert found["hand-off by pipe"]["detail"].startswith("another coresnap agent")
+        assert found["BPF, loader core"]["ok"]
+        assert one.settings.read("core_pattern") == pattern
+        with running("null_main", cwd=tmp_path) as victim:
+            victim.go()
+            victim.wait()
+        one.record(victim.pid)
+        assert [record["pid"] for record in one.listed()] == [victim.pid]
