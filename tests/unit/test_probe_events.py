@@ -67,7 +67,8 @@ def fatal(**changes: bytes | int) -> bytes:
 
 def exit_record(**changes: bytes | int) -> bytes:
     size = events.SIZES[events.TYPE_EXIT]
-    return common(events.TYPE_EXIT, size, **changes) + events.EXIT.pack(0x8B, 0)
+    status, chosen = changes.get("wait_status", 0x8B), changes.get("oom", 0)
+    return common(events.TYPE_EXIT, size, **changes) + events.EXIT.pack(status, chosen)
 
 
 def decoded(record: bytes) -> FatalSignal:
@@ -108,6 +109,12 @@ def test_an_exit_has_its_status_and_sender() -> None:
         status=0x8B,
         sender=Sender(pid=77, comm="bash", uid=1000),
         last_fault=None,
+    )
+
+
+def test_an_exit_tells_an_oom_victim() -> None:
+    assert events.decode(exit_record(wait_status=9, oom=1)) == Exit(
+        who=WHO, time_ns=42, status=9, sender=None, last_fault=None, oom=True
     )
 
 

@@ -38,6 +38,8 @@ def parts(*events: Event) -> Parts:
         ([ended(status=9, sender=OTHER)], Cause.KILLED, 9, OTHER),
         ([ended(status=3 << 8)], Cause.EXIT, None, None),
         ([oom()], Cause.OOM, 9, None),
+        # a kernel that names only a thread at the choice tells it at the end
+        ([fatal(signal=9, sender=OTHER), ended(status=9, oom=True)], Cause.OOM, 9, None),
         # the task that ran out of memory is not the one to blame
         ([oom(), fatal(signal=9, sender=OTHER)], Cause.OOM, 9, None),
     ],
