@@ -8,8 +8,8 @@ DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev mak
           binutils
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
-OBJECT := $(BUILD)/coresnap.bpf.o
-NATIVE := $(BUILD)/coresnap-pipe $(BUILD)/coresnap-hold.so
+OBJECT := $(BUILD)/coreward.bpf.o
+NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-hold.so
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system kernels kernel-tests bench clean
@@ -20,7 +20,7 @@ demo: setup
 	@$(BIN)/python -m demo
 
 run: setup
-	@exec $(BIN)/coresnap run --config config/default.yaml
+	@exec $(BIN)/coreward run --config config/default.yaml
 
 test: lint types unit system
 
@@ -78,5 +78,5 @@ $(BIN)/.ready: pyproject.toml $(BUILD)/.debs
 $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 	@$(BIN)/python -m collector.probe.build $(BUILD)
 
-$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coresnap.h collector/hold/build.py $(BIN)/.ready
+$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coreward.h collector/hold/build.py $(BIN)/.ready
 	@$(BIN)/python -m collector.hold.build $(BUILD)

@@ -1,1 +1,1 @@
-"""The benchmark: Coresnap beside its peers, in one run on one machine. See docs/benchmarks.md."""
+"""The benchmark: Coreward beside its peers, in one run on one machine. See docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure Coresnap beside its peers, and print the tables."""
+"""`python -m bench`: measure Coreward beside its peers, and print the tables."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bench.coresnap import Coresnap, warm_up
+from bench.coreward import Coreward, warm_up
 from bench.launch import loaded
 from bench.model import Case, Result, Sample, Say
 from bench.peers import KernelCore, NoDump, Peer, Session, Unavailable
@@ -18,8 +18,8 @@ PEERS: tuple[Peer, ...] = (
     KernelCore(),
     SystemdCoredump(),
     Minicoredumper(),
-    Coresnap("pipe"),
-    Coresnap("socket"),
+    Coreward("pipe"),
+    Coreward("socket"),
 )
 _SPARE = 2 << 30  # bytes of memory that no case may take
 _WARM = 1 << 30  # bytes of free memory that are in use before each death: more takes too long

@@ -52,7 +52,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     complete_ms: float | None  # until the core has its final name and contents
     disk: int | None  # allocated blocks
     cpu_ms: float | None  # all processes involved
-    held_ms: float | None = None  # Coresnap's own account
+    held_ms: float | None = None  # Coreward's own account
     note: str = ""
 
 
@@ -86,7 +86,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     woken: int  # of the threads that are blocked for good, those that were switched to
     throughput: float  # of the working thread: loops per second, by those just before
     written: float | None  # pages it wrote, by those it should have; None: it writes nothing
-    method: str = ""  # Coresnap's own account, as the next one
+    method: str = ""  # Coreward's own account, as the next one
     held_ms: float | None = None
 
 

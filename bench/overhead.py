@@ -41,7 +41,7 @@ def measure(rounds: int, say: Say) -> list[Figure]:
 @contextlib.contextmanager
 def _programs() -> Iterator[None]:
     """The agent's programs, attached, with nobody reading."""
-    with open_probe("auto", Path(f"/sys/fs/bpf/coresnap-bench-{os.getpid()}")) as probe:
+    with open_probe("auto", Path(f"/sys/fs/bpf/coreward-bench-{os.getpid()}")) as probe:
         try:
             yield
         finally:

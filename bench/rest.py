@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bench.coresnap import CoresnapSession, coresnap, warm_up
+from bench.coreward import CorewardSession, coreward, warm_up
 from bench.model import Figure, Say
 from bench.processes import cpu_ms, memory_kib, with_descendants
 
@@ -18,7 +18,7 @@ _TRIES = 3
 def measure(seconds: float, say: Say) -> list[Figure]:
     """Start an agent as it is by default, let one process die, then leave it alone."""
     say(f"at rest for {seconds:.0f} s")
-    with coresnap("auto") as session:
+    with coreward("auto") as session:
         fresh_kib = _resident_kib(session.pid)
         warm_up(session)
         for _ in range(_TRIES):
@@ -55,7 +55,7 @@ def measure(seconds: float, say: Say) -> list[Figure]:
     ]
 
 
-def _deaths(session: CoresnapSession) -> int:
+def _deaths(session: CorewardSession) -> int:
     return len(list((session.agent.store / "crashes").iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""Who may be asked for a core of a process that goes on: gdb's gcore, and Coresnap by its modes.
+"""Who may be asked for a core of a process that goes on: gdb's gcore, and Coreward by its modes.
 
 Each is a command that writes to a file and ends. Nobody compresses.
 """
@@ -95,13 +95,13 @@ class Gcore:
         return Account()
 
 
-class CoresnapTaker:
-    """`coresnap snapshot` to a file."""
+class CorewardTaker:
+    """`coreward snapshot` to a file."""
 
     about = "uncompressed, sparse, fsync"
 
     def __init__(self, name: str, *options: str, slow: bool = False) -> None:
-        self.name = f"coresnap, {name}"
+        self.name = f"coreward, {name}"
         self._options = options
         self._slow = slow
 
@@ -120,9 +120,9 @@ class CoresnapTaker:
         return Account(facts.method, facts.worst_ms if facts.pause_ms is None else facts.pause_ms)
 
 
-AUTO = CoresnapTaker("auto")
-NONSTOP = CoresnapTaker("nonstop", "--mode", "nonstop")
-THREADS = CoresnapTaker("threads", "--mode", "threads")
-COPY = CoresnapTaker("no inject", "--mode", "full-stop", "--no-inject", slow=True)
+AUTO = CorewardTaker("auto")
+NONSTOP = CorewardTaker("nonstop", "--mode", "nonstop")
+THREADS = CorewardTaker("threads", "--mode", "threads")
+COPY = CorewardTaker("no inject", "--mode", "full-stop", "--no-inject", slow=True)
 NONE, GCORE = NoSnapshot(), Gcore()
 TAKERS: tuple[Taker, ...] = (NONE, GCORE, AUTO, NONSTOP, THREADS, COPY)

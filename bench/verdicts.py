@@ -1,4 +1,4 @@
-"""What is demanded of Coresnap, told from the samples of a run."""
+"""What is demanded of Coreward, told from the samples of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.takers import AUTO, NONE, NONSTOP
 WAIT_TARGET_MS = 5.0  # median, 64 MiB to 8 GiB
 BELOW_FROM = 256 * MIB  # from here on faster than dying with no dump
 COUNT_TARGET = 1.2  # times no dump, for many threads or mappings
-OURS = ("coresnap, socket", "coresnap, pipe")
+OURS = ("coreward, socket", "coreward, pipe")
 
 WRITER_TARGET_MS = 10.0  # longest stop by a pre-copy: 6 GiB, 16 threads, a moderate writer
 IDLE_TARGET_MS = 5.0  # 2 GiB, idle
@@ -36,7 +36,7 @@ def judge(result: Result) -> list[Figure]:
 
 
 def _judge(case: Case, peer: str, ours: Spread, none: Spread) -> list[Figure]:
-    name = f"{case.name}, {peer.removeprefix('coresnap, ')}: signal to wait"
+    name = f"{case.name}, {peer.removeprefix('coreward, ')}: signal to wait"
     ratio = ours.median / none.median
     if not case.is_size:
         return [Figure(name=name, value=ratio, unit="x no dump", target=COUNT_TARGET)]
@@ -84,7 +84,7 @@ def _stop(result: Result, case: LiveCase, ours: Sequence[Snapshot], target_ms: f
     if noise:
         said.append(f"with no snapshot {noise.median:.2f} ms")
     return Figure(
-        name=f"{case.name}, {ours[0].peer.removeprefix('coresnap, ')}: longest stop",
+        name=f"{case.name}, {ours[0].peer.removeprefix('coreward, ')}: longest stop",
         value=stops.median,
         unit="ms",
         target=target_ms,

@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.coresnap import CoresnapSession, coresnap, warm_up
+from bench.coreward import CorewardSession, coreward, warm_up
 from bench.launch import loaded
 from bench.model import MIB, Case, Figure, Say
 from bench.settle import settle
@@ -35,7 +35,7 @@ def measure(mib: int, rounds: int, say: Say) -> list[Figure]:
         about=f"{mib} MiB incompressible",
     )
     ours, cp, memory = [], [], []
-    with coresnap("auto", _CONFIG) as session:
+    with coreward("auto", _CONFIG) as session:
         warm_up(session)
         for turn in range(rounds):
             say(f"write rate, {mib} MiB: round {turn + 1}")
@@ -62,7 +62,7 @@ def _figure(beside: str, ours: list[float], theirs: list[float], target: float) 
     )
 
 
-def _core_and_copy(session: CoresnapSession, case: Case) -> tuple[float, float]:
+def _core_and_copy(session: CorewardSession, case: Case) -> tuple[float, float]:
     """MiB/s of the agent, from the release to the finished core, and of cp of the same file."""
     with loaded(case, core_limit=session.core_limit, folder=session.folder) as victim:
         settle(_ROOM * case.resident)
@@ -85,7 +85,7 @@ def _core_and_copy(session: CoresnapSession, case: Case) -> tuple[float, float]:
     return size / MIB / seconds, copied_size / MIB / copied
 
 
-def _copy_of_memory(session: CoresnapSession, case: Case) -> float:
+def _copy_of_memory(session: CorewardSession, case: Case) -> float:
     """MiB/s of reading the large mapping of a living process, and writing it to a file."""
     with loaded(case, core_limit=0, folder=session.folder) as victim:
         settle(_ROOM * case.resident)

@@ -4,16 +4,16 @@
  *
  * CO-RE (libbpf): vmlinux.h has preserve_access_index on all types, so each `&p->f` is
  * relocated when the object is loaded.
- * bcc (CORESNAP_BCC): the types are those of the running kernel itself. Before bcc sees the
+ * bcc (COREWARD_BCC): the types are those of the running kernel itself. Before bcc sees the
  * source, collector/probe/bccload.py spells the map helpers as bcc's methods, because bcc's
  * rewriter does not look into macros.
  */
-#ifndef CORESNAP_COMPAT_H
-#define CORESNAP_COMPAT_H
+#ifndef COREWARD_COMPAT_H
+#define COREWARD_COMPAT_H
 
 #define FN static inline __attribute__((always_inline))
 
-#ifdef CORESNAP_BCC
+#ifdef COREWARD_BCC
 
 #define SUBPROGRAM FN
 #define ON_LEAVING(name) int name(u64 *ctx)
@@ -112,21 +112,21 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define BACKING_FILE (KERNEL_RELEASE >= 0x060e00 ? 1U << 24 : 1U << 25)
 
 /* struct fpu moved from thread_struct to the end of task_struct in 6.16. */
-#ifdef CORESNAP_BCC
+#ifdef COREWARD_BCC
 
 FN struct fpu *task_fpu(struct task_struct *t)
 {
-#ifdef CORESNAP_FPU_IN_THREAD
+#ifdef COREWARD_FPU_IN_THREAD
 	return ADDRESS(t, thread.fpu);
 #else
-	return (struct fpu *)((char *)t + CORESNAP_TASK_SIZE);
+	return (struct fpu *)((char *)t + COREWARD_TASK_SIZE);
 #endif
 }
 
 /* Of a file on overlayfs the mapped one is a backing file; user space knows its user_path (6.8). */
 FN struct path *file_user_path(struct file *file)
 {
-#ifdef CORESNAP_USER_PATH
+#ifdef COREWARD_USER_PATH
 	return ADDRESS((struct backing_file *)file, user_path);
 #else
 	return 0;

@@ -1,28 +1,28 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
 /*
  * The threads and the mappings of one process, listed without stopping it. The reader chooses the
- * process when it opens an iterator. Part of coresnap.bpf.c, not a header for others.
+ * process when it opens an iterator. Part of coreward.bpf.c, not a header for others.
  */
-#ifndef CORESNAP_ITERATORS_H
-#define CORESNAP_ITERATORS_H
+#ifndef COREWARD_ITERATORS_H
+#define COREWARD_ITERATORS_H
 
-#define CS_XSTATE_HEADER 512
-#define CS_XSTATE_BASE 832
-#define CS_XSTATE_BASE_FEATURES (1ULL << 0 | 1ULL << 1 | 1ULL << 2 | 1ULL << 9)
+#define CW_XSTATE_HEADER 512
+#define CW_XSTATE_BASE 832
+#define CW_XSTATE_BASE_FEATURES (1ULL << 0 | 1ULL << 1 | 1ULL << 2 | 1ULL << 9)
 
-struct cs_scratch {
-	__u8 bytes[CS_XSTATE_MAX];
+struct cw_scratch {
+	__u8 bytes[CW_XSTATE_MAX];
 };
 
-struct cs_path_scratch {
-	char bytes[CS_PAGE];
+struct cw_path_scratch {
+	char bytes[CW_PAGE];
 };
 
-PER_CPU_MAP(xstate_scratch, struct cs_scratch);
-PER_CPU_MAP(path_scratch, struct cs_path_scratch);
+PER_CPU_MAP(xstate_scratch, struct cw_scratch);
+PER_CPU_MAP(path_scratch, struct cw_path_scratch);
 
 /* Ids as fill_prstatus() of the kernel gives them: its real_parent is a thread, too. */
-FN void fill_ids(struct cs_thread *out, struct task_struct *t)
+FN void fill_ids(struct cw_thread *out, struct task_struct *t)
 {
 	struct pid *pid = GET(t, thread_pid);
 	u32 level = READ(pid, level);
@@ -37,13 +37,13 @@ FN void fill_ids(struct cs_thread *out, struct task_struct *t)
 	out->ns_sid = id_in_namespace(GET(GET(t, signal), pids[PIDTYPE_SID]), level, own.ns);
 }
 
-FN void fill_thread(struct cs_thread *out, struct task_struct *t)
+FN void fill_thread(struct cw_thread *out, struct task_struct *t)
 {
 	struct signal_struct *signal = GET(t, signal);
 
 	fill_ids(out, t);
 	out->state = GET(t, __state);
-	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));
+	bpf_probe_read_kernel(out->comm, CW_COMM, ADDRESS(t, comm));
 	out->sigpend = GET(t, pending.signal.sig[0]);
 	out->sighold = GET(t, blocked.sig[0]);
 	out->utime = GET(t, utime);
@@ -55,7 +55,7 @@ FN void fill_thread(struct cs_thread *out, struct task_struct *t)
 	out->clear_child_tid = (u64)GET(t, clear_child_tid);
 	out->robust_list = (u64)GET(t, robust_list);
 	out->pkru = GET(t, thread.pkru);
-	bpf_probe_read_kernel(out->regs, CS_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
+	bpf_probe_read_kernel(out->regs, CW_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
 	fill_selectors(out->regs, t);
 }
 
@@ -68,17 +68,17 @@ FN u32 xstate_size(const void *area, u32 size, u64 features)
 {
 	u64 in_use = ~0ULL;
 
-	if (size <= CS_XSTATE_BASE)
+	if (size <= CW_XSTATE_BASE)
 		return size;
-	bpf_probe_read_kernel(&in_use, sizeof(in_use), (const char *)area + CS_XSTATE_HEADER);
-	return in_use & features & ~CS_XSTATE_BASE_FEATURES ? size : CS_XSTATE_BASE;
+	bpf_probe_read_kernel(&in_use, sizeof(in_use), (const char *)area + CW_XSTATE_HEADER);
+	return in_use & features & ~CW_XSTATE_BASE_FEATURES ? size : CW_XSTATE_BASE;
 }
 
 ITERATE(task, threads)
 {
 	struct task_struct *t = ctx->task;
-	struct cs_thread out = {};
-	struct cs_scratch *scratch;
+	struct cw_thread out = {};
+	struct cw_scratch *scratch;
 	struct fpstate *fpstate;
 	struct fpu *fpu;
 	u32 zero = 0;
@@ -95,14 +95,14 @@ ITERATE(task, threads)
 	out.xfeatures = READ(fpstate, user_xfeatures);
 	size = xstate_size(ADDRESS(fpstate, regs), READ(fpstate, size), out.xfeatures);
 	ONE_REGISTER(size);
-	if (size > CS_XSTATE_MAX ||
+	if (size > CW_XSTATE_MAX ||
 	    bpf_probe_read_kernel(scratch->bytes, size, ADDRESS(fpstate, regs)))
 		size = 0;
 	out.xstate_size = size;
 	out.size = sizeof(out) + size;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	ONE_REGISTER(size);
-	if (size && size <= CS_XSTATE_MAX)
+	if (size && size <= CW_XSTATE_MAX)
 		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
 	return 0;
 }
@@ -113,11 +113,11 @@ FN int special_name(char *out, struct vm_area_struct *vma)
 	const char *name = 0;
 
 	bpf_probe_read_kernel(&name, sizeof(name), GET(vma, vm_private_data));
-	return bpf_probe_read_kernel_str(out, CS_NAME_MAX, name);
+	return bpf_probe_read_kernel_str(out, CW_NAME_MAX, name);
 }
 
 /* bpf_d_path() names only files that the verifier knows; this one it does not. */
-FN int walked_path(struct cs_mapping *out, char *bytes, struct path *path)
+FN int walked_path(struct cw_mapping *out, char *bytes, struct path *path)
 {
 	struct task_struct *reader = (void *)bpf_get_current_task_btf();
 	struct fs_struct *fs = READ(reader, fs);
@@ -127,33 +127,33 @@ FN int walked_path(struct cs_mapping *out, char *bytes, struct path *path)
 
 	out->inode = READ(inode, i_ino);
 	out->dev = READ(super, s_dev);
-	out->flags |= CS_MAPPING_PATH_WALK;
+	out->flags |= CW_MAPPING_PATH_WALK;
 	if (!READ(dentry, d_hash.pprev))
-		out->flags |= CS_MAPPING_DELETED;
-	return copy_path((struct cs_path *)bytes, (u64)dentry, (u64)READ(path, mnt),
+		out->flags |= CW_MAPPING_DELETED;
+	return copy_path((struct cw_path *)bytes, (u64)dentry, (u64)READ(path, mnt),
 			 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
-FN s64 fill_file(struct cs_mapping *out, char *bytes, struct file *file)
+FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 {
 	struct inode *inode = GET(file, f_inode);
 	struct path *user_path;
 
-	out->flags |= CS_MAPPING_FILE;
+	out->flags |= CW_MAPPING_FILE;
 	out->inode = GET(inode, i_ino);
 	out->nlink = GET(inode, i_nlink);
 	out->dev = GET(GET(inode, i_sb), s_dev);
 	user_path = GET(file, f_mode) & BACKING_FILE ? file_user_path(file) : 0;
 	if (user_path)
 		return walked_path(out, bytes, user_path);
-	return bpf_d_path((struct path *)ADDRESS(file, f_path), bytes, CS_PAGE);
+	return bpf_d_path((struct path *)ADDRESS(file, f_path), bytes, CW_PAGE);
 }
 
 ITERATE(task_vma, mappings)
 {
 	struct vm_area_struct *vma = ctx->vma;
-	struct cs_mapping out = {};
-	struct cs_path_scratch *scratch;
+	struct cw_mapping out = {};
+	struct cw_path_scratch *scratch;
 	struct mm_struct *mm;
 	struct file *file;
 	u32 zero = 0;
@@ -172,21 +172,21 @@ ITERATE(task_vma, mappings)
 	out.brk = GET(mm, brk);
 	out.start_stack = GET(mm, start_stack);
 	if (GET(vma, anon_vma))
-		out.flags |= CS_MAPPING_ANON_VMA;
+		out.flags |= CW_MAPPING_ANON_VMA;
 	file = GET(vma, vm_file);
 	if (file) {
 		out.pgoff = GET(vma, vm_pgoff);
 		size = fill_file(&out, scratch->bytes, file);
 	} else if (GET(vma, vm_ops) && GET(GET(vma, vm_ops), name)) {
-		out.flags |= CS_MAPPING_SPECIAL;
+		out.flags |= CW_MAPPING_SPECIAL;
 		size = special_name(scratch->bytes, vma);
 	}
-	if (size < 0 || size > CS_PAGE)
+	if (size < 0 || size > CW_PAGE)
 		size = -1;
 	out.path_size = size;
 	out.size = sizeof(out) + (size > 0 ? size : 0);
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
-	if (size > 0 && size <= CS_PAGE)
+	if (size > 0 && size <= CW_PAGE)
 		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
 	return 0;
 }

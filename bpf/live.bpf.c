@@ -16,19 +16,19 @@
  * Linux >= 6.1, x86-64. One source for two loaders: see compat.h.
  */
 #include "compat.h"
-#include "coresnap.h"
+#include "coreward.h"
 #include "live.h"
 #include "task.bpf.h"
 #include "iterators.bpf.h"
 
-#define CS_PF_KTHREAD 0x200000 /* <linux/sched.h> */
-#define PAGE_OF(address) ((address) & ~(u64)(CS_PAGE - 1))
+#define CW_PF_KTHREAD 0x200000 /* <linux/sched.h> */
+#define PAGE_OF(address) ((address) & ~(u64)(CW_PAGE - 1))
 
-ARRAY_MAP(live_settings, struct cs_live_settings, 1);
-RING_MAP(ring, CS_CAUGHT_RING);
-HASH_MAP(caught_in, u32, u32, CS_CAUGHT_THREADS);
+ARRAY_MAP(live_settings, struct cw_live_settings, 1);
+RING_MAP(ring, CW_CAUGHT_RING);
+HASH_MAP(caught_in, u32, u32, CW_CAUGHT_THREADS);
 
-FN void fill_live(struct cs_live *out, struct task_struct *t)
+FN void fill_live(struct cw_live *out, struct task_struct *t)
 {
 	struct task_struct *leader = GET(t, group_leader);
 	/* All threads are in one pid namespace (clone(2)); this one's own struct pid may be in no cache. */
@@ -42,7 +42,7 @@ FN void fill_live(struct cs_live *out, struct task_struct *t)
 	out->ns_tid = level ? id_in_namespace(GET(t, thread_pid), level, 0) : out->tid;
 	out->state = GET(t, __state);
 	out->cpu = GET(t, thread_info.cpu);
-	bpf_probe_read_kernel(out->comm, CS_COMM, ADDRESS(t, comm));
+	bpf_probe_read_kernel(out->comm, CW_COMM, ADDRESS(t, comm));
 	out->utime = GET(t, utime);
 	out->stime = GET(t, stime);
 	out->runtime = GET(t, se.sum_exec_runtime);
@@ -52,32 +52,32 @@ FN void fill_live(struct cs_live *out, struct task_struct *t)
 
 FN void fill_registers(u64 *regs, struct task_struct *t)
 {
-	bpf_probe_read_kernel(regs, CS_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
+	bpf_probe_read_kernel(regs, CW_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
 	fill_selectors(regs, t);
 }
 
 ITERATE_ALSO(task, states)
 {
 	struct task_struct *t = ctx->task;
-	struct cs_live out = {};
+	struct cw_live out = {};
 
 	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
 		return 0;
 	if (GET(t, on_cpu))
-		out.flags |= CS_LIVE_ON_CPU;
+		out.flags |= CW_LIVE_ON_CPU;
 	IN_THIS_ORDER;
 	fill_live(&out, t);
-	if (GET(t, flags) & CS_PF_KTHREAD)
-		out.flags |= CS_LIVE_KERNEL;
+	if (GET(t, flags) & CW_PF_KTHREAD)
+		out.flags |= CW_LIVE_KERNEL;
 	else
 		fill_registers(out.regs, t);
 	/* It was asleep, and has not been switched away since: so it has not run. */
 	IN_THIS_ORDER;
 	if (GET(t, on_cpu))
-		out.flags |= CS_LIVE_MOVED;
+		out.flags |= CW_LIVE_MOVED;
 	IN_THIS_ORDER;
 	if (GET(t, nvcsw) != out.voluntary || GET(t, nivcsw) != out.involuntary)
-		out.flags |= CS_LIVE_MOVED;
+		out.flags |= CW_LIVE_MOVED;
 	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }
@@ -85,7 +85,7 @@ ITERATE_ALSO(task, states)
 ITERATE_ALSO(task, switches)
 {
 	struct task_struct *t = ctx->task;
-	struct cs_switches out = {};
+	struct cw_switches out = {};
 
 	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
 		return 0;
@@ -100,9 +100,9 @@ ITERATE_ALSO(task, switches)
 
 ON_CLOCK(catch_running)
 {
-	struct cs_live_settings *settings;
+	struct cw_live_settings *settings;
 	struct task_struct *t;
-	struct cs_caught *out;
+	struct cw_caught *out;
 	u32 zero = 0, tid = bpf_get_current_pid_tgid(), round, *seen;
 	u64 bytes;
 
@@ -125,11 +125,11 @@ ON_CLOCK(catch_running)
 	out->reserved = 0;
 	/* The interrupt came from user mode, or the kernel works for it: either way these are exact. */
 	fill_registers(out->regs, t);
-	out->stack_base = PAGE_OF(out->regs[CS_LIVE_SP]);
-	bytes = (u64)settings->stack_pages * CS_PAGE;
+	out->stack_base = PAGE_OF(out->regs[CW_LIVE_SP]);
+	bytes = (u64)settings->stack_pages * CW_PAGE;
 	out->pages = 0;
-	for (u64 at = 0; at < CS_CAUGHT_PAGES * CS_PAGE && at < bytes; at += CS_PAGE) {
-		if (bpf_probe_read_user(out->stack + at, CS_PAGE, (void *)(out->stack_base + at)))
+	for (u64 at = 0; at < CW_CAUGHT_PAGES * CW_PAGE && at < bytes; at += CW_PAGE) {
+		if (bpf_probe_read_user(out->stack + at, CW_PAGE, (void *)(out->stack_base + at)))
 			break;
 		out->pages++;
 	}

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0) */
 /*
  * Who a task is: its ids, its path, its segment registers. What the programs for deaths and the
- * iterators share; part of coresnap.bpf.c, not a header for others.
+ * iterators share; part of coreward.bpf.c, not a header for others.
  */
-#ifndef CORESNAP_TASK_H
-#define CORESNAP_TASK_H
+#ifndef COREWARD_TASK_H
+#define COREWARD_TASK_H
 
 /* <linux/sched.h>: task_struct.flags */
-#define CS_PF_EXITING 0x4
-#define CS_PF_IO_WORKER 0x10
-#define CS_PF_USER_WORKER 0x4000
+#define CW_PF_EXITING 0x4
+#define CW_PF_IO_WORKER 0x10
+#define CW_PF_USER_WORKER 0x4000
 /* Tasks of a process that a core does not show: those that leave, and the kernel's own helpers. */
-#define NO_THREAD (CS_PF_EXITING | CS_PF_IO_WORKER | CS_PF_USER_WORKER)
+#define NO_THREAD (CW_PF_EXITING | CW_PF_IO_WORKER | CW_PF_USER_WORKER)
 
 FN u32 id_in_namespace(struct pid *pid, u32 level, struct pid_namespace *ns)
 {
@@ -23,8 +23,8 @@ FN u32 id_in_namespace(struct pid *pid, u32 level, struct pid_namespace *ns)
 	return id.ns == ns || !ns ? id.nr : 0;
 }
 
-struct cs_path {
-	char bytes[CS_PATH];
+struct cw_path {
+	char bytes[CW_PATH];
 };
 
 /*
@@ -32,7 +32,7 @@ struct cs_path {
  * A function that the verifier looks at once, not at each of its calls: inside of a loop over
  * mappings 6.12 gives up. Such functions take pointers to kernel objects as numbers.
  */
-SUBPROGRAM int copy_path(struct cs_path *out, u64 dentry_at, u64 mnt_at, u64 root_at)
+SUBPROGRAM int copy_path(struct cw_path *out, u64 dentry_at, u64 mnt_at, u64 root_at)
 {
 	struct dentry *dentry = (void *)dentry_at;
 	struct vfsmount *mnt = (void *)mnt_at;
@@ -43,7 +43,7 @@ SUBPROGRAM int copy_path(struct cs_path *out, u64 dentry_at, u64 mnt_at, u64 roo
 
 	if (!out)
 		return -1;
-	for (int step = 0; step < CS_PATH_STEPS; step++) {
+	for (int step = 0; step < CW_PATH_STEPS; step++) {
 		if (!(((u64)dentry ^ (u64)root_dentry) | ((u64)mnt ^ (u64)root_mnt)))
 			return used; /* one branch: the verifier follows each on its own */
 		if (dentry == READ(mnt, mnt_root)) {
@@ -59,10 +59,10 @@ SUBPROGRAM int copy_path(struct cs_path *out, u64 dentry_at, u64 mnt_at, u64 roo
 			long n;
 
 			ONE_REGISTER(used);
-			if (used > CS_PATH - CS_NAME_MAX)
+			if (used > CW_PATH - CW_NAME_MAX)
 				return -1;
 			ONE_REGISTER(used);
-			n = bpf_probe_read_kernel_str(out->bytes + used, CS_NAME_MAX,
+			n = bpf_probe_read_kernel_str(out->bytes + used, CW_NAME_MAX,
 						      READ(dentry, d_name.name));
 			if (n <= 1)
 				return -1;
@@ -75,7 +75,7 @@ SUBPROGRAM int copy_path(struct cs_path *out, u64 dentry_at, u64 mnt_at, u64 roo
 	return -1;
 }
 
-FN void fill_exe(struct cs_who *who, struct task_struct *t)
+FN void fill_exe(struct cw_who *who, struct task_struct *t)
 {
 	struct mm_struct *mm = READ(t, mm);
 	struct fs_struct *fs = READ(t, fs);
@@ -83,12 +83,12 @@ FN void fill_exe(struct cs_who *who, struct task_struct *t)
 
 	who->exe_len = -1;
 	if (file)
-		who->exe_len = copy_path((struct cs_path *)who->exe, (u64)READ(file, f_path.dentry),
+		who->exe_len = copy_path((struct cw_path *)who->exe, (u64)READ(file, f_path.dentry),
 					 (u64)READ(file, f_path.mnt),
 					 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
-FN void fill_who(struct cs_who *who, struct task_struct *t)
+FN void fill_who(struct cw_who *who, struct task_struct *t)
 {
 	struct task_struct *leader = READ(t, group_leader), *parent = READ(t, real_parent);
 	struct signal_struct *signal = READ(t, signal);
@@ -108,18 +108,18 @@ FN void fill_who(struct cs_who *who, struct task_struct *t)
 	who->ppid = READ(parent, tgid);
 	who->uid = READ(cred, uid.val);
 	who->gid = READ(cred, gid.val);
-	bpf_probe_read_kernel(who->comm, CS_COMM, ADDRESS(leader, comm));
+	bpf_probe_read_kernel(who->comm, CW_COMM, ADDRESS(leader, comm));
 	fill_exe(who, t);
 }
 
 FN void fill_selectors(u64 *regs, struct task_struct *t)
 {
-	regs[CS_PT_REGS] = GET(t, thread.fsbase);
-	regs[CS_PT_REGS + 1] = GET(t, thread.gsbase);
-	regs[CS_PT_REGS + 2] = GET(t, thread.ds);
-	regs[CS_PT_REGS + 3] = GET(t, thread.es);
-	regs[CS_PT_REGS + 4] = GET(t, thread.fsindex);
-	regs[CS_PT_REGS + 5] = GET(t, thread.gsindex);
+	regs[CW_PT_REGS] = GET(t, thread.fsbase);
+	regs[CW_PT_REGS + 1] = GET(t, thread.gsbase);
+	regs[CW_PT_REGS + 2] = GET(t, thread.ds);
+	regs[CW_PT_REGS + 3] = GET(t, thread.es);
+	regs[CW_PT_REGS + 4] = GET(t, thread.fsindex);
+	regs[CW_PT_REGS + 5] = GET(t, thread.gsindex);
 }
 
 #endif

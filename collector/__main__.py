@@ -1,4 +1,4 @@
-"""`python -m collector` is the same as the `coresnap` command."""
+"""`python -m collector` is the same as the `coreward` command."""
 
 import sys
 

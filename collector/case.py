@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.model import Record
 from collector.store.store import Store
 
@@ -55,5 +55,5 @@ class Case:
         try:
             self._store.put(self.record)
             self.on_disk = True
-        except (CoresnapError, OSError) as error:  # a full disk must not stop the agent
+        except (CorewardError, OSError) as error:  # a full disk must not stop the agent
             log.error("record %s can not be stored: %s", self.record.id, error)

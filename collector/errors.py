@@ -9,19 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class CoresnapError(Exception):
+class CorewardError(Exception):
     """Anything that went wrong and that the user can be told in one line."""
 
     exit_status = 1
 
 
-class UsageError(CoresnapError):
+class UsageError(CorewardError):
     """The arguments do not make sense together."""
 
     exit_status = 2
 
 
-class PolicyError(CoresnapError):
+class PolicyError(CorewardError):
     """A configuration file is wrong; names the file, the line (1-based) and the key."""
 
     exit_status = 2
@@ -32,11 +32,11 @@ class PolicyError(CoresnapError):
         self.file, self.line, self.key, self.problem = str(file), line, key, problem
 
 
-class ProbeError(CoresnapError):
+class ProbeError(CorewardError):
     """The BPF programs can not be built, loaded, attached or read."""
 
 
-class HoldError(CoresnapError):
+class HoldError(CorewardError):
     """The kernel's hand-off can not be set up, or a peer is not what it claims to be."""
 
 
@@ -44,15 +44,15 @@ class TakeoverRefused(HoldError):
     """Another crash handler is configured and `hold.takeover` does not allow replacing it."""
 
 
-class CaptureError(CoresnapError):
+class CaptureError(CorewardError):
     """Threads or memory of a process can not be captured."""
 
 
-class CoreFormatError(CoresnapError):
+class CoreFormatError(CorewardError):
     """A file is not an ELF core, or is damaged."""
 
 
-class StoreError(CoresnapError):
+class StoreError(CorewardError):
     """The store can not be read or written."""
 
 
@@ -64,7 +64,7 @@ class Ambiguous(StoreError):
     """More than one record begins with this prefix."""
 
 
-class ProcessError(CoresnapError):
+class ProcessError(CorewardError):
     """A live process can not be looked at, or not in this way."""
 
 

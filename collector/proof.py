@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 
-NAME = "coresnap-proof"
+NAME = "coreward-proof"
 SIGNAL = signal.SIGABRT
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-CORESNAP = [sys.executable, "-m", "collector"]
+COREWARD = [sys.executable, "-m", "collector"]
 SAMPLES = {
     "null_worker": "a null dereference, four frames deep in a worker thread",
     "heap_abort": "an abort() with a large heap",
@@ -29,7 +29,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("the demo needs root: it watches real deaths", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="coresnap-demo-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="coreward-demo-") as scratch:
         folder = Path(scratch)
         for name in SAMPLES:
             source = ROOT / "demo" / f"{name}.c"
@@ -42,13 +42,13 @@ def demonstrate(folder: Path) -> int:
     """Run the agent, let the samples die, show what is on record."""
     port = free_port()
     store = ["--store", str(folder / "store")]
-    command = [*CORESNAP, "run", *store, "--config", str(ROOT / "config" / "default.yaml")]
+    command = [*COREWARD, "run", *store, "--config", str(ROOT / "config" / "default.yaml")]
     command += ["--run-dir", str(folder / "run"), "--listen", f"127.0.0.1:{port}"]
-    command += ["--pin-dir", f"/sys/fs/bpf/coresnap-demo-{os.getpid()}", "--unpin"]
+    command += ["--pin-dir", f"/sys/fs/bpf/coreward-demo-{os.getpid()}", "--unpin"]
     agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         lines = read_lines(agent)
-        print(f"$ coresnap {' '.join(command[3:7])} ...\n{next(lines)}")
+        print(f"$ coreward {' '.join(command[3:7])} ...\n{next(lines)}")
         before = metrics(port)
         for name, what in SAMPLES.items():
             show(folder, name, what, lines, store)
@@ -81,7 +81,7 @@ def show(folder: Path, name: str, what: str, lines: Iterator[str], store: list[s
     print(line)
     sys.stdout.flush()
     # it fails where the kernel tells no mappings of what is killed, and says so
-    subprocess.run([*CORESNAP, "bt", *store, line.split()[1]], check=False, cwd=ROOT)
+    subprocess.run([*COREWARD, "bt", *store, line.split()[1]], check=False, cwd=ROOT)
 
 
 def read_lines(agent: subprocess.Popen[str]) -> Iterator[str]:
@@ -99,7 +99,7 @@ def metrics(port: int) -> dict[str, float]:
         text = answer.read().decode()
     found = {}
     for line in text.splitlines():
-        if line.startswith("coresnap_") and "_bucket" not in line:
+        if line.startswith("coreward_") and "_bucket" not in line:
             sample, _, value = line.rpartition(" ")
             found[sample] = float(value)
     return found

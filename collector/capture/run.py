@@ -28,7 +28,7 @@ def write_core(job: Job, explainable: Callable[[Explainable], None]) -> Written 
 
     `explainable` is called as soon as the small core is there, while the rest is still written.
     """
-    job_fd = os.memfd_create("coresnap-job", os.MFD_CLOEXEC)
+    job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
     try:
         with _yielding(not job.urgent):
             with os.fdopen(os.dup(job_fd), "wb") as file:

@@ -27,9 +27,9 @@ from collector.capture.plan import Plan, plan_core
 from collector.capture.select import IP, SP, carve, select_none, select_stacks
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
-from collector.elfcore.types import CoresnapNote
+from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.model import Capture
 from collector.policy.types import Codec
 
@@ -49,7 +49,7 @@ def main() -> int:
     answer: Answer
     try:
         answer = Core(job).write()
-    except (CoresnapError, OSError, ValueError) as error:
+    except (CorewardError, OSError, ValueError) as error:
         answer = Failed(_why(error))
     _say(answer)
     return 0
@@ -156,8 +156,8 @@ class Core:
             return SparseWriter(fd)
         return ZstdWriter(fd, self._job.compress.level, self._job.compress.workers)
 
-    def _note(self, capture: Capture, plan: Plan) -> CoresnapNote:
-        note = CoresnapNote(
+    def _note(self, capture: Capture, plan: Plan) -> CorewardNote:
+        note = CorewardNote(
             record=self._job.record_id,
             version=__version__,
             capture=capture.value,
@@ -207,7 +207,7 @@ def _free_checks(fd: int, min_free: int) -> Iterator[bool]:
 def _check_alive(result: WriteResult) -> None:
     """All memory unreadable means that the address space went away under us."""
     if result.unreadable_bytes and not result.written:
-        raise CoresnapError("the process's memory was gone before it could be read")
+        raise CorewardError("the process's memory was gone before it could be read")
 
 
 def _why(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The command line: a table of verbs. Each verb lives in one module, imported only when used.
 
 A verb is a class with two methods: `arguments` declares what it takes, `run` does it and returns
-the exit status. Its docstring is its help text. Failures are `CoresnapError`s; turning them into
+the exit status. Its docstring is its help text. Failures are `CorewardError`s; turning them into
 one line and an exit status happens here and nowhere else.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from collector import __version__
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 
-DEFAULT_STORE = Path("/var/lib/coresnap")
+DEFAULT_STORE = Path("/var/lib/coreward")
 
-# verb -> what `coresnap --help` says of it
+# verb -> what `coreward --help` says of it
 VERBS = {
     "run": "collect crashes: the agent, in the foreground",
     "list": "the deaths on record, newest first",
@@ -43,7 +43,7 @@ class Verb(Protocol):
         """Declare the verb's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit status. Raises CoresnapError."""
+        """Do it; returns the exit status. Raises CorewardError."""
 
 
 def load(verb: str) -> Verb:
@@ -53,7 +53,7 @@ def load(verb: str) -> Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the `coresnap` command; returns the exit status."""
+    """Entry point of the `coreward` command; returns the exit status."""
     # not list(): in this package that name is the verb's module, once it was imported
     words = [*(sys.argv[1:] if argv is None else argv)]
     if argv is None and Path(sys.argv[0]).name == "gcore":
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = args.verb.run(args)
         sys.stdout.flush()
         return int(status)
-    except CoresnapError as error:
-        print(f"coresnap: {error}", file=sys.stderr)
+    except CorewardError as error:
+        print(f"coreward: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
         # the reader of our output left (`| head`): not an error; keep the interpreter quiet too
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="coresnap",
+        prog="coreward",
         description="Collects crashes without delaying the restart of what died.",
-        usage="coresnap VERB [...]    (coresnap VERB --help says more)",
+        usage="coreward VERB [...]    (coreward VERB --help says more)",
     )
-    parser.add_argument("--version", action="version", version=f"coresnap {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, prog="coresnap")
+    parser.add_argument("--version", action="version", version=f"coreward {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, prog="coreward")
     # only the verb that is used is imported; the others are listed by their summaries
     used = next((word for word in words if not word.startswith("-")), None)
     for name, summary in VERBS.items():
@@ -96,7 +96,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
             "--store",
             type=Path,
             metavar="DIR",
-            help=f"where records and cores are kept (default: $CORESNAP_STORE, or {DEFAULT_STORE})",
+            help=f"where records and cores are kept (default: $COREWARD_STORE, or {DEFAULT_STORE})",
         )
         verb.arguments(sub)
         passed_on: list[str] = []
@@ -105,7 +105,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
             words, passed_on = words[:at], words[at + 1 :]
         sub.set_defaults(verb=verb, passed_on=passed_on)
     args = parser.parse_args(words)
-    named = args.store or os.environ.get("CORESNAP_STORE")
+    named = args.store or os.environ.get("COREWARD_STORE")
     args.store_given = bool(named)  # else `run` takes the one of its configuration
     args.store = Path(named or DEFAULT_STORE)
     return args

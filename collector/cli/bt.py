@@ -1,4 +1,4 @@
-"""`coresnap bt`."""
+"""`coreward bt`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _all(store: Store, record: Record, *, as_json: bool) -> int:
         return 0
     print("\n\n".join("\n".join(_thread_lines(record, thread)) for thread in threads))
     for part, why in sorted(explanation.lost.items()):
-        print(f"coresnap: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
+        print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`coresnap core`."""
+"""`coreward core`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _sample(args: argparse.Namespace) -> int:
         names = ", ".join(sorted(set(written.left_out)))
         count = len(written.left_out)
         print(
-            f"coresnap: without {count} threads whose registers are not known: {clean(names)}",
+            f"coreward: without {count} threads whose registers are not known: {clean(names)}",
             file=sys.stderr,
         )
     return 0

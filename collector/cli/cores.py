@@ -47,7 +47,7 @@ def warn_incomplete(record: Record) -> None:
     if record.outcome in _INCOMPLETE:
         why = record.lost.get("core") or record.lost.get("memory")
         reason = f": {clean(why)}" if why else ""
-        print(f"coresnap: this core is {record.outcome.value}{reason}", file=sys.stderr)
+        print(f"coreward: this core is {record.outcome.value}{reason}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`coresnap debug`."""
+"""`coreward debug`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collector.cli.choice import id_argument, reading
 from collector.cli.cores import core_of, plain_core, warn_incomplete
 from collector.cli.executable import executable_of
 from collector.cli.render import clean
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 
 
 class DebugVerb:
@@ -25,12 +25,12 @@ class DebugVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
-        parser.epilog = "example: coresnap debug latest -- -batch -ex 'thread apply all bt'"
+        parser.epilog = "example: coreward debug latest -- -batch -ex 'thread apply all bt'"
 
     def run(self, args: argparse.Namespace) -> int:
         gdb = shutil.which("gdb")
         if gdb is None:
-            raise CoresnapError(
+            raise CorewardError(
                 "gdb is not installed: it is in the package `gdb` (apt-get install gdb, "
                 "dnf install gdb)"
             )
@@ -41,7 +41,7 @@ class DebugVerb:
         with plain_core(core) as plain:
             exe, warning = executable_of(record, plain)
             if warning:
-                print(f"coresnap: {clean(warning)}", file=sys.stderr)
+                print(f"coreward: {clean(warning)}", file=sys.stderr)
             command = [gdb, f"--core={plain}", *args.passed_on]
             if exe is not None:
                 command[1:1] = [f"--exec={exe}", f"--symbols={exe}"]

@@ -1,4 +1,4 @@
-"""`coresnap doctor`: what works on this host, by trying it; and the way back."""
+"""`coreward doctor`: what works on this host, by trying it; and the way back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.hold import pin
 from collector.hold.backends import open_backend
 from collector.hold.build import LIBRARY, find
@@ -112,7 +112,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield Check(
         name="gdb",
         ok=gdb is not None,
-        detail=gdb or "`coresnap debug` needs it: install the package gdb",
+        detail=gdb or "`coreward debug` needs it: install the package gdb",
         needed=False,
     )
 
@@ -127,7 +127,7 @@ def _handoff(backend: Backend, run_dir: Path) -> Check:
     try:
         opened = open_backend(backend, run_dir, guard, takeover=False)
         opened.close()
-    except CoresnapError as error:
+    except CorewardError as error:
         return Check(name=name, ok=False, detail=str(error), needed=False)
     return Check(name=name, ok=True, detail="the kernel handed over a crash", needed=False)
 
@@ -150,7 +150,7 @@ def _precopy() -> Check:
 
     try:
         userfault.check_available()
-    except CoresnapError as error:
+    except CorewardError as error:
         detail = f"{error}; full-stop snapshots fork or copy instead"
         return Check(name="pre-copy", ok=False, detail=detail, needed=False)
     return Check(name="pre-copy", ok=True, detail="snapshots of large processes stop them shortly")
@@ -159,7 +159,7 @@ def _precopy() -> Check:
 def _pin() -> Check:
     try:
         pin.prepare(1)
-    except CoresnapError as error:
+    except CorewardError as error:
         return Check(
             name="pin",
             ok=False,
@@ -181,7 +181,7 @@ def _settings(run_dir: Path) -> Iterator[Check]:
     guard = SettingsGuard(run_dir)
     foreign = pattern.startswith(("|", "@")) and not guard.is_ours(pattern)
     if guard.file.exists():
-        detail = f"{pattern!r}: an agent's; `coresnap doctor --restore` puts back what was before"
+        detail = f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
     elif foreign:
         detail = f"{pattern!r}: another crash handler's; see hold.takeover"
     else:
@@ -195,6 +195,6 @@ def _store(path: Path) -> Check:
     try:
         with Store(path, create=False, readonly=True) as store:
             detail = f"{path}: {store.count()} records, {size(store.free_bytes())} free"
-    except CoresnapError as error:
+    except CorewardError as error:
         return Check(name="store", ok=False, detail=str(error))
     return Check(name="store", ok=True, detail=detail)

@@ -1,4 +1,4 @@
-"""`coresnap gcore`, and the command `gcore` itself: gdb's script of that name, without gdb."""
+"""`coreward gcore`, and the command `gcore` itself: gdb's script of that name, without gdb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collector.cli.interrupts import interruptible
 from collector.cli.render import clean
 from collector.cli.snapshot import live_probe
 from collector.elfcore.sink import SparseWriter
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice
 
@@ -59,7 +59,7 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
         path = Path(f"{prefix}.{pid}")
         try:
             _write(pid, path, What(memory=memory))
-        except CoresnapError as error:
+        except CorewardError as error:
             print(clean(error), file=sys.stderr)
             print(f"gcore: failed to create {path}")
             return 1
@@ -69,7 +69,7 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
 
 def _write(pid: str, path: Path, what: What) -> None:
     if not pid.isdigit():
-        raise CoresnapError(f"Illegal process-id: {pid}.")
+        raise CorewardError(f"Illegal process-id: {pid}.")
     with (
         interruptible() as check,
         live_probe() as live,

@@ -1,4 +1,4 @@
-"""`coresnap info`."""
+"""`coreward info`."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _where(record: Record) -> list[str]:
     frames: Sequence[str] = render.frame_lines(record.frames or [])
     shown = [f"  {line}" for line in frames[:_TOP_FRAMES]]
     if len(frames) > _TOP_FRAMES:
-        shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coresnap bt {record.id}")
+        shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coreward bt {record.id}")
     return shown
 
 
@@ -195,7 +195,7 @@ def _taken(facts: SnapshotFacts | None) -> Lines:
 def _first(lines: Sequence[str]) -> Iterator[str]:
     yield from lines[:_TOP_LINES]
     if len(lines) > _TOP_LINES:
-        yield f"and {len(lines) - _TOP_LINES} more: coresnap info --json"
+        yield f"and {len(lines) - _TOP_LINES} more: coreward info --json"
 
 
 def _kept(record: Record, core: Path | None) -> Lines:

@@ -1,4 +1,4 @@
-"""`coresnap list`."""
+"""`coreward list`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `coresnap sample` shows a report: one table for each process. Gathers nothing."""
+"""How `coreward sample` shows a report: one table for each process. Gathers nothing."""
 
 from __future__ import annotations
 

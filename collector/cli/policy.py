@@ -1,4 +1,4 @@
-"""`coresnap policy`: check a configuration, or ask it about a death that has not happened."""
+"""`coreward policy`: check a configuration, or ask it about a death that has not happened."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PolicyVerb:
     what would be captured, which rule says so, and why."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        actions = parser.add_subparsers(prog="coresnap policy", metavar="check|test", required=True)
+        actions = parser.add_subparsers(prog="coreward policy", metavar="check|test", required=True)
 
         check = actions.add_parser("check", help="report everything that is wrong with a file")
         check.set_defaults(policy_action=_check)

@@ -35,7 +35,7 @@ def print_json(value: object) -> None:
 def print_lost(damage: Iterable[StoreError]) -> None:
     """Say on stderr what could not be shown."""
     for error in damage:
-        print(f"coresnap: lost: {clean(error)}", file=sys.stderr)
+        print(f"coreward: lost: {clean(error)}", file=sys.stderr)
 
 
 def size(count: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`coresnap rm`."""
+"""`coreward rm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`coresnap run`: the agent in the foreground."""
+"""`coreward run`: the agent in the foreground."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from collector.probe import Counters, Probe, open_probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 
-DEFAULT_CONFIG = Path("/etc/coresnap/coresnap.yaml")
-DEFAULT_RUN_DIR = Path("/run/coresnap")
-DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coresnap")
+DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
+DEFAULT_RUN_DIR = Path("/run/coreward")
+DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coreward")
 SWITCH_INTERVAL_S = 0.0005  # a thread with a held process waits for others at most this long
 
 # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in bytes, M_ARENA_MAX
 _MALLOC = {-1: 1 << 16, -3: 1 << 16, -8: 2}
 
-log = logging.getLogger("coresnap")
+log = logging.getLogger("coreward")
 
 
 class RunVerb:
@@ -169,7 +169,7 @@ def _nothing_works(args: argparse.Namespace, backend: NoBackend) -> None:
         bpf = "--bpf none" if args.bpf == "none" else "see above"
         raise HoldError(
             f"no death can be seen: no BPF ({bpf}), and no hand-off ({backend.reason}); "
-            "`coresnap doctor` says what is missing, --degraded starts the agent all the same"
+            "`coreward doctor` says what is missing, --degraded starts the agent all the same"
         )
 
 

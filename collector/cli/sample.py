@@ -1,4 +1,4 @@
-"""`coresnap sample`."""
+"""`coreward sample`."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class _Watch:
         if not self.targets:
             raise problems[0]
         for problem in problems:
-            print(f"coresnap: {render.clean(problem)}", file=sys.stderr)
+            print(f"coreward: {render.clean(problem)}", file=sys.stderr)
 
     def run(self, every: float, count: int) -> bool:
         """Take the samples that are left; whether Ctrl-C ended it."""
@@ -207,7 +207,7 @@ def _print(report: SampleReport, *, as_json: bool, stacks: bool) -> None:
     for process in report.processes:
         for part, why in sorted(process.lost.items()):
             pid = process.process.key.pid
-            print(f"coresnap: {pid}: lost: {part}: {render.clean(why)}", file=sys.stderr)
+            print(f"coreward: {pid}: lost: {part}: {render.clean(why)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

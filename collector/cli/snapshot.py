@@ -1,4 +1,4 @@
-"""`coresnap snapshot`: a core of a process that goes on."""
+"""`coreward snapshot`: a core of a process that goes on."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def live_probe() -> Iterator[LiveProbe | None]:
     try:
         live = open_live()
     except ProbeError as error:
-        print(f"coresnap: without BPF: {clean(error)}", file=sys.stderr)
+        print(f"coreward: without BPF: {clean(error)}", file=sys.stderr)
         yield None
         return
     with live:
@@ -150,7 +150,7 @@ class _Todo(NamedTuple):
 
         core, facts = take(self.pid, self.wish, write, self.live, staging)
         if core.lost is not None:
-            print(f"coresnap: this core is truncated: {core.lost}", file=sys.stderr)
+            print(f"coreward: this core is truncated: {core.lost}", file=sys.stderr)
         return facts
 
 

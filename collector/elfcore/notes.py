@@ -19,7 +19,7 @@ import msgspec
 
 from collector.elfcore import arch_x86_64 as arch
 from collector.elfcore.types import (
-    CoresnapNote,
+    CorewardNote,
     FileEntry,
     LeftOut,
     Mapping,
@@ -31,7 +31,7 @@ from collector.elfcore.types import (
 )
 from collector.errors import CoreFormatError
 
-OWN_NAME = b"Coresnap"
+OWN_NAME = b"Coreward"
 # Not a small number: readelf and eu-readelf go by the type alone, and would show an NT_PRSTATUS.
 OWN_TYPE = 0x434F5245  # "CORE"
 OWN_CAPACITY = 16384  # bytes of body, always: so that it can be rewritten when the core is done
@@ -41,7 +41,7 @@ MAX_FILE_NOTE = 64 << 20  # bytes; paths come from the crashing process
 _PAD = (b"", bytes(3), bytes(2), bytes(1))  # by length modulo 4
 _U64 = 1 << 64
 _encode = msgspec.json.Encoder().encode
-_decode_own = msgspec.json.Decoder(CoresnapNote).decode
+_decode_own = msgspec.json.Decoder(CorewardNote).decode
 
 
 def build_notes(image: ProcessImage) -> bytes:
@@ -75,7 +75,7 @@ def _build(image: ProcessImage) -> bytes:
     return b"".join(parts)
 
 
-def build_own(note: CoresnapNote) -> bytes:
+def build_own(note: CorewardNote) -> bytes:
     """Give the project's own note. Its length does not depend on its contents.
 
     Of `left_out` as many ranges are kept as there is room for; the counts tell of the rest.
@@ -95,7 +95,7 @@ def build_own(note: CoresnapNote) -> bytes:
     return b"".join(parts)
 
 
-def with_left_out(note: CoresnapNote, ranges: Sequence[LeftOut]) -> CoresnapNote:
+def with_left_out(note: CorewardNote, ranges: Sequence[LeftOut]) -> CorewardNote:
     """Give the note with these ranges (start <= end) added to what is left out."""
     return msgspec.structs.replace(
         note,
@@ -295,7 +295,7 @@ class _Parser:
         self.extra: list[RawNote] = []
         self.other: list[RawNote] = []
         self.once: dict[int, bytes] = {}  # notes that describe the process, by type
-        self.own: CoresnapNote | None = None
+        self.own: CorewardNote | None = None
 
     def take(self, note: RawNote) -> None:
         kind = note.type
@@ -425,8 +425,8 @@ def _parse_file_table(data: bytes) -> tuple[FileEntry, ...]:
     return tuple(entries)
 
 
-def _parse_own(data: bytes) -> CoresnapNote:
+def _parse_own(data: bytes) -> CorewardNote:
     try:
         return _decode_own(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise CoreFormatError(f"core notes: the Coresnap note is damaged: {error}") from None
+        raise CoreFormatError(f"core notes: the Coreward note is damaged: {error}") from None

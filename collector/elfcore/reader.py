@@ -35,7 +35,7 @@ from collector.elfcore.layout import (
 from collector.elfcore.notes import parse_notes
 from collector.elfcore.seekable import SKIPPABLE_MAGIC, ZSTD_MAGIC, FrameReader
 from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, WriterParams
-from collector.elfcore.types import CoresnapNote, Mapping, ParsedNotes, Thread
+from collector.elfcore.types import CorewardNote, Mapping, ParsedNotes, Thread
 from collector.elfcore.zeros import CHUNK, data_runs, nonzero_runs
 from collector.errors import CoreFormatError
 
@@ -136,7 +136,7 @@ class CoreFile:
         return self.notes.auxv
 
     @property
-    def coresnap_note(self) -> CoresnapNote | None:
+    def coreward_note(self) -> CorewardNote | None:
         return self.notes.note
 
     @property
@@ -145,7 +145,7 @@ class CoreFile:
         end = max(
             (p.offset + p.segment.filesz for p in self.segments if p.segment.filesz), default=0
         )
-        note = self.coresnap_note
+        note = self.coreward_note
         return end > self.size or (note is not None and note.truncated)
 
     def read(self, address: int, size: int) -> bytes:

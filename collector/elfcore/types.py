@@ -127,7 +127,7 @@ class LeftOut(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-class CoresnapNote(msgspec.Struct, frozen=True, kw_only=True):
+class CorewardNote(msgspec.Struct, frozen=True, kw_only=True):
     """The project's own note: which death this is, and what its core does not hold.
 
     `left_out` names at most the ranges for which there is room; `left_out_count` and
@@ -155,7 +155,7 @@ class ProcessImage(msgspec.Struct, frozen=True, kw_only=True):
     psinfo: PsInfo | None = None
     xsave_layout: bytes | None = None  # body of NT_X86_XSAVE_LAYOUT, the same for all processes
     extra: tuple[RawNote, ...] = ()  # further notes of the process
-    note: CoresnapNote | None = None
+    note: CorewardNote | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,5 +176,5 @@ class ParsedNotes(msgspec.Struct, frozen=True, kw_only=True):
     auxv: bytes | None = None
     files: tuple[FileEntry, ...] | None = None
     xsave_layout: bytes | None = None
-    note: CoresnapNote | None = None
+    note: CorewardNote | None = None
     other: tuple[RawNote, ...] = ()

@@ -22,7 +22,7 @@ import msgspec
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes, build_own, with_left_out
 from collector.elfcore.sink import HeadRewriter, Writer, WriterParams
-from collector.elfcore.types import PAGE, CoresnapNote, LeftOut, ProcessImage, Segment
+from collector.elfcore.types import PAGE, CorewardNote, LeftOut, ProcessImage, Segment
 from collector.elfcore.zeros import CHUNK, ZEROS, nonzero_runs
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_core(
     memory: MemorySource,
     writer: Writer,
     *,
-    note: CoresnapNote | None = None,
+    note: CorewardNote | None = None,
     overrides: Iterable[tuple[int, bytes]] = (),
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -110,7 +110,7 @@ def write_core(
 class _Plan:
     """The notes of the core, which can be made again with another note of our own."""
 
-    def __init__(self, notes: ProcessImage | bytes, note: CoresnapNote | None) -> None:
+    def __init__(self, notes: ProcessImage | bytes, note: CorewardNote | None) -> None:
         if isinstance(notes, ProcessImage):
             self.note = note or notes.note
             self._body = build_notes(msgspec.structs.replace(notes, note=None))
@@ -118,7 +118,7 @@ class _Plan:
             self.note = note
             self._body = notes
 
-    def notes(self, note: CoresnapNote | None) -> bytes:
+    def notes(self, note: CorewardNote | None) -> bytes:
         return self._body if note is None else self._body + build_own(note)
 
 

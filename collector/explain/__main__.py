@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.explain.confine import confine
 from collector.explain.files import Root
 from collector.explain.types import MAX_DOCUMENT, Explanation, StackImage, UnwoundStacks
@@ -50,7 +50,7 @@ def _print_stacks(arguments: argparse.Namespace, root: Root) -> None:
         stacks = msgspec.msgpack.decode(file.read(), type=list[StackImage])
     try:
         found = unwind_stacks(arguments.core, stacks, root=root, exe=arguments.exe)
-    except (CoresnapError, OSError) as error:
+    except (CorewardError, OSError) as error:
         found = UnwoundStacks(frames=[], stacks=[[] for _ in stacks], lost={"frames": str(error)})
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
 
@@ -71,7 +71,7 @@ def main() -> None:
         explanation = explain(
             arguments.core, all_threads=arguments.all, root=root, exe=arguments.exe
         )
-    except (CoresnapError, OSError) as error:
+    except (CorewardError, OSError) as error:
         # the path is often only a descriptor's
         why = str(error).removeprefix(f"{arguments.core}: ")
         explanation = Explanation(lost={"frames": why})

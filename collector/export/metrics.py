@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily
 
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -45,23 +45,23 @@ class Metrics:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"coresnap_{name}", text, labels, registry=self.registry)
+            return Counter(f"coreward_{name}", text, labels, registry=self.registry)
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"coresnap_{name}", text, registry=self.registry)
+            return Gauge(f"coreward_{name}", text, registry=self.registry)
 
         self.deaths = counter(
             "deaths", "Deaths seen, by what became of their capture", "cause", "signal", "outcome"
         )
         self.hold = Histogram(
-            "coresnap_hold_seconds",
+            "coreward_hold_seconds",
             "Time from the kernel's hand-off of a dying process to its release",
             ("release",),
             buckets=_HOLD_BUCKETS,
             registry=self.registry,
         )
         self.capture = Histogram(
-            "coresnap_capture_seconds",
+            "coreward_capture_seconds",
             "Time from the hand-off until the core was visible",
             buckets=_CAPTURE_BUCKETS,
             registry=self.registry,
@@ -92,14 +92,14 @@ class Metrics:
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
     ) -> None:
         """Export counts that something else keeps; `read` gives label value -> total."""
-        self.registry.register(_Watched(f"coresnap_{name}", text, label, read))
+        self.registry.register(_Watched(f"coreward_{name}", text, label, read))
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Serve `/metrics`; returns what stops it. Raises CoresnapError if the port is taken."""
+        """Serve `/metrics`; returns what stops it. Raises CorewardError if the port is taken."""
         try:
             server, thread = start_http_server(port, host, registry=self.registry)
         except OSError as error:
-            raise CoresnapError(
+            raise CorewardError(
                 f"metrics: can not listen on {host}:{port}: {error.strerror or error}; "
                 "change `metrics.listen` or set it to `off`"
             ) from error

@@ -36,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "coresnap.h"
+#include "coreward.h"
 
 #define PINS 8               /* that are ready; Python makes new ones */
 #define HANDS 64             /* processes that were let go and are not known to Python yet */
@@ -322,7 +322,7 @@ static char *text_of(struct taken *t, int which, char *to, size_t size)
  */
 static bool resident(struct taken *t, uint64_t address, size_t size)
 {
-	for (uint64_t page = address / CS_PAGE; page <= (address + size - 1) / CS_PAGE; page++) {
+	for (uint64_t page = address / CW_PAGE; page <= (address + size - 1) / CW_PAGE; page++) {
 		uint64_t entry;
 
 		if (pread(t->fds[PAGEMAP], &entry, sizeof(entry), (off_t)(page * sizeof(entry))) !=
@@ -428,9 +428,9 @@ static struct bytes iterate(int program, int pid, bool single, char *to, size_t 
 		got = read(iterator, to + size, CHUNK);
 		if (got <= 0)
 			break;
-		if (single && (size_t)got >= sizeof(struct cs_mapping)) {
+		if (single && (size_t)got >= sizeof(struct cw_mapping)) {
 			/* the kernel tells the last buffer again and again instead of ending */
-			memcpy(&start, to + size + offsetof(struct cs_mapping, start), sizeof(start));
+			memcpy(&start, to + size + offsetof(struct cw_mapping, start), sizeof(start));
 			if (size && start <= last) {
 				got = 0;
 				break;
@@ -507,7 +507,7 @@ static void keep_robust(struct taken *t, uint64_t head, const struct robust_head
 #define APART 256
 #define BATCH 512
 
-static void keep_words_of(struct taken *t, const struct cs_thread **threads, size_t count)
+static void keep_words_of(struct taken *t, const struct cw_thread **threads, size_t count)
 {
 	struct iovec local[BATCH], remote[BATCH];
 	char blocks[BATCH][APART + sizeof(struct robust_head)];
@@ -541,17 +541,17 @@ static void keep_words_of(struct taken *t, const struct cs_thread **threads, siz
 
 static void keep_words(struct taken *t)
 {
-	const struct cs_thread *batch[BATCH];
+	const struct cw_thread *batch[BATCH];
 	uint64_t at = t->threads.at, end = at + t->threads.size;
 	size_t count = 0;
 
-	while (at + sizeof(struct cs_thread) <= end) {
-		batch[count] = (const struct cs_thread *)(uintptr_t)at;
-		if (batch[count]->size < sizeof(struct cs_thread))
+	while (at + sizeof(struct cw_thread) <= end) {
+		batch[count] = (const struct cw_thread *)(uintptr_t)at;
+		if (batch[count]->size < sizeof(struct cw_thread))
 			at = end; /* no record of ours: Python will say so */
 		else
 			at += batch[count++]->size;
-		if (count == BATCH || at + sizeof(struct cs_thread) > end) {
+		if (count == BATCH || at + sizeof(struct cw_thread) > end) {
 			keep_words_of(t, batch, count);
 			count = 0;
 		}
@@ -565,10 +565,10 @@ static void open_shared(struct taken *t)
 	uint64_t at = t->mappings.at, end = at + t->mappings.size;
 	size_t count = 0;
 
-	while (at + sizeof(struct cs_mapping) <= end && count < MAX_SHARED) {
-		const struct cs_mapping *m = (const struct cs_mapping *)(uintptr_t)at;
+	while (at + sizeof(struct cw_mapping) <= end && count < MAX_SHARED) {
+		const struct cw_mapping *m = (const struct cw_mapping *)(uintptr_t)at;
 
-		if (m->flags & CS_MAPPING_FILE && m->vm_flags & 8 /* VM_SHARED */ && !m->nlink) {
+		if (m->flags & CW_MAPPING_FILE && m->vm_flags & 8 /* VM_SHARED */ && !m->nlink) {
 			char name[64];
 			int fd;
 
@@ -711,7 +711,7 @@ static bool admit(struct orders *o, struct taken *t)
 }
 
 /* A pin that admit() has entered is in Python's account now, or is not to be. */
-void coresnap_entered(struct orders *o, int64_t size)
+void coreward_entered(struct orders *o, int64_t size)
 {
 	pthread_mutex_lock(&account);
 	o->fresh_pins--;
@@ -724,7 +724,7 @@ void coresnap_entered(struct orders *o, int64_t size)
 /* An address that can be read: of its program headers, its vdso or a stack; 0: none. */
 static uint64_t readable(struct taken *t)
 {
-	const struct cs_thread *first = (const struct cs_thread *)(uintptr_t)t->threads.at;
+	const struct cw_thread *first = (const struct cw_thread *)(uintptr_t)t->threads.at;
 	uint64_t found[] = { 0, 0, first->regs[RSP] }, entry[2], probe;
 
 	for (size_t at = 0; at + sizeof(entry) <= t->texts[AUXV].size; at += sizeof(entry)) {
@@ -865,7 +865,7 @@ static void gather(struct orders *o, struct taken *t)
 	if (!o->instant || !admit(o, t))
 		return;
 	if (!pin_memory(o, t) || !enter_hand(o, t)) {
-		coresnap_entered(o, t->private);
+		coreward_entered(o, t->private);
 		return;
 	}
 	t->released_ns = now_ns();
@@ -878,9 +878,9 @@ static void gather(struct orders *o, struct taken *t)
 /*
  * Everything of a held process that goes with it, and its release if nothing speaks against it.
  * t: zero but for hold, pidfd, pid and signal. If something is missing `gathered` is 0, and `why`
- * says what; it is held still. To be given to coresnap_drop() in any case.
+ * says what; it is held still. To be given to coreward_drop() in any case.
  */
-void coresnap_gather(struct orders *o, struct taken *t)
+void coreward_gather(struct orders *o, struct taken *t)
 {
 	o->busy++;
 	gather(o, t);
@@ -888,7 +888,7 @@ void coresnap_gather(struct orders *o, struct taken *t)
 }
 
 /* The memory that a gathered process takes here; its descriptors are Python's. */
-void coresnap_drop(struct taken *t)
+void coreward_drop(struct taken *t)
 {
 	if (t->area)
 		munmap((void *)(uintptr_t)t->area, AREA);
@@ -935,7 +935,7 @@ static int admit_socket(int conn, struct taken *t)
  * gather if `gathered` is 0; REFUSED: not a process for us, `why` says why; CLOSED: so is the
  * listener.
  */
-int coresnap_take_socket(int listener, struct orders *o, struct taken *t)
+int coreward_take_socket(int listener, struct orders *o, struct taken *t)
 {
 	int conn, got = wait_for(listener, t, &conn);
 
@@ -1044,7 +1044,7 @@ static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 }
 
 /* The same for the pipe. LATE: the helper had given up, and leaves a note. */
-int coresnap_take_pipe(int listener, struct orders *o, struct taken *t)
+int coreward_take_pipe(int listener, struct orders *o, struct taken *t)
 {
 	int conn, helper = -1, got = wait_for(listener, t, &conn);
 	uint64_t heard;
@@ -1074,7 +1074,7 @@ int coresnap_take_pipe(int listener, struct orders *o, struct taken *t)
  * first of a death comes before its hand-off, and Python would read it on a CPU that the process
  * needs: it gets a moment, and more while one is between hand-off and end.
  */
-void coresnap_wait(struct orders *o, int wake, int ring, int timeout_ms)
+void coreward_wait(struct orders *o, int wake, int ring, int timeout_ms)
 {
 	struct pollfd fds[] = { { wake, POLLIN, 0 }, { ring, POLLIN, 0 } };
 
@@ -1085,7 +1085,7 @@ void coresnap_wait(struct orders *o, int wake, int ring, int timeout_ms)
 }
 
 /* The sizes of what is shared: native.py has to mean the same. */
-uint64_t coresnap_sizes(void)
+uint64_t coreward_sizes(void)
 {
 	return sizeof(struct orders) << 32 | sizeof(struct taken);
 }

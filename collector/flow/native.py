@@ -146,7 +146,7 @@ class Native:
 
     def entered(self, gathered: Gathered) -> None:
         """The pin of one that was let go is in the account now."""
-        self._library.coresnap_entered(ctypes.byref(self._orders), c_int64(gathered.size))
+        self._library.coreward_entered(ctypes.byref(self._orders), c_int64(gathered.size))
 
     def helpers(self, program: tuple[int, int], heard_fd: int, heard: int) -> None:
         """Of the pipe helpers: device and inode of their program; where they see how many of them
@@ -156,7 +156,7 @@ class Native:
 
     def wait(self, wake: int, ring: int, timeout_ms: int) -> None:
         """Wait until `wake` or `ring` (-1: none) is readable; see native.c. -1 ms: for ever."""
-        self._library.coresnap_wait(ctypes.byref(self._orders), wake, ring, timeout_ms)
+        self._library.coreward_wait(ctypes.byref(self._orders), wake, ring, timeout_ms)
 
     def has_in_hand(self, pid: int) -> bool:
         """Whether this process was taken, and nobody has said `joined` of it yet."""
@@ -176,7 +176,7 @@ class Native:
         Raises HoldError if a connection was not the kernel's, or its hand-off broke off.
         """
         taken = _Taken()
-        if not self._take(self._library.coresnap_take_socket, listener, taken):
+        if not self._take(self._library.coreward_take_socket, listener, taken):
             return None
         signo = None if taken.signal < 0 else taken.signal
         handoff = SocketHandOff(taken.hold, taken.pid, taken.pidfd, signo, taken.accepted_ns)
@@ -185,7 +185,7 @@ class Native:
     def take_pipe(self, listener: int) -> Accepted | None:
         """The same for the socket of pipe helpers. Raises HelperGone if one had given up."""
         taken = _Taken()
-        if not self._take(self._library.coresnap_take_pipe, listener, taken):
+        if not self._take(self._library.coreward_take_pipe, listener, taken):
             return None
         who = parse_line(taken.line)
         handoff = PipeHandOff(taken.hold, who, taken.pid, taken.pidfd, taken.accepted_ns)
@@ -197,7 +197,7 @@ class Native:
         None: it is held, and something could not be had.
         """
         taken = _Taken(hold=handoff.holds, pid=handoff.pid, pidfd=handoff.pidfd, signal=-1)
-        self._library.coresnap_gather(ctypes.byref(self._orders), ctypes.byref(taken))
+        self._library.coreward_gather(ctypes.byref(self._orders), ctypes.byref(taken))
         return self._accepted(handoff, taken).gathered
 
     def _take(self, function: Callable[..., int], listener: int, taken: _Taken) -> bool:
@@ -240,7 +240,7 @@ class Native:
                 size=taken.private if pin is not None else 0,
             )
         finally:
-            self._library.coresnap_drop(ctypes.byref(taken))
+            self._library.coreward_drop(ctypes.byref(taken))
 
     def _pin(self, taken: _Taken) -> Pin | None:
         """The pin of a process that was let go. What was used for it is made ready anew."""
@@ -276,8 +276,8 @@ class Native:
 def _load(path: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
-        library.coresnap_sizes.restype = c_uint64
-        sizes = library.coresnap_sizes()
+        library.coreward_sizes.restype = c_uint64
+        sizes = library.coreward_sizes()
     except (OSError, AttributeError) as error:
         raise HoldError(f"{path}: {error}; build it with `make setup`") from error
     if sizes != ctypes.sizeof(_Orders) << 32 | ctypes.sizeof(_Taken):

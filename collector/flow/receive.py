@@ -20,7 +20,7 @@ from collector.capture.process import OpenProcess
 from collector.capture.select import SP
 from collector.case import Case
 from collector.deaths import Death
-from collector.errors import CoresnapError, HoldError
+from collector.errors import CorewardError, HoldError
 from collector.flow.context import Context
 from collector.flow.gather import Gathered, gather
 from collector.flow.settle import Settler, Task
@@ -78,7 +78,7 @@ class Receiver:
                 death = self._join(gathered.dying)
                 self._decide(handoff, gathered, death, held)
                 return
-            except (CoresnapError, OSError) as error:
+            except (CorewardError, OSError) as error:
                 context.metrics.errors.labels("handoff").inc()
                 log.error("process %d: %s", handoff.pid, error)
                 why = str(error)

@@ -22,7 +22,7 @@ from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.case import Case
 from collector.deaths import Death
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
 from collector.flow.context import Context
@@ -183,7 +183,7 @@ class Settler:
         record = msgspec.structs.replace(record, reason=reason(record))
         try:
             self._context.store.put(record)
-        except (CoresnapError, OSError) as error:
+        except (CorewardError, OSError) as error:
             log.error("record %s can not be stored: %s", record.id, error)
         self.count(record.cause, record.signal, record.outcome)
         self._context.announce(record)

@@ -1,5 +1,5 @@
-"""Build the native parts: `python -m collector.hold.build OUTDIR` makes coresnap-pipe, the pipe
-helper, and coresnap-hold.so, the agent's way to an instant release.
+"""Build the native parts: `python -m collector.hold.build OUTDIR` makes coreward-pipe, the pipe
+helper, and coreward-hold.so, the agent's way to an instant release.
 
 Run when the project is set up; the agent only uses what was built. x86-64 gets a helper without
 libc, which starts and ends in 0.09 ms; other architectures a static one with it, 0.37 ms.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from collector.errors import HoldError, UsageError
 
-NAME = "coresnap-pipe"
+NAME = "coreward-pipe"
 SOURCE = Path(__file__).parent / "pipe_helper.c"
-LIBRARY = "coresnap-hold.so"
+LIBRARY = "coreward-hold.so"
 LIBRARY_SOURCE = Path(__file__).parents[1] / "flow" / "native.c"
 _HEADERS = Path(__file__).parents[2] / "bpf"  # of the BPF programs' records
 
@@ -40,7 +40,7 @@ def build(directory: Path, compiler: str = "gcc", libc: bool | None = None) -> P
     """
     if libc is None:
         libc = platform.machine() != "x86_64"
-    how = ("-DCORESNAP_LIBC",) if libc else _FREESTANDING
+    how = ("-DCOREWARD_LIBC",) if libc else _FREESTANDING
     return _compile(directory / NAME, SOURCE, [compiler, *_COMMON, *how])
 
 
@@ -70,7 +70,7 @@ def _compile(target: Path, source: Path, command: list[str]) -> Path:
 def find(name: str) -> Path | None:
     """What was built: of the installation, or of the source tree that this module is in."""
     package = Path(__file__).resolve().parent
-    places = (package, package.parents[1] / "build", Path("/usr/lib/coresnap"))
+    places = (package, package.parents[1] / "build", Path("/usr/lib/coreward"))
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
@@ -81,5 +81,5 @@ if __name__ == "__main__":
         for built in (build(Path(sys.argv[1])), build_library(Path(sys.argv[1]))):
             print(built)
     except (HoldError, UsageError) as failure:
-        print(f"coresnap: {failure}", file=sys.stderr)
+        print(f"coreward: {failure}", file=sys.stderr)
         sys.exit(failure.exit_status)

@@ -1,4 +1,4 @@
-"""The pipe hand-off, `core_pattern = |/path/coresnap-pipe RUNDIR PATIENCE ...` (core(5), every
+"""The pipe hand-off, `core_pattern = |/path/coreward-pipe RUNDIR PATIENCE ...` (core(5), every
 kernel).
 
 The kernel starts the helper (`pipe_helper.c`) for each crash; the helper tells us who is dying and
@@ -265,7 +265,7 @@ def _fits(pattern: str, fields: str) -> bool:
 
 def _link(helper: Path, run_dir: Path) -> Path:
     """A directory with short links to both; an agent of the same `run_dir` takes the same one."""
-    directory = SHORT / f"coresnap-{hashlib.blake2b(bytes(run_dir), digest_size=4).hexdigest()}"
+    directory = SHORT / f"coreward-{hashlib.blake2b(bytes(run_dir), digest_size=4).hexdigest()}"
     try:
         if directory.is_symlink() or (directory.exists() and directory.stat().st_uid != 0):
             raise HoldError(f"{directory}: not made by root")

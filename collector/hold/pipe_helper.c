@@ -6,14 +6,14 @@
  * gets more time for as long as it hears others of us. PATIENCE is the time in ms, of which the
  * helper takes MARGIN_MS off for its own start and end.
  *
- *     |/path/coresnap-pipe RUNDIR PATIENCE %P %I %s %u %g %d %t %F
+ *     |/path/coreward-pipe RUNDIR PATIENCE %P %I %s %u %g %d %t %F
  *
  * It never passes the pipe on by itself: a descriptor in the queue of an agent that hangs would
  * hold the process for ever. The agent takes it with pidfd_getfd(2), and answers with one byte.
  * From then on the agent alone holds the process, and its death lets go.
  *
  * No libc, no heap, no relocations: its start is part of the time that a process is held.
- * With -DCORESNAP_LIBC it is an ordinary program, for architectures that have no _start here.
+ * With -DCOREWARD_LIBC it is an ordinary program, for architectures that have no _start here.
  */
 #include <asm/unistd.h>
 #include <linux/fcntl.h>
@@ -34,7 +34,7 @@ enum { SOCK_STREAM_ = 1, SOCK_CLOEXEC_ = 02000000, SHUT_RDWR_ = 2, MSG_DONTWAIT_
        SOL_SOCKET_ = 1, SO_SNDTIMEO_ = 21, MSG_NOSIGNAL_ = 0x4000,
        AF_UNIX_ = 1, SEEK_END_ = 2 };
 
-#ifdef CORESNAP_LIBC
+#ifdef COREWARD_LIBC
 #include <errno.h>
 #include <unistd.h>
 static long call(long n, long a, long b, long c, long d, long e)
@@ -59,7 +59,7 @@ __asm__(".globl _start\n_start:\n"
 	"	and $-16, %rsp\n"
 	"	call start\n");
 #else
-#error "build with -DCORESNAP_LIBC on this architecture"
+#error "build with -DCOREWARD_LIBC on this architecture"
 #endif
 #define CALL(name, a, b, c, d, e) \
 	call(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
@@ -213,7 +213,7 @@ static long append(const char *dir, const char *name, const char *data, long siz
 
 static void leave_note(const char *dir, struct text *line, const char *pid)
 {
-	static const char lost[] = "<4>coresnap-pipe: no agent, and no note of a crash could be left\n";
+	static const char lost[] = "<4>coreward-pipe: no agent, and no note of a crash could be left\n";
 	long fd;
 
 	line->size--; /* the line's end */
@@ -255,7 +255,7 @@ static int report(long argc, char **argv)
 	return 0;
 }
 
-#ifdef CORESNAP_LIBC
+#ifdef COREWARD_LIBC
 int main(int argc, char **argv)
 {
 	return report(argc, argv);

@@ -2,7 +2,7 @@
 
 The previous values are on disk before anything changes, so that they can be put back by whoever
 comes next: this process when it stops, the service manager's stop hook after it was killed, or
-`coresnap doctor --restore`. What this does not do: choose the pattern; that is `open_backend`'s.
+`coreward doctor --restore`. What this does not do: choose the pattern; that is `open_backend`'s.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SettingsGuard:
                 self._unlock()
             raise TakeoverRefused(
                 f"kernel.core_pattern is {present!r}: another crash handler is installed; "
-                "remove it, or set `hold.takeover: true` to replace it while coresnap runs"
+                "remove it, or set `hold.takeover: true` to replace it while coreward runs"
             )
         self._note(saved, _PATTERN, present, pattern)
         limit = self._read(_LIMIT)
@@ -188,7 +188,7 @@ class SettingsGuard:
             os.close(fd)
             if error.errno == errno.EWOULDBLOCK:
                 raise TakeoverRefused(
-                    "another coresnap agent has the hand-off; stop it first"
+                    "another coreward agent has the hand-off; stop it first"
                 ) from error
             raise HoldError(f"cannot lock kernel.core_pattern: {error.strerror}") from error
         self._lock = fd

@@ -93,7 +93,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
-    path: Path = Path("/var/lib/coresnap")
+    path: Path = Path("/var/lib/coreward")
     min_free: int = 1 << 30  # no core is written that would leave less than this free
 
 

@@ -17,7 +17,7 @@ from typing import Any, Never
 
 import yaml
 
-from collector.errors import CoresnapError, PolicyError
+from collector.errors import CorewardError, PolicyError
 from collector.policy.units import did_you_mean, quote
 
 MAX_BYTES = 1 << 20
@@ -42,7 +42,7 @@ class PolicyErrors(PolicyError):
         self.problems = problems
 
 
-class Problem(CoresnapError):
+class Problem(CorewardError):
     """One value is wrong. Raised by parsers, collected by `mapping`, `items` and `attempt`."""
 
     def __init__(self, node: yaml.Node | None, path: str | None, text: str) -> None:

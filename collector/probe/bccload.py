@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from collector.errors import CoresnapError, ProbeError
+from collector.errors import CorewardError, ProbeError
 from collector.probe import btf, files, libbpf, pins, verifier
 
 log = logging.getLogger(__name__)
@@ -50,13 +50,13 @@ def translated(source: Path) -> str:
     text = _with_headers(source)
     for pattern, method in _METHODS:
         text = re.sub(pattern, method, text)
-    return f"#define CORESNAP_BCC 1\n{text}"
+    return f"#define COREWARD_BCC 1\n{text}"
 
 
 def cache_dir() -> Path:
     """Where header trees are kept: $CACHE_DIRECTORY of the service manager, or a default."""
     base = os.environ.get("CACHE_DIRECTORY")
-    return Path(base) if base else Path("/var/cache/coresnap")
+    return Path(base) if base else Path("/var/cache/coreward")
 
 
 def compiler() -> Any:
@@ -142,7 +142,7 @@ def _run_loader(load: Callable[[Path], None], arguments: list[str]) -> int:
     try:
         libbpf.version()
         load(Path(arguments[0]))
-    except CoresnapError as error:
+    except CorewardError as error:
         print(error, file=sys.stderr)
         return error.exit_status
     return 0

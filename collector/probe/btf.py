@@ -88,18 +88,18 @@ def vmlinux_h() -> str:
 
 def layout_h() -> str:
     """Facts of the kernel's layout for bcc, and the proof that the compiler agrees with them."""
-    lines = ["#ifndef CORESNAP_LAYOUT_H", "#define CORESNAP_LAYOUT_H"]
+    lines = ["#ifndef COREWARD_LAYOUT_H", "#define COREWARD_LAYOUT_H"]
     with libbpf.Types() as types:
         for name in _STRUCTS.split():
             number = types.find_struct(name)
             if number is None:
                 continue
             if name == "task_struct":
-                lines.append(f"#define CORESNAP_TASK_SIZE {types.size(number)}")
+                lines.append(f"#define COREWARD_TASK_SIZE {types.size(number)}")
             if name == "backing_file" and "user_path" in dict(types.members(number)):
-                lines.append("#define CORESNAP_USER_PATH 1")
+                lines.append("#define COREWARD_USER_PATH 1")
             if name == "thread_struct" and "fpu" in dict(types.members(number)):
-                lines.append("#define CORESNAP_FPU_IN_THREAD 1")
+                lines.append("#define COREWARD_FPU_IN_THREAD 1")
             lines += [
                 f'_Static_assert(__builtin_offsetof(struct {name}, {member}) == {offset}, "");'
                 for member, offset in types.members(number)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from collector.errors import CoresnapError, ProbeError
+from collector.errors import CorewardError, ProbeError
 from collector.probe import btf, files
 
 _OPTIONS = """
@@ -39,7 +39,7 @@ def _run(command: list[str]) -> None:
 
 
 def build(out: Path) -> Path:
-    """Make OUTDIR/vmlinux.h and the objects; returns the path of OUTDIR/coresnap.bpf.o."""
+    """Make OUTDIR/vmlinux.h and the objects; returns the path of OUTDIR/coreward.bpf.o."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "vmlinux.h").write_text(btf.vmlinux_h())
     _compile(files.live_source_file(), out, out / files.LIVE_OBJECT_NAME)
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         print(build(Path(arguments[0])))
-    except CoresnapError as error:
+    except CorewardError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     return 0

@@ -1,4 +1,4 @@
-"""Ring records into `collector.model` events; the mirror of bpf/coresnap.h.
+"""Ring records into `collector.model` events; the mirror of bpf/coreward.h.
 
 Strict: a record of another type or size than the header file says is a ProbeError, for it means
 that program and reader are not of the same build. Names come from hostile processes: bytes that
@@ -27,24 +27,24 @@ from collector.model import (
     StackPage,
 )
 
-FORMAT = 3  # CS_FORMAT
+FORMAT = 3  # CW_FORMAT
 PAGE = 4096
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
 ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
 BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
-TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED = 1, 2, 3, 4  # enum cs_event_type
+TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED = 1, 2, 3, 4  # enum cw_event_type
 VM_EXEC = 0x4  # <linux/mm.h>
 
-WHO = struct.Struct("<QQ7Ii16s768s")  # struct cs_who
-SENDER = struct.Struct("<QIIiI16s")  # struct cs_sender
-FAULT = struct.Struct("<6QIiiI")  # struct cs_fault
-HEAD = struct.Struct("<IIQ")  # the head of struct cs_event
+WHO = struct.Struct("<QQ7Ii16s768s")  # struct cw_who
+SENDER = struct.Struct("<QIIiI16s")  # struct cw_sender
+FAULT = struct.Struct("<6QIiiI")  # struct cw_fault
+HEAD = struct.Struct("<IIQ")  # the head of struct cw_event
 EVENT_BYTES = HEAD.size + WHO.size + SENDER.size + FAULT.size
-EXIT = struct.Struct("<II")  # struct cs_exit behind its event
-FATAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cs_fatal behind its event, before stack
-MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cs_mapped
+EXIT = struct.Struct("<II")  # struct cw_exit behind its event
+FATAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cw_fatal behind its event, before stack
+MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cw_mapped
 FATAL_BYTES = EVENT_BYTES + FATAL.size + STACK_PAGES * PAGE
 SIZES = {TYPE_FATAL: FATAL_BYTES, TYPE_EXIT: EVENT_BYTES + EXIT.size, TYPE_OOM: EVENT_BYTES}
 
@@ -178,7 +178,7 @@ def _mapped(record: bytes) -> Mapped:
 
 
 def decode(record: bytes) -> Event | Mapped:
-    """One ring record. ProbeError if it is not one of bpf/coresnap.h."""
+    """One ring record. ProbeError if it is not one of bpf/coreward.h."""
     if len(record) >= HEAD.size and HEAD.unpack_from(record)[0] == TYPE_MAPPED:
         return _mapped(record)
     if len(record) < EVENT_BYTES:

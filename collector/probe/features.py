@@ -2,7 +2,7 @@
 
 The real programs are loaded, attached and shown a death, then taken away: no configuration file is
 read and no version compared, because distributions port features back and forbid others. For
-people (`coresnap doctor`); the probe itself just tries.
+people (`coreward doctor`); the probe itself just tries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from collector import proof
-from collector.errors import CoresnapError, ProbeError
+from collector.errors import CorewardError, ProbeError
 from collector.model import Exit, FatalSignal
 from collector.probe import btf, libbpf, pins, xsave
 from collector.probe.probe import Probe, open_probe
@@ -40,7 +40,7 @@ def probe_features() -> Iterator[Feature]:
     yield _tried("libbpf", _library)
     yield from _loader("core")
     yield from _loader("bcc")
-    yield _tried("live processes", _live, cure="`coresnap sample` shows no stacks")
+    yield _tried("live processes", _live, cure="`coreward sample` shows no stacks")
     yield _tried("XSAVE layout", _xsave)
     yield _tried("clang", _clang, cure="only needed to build the object")
 
@@ -49,14 +49,14 @@ def _tried(name: str, attempt: Callable[[], str], *, cure: str = "") -> Feature:
     """Whether `attempt` succeeds; it returns the detail."""
     try:
         return Feature(name=name, ok=True, detail=attempt())
-    except (CoresnapError, OSError) as error:
+    except (CorewardError, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         return Feature(name=name, ok=False, detail=f"{reason}: {cure}" if cure else reason)
 
 
 def _loader(loader: str) -> Iterator[Feature]:
     """What the programs tell of a real death when this loader has made them."""
-    directory = pins.BPFFS / f"coresnap-doctor-{os.getpid()}"
+    directory = pins.BPFFS / f"coreward-doctor-{os.getpid()}"
     name = f"BPF, loader {loader}"
     try:
         with open_probe(loader, directory) as probe:
@@ -64,7 +64,7 @@ def _loader(loader: str) -> Iterator[Feature]:
                 fatal, ended = _death(probe)
             finally:
                 probe.unpin()
-    except (CoresnapError, OSError) as error:
+    except (CorewardError, OSError) as error:
         yield Feature(name=name, ok=False, detail=str(error))
         return
     finally:

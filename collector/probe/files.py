@@ -6,14 +6,14 @@ from pathlib import Path
 
 from collector.errors import ProbeError
 
-OBJECT_NAME = "coresnap.bpf.o"
+OBJECT_NAME = "coreward.bpf.o"
 LIVE_OBJECT_NAME = "live.bpf.o"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def source_file() -> Path:
-    """bpf/coresnap.bpf.c. ProbeError if the sources are not installed."""
-    return _source("coresnap.bpf.c")
+    """bpf/coreward.bpf.c. ProbeError if the sources are not installed."""
+    return _source("coreward.bpf.c")
 
 
 def live_source_file() -> Path:

@@ -1,8 +1,8 @@
 """Threads and mappings of one process from the BPF task iterators: read fast, decode later.
 
 Reading (`read_all`) happens while the dying process is held: it only copies bytes. Decoding
-happens afterwards, anywhere on the same machine. The mirror of struct cs_thread and cs_mapping in
-bpf/coresnap.h. Which process is read is chosen when the iterator is opened.
+happens afterwards, anywhere on the same machine. The mirror of struct cw_thread and cw_mapping in
+bpf/coreward.h. Which process is read is chosen when the iterator is opened.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MAP_NORESERVE = 0x4000  # mmap(2), x86-64
 PAGE = 4096
 MAY_SHARE = 0x80  # VM_MAYSHARE <linux/mm.h>: MAP_SHARED, also of a file opened for reading
 
-THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cs_thread
-MAPPING = struct.Struct("<IIQQQQQIIQQQiI")  # struct cs_mapping
-HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cs_mapping_flag
+THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cw_thread
+MAPPING = struct.Struct("<IIQQQQQIIQQQiI")  # struct cw_mapping
+HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cw_mapping_flag
 _SHARED = struct.Struct("<IIQQQ20xI")  # of it size, flags, start, end, vm_flags, nlink
 
 _SIZE = struct.Struct("<I")
-# Of struct cs_thread only size, ns_tid, clear_child_tid, robust_list and regs[21] (fs_base).
+# Of struct cw_thread only size, ns_tid, clear_child_tid, robust_list and regs[21] (fs_base).
 _EXIT_WORDS = struct.Struct("<I8xI96xQQ168xQ")
 
 # task_struct.__state <linux/sched.h>, as /proc/PID/stat shows it

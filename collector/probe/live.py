@@ -89,7 +89,7 @@ def _from_bcc() -> _Descriptors:
     if not pins.BPFFS.is_mount():
         libbpf.mount_bpffs(pins.BPFFS)
     try:
-        directory = Path(tempfile.mkdtemp(prefix="coresnap-live-", dir=pins.BPFFS))
+        directory = Path(tempfile.mkdtemp(prefix="coreward-live-", dir=pins.BPFFS))
     except OSError as error:
         raise ProbeError(f"{pins.BPFFS}: {error.strerror}") from error
     try:

@@ -24,7 +24,7 @@ MAPPED_AT_EXIT = "exit_mappings"
 LEAVING, LEAVING_MAPPED, LEAVING_WALKED = "leave", "leave_mapped", "leave_walked"
 OPTIONAL = (MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED, LEAVING_WALKED)
 LEAVING_FUNCTION = "exit_mm_release"
-FORMAT = "format"  # the map whose values are as many bytes long as CS_FORMAT says
+FORMAT = "format"  # the map whose values are as many bytes long as CW_FORMAT says
 MAPS = ("ring", "counters", "settings", FORMAT)
 ITERATORS = ("threads", "mappings")
 LINK = "link_"
@@ -105,7 +105,7 @@ def is_complete(directory: Path, *, attached: bool = True) -> bool:
 
 
 def event_format(directory: Path) -> int:
-    """The CS_FORMAT that the records of this build have; 0 if it does not say."""
+    """The CW_FORMAT that the records of this build have; 0 if it does not say."""
     if not (directory / FORMAT).exists():
         return 0
     descriptor = libbpf.get_pin(str(directory / FORMAT))

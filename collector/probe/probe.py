@@ -27,10 +27,10 @@ from collector.probe import btf, core, events, files, iterators, libbpf, pins
 from collector.probe.ledger import Ledger
 from collector.probe.ring import Ring
 
-PIN_DIR = Path("/sys/fs/bpf/coresnap")
+PIN_DIR = Path("/sys/fs/bpf/coreward")
 _COUNTER = struct.Struct("<Q")
 _SETTING = struct.Struct("<I")
-_WANT_EXITS, _HAS_HANDOFF = 0, 1  # enum cs_setting
+_WANT_EXITS, _HAS_HANDOFF = 0, 1  # enum cw_setting
 _MAX_LEAVING = 1024  # processes between the two records of their end
 
 
@@ -166,7 +166,7 @@ def open_probe(
 ) -> Probe:
     """Use the programs that are pinned below `pin_dir`, or load them: "core", "bcc", or the best.
 
-    `object_file` is the CO-RE object (default: build/coresnap.bpf.o of the checkout). Needs root
+    `object_file` is the CO-RE object (default: build/coreward.bpf.o of the checkout). Needs root
     (CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN for the iterators). ProbeError says what to do.
     """
     descriptor = pins.lock(pin_dir)
@@ -319,7 +319,7 @@ class Probe:
 
     def counters(self) -> Counters:
         """What was counted so far."""
-        names = Counters.__struct_fields__[:-2]  # in the order of enum cs_counter
+        names = Counters.__struct_fields__[:-2]  # in the order of enum cw_counter
         values = {
             name: _COUNTER.unpack(libbpf.read_array(self._counters, index, _COUNTER.size))[0]
             for index, name in enumerate(names)

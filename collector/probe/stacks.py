@@ -24,22 +24,22 @@ _NOWHERE = 0, 0
 MAX_STACK = 64 << 10  # bytes of one thread
 MAX_CAUGHT_STACK = 32 << 10  # of one that was caught running
 
-LIVE = struct.Struct("<3Q6I16s5Q27Q")  # struct cs_live
+LIVE = struct.Struct("<3Q6I16s5Q27Q")  # struct cw_live
 _PLACED = struct.Struct("<40xI212xQ8xQ40x")  # of it flags, and sp and fs_base of the registers
-SWITCHES = struct.Struct("<2Q2I")  # struct cs_switches
-CAUGHT = struct.Struct("<2Q4I27QQ")  # struct cs_caught without its stack
-SETTINGS = struct.Struct("<3I")  # struct cs_live_settings
-ON_CPU, MOVED, KERNEL = 1, 2, 4  # enum cs_live_flag
+SWITCHES = struct.Struct("<2Q2I")  # struct cw_switches
+CAUGHT = struct.Struct("<2Q4I27QQ")  # struct cw_caught without its stack
+SETTINGS = struct.Struct("<3I")  # struct cw_live_settings
+ON_CPU, MOVED, KERNEL = 1, 2, 4  # enum cw_live_flag
 
 
 class Listed(NamedTuple):
     """Some threads: what two reads of the iterators told, and the stacks read between them."""
 
-    states: bytes  # struct cs_live
+    states: bytes  # struct cw_live
     extents: array[int]  # of their stacks, see `extents`; empty: none was asked for
     stacks: bytes  # what could be read, one after the other
     sizes: list[int]  # of each
-    switches: bytes  # struct cs_switches of most of them, or of others
+    switches: bytes  # struct cw_switches of most of them, or of others
 
 
 class ThreadStack(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What sampling has found, as one document: `coresnap sample --json` prints it. Pure values.
+"""What sampling has found, as one document: `coreward sample --json` prints it. Pure values.
 
 Times are seconds; `offset_s` from the first sample of the process. Frames and stacks are kept
 once: a thread names its stack, a stack its frames, by their numbers in the process's lists.

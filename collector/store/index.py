@@ -138,8 +138,8 @@ class Index:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
                 raise StoreError(
-                    f"{self.path}: has version {version}, this coresnap knows versions up to "
-                    f"{SCHEMA_VERSION}: it was written by a newer coresnap; use that one"
+                    f"{self.path}: has version {version}, this coreward knows versions up to "
+                    f"{SCHEMA_VERSION}: it was written by a newer coreward; use that one"
                 )
             if version == 0 and not create:
                 raise IndexDamaged(f"{self.path}: damaged: it has no tables")

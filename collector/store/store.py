@@ -178,11 +178,11 @@ class Store:
         if not prefix or len(prefix) > ID_DIGITS or set(prefix) - set("0123456789abcdef"):
             raise NotFound(
                 f"{name!r} is not an ID: give `{LATEST}`, or the first digits of an ID as "
-                "`coresnap list` shows it"
+                "`coreward list` shows it"
             )
         found = sorted(id for id in self.ids() if id.startswith(prefix))
         if not found:
-            raise NotFound(f"no record begins with {prefix!r}; `coresnap list` shows all")
+            raise NotFound(f"no record begins with {prefix!r}; `coreward list` shows all")
         if len(found) > 1:
             names = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
             raise Ambiguous(f"{len(found)} records begin with {prefix!r}: {names}")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from collector.case import Case
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.export.metrics import Metrics
 from collector.model import Record
 from collector.policy.types import Policy, RecorderSettings
@@ -77,7 +77,7 @@ class FlightRecorder:
                 )
                 send(self._channel, ask)
                 return
-            except CoresnapError as error:
+            except CorewardError as error:
                 del self._asked[record.id]
                 why = str(error)
         self._lose(case, f"the flight recorder gave {why}")
@@ -119,7 +119,7 @@ class FlightRecorder:
     def _send_rules(self, channel: socket.socket) -> None:
         try:
             send(channel, self._rules)
-        except CoresnapError as error:
+        except CorewardError as error:
             self._metrics.errors.labels("watch").inc()
             log.error("watch: the flight recorder gave %s", error)
 
@@ -198,7 +198,7 @@ class FlightRecorder:
         tell = log.warning if fired.outcome == "failed" else log.info
         tell("watch: %s: %s: %s (%s)", fired.rule, fired.trigger, fired.why, fired.outcome)
         if fired.record is not None:
-            with contextlib.suppress(CoresnapError):  # it may be removed already
+            with contextlib.suppress(CorewardError):  # it may be removed already
                 self._announce(self._store.get(fired.record))
 
     def _count(self, counts: Counts) -> None:

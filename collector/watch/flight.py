@@ -20,7 +20,7 @@ from collector import __version__
 from collector.capture.select import carve, select_none, union
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import Writer
-from collector.elfcore.types import PAGE, CoresnapNote, ProcessImage, PsInfo, Thread
+from collector.elfcore.types import PAGE, CorewardNote, ProcessImage, PsInfo, Thread
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
 from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError
@@ -64,7 +64,7 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def report(self) -> ProcessReport:
-        """As `coresnap sample` has it."""
+        """As `coreward sample` has it."""
         return report_of(self.identity, self.samples, self.frames, ended=True, lost=self.lost)
 
     def number(self, wanted: int) -> int:
@@ -172,7 +172,7 @@ def write_sample(flight: Flight, number: int, record: str, writer: Writer) -> Sa
         memory = _CoreMemory(core)
         keep = union([*memory.kept(), *(_pages(at, data) for at, data in stacks)])
         before = (flight.samples[-1].time_ns - sample.time_ns) / 1e9
-        note = CoresnapNote(
+        note = CorewardNote(
             record=record,
             version=__version__,
             capture=Capture.THREADS.value,

@@ -9,7 +9,7 @@ import socket
 
 import msgspec
 
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.model import SamplesFacts
 from collector.policy.types import RecorderSettings, Watch
 
@@ -77,8 +77,8 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(channel: socket.socket, message: ToRecorder | ToAgent) -> None:
-    """Send without waiting. CoresnapError if the other side is gone or does not read."""
+    """Send without waiting. CorewardError if the other side is gone or does not read."""
     try:
         channel.send(_encoder.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except OSError as error:
-        raise CoresnapError(f"no answer: {error.strerror}") from error
+        raise CorewardError(f"no answer: {error.strerror}") from error

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from collector.deaths import same_process
-from collector.errors import CoresnapError, KeptWaiting, ProbeError, ProcessError
+from collector.errors import CorewardError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.introspect.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.lane import Lane
@@ -191,7 +191,7 @@ class Recorder:
                 self._give(message)
 
     def _tell(self, message: ToAgent) -> None:
-        with contextlib.suppress(CoresnapError):  # it counts what it has lost
+        with contextlib.suppress(CorewardError):  # it counts what it has lost
             send(self._channel, message)
 
     def _take_rules(self, rules: Rules) -> None:
@@ -242,7 +242,7 @@ class Recorder:
             if len(watched.ring):
                 facts = self._written(watched, Path(ask.folder))
                 answer = Samples(record=ask.record, facts=facts)
-        except (CoresnapError, OSError) as error:
+        except (CorewardError, OSError) as error:
             answer = Samples(record=ask.record, lost=str(error))
         finally:
             watched.close()
@@ -424,7 +424,7 @@ class Recorder:
         """Have a snapshot taken, and tell of it. In a lane."""
         try:
             record = shoot(shot)
-        except CoresnapError as error:
+        except CorewardError as error:
             self._tell(_failed(fired, str(error)))
         else:
             self._tell(msgspec.structs.replace(fired, outcome="snapshot", record=record))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.errors import CoresnapError, ProbeError
+from collector.errors import CorewardError, ProbeError
 from collector.model import Capture, ProcessKey, SnapshotMode
 
 _TIMEOUT_S = 600.0
@@ -38,7 +38,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shoot(shot: Shot) -> str:
-    """Take it; returns the id of its record. Blocks. CoresnapError says why it could not be."""
+    """Take it; returns the id of its record. Blocks. CorewardError says why it could not be."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-s", "-m", "collector.watch.shoot"],
@@ -49,11 +49,11 @@ def shoot(shot: Shot) -> str:
         )
         answer = msgspec.json.decode(done.stdout[:_MAX_ANSWER], type=Answer)
     except subprocess.TimeoutExpired as error:
-        raise CoresnapError(f"the snapshot took longer than {_TIMEOUT_S:.0f} s") from error
+        raise CorewardError(f"the snapshot took longer than {_TIMEOUT_S:.0f} s") from error
     except (OSError, msgspec.MsgspecError) as error:
-        raise CoresnapError(f"the snapshot's process failed: {error}") from error
+        raise CorewardError(f"the snapshot's process failed: {error}") from error
     if answer.record is None:
-        raise CoresnapError(answer.error or "the snapshot failed")
+        raise CorewardError(answer.error or "the snapshot failed")
     return answer.record
 
 
@@ -84,7 +84,7 @@ def _main() -> None:
                 occasion=occasion,
             )
         answer = Answer(record=record.id)
-    except (CoresnapError, OSError) as error:
+    except (CorewardError, OSError) as error:
         answer = Answer(error=str(error))
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 

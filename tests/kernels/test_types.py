@@ -14,7 +14,7 @@ from collector.probe import build, files
 from tests.kernels.images import KERNELS, Image, fetch
 from tests.kernels.relocate import Outcome, relocate
 
-OBJECTS = {"coresnap": files.object_file(), "live": files.live_object_file()}
+OBJECTS = {"coreward": files.object_file(), "live": files.live_object_file()}
 
 # They reach kernel objects through helpers only: the running kernel's verifier takes any offset.
 # The others also load from them plainly. Only the other kernel itself can judge those, in a guest.
@@ -64,7 +64,7 @@ def test_every_relocation_finds_its_type_or_is_allowed_to_miss(name: str, image:
 
 
 def test_programs_that_read_through_helpers_load_with_the_offsets_of(image: Image) -> None:
-    outcome = relocate(OBJECTS["coresnap"], image.btf, THROUGH_HELPERS)
+    outcome = relocate(OBJECTS["coreward"], image.btf, THROUGH_HELPERS)
     assert outcome.loaded, outcome.log
 
 

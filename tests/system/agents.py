@@ -2,7 +2,7 @@
 
     with agent(tmp_path, backend="socket") as running:
         ...let something die...
-        record = running.record(pid)      # waits for its line, then asks `coresnap info --json`
+        record = running.record(pid)      # waits for its line, then asks `coreward info --json`
 
 Holds the machine-wide settings lock for as long as it runs.
 """
@@ -109,7 +109,7 @@ class RunningAgent:
         return found
 
     def listed(self, *arguments: str) -> list[dict[str, Any]]:
-        """The deaths that `coresnap list` shows, the newest first."""
+        """The deaths that `coreward list` shows, the newest first."""
         found: list[dict[str, Any]] = json.loads(self.command("list", "--json", *arguments))
         return found
 
@@ -153,12 +153,12 @@ class RunningAgent:
         return Path(self.arguments[self.arguments.index("--pin-dir") + 1])
 
     def doctor(self, *arguments: str) -> str:
-        """What `coresnap doctor` says of this agent's places."""
+        """What `coreward doctor` says of this agent's places."""
         places = ("--run-dir", str(self.run_dir), "--pin-dir", str(self.pins))
         return self.command("doctor", *places, *arguments)
 
     def core(self, record: dict[str, Any], to: Path) -> Path:
-        """The plain ELF core of a record, written by `coresnap core`."""
+        """The plain ELF core of a record, written by `coreward core`."""
         self.command("core", record["id"], "-o", str(to))
         return to
 
@@ -187,7 +187,7 @@ def scrape(port: int) -> dict[str, float]:
 
 def deaths_of(samples: dict[str, float]) -> dict[str, float]:
     """Those of the samples that count deaths."""
-    return {name: n for name, n in samples.items() if name.startswith("coresnap_deaths_total")}
+    return {name: n for name, n in samples.items() if name.startswith("coreward_deaths_total")}
 
 
 @contextlib.contextmanager
@@ -207,12 +207,12 @@ def agent(
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. settings: of the kernel,
     before the agent starts, as `kernel_settings` takes them.
     """
-    file = folder / "coresnap.yaml"
+    file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
     hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}}}"
     file.write_text(f"hold: {hold}\nmetrics: {{listen: {listen}}}\n{config}")
-    pins = Path(f"/sys/fs/bpf/coresnap-test-{os.getpid()}")
+    pins = Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}")
     arguments = [
         *("--config", str(file), "--store", str(folder / "store")),
         *("--run-dir", str(folder / "run"), "--pin-dir", str(pins), "--bpf", loader),

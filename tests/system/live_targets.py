@@ -216,7 +216,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
     root = Path("/sys/fs/cgroup/memory")
     if not (root / "cgroup.procs").exists():
         pytest.skip("no memory controller of cgroup v1")
-    group = root / f"coresnap-test-{os.getpid()}"
+    group = root / f"coreward-test-{os.getpid()}"
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(limit))

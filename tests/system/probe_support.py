@@ -21,7 +21,7 @@ LOADERS = ("core", "bcc")
 
 def pin_dir(name: str) -> Path:
     """A pin directory that no agent and no other test uses."""
-    return Path(f"/sys/fs/bpf/coresnap-test-{os.getpid()}-{name}")
+    return Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}-{name}")
 
 
 def remove_pins(directory: Path) -> None:

@@ -19,8 +19,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCK = Path("/run/lock/coresnap-settings.lock")
-SAVED = Path("/run/lock/coresnap-settings.saved")
+LOCK = Path("/run/lock/coreward-settings.lock")
+SAVED = Path("/run/lock/coreward-settings.saved")
 PATHS = {
     "core_pattern": Path("/proc/sys/kernel/core_pattern"),
     "core_pipe_limit": Path("/proc/sys/kernel/core_pipe_limit"),

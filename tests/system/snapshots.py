@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 WORD = 8
 
 
-def coresnap(*words: object, user: int | None = None) -> subprocess.CompletedProcess[str]:
+def coreward(*words: object, user: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; `user` without groups of its own."""
     return subprocess.run(
         [*COMMAND, *map(str, words)],
@@ -54,7 +54,7 @@ def refused(process: subprocess.CompletedProcess[str]) -> str:
     """The one line of a command that failed with status 1 and wrote nothing else."""
     lines = process.stderr.splitlines()
     assert (process.returncode, process.stdout, len(lines)) == (1, "", 1), process
-    return lines[0].removeprefix("coresnap: ")
+    return lines[0].removeprefix("coreward: ")
 
 
 def gdb(core: Path, executable: Path, *commands: str) -> str:

@@ -271,7 +271,7 @@ def test_an_impostor(backend: str, tmp_path: Path) -> None:
             # THEN it is turned away and counted
             with contextlib.suppress(ConnectionResetError):
                 assert impostor.recv(16) == b""
-        assert one.metric('coresnap_handoffs_refused_total{why="impostor"}') == 1
+        assert one.metric('coreward_handoffs_refused_total{why="impostor"}') == 1
         # AND the agent goes on
         assert outcome(whole_death(one, tmp_path)) == ("full", "complete", {})
 
@@ -307,7 +307,7 @@ def test_hostile_names(tmp_path: Path) -> None:
         clean_output(one, record["id"])
         assert [line for line in one.lines if CONTROL.search(line)] == []
         # AND the metrics are plain
-        sample = 'coresnap_deaths_total{cause="signal",outcome="complete",signal="SIGSEGV"}'
+        sample = 'coreward_deaths_total{cause="signal",outcome="complete",signal="SIGSEGV"}'
         assert one.metric(sample) == 1
 
 
@@ -350,5 +350,5 @@ def test_a_core_that_was_cut_off_in_the_store(tmp_path: Path) -> None:
         # AND the one that does says so in a line
         done = one.attempt("core", record["id"], "-o", str(tmp_path / "out"))
         assert done.returncode == 1
-        assert re.fullmatch(r"coresnap: .+\n", done.stderr)
+        assert re.fullmatch(r"coreward: .+\n", done.stderr)
         assert not (tmp_path / "out").exists()

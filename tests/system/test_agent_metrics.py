@@ -41,7 +41,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
     deaths = Counter((r["cause"], r["outcome"], r["signal_name"]) for r in records)
     deaths["signal", "ignored", "SIGFPE"] += 1
     assert deaths_of(samples) == {
-        f'coresnap_deaths_total{{cause="{cause}",outcome="{outcome}",signal="{signal}"}}': number
+        f'coreward_deaths_total{{cause="{cause}",outcome="{outcome}",signal="{signal}"}}': number
         for (cause, outcome, signal), number in deaths.items()
     }
     # AND times and bytes are those of the records
@@ -49,18 +49,18 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert held["instant"] >= 3
     assert held["after-write"] == 1
     for release, number in held.items():
-        name = "coresnap_hold_seconds"
+        name = "coreward_hold_seconds"
         assert samples[f'{name}_count{{release="{release}"}}'] == number
         seconds = sum(r["held_ms"] for r in records if r["release"] == release) / 1e3
         assert abs(samples[f'{name}_sum{{release="{release}"}}'] - seconds) < 0.001
     sizes = [r["core_size"] for r in records if r["core"]]
-    assert samples["coresnap_capture_seconds_count"] == len(sizes)
-    assert samples["coresnap_core_written_bytes_total"] == sum(sizes) > 0
-    assert samples["coresnap_core_elided_bytes_total"] > 0
+    assert samples["coreward_capture_seconds_count"] == len(sizes)
+    assert samples["coreward_core_written_bytes_total"] == sum(sizes) > 0
+    assert samples["coreward_core_elided_bytes_total"] > 0
     # AND nothing was lost on the way
-    dropped = {name: n for name, n in samples.items() if name.startswith("coresnap_probe_dropped")}
+    dropped = {name: n for name, n in samples.items() if name.startswith("coreward_probe_dropped")}
     assert dropped == {
-        f'coresnap_probe_dropped_total{{program="{program}"}}': 0
+        f'coreward_probe_dropped_total{{program="{program}"}}': 0
         for program in (
             "mark_victim",
             "overwritten",
@@ -79,12 +79,12 @@ def test_pins_are_seen_while_they_hold(tmp_path: Path) -> None:
             victim.go()
             victim.wait()
             # WHEN its metrics are read before that is on disk
-            open_pins = one.metric("coresnap_pins_open")
-            pinned = one.metric("coresnap_pinned_bytes")
+            open_pins = one.metric("coreward_pins_open")
+            pinned = one.metric("coreward_pinned_bytes")
         # THEN they tell of the pin and of what it keeps
         assert open_pins == 1
         assert 256 << 20 <= pinned < 300 << 20
         # AND of nothing any more when the core is written
         one.wait_record(victim.pid)
-        assert one.metric("coresnap_pins_open") == 0
-        assert one.metric("coresnap_pinned_bytes") == 0
+        assert one.metric("coreward_pins_open") == 0
+        assert one.metric("coreward_pinned_bytes") == 0

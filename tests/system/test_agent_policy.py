@@ -148,7 +148,7 @@ def test_none_is_only_counted(ruled: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a program of which policy wants nothing
     program = tmp_path / "none"
     shutil.copy(build("null_main"), program)
-    sample = 'coresnap_deaths_total{cause="signal",outcome="ignored",signal="SIGSEGV"}'
+    sample = 'coreward_deaths_total{cause="signal",outcome="ignored",signal="SIGSEGV"}'
     before = ruled.metric(sample)
     with running("null_main", cwd=tmp_path, file=program) as victim:
         victim.go()
@@ -204,9 +204,9 @@ def test_a_core_ends_at_its_largest_size(ruled: RunningAgent, tmp_path: Path) ->
     assert record["lost"] == {}
     with CoreFile(core_of(ruled, record)) as core:
         assert core.truncated
-        assert core.coresnap_note is not None
-        assert core.coresnap_note.record == record["id"]
-        assert core.coresnap_note.left_out_bytes > 50 << 20
+        assert core.coreward_note is not None
+        assert core.coreward_note.record == record["id"]
+        assert core.coreward_note.left_out_bytes > 50 << 20
     # AND it is a good core still: the stacks came first
     core = ruled.core(record, tmp_path / "core")
     assert re.findall(r"^#\d+ .*?(\w+) \(", gdb(record, core, "bt"), re.MULTILINE) == [
@@ -266,7 +266,7 @@ def test_the_process_s_own_limit(ruled: RunningAgent, limit: int, tmp_path: Path
 
 def test_captures_beyond_a_limit_get_smaller(ruled: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a limit of one full capture, and four smaller ones, in an hour
-    before = [ruled.metric(f'coresnap_limited_total{{capture="{kind}"}}') for kind in SMALLER]
+    before = [ruled.metric(f'coreward_limited_total{{capture="{kind}"}}') for kind in SMALLER]
     # WHEN the same program dies six times
     records = [die_as(ruled, "limit", "null_main", folder=tmp_path) for _ in range(6)]
     # THEN the captures get smaller, and each record says why
@@ -282,5 +282,5 @@ def test_captures_beyond_a_limit_get_smaller(ruled: RunningAgent, tmp_path: Path
         *[full] * 4,
         f"{full}; {small}",
     ]
-    after = [ruled.metric(f'coresnap_limited_total{{capture="{kind}"}}') for kind in SMALLER]
+    after = [ruled.metric(f'coreward_limited_total{{capture="{kind}"}}') for kind in SMALLER]
     assert [late - early for early, late in zip(before, after, strict=True)] == [4, 1]

@@ -13,12 +13,12 @@ from tests.system.victims import running
 def test_a_configuration_is_read_again(tmp_path: Path) -> None:
     # GIVEN an agent that keeps cores
     with agent(tmp_path, config="defaults: {limit: none}", backend="auto", loader="auto") as one:
-        file = tmp_path / "coresnap.yaml"
+        file = tmp_path / "coreward.yaml"
         good = file.read_text()
         # WHEN its file says otherwise, and it is told so
         file.write_text(good.replace("limit: none", "limit: none, capture: threads"))
         one.process.send_signal(signal.SIGHUP)
-        one.wait_line(r"policy: .*coresnap\.yaml is in force")
+        one.wait_line(r"policy: .*coreward\.yaml is in force")
         # THEN that holds for the next death
         assert plain_death(one, tmp_path)["capture"] == "threads"
 
@@ -33,23 +33,23 @@ def plain_death(one: RunningAgent, folder: Path) -> dict[str, Any]:
 def test_a_bad_configuration_leaves_the_old_one_in_force(tmp_path: Path) -> None:
     # GIVEN an agent that keeps stacks
     with agent(tmp_path, config="defaults: {capture: stacks}", metrics=True) as one:
-        file = tmp_path / "coresnap.yaml"
+        file = tmp_path / "coreward.yaml"
         good = file.read_text()
-        assert one.metric("coresnap_policy_reload_failed") == 0
+        assert one.metric("coreward_policy_reload_failed") == 0
         # WHEN its file is damaged, and it is told to read it
         file.write_text(good.replace("capture: stacks", "capture: stakcs"))
         one.process.send_signal(signal.SIGHUP)
         line = one.wait_line(r"policy: the old one stays in force")
         # THEN it says what is wrong and where, goes on as before, and the metric tells
         assert f"{file}:3: defaults.capture: " in line
-        assert one.metric("coresnap_policy_reload_failed") == 1
+        assert one.metric("coreward_policy_reload_failed") == 1
         assert plain_death(one, tmp_path)["capture"] == "stacks"
         # AND WHEN the file is right again
         file.write_text(good)
         one.process.send_signal(signal.SIGHUP)
-        one.wait_line(r"policy: .*coresnap\.yaml is in force")
+        one.wait_line(r"policy: .*coreward\.yaml is in force")
         # THEN the metric says so
-        assert one.metric("coresnap_policy_reload_failed") == 0
+        assert one.metric("coreward_policy_reload_failed") == 0
 
 
 def test_the_agent_can_not_be_crashed_into_waiting_for_itself(tmp_path: Path) -> None:

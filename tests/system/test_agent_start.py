@@ -32,8 +32,8 @@ class Attempt:
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
-        self.pins = Path(f"/sys/fs/bpf/coresnap-test-{os.getpid()}")
-        self.file = folder / "coresnap.yaml"
+        self.pins = Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}")
+        self.file = folder / "coreward.yaml"
         self.file.write_text(f"metrics: {{listen: off}}\n{config}")
         self.arguments = [
             *("run", "--config", str(self.file), "--store", str(folder / "store")),
@@ -71,8 +71,8 @@ def test_another_crash_handler_is_not_replaced(settings: KernelSettings, tmp_pat
     # THEN it refuses, and says what could be done
     assert (status, line) == (
         1,
-        f"coresnap: kernel.core_pattern is '{FOREIGN}': another crash handler is installed; "
-        "remove it, or set `hold.takeover: true` to replace it while coresnap runs",
+        f"coreward: kernel.core_pattern is '{FOREIGN}': another crash handler is installed; "
+        "remove it, or set `hold.takeover: true` to replace it while coreward runs",
     )
     assert settings.read("core_pattern") == FOREIGN
 
@@ -94,7 +94,7 @@ def test_it_is_not_root(settings: KernelSettings, tmp_path: Path) -> None:
     status, line = Attempt(tmp_path, "").refusal(uid=NOBODY)
     assert (status, line) == (
         1,
-        "coresnap: the agent needs root: it sees every process's death",
+        "coreward: the agent needs root: it sees every process's death",
     )
     assert settings.read("core_pattern") == PATTERN
 
@@ -108,7 +108,7 @@ def test_the_port_is_in_use(settings: KernelSettings, tmp_path: Path) -> None:
     # THEN it refuses, and the kernel's settings are as before
     assert (status, line) == (
         1,
-        f"coresnap: metrics: can not listen on 127.0.0.1:{port}: Address already in use; "
+        f"coreward: metrics: can not listen on 127.0.0.1:{port}: Address already in use; "
         "change `metrics.listen` or set it to `off`",
     )
     assert settings.read("core_pattern") == PATTERN
@@ -121,9 +121,9 @@ def test_the_configuration_is_wrong(settings: KernelSettings, tmp_path: Path) ->
     status, line = attempt.refusal()
     # THEN it names file, line, key and what would be right; nothing was made or changed
     assert status == 2
-    assert re.fullmatch(rf"coresnap: {attempt.file}:2: hold\.backed: .*backend.*", line)
+    assert re.fullmatch(rf"coreward: {attempt.file}:2: hold\.backed: .*backend.*", line)
     assert settings.read("core_pattern") == PATTERN
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["coresnap.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coreward.yaml"]
 
 
 def test_two_agents(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_two_agents(tmp_path: Path) -> None:
         status, line = attempt.refusal()
         # THEN it refuses and the first is not disturbed
         assert status == 1
-        assert "another coresnap agent has the hand-off; stop it first" in line
+        assert "another coreward agent has the hand-off; stop it first" in line
         assert one.settings.read("core_pattern") == pattern
 
 
@@ -153,8 +153,8 @@ def test_neither_bpf_nor_a_hand_off(settings: KernelSettings, tmp_path: Path) ->
     # THEN it does not say that it is ready: it says what is missing, and what could be done
     assert (status, line) == (
         1,
-        "coresnap: no death can be seen: no BPF (--bpf none), and no hand-off (hold.backend is "
-        "none); `coresnap doctor` says what is missing, --degraded starts the agent all the same",
+        "coreward: no death can be seen: no BPF (--bpf none), and no hand-off (hold.backend is "
+        "none); `coreward doctor` says what is missing, --degraded starts the agent all the same",
     )
 
 

@@ -511,7 +511,7 @@ def test_what_is_no_death_is_not_recorded(watching: RunningAgent, tmp_path: Path
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that every user can enter."""
-    with tempfile.TemporaryDirectory(prefix="coresnap-") as folder:
+    with tempfile.TemporaryDirectory(prefix="coreward-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 

@@ -1,4 +1,4 @@
-"""`coresnap doctor` on a real machine: what it looks at, and the way back."""
+"""`coreward doctor` on a real machine: what it looks at, and the way back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.system.victims import ROOT, running
 
 def doctor(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     places = ["--store", str(folder / "store"), "--run-dir", str(folder / "run")]
-    places += ["--pin-dir", f"/sys/fs/bpf/coresnap-test-{os.getpid()}"]
+    places += ["--pin-dir", f"/sys/fs/bpf/coreward-test-{os.getpid()}"]
     return subprocess.run(
         [sys.executable, "-m", "collector", "doctor", *places, *arguments],
         capture_output=True,
@@ -55,7 +55,7 @@ def test_what_works_here(tmp_path: Path) -> None:
         "hand-off by pipe": "the kernel handed over a crash",
     }
     assert found["deaths"]["detail"] == "every death is seen, and crashes keep their memory"
-    assert not list(Path("/sys/fs/bpf").glob("coresnap-doctor-*"))
+    assert not list(Path("/sys/fs/bpf").glob("coreward-doctor-*"))
     assert found["store"]["detail"].endswith("made at the agent's first start")
     assert {"drgn", "msgspec", "prometheus-client", "pyelftools", "zstandard"} <= found.keys()
 
@@ -80,7 +80,7 @@ def test_what_a_killed_agent_has_left(tmp_path: Path) -> None:
         one.process.wait()
         # THEN doctor sees whose setting that is
         assert checks(tmp_path)["core_pattern"]["detail"] == (
-            f"{pattern!r}: an agent's; `coresnap doctor --restore` puts back what was before"
+            f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
         )
         # WHEN it is told to put it back
         done = doctor(tmp_path, "--restore")
@@ -105,7 +105,7 @@ def test_beside_an_agent(tmp_path: Path) -> None:
         found = checks(other)
         # THEN the agent kept the hand-off, and has no record of the deaths that were made for it
         assert not found["hand-off by pipe"]["ok"]
-        assert found["hand-off by pipe"]["detail"].startswith("another coresnap agent")
+        assert found["hand-off by pipe"]["detail"].startswith("another coreward agent")
         assert found["BPF, loader core"]["ok"]
         assert one.settings.read("core_pattern") == pattern
         with running("null_main", cwd=tmp_path) as victim:

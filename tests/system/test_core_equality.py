@@ -46,7 +46,7 @@ class TwoCores(msgspec.Struct):
 
 @pytest.fixture(scope="module", params=["core", "bcc"])
 def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
-    pins = Path(f"/sys/fs/bpf/coresnap-test-equality-{os.getpid()}")
+    pins = Path(f"/sys/fs/bpf/coreward-test-equality-{os.getpid()}")
     with open_probe(request.param, pins) as opened:
         yield opened
         opened.unpin()
@@ -192,7 +192,7 @@ def test_debuggers_take_it_as_they_take_the_kernels(probe: Probe, tmp_path: Path
     ):
         assert output(tool, cores.ours) == output(tool, cores.kernel)
     for tool in (["eu-readelf", "-n"], ["readelf", "-nW"]):
-        assert any("Coresnap" in part for part in output(tool, cores.ours))
+        assert any("Coreward" in part for part in output(tool, cores.ours))
 
 
 def test_stacks_core_shows_every_backtrace(probe: Probe, tmp_path: Path) -> None:

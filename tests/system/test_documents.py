@@ -1,7 +1,7 @@
 """Each command that the documents show is run, as it stands there.
 
 Commands are the lines of `console` blocks that begin with "$ ", and indented lines of the docs that
-begin with `coresnap`. `coresnap` is that of this checkout, its store one with a real crash in it.
+begin with `coreward`. `coreward` is that of this checkout, its store one with a real crash in it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def shown(document: str) -> list[str]:
     text = (ROOT / document).read_text()
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     commands = [line[2:] for block in blocks for line in block.splitlines() if line[:2] == "$ "]
-    commands += re.findall(r"^    (coresnap [^\n]*?)(?:  .*)?$", text, re.MULTILINE)
+    commands += re.findall(r"^    (coreward [^\n]*?)(?:  .*)?$", text, re.MULTILINE)
     return commands
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with what the documents speak of: `coresnap` in the PATH, a store with a crash."""
+    """A folder with what the documents speak of: `coreward` in the PATH, a store with a crash."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "bin").mkdir()
-    command = folder / "bin" / "coresnap"
+    command = folder / "bin" / "coreward"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
     command.chmod(0o755)
     (folder / "config").symlink_to(ROOT / "config")
@@ -44,8 +44,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with agent(folder, config=watch, metrics=True) as running_agent:
         for _ in range(2):
             with running("null_worker", cwd=folder) as victim:
-                samples = running_agent.metric("coresnap_watch_samples_total")
-                while running_agent.metric("coresnap_watch_samples_total") < samples + 10:
+                samples = running_agent.metric("coreward_watch_samples_total")
+                while running_agent.metric("coreward_watch_samples_total") < samples + 10:
                     assert victim.process.poll() is None
                 victim.go()
                 victim.wait()
@@ -67,7 +67,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         **os.environ,
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "CORESNAP_STORE": str(folder / "store"),
+        "COREWARD_STORE": str(folder / "store"),
     }
     return subprocess.run(
         ["bash", "-c", command],
@@ -85,7 +85,7 @@ def test_readme(workplace: Path, command: str) -> None:
     with running("null_worker", cwd=workplace) as alive:  # the documents' process 812
         done = run(re.sub(r"\b812\b", str(alive.pid), command), workplace)
     assert done.returncode == 0, done.stderr
-    assert "coresnap:" not in done.stderr  # gdb may warn of things of its own
+    assert "coreward:" not in done.stderr  # gdb may warn of things of its own
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_make_demo_shows_three_deaths_and_puts_everything_back() -> None:
             "SIGABRT: abort() called from `check_invariant` (heap_abort.c:13)",
             "killed by SIGKILL from `bash`",
             " in main+0x",
-            'coresnap_deaths_total{cause="killed",outcome="recorded",signal="SIGKILL"} 1',
+            'coreward_deaths_total{cause="killed",outcome="recorded",signal="SIGKILL"} 1',
         ):
             assert part in done.stdout
         # AND nothing stays behind
         assert settings.read("core_pattern") == before
-        assert not list(Path("/sys/fs/bpf").glob("coresnap-demo-*"))
+        assert not list(Path("/sys/fs/bpf").glob("coreward-demo-*"))

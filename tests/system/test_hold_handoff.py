@@ -121,14 +121,14 @@ def test_a_pipe_helper_and_a_store_that_no_core_pattern_can_name(here: Place, fo
     """
     here.helper = build(here.run_dir.parent / folder / "checkout")
     here.run_dir = here.run_dir.parent / folder / "state" / folder
-    short = set(Path("/run").glob("coresnap-*"))
+    short = set(Path("/run").glob("coreward-*"))
     with here.backend(Backend.PIPE) as backend, Victim(here) as victim:
         assert len(PATTERN.read_text()) < 100
         victim.crash()
         with accept(backend) as held:
             assert held.pid == victim.pid
         assert victim.process.wait() == -signal.SIGSEGV
-    assert set(Path("/run").glob("coresnap-*")) == short
+    assert set(Path("/run").glob("coreward-*")) == short
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -315,7 +315,7 @@ def test_the_settings_of_a_killed_agent_can_be_put_back(here: Place, kind: Backe
     """
     with here.agent(kind, accepts=False) as agent:
         assert PATTERN.read_text()[0] in "@|"
-        with pytest.raises(TakeoverRefused, match="another coresnap agent"):
+        with pytest.raises(TakeoverRefused, match="another coreward agent"):
             SettingsGuard(here.state_dir).restore()
         agent.kill()
         agent.wait()

@@ -46,7 +46,7 @@ def test_the_example_tells_a_process_and_its_threads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    re.findall(r"^    coresnap (.*?)(?:  .*)?$", (ROOT / "docs/sampling.md").read_text(), re.M),
+    re.findall(r"^    coreward (.*?)(?:  .*)?$", (ROOT / "docs/sampling.md").read_text(), re.M),
 )
 def test_commands_that_are_shown_work(command: str, tmp_path: Path) -> None:
     with running("sample_places", cwd=tmp_path) as victim:

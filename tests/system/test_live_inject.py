@@ -17,7 +17,7 @@ from collector.capture.live.fork import remote_fork
 from collector.capture.live.inject import InjectionRefused, Injector
 from collector.capture.live.precopy import PreCopy
 from collector.capture.live.stop import StoppedProcess
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from tests.system.live_targets import live_target
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -183,7 +183,7 @@ def tracer(work: Callable[[], None]) -> Iterator[int]:
     if not pid:
         os.write(begin, b"x")
         while True:
-            with contextlib.suppress(CoresnapError, OSError):  # e.g. what the last one left is busy
+            with contextlib.suppress(CorewardError, OSError):  # e.g. what the last one left is busy
                 ptrace.run_as_tracer(work)
     try:
         os.read(began, 1)

@@ -30,7 +30,7 @@ ROOM = 1 << 40  # bytes
 
 @pytest.fixture(scope="module")
 def probe() -> Iterator[Probe]:
-    pins = Path(f"/sys/fs/bpf/coresnap-test-native-{os.getpid()}")
+    pins = Path(f"/sys/fs/bpf/coreward-test-native-{os.getpid()}")
     with open_probe("core", pins) as opened:
         yield opened
         opened.unpin()
@@ -172,7 +172,7 @@ def test_a_process_in_a_cgroup_with_a_limit_is_left_to_python(
 ) -> None:
     # GIVEN a process whose memory cgroup has a limit
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    group = (v1 if v1.is_dir() else v2) / f"coresnap-test-{os.getpid()}"
+    group = (v1 if v1.is_dir() else v2) / f"coreward-test-{os.getpid()}"
     limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
     group.mkdir()
     try:
@@ -224,7 +224,7 @@ def test_a_library_of_another_version_is_refused(
         monkeypatch.setattr("collector.flow.native.find", lambda name: path)
 
     source = tmp_path / "other.c"
-    source.write_text("unsigned long coresnap_sizes(void) { return 1; }\n")
+    source.write_text("unsigned long coreward_sizes(void) { return 1; }\n")
     other = tmp_path / "other.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", other, source], check=True)
     for path, why in [

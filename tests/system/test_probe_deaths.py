@@ -284,7 +284,7 @@ def limited_cgroup(name: str, limit: int) -> Path:
 
 
 def test_an_oom_kill_is_known_as_one(probe: Probe, tmp_path: Path) -> None:
-    group = limited_cgroup(f"coresnap-test-{os.getpid()}", 16 << 20)
+    group = limited_cgroup(f"coreward-test-{os.getpid()}", 16 << 20)
     try:
         with running("probe_hog", "64", cwd=tmp_path) as victim:
             (group / "cgroup.procs").write_text(str(victim.pid))

@@ -229,7 +229,7 @@ def test_an_object_of_another_format_is_refused(directory: Path, tmp_path: Path)
     for source in files.source_file().parent.iterdir():
         text = source.read_text()
         (tmp_path / source.name).write_text(
-            text.replace(f"#define CS_FORMAT {events.FORMAT}\n", "#define CS_FORMAT 200\n")
+            text.replace(f"#define CW_FORMAT {events.FORMAT}\n", "#define CW_FORMAT 200\n")
         )
     stale = tmp_path / "stale.bpf.o"
     compile_object(tmp_path / files.source_file().name, files.object_file().parent, stale)
@@ -254,7 +254,7 @@ def test_a_program_that_the_verifier_refuses_is_told_in_a_line(
     line = (
         rf"core: the kernel refused {wrong}: Permission denied: program `\w+`: "
         r"R\d invalid mem access 'map_value_or_null' at `if \(sender->target_start_ns == .*`"
-        r" \(coresnap\.bpf\.c:\d+\)"
+        r" \(coreward\.bpf\.c:\d+\)"
     )
     assert re.fullmatch(line, str(raised.value))
     # AND the whole log is there for who asks

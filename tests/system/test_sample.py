@@ -1,4 +1,4 @@
-"""`coresnap sample` over processes whose threads stay where their names say."""
+"""`coreward sample` over processes whose threads stay where their names say."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_a_stack_that_is_cut_is_said_to_be(tmp_path: Path) -> None:
         done = sampled(*arguments)
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(
-        rf"coresnap: {victim.pid}: lost: outermost frames: "
+        rf"coreward: {victim.pid}: lost: outermost frames: "
         r"\d+ of \d+ stacks are larger than 64 bytes \(--stack\)",
         line,
     )
@@ -272,7 +272,7 @@ def test_a_process_that_is_not_there_is_named(tmp_path: Path) -> None:
         with running("sample_places", cwd=tmp_path) as victim:
             arguments = (str(victim.pid), str(child.pid))
             beside = sampled(*arguments, "--for", "100ms", "--every", "50ms")
-    message = f"coresnap: there is no process {child.pid}\n"
+    message = f"coreward: there is no process {child.pid}\n"
     assert (alone.returncode, alone.stdout, alone.stderr) == (1, "", message)
     assert (beside.returncode, beside.stderr) == (0, message)
     assert "spin_inside" in beside.stdout

@@ -15,7 +15,7 @@ import pytest
 
 from collector.elfcore.reader import CoreFile
 from collector.model import Outcome, Record
-from tests.system.snapshots import NOBODY, coresnap, done, holds, nobodys_folder
+from tests.system.snapshots import NOBODY, coreward, done, holds, nobodys_folder
 from tests.system.victims import running
 
 MIB = 1 << 20
@@ -43,7 +43,7 @@ def areas(folder: Path, *what: str, uid: int | None = None) -> Iterator[Areas]:
 @pytest.fixture
 def huge_page() -> Iterator[None]:
     """One huge page more on this machine."""
-    with open("/run/lock/coresnap-huge-pages.lock", "w") as lock:
+    with open("/run/lock/coreward-huge-pages.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = HUGE_PAGES.read_text()
 
@@ -85,9 +85,9 @@ def test_kinds_of_memory(way: list[str], tmp_path: Path, huge_page: None) -> Non
     file = tmp_path / "core"
     with areas(tmp_path) as found:
         # WHEN a process with all kinds of memory is snapshot
-        took = done(coresnap("snapshot", found.pid, *way, "-o", file))
+        took = done(coreward("snapshot", found.pid, *way, "-o", file))
     with CoreFile(file) as core:
-        note = core.coresnap_note
+        note = core.coreward_note
         # THEN all of it is there, except what is not to be dumped
         assert names(core, found) == READABLE
         # AND so is what guard pages have, except those of MADV_GUARD_INSTALL, which have nothing
@@ -120,7 +120,7 @@ def test_as_nobody(nobodys: Path) -> None:
         for mode in ("threads", "nonstop", "full-stop"):
             file = nobodys / mode
             # WHEN that user takes a snapshot, without BPF
-            took = coresnap(
+            took = coreward(
                 "snapshot", found.pid, "--mode", mode, "--capture", "full", "-o", file, user=NOBODY
             )
             done(took)
@@ -137,7 +137,7 @@ def test_sparse_memory(tmp_path: Path) -> None:
         # WHEN it is snapshot
         before = page_tables(found.pid)
         begun = time.monotonic()
-        done(coresnap("snapshot", found.pid, "-o", file))
+        done(coreward("snapshot", found.pid, "-o", file))
         took = time.monotonic() - begun
         tables = page_tables(found.pid)
     # THEN that is quick, the process has not got more page tables by it, and the core takes no more
@@ -157,18 +157,18 @@ def test_a_limit(tmp_path: Path) -> None:
     file = tmp_path / "core"
     with areas(tmp_path) as found:
         # WHEN a snapshot is bounded, in a file and in the store
-        took = done(coresnap("snapshot", found.pid, "--max", "2MiB", "-o", file))
+        took = done(coreward("snapshot", found.pid, "--max", "2MiB", "-o", file))
         limited = ("--max", "2MiB", "--store", tmp_path / "store", "--json")
-        kept = done(coresnap("snapshot", found.pid, *limited))
+        kept = done(coreward("snapshot", found.pid, *limited))
     # THEN it holds no more memory than that, and says so
-    assert "coresnap: this core is truncated: " in took.stderr
+    assert "coreward: this core is truncated: " in took.stderr
     assert "bytes are beyond the limit on the core's size\n" in took.stderr
     with CoreFile(file) as core:
-        assert core.coresnap_note is not None and core.coresnap_note.truncated
+        assert core.coreward_note is not None and core.coreward_note.truncated
         assert len(core.threads) == 1
     assert file.stat().st_blocks * 512 <= 3 * MIB
     record = msgspec.json.decode(kept.stdout, type=Record)
     assert record.outcome is Outcome.TRUNCATED
     assert record.core_memory is not None and record.core_memory <= 2 * MIB
     assert "beyond the limit" in record.lost["memory"]
-    assert "coresnap: this core is truncated: " in kept.stderr
+    assert "coreward: this core is truncated: " in kept.stderr

@@ -13,7 +13,7 @@ from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Thread
 from tests.system.cores import live_core
 from tests.system.live_victims import states, wait_blocked, wait_until
-from tests.system.snapshots import backtraces, coresnap, differences, done, executable_of
+from tests.system.snapshots import backtraces, coreward, differences, done, executable_of
 from tests.system.victims import running
 
 RESTART_SYSCALL = 219  # <asm/unistd_64.h>
@@ -72,7 +72,7 @@ def test_same_as_gcore(
         # WHEN it is snapshot in all captures, and then by gdb's gcore
         for capture in ("full", "stacks", "threads"):
             file = tmp_path / capture
-            done(coresnap("snapshot", pid, *way, "--capture", capture, "-o", file))
+            done(coreward("snapshot", pid, *way, "--capture", capture, "-o", file))
         theirs = live_core(pid, tmp_path / "gcore")
 
     with CoreFile(tmp_path / "full") as full, CoreFile(theirs) as gcore:

@@ -1,4 +1,4 @@
-"""`coresnap gcore`, and the same under the name `gcore`, beside gdb's script of that name."""
+"""`coreward gcore`, and the same under the name `gcore`, beside gdb's script of that name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Both(NamedTuple):
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The console script as pip makes it, and a link to it that is named `gcore`."""
     folder = tmp_path_factory.mktemp("bin")
-    script = folder / "coresnap"
+    script = folder / "coreward"
     script.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from collector.cli import main\nsys.exit(main())\n"

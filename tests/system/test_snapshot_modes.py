@@ -1,4 +1,4 @@
-"""`coresnap snapshot` in each of its modes: what it leaves in the store or in a file, and what the
+"""`coreward snapshot` in each of its modes: what it leaves in the store or in a file, and what the
 other verbs make of it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collector.cli import main
 from collector.elfcore.reader import CoreFile
 from collector.model import Capture, Cause, Outcome, Record, SnapshotFacts
 from tests.system.live_targets import Target, live_target
-from tests.system.snapshots import backtraces, coresnap, done, executable_of
+from tests.system.snapshots import backtraces, coreward, done, executable_of
 
 ROLLING = ("--mode", "threads", "--fpu")
 PLACES = {"main", "block_in_futex", "block_in_nanosleep", "block_in_epoll"}
@@ -80,10 +80,10 @@ def test_into_the_store(
 ) -> None:
     expected = WAYS[way]
     before = target.state()
-    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "store"))
 
     # WHEN a snapshot is taken
-    took = done(coresnap("snapshot", target.pid, *way, "--json"))
+    took = done(coreward("snapshot", target.pid, *way, "--json"))
 
     # THEN its record says what it is of, how it was taken, and where the main thread was
     record = msgspec.json.decode(took.stdout, type=Record)
@@ -126,11 +126,11 @@ def test_into_a_file(way: tuple[str, ...], target: Target, tmp_path: Path) -> No
     file = tmp_path / "core"
 
     # WHEN a snapshot goes to a file
-    took = done(coresnap("snapshot", target.pid, *way, "-o", file))
+    took = done(coreward("snapshot", target.pid, *way, "-o", file))
 
     # THEN the core's own note says how it was taken, and so does the command
     with CoreFile(file) as core:
-        note = core.coresnap_note
+        note = core.coreward_note
     assert note is not None
     assert (note.capture, note.consistent) == (expected.capture.value, expected.consistent)
     assert (note.record, note.truncated) == ("", False)
@@ -149,17 +149,17 @@ def test_into_a_file(way: tuple[str, ...], target: Target, tmp_path: Path) -> No
 def test_captures(target: Target, tmp_path: Path) -> None:
     # GIVEN a core of everything
     full = tmp_path / "full"
-    done(coresnap("snapshot", target.pid, "-o", full))
+    done(coreward("snapshot", target.pid, "-o", full))
     expected = backtraces(full, executable_of(target.pid))
 
     # THEN one of the stacks alone shows the same in gdb, from less
     stacks = tmp_path / "stacks"
-    done(coresnap("snapshot", target.pid, "--capture", "stacks", "-o", stacks))
+    done(coreward("snapshot", target.pid, "--capture", "stacks", "-o", stacks))
     assert backtraces(stacks, executable_of(target.pid)) == expected
     assert stacks.stat().st_blocks < full.stat().st_blocks
     # AND one of the threads alone has the same registers, and no memory
     threads = tmp_path / "threads"
-    done(coresnap("snapshot", target.pid, "--capture", "threads", "-o", threads))
+    done(coreward("snapshot", target.pid, "--capture", "threads", "-o", threads))
     with CoreFile(threads) as small, CoreFile(full) as large:
         assert {t.tid for t in small.threads} == {t.tid for t in large.threads}
         assert [p for p in small.segments if p.segment.filesz] == []
@@ -179,7 +179,7 @@ def test_a_long_copy_is_made_only_when_asked_for(
     # GIVEN a process that nothing can be injected into: somebody else does already
     with live_target(tmp_path, f"memory:{megabytes}", "futex:1") as target, Injector(target.pid):
         command = ("snapshot", target.pid, "--mode", mode, "-o", tmp_path / "core")
-        said = done(coresnap(*command)).stderr
+        said = done(coreward(*command)).stderr
     # THEN a large one is not made to stand still, unless a full stop was asked for by name
     assert said.startswith(f"process {target.pid}: snapshot, {taken}")
     assert "another program is injecting" in said
@@ -188,7 +188,7 @@ def test_a_long_copy_is_made_only_when_asked_for(
 def test_a_process_of_huge_pages_is_forked(tmp_path: Path) -> None:
     # GIVEN 512 MiB in huge pages
     with live_target(tmp_path, "thp:512") as target:
-        said = done(coresnap("snapshot", target.pid, "-o", tmp_path / "core")).stderr
+        said = done(coreward("snapshot", target.pid, "-o", tmp_path / "core")).stderr
     # THEN no pre-copy breaks them up
     assert "full-stop by fork: " in said
     assert "% of it in huge pages: a fork takes about " in said

@@ -18,7 +18,7 @@ from tests.system.live_victims import wait_untraced
 from tests.system.snapshots import (
     COMMAND,
     backtraces,
-    coresnap,
+    coreward,
     differences,
     done,
     executable_of,
@@ -110,8 +110,8 @@ def test_a_stream_needs_no_seeking(tmp_path: Path) -> None:
 def test_compressed_file(tmp_path: Path) -> None:
     with live_target(tmp_path, "memory:4", "futex:2") as target:
         plain, packed = tmp_path / "plain", tmp_path / "packed.zst"
-        done(coresnap("snapshot", target.pid, "-o", plain))
-        done(coresnap("snapshot", target.pid, "--compress", "zstd", "-o", packed))
+        done(coreward("snapshot", target.pid, "-o", plain))
+        done(coreward("snapshot", target.pid, "--compress", "zstd", "-o", packed))
     subprocess.run(["zstd", "-dq", packed, "-o", tmp_path / "unpacked"], check=True)
     with CoreFile(tmp_path / "unpacked") as core, CoreFile(plain) as whole:
         assert registers(core) == registers(whole)
@@ -124,7 +124,7 @@ def test_a_named_pipe(target: Target, tmp_path: Path) -> None:
     os.mkfifo(fifo)
     with copy.open("wb") as out, subprocess.Popen(["cat", fifo], stdout=out):
         # WHEN a snapshot goes to it
-        done(coresnap("snapshot", target.pid, "-o", fifo))
+        done(coreward("snapshot", target.pid, "-o", fifo))
     # THEN the reader has a whole core
     with CoreFile(copy) as core:
         assert len(core.threads) == 2 and not core.truncated
@@ -151,19 +151,19 @@ def test_no_core_for_a_terminal(target: Target) -> None:
         os.close(ours)
         os.close(theirs)
     assert command.returncode == 2
-    assert said.startswith(b"coresnap: a core is not for a terminal: ")
+    assert said.startswith(b"coreward: a core is not for a terminal: ")
 
 
 def test_existing_files_stay(target: Target, tmp_path: Path) -> None:
     file = tmp_path / "core"
     file.write_text("precious")
     # WHEN it is not asked for by --force, THEN a file stays as it was
-    took = coresnap("snapshot", target.pid, "--mode", "threads", "-o", file)
+    took = coreward("snapshot", target.pid, "--mode", "threads", "-o", file)
     assert took.returncode == 2
-    assert took.stderr == f"coresnap: {file}: exists; --force replaces it\n"
+    assert took.stderr == f"coreward: {file}: exists; --force replaces it\n"
     assert file.read_text() == "precious"
     # AND else it is replaced
-    done(coresnap("snapshot", target.pid, "--mode", "threads", "-o", file, "--force"))
+    done(coreward("snapshot", target.pid, "--mode", "threads", "-o", file, "--force"))
     with CoreFile(file) as core:
         assert len(core.threads) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["core"]
@@ -173,7 +173,7 @@ def test_existing_files_stay(target: Target, tmp_path: Path) -> None:
 def test_a_full_disk(way: list[str], target: Target, small_disk: Path) -> None:
     # WHEN there is no room for the file
     file = small_disk / "core"
-    took = coresnap("snapshot", target.pid, *way, "-o", file)
+    took = coreward("snapshot", target.pid, *way, "-o", file)
     # THEN that is said, no file is left, and the process goes on
     assert refused(took) == f"{file}: can not be written: No space left on device"
     assert list(small_disk.iterdir()) == []
@@ -182,11 +182,11 @@ def test_a_full_disk(way: list[str], target: Target, small_disk: Path) -> None:
 
 def test_a_full_store(target: Target, small_disk: Path) -> None:
     # WHEN there is no room in the store
-    took = coresnap("snapshot", target.pid, "--store", small_disk)
+    took = coreward("snapshot", target.pid, "--store", small_disk)
     # THEN that is said, and nothing of it is left there
     assert refused(took).endswith("core.zst: can not be written: No space left on device")
     assert list((small_disk / "crashes").iterdir()) == []
-    assert done(coresnap("list", "--store", small_disk, "--json")).stdout.strip() in ("", "[]")
+    assert done(coreward("list", "--store", small_disk, "--json")).stdout.strip() in ("", "[]")
     goes_on(target)
 
 
@@ -293,6 +293,6 @@ def test_interrupted_on_the_way_into_the_store(
     # THEN the process goes on
     goes_on(target)
     # AND there is no record of it, nor anything else unless it had no time to clean up
-    listed = done(coresnap("list", "--store", tmp_path / "store"))
+    listed = done(coreward("list", "--store", tmp_path / "store"))
     assert listed.stdout.startswith("no deaths on record in ") and listed.stderr == ""
     assert number == signal.SIGKILL or list(crashes.iterdir()) == []

@@ -22,7 +22,7 @@ from tests.system.snapshots import (
     COMMAND,
     NOBODY,
     backtraces,
-    coresnap,
+    coreward,
     done,
     executable_of,
     nobodys_folder,
@@ -35,7 +35,7 @@ MODES = [("--mode", "threads"), ("--mode", "nonstop"), ("--mode", "full-stop"), 
 
 def facts_of(pid: int, file: Path, *words: str, user: int | None = None) -> SnapshotFacts:
     """Take a snapshot to a file, and say how it was done."""
-    took = done(coresnap("snapshot", pid, *words, "-o", file, "--json", user=user))
+    took = done(coreward("snapshot", pid, *words, "-o", file, "--json", user=user))
     return msgspec.json.decode(took.stdout, type=SnapshotFacts)
 
 
@@ -83,7 +83,7 @@ def test_their_own_process_without_bpf() -> None:
 @pytest.mark.parametrize("way", MODES, ids=" ".join)
 def test_roots_process_for_another_user(way: tuple[str, ...], tmp_path: Path) -> None:
     with live_target(tmp_path, "futex:1") as target, nobodys_folder() as folder:
-        said = refused(coresnap("snapshot", target.pid, *way, "-o", folder / "x", user=NOBODY))
+        said = refused(coreward("snapshot", target.pid, *way, "-o", folder / "x", user=NOBODY))
         left = list(folder.iterdir())
     assert said == (
         f"process {target.pid} belongs to user 0 and this program runs as user {NOBODY}: "
@@ -99,7 +99,7 @@ def test_another_tracer_is_named(tmp_path: Path) -> None:
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as strace:
             wait_until(lambda: tracers(target.pid) == {strace.pid}, "strace does not trace it")
             # THEN a snapshot is refused by its name
-            said = refused(coresnap("snapshot", target.pid, "-o", tmp_path / "x"))
+            said = refused(coreward("snapshot", target.pid, "-o", tmp_path / "x"))
             strace.terminate()
     assert said == f"process {target.pid} is being traced by process {strace.pid} (strace) already"
     assert not (tmp_path / "x").exists()
@@ -107,7 +107,7 @@ def test_another_tracer_is_named(tmp_path: Path) -> None:
 
 def test_what_has_no_core(tmp_path: Path) -> None:
     def said(pid: int) -> str:
-        return refused(coresnap("snapshot", pid, "-o", tmp_path / "x"))
+        return refused(coreward("snapshot", pid, "-o", tmp_path / "x"))
 
     assert said(2) == "process 2 (kthreadd) is a kernel thread, which has no memory of its own"
     with zombie() as pid:
@@ -136,7 +136,7 @@ def test_in_a_container(way: tuple[str, ...], tmp_path: Path) -> None:
     with running("namespace", str(inside), str(build("null_main")), cwd=tmp_path) as victim:
         pid = list(descendants(victim.pid))[-1]
         # WHEN it is snapshot into the store
-        took = coresnap("snapshot", pid, *way, "--store", tmp_path / "store", "--json")
+        took = coreward("snapshot", pid, *way, "--store", tmp_path / "store", "--json")
         record = msgspec.json.decode(done(took).stdout, type=Record)
         victim.go()
         victim.wait()
@@ -147,7 +147,7 @@ def test_in_a_container(way: tuple[str, ...], tmp_path: Path) -> None:
     assert "main" in [frame.function for frame in record.frames]
     # AND its core has the ids of the container
     core = tmp_path / "plain"
-    done(coresnap("core", record.id, "--store", tmp_path / "store", "-o", core))
+    done(coreward("core", record.id, "--store", tmp_path / "store", "-o", core))
     with CoreFile(core) as opened:
         assert [thread.tid for thread in opened.threads] == [2]
         assert opened.notes.psinfo is not None and opened.notes.psinfo.pid == 2
@@ -318,4 +318,4 @@ def test_killed_meanwhile(tmp_path: Path) -> None:
             said = process.stderr.read().decode()
             assert process.wait() == 1
     why = f"process {target.pid} ended before all of its memory was read"
-    assert said == f"coresnap: {why}\n"
+    assert said == f"coreward: {why}\n"

@@ -33,7 +33,7 @@ PATIENCE_S = 60
 
 
 def watched_count(running: RunningAgent) -> float:
-    return running.metric("coresnap_watched_processes")
+    return running.metric("coreward_watched_processes")
 
 
 def until(running: RunningAgent, sample: str, least: float) -> None:
@@ -61,8 +61,8 @@ def _recorder_of(running: RunningAgent) -> int | None:
 
 def sampled(running: RunningAgent) -> None:
     """Until the newly started process was seen, and sampled for a while."""
-    so_far = running.metric("coresnap_watch_samples_total")
-    until(running, "coresnap_watch_samples_total", so_far + 50)
+    so_far = running.metric("coreward_watch_samples_total")
+    until(running, "coreward_watch_samples_total", so_far + 50)
 
 
 def gdb(core: Path) -> str:
@@ -145,7 +145,7 @@ def test_a_sample_that_does_not_exist(watching: RunningAgent, crashed: dict[str,
         done = watching.attempt("core", crashed["id"], "--sample", number, "-o", "/nonexistent/x")
         assert done.returncode != 0
         assert done.stderr == (
-            f"coresnap: there is no sample {number}: they are 1 to 25, or -25 to -1\n"
+            f"coreward: there is no sample {number}: they are 1 to 25, or -25 to -1\n"
         )
 
 
@@ -340,7 +340,7 @@ def wish(victim: Victim, what: str) -> None:
 def test_a_trigger_takes_a_snapshot(
     acting: RunningAgent, tmp_path: Path, what: str, trigger: str, why: str, mode: str
 ) -> None:
-    counted = f'coresnap_triggers_total{{outcome="snapshot",rule="service",trigger="{trigger}"}}'
+    counted = f'coreward_triggers_total{{outcome="snapshot",rule="service",trigger="{trigger}"}}'
     limited = counted.replace("snapshot", "limited")
     # GIVEN a watched process in good health, WHEN it is so no more
     with running("watched", cwd=tmp_path) as victim:
@@ -372,10 +372,10 @@ def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> 
     # GIVEN room for one watched process
     with running("watched", cwd=tmp_path) as first:
         sampled(acting)
-        refused = acting.metric("coresnap_watch_refused_total")
+        refused = acting.metric("coreward_watch_refused_total")
         # WHEN there are two
         with running("watched", cwd=tmp_path) as second:
-            until(acting, "coresnap_watch_refused_total", refused + 1)
+            until(acting, "coreward_watch_refused_total", refused + 1)
             # THEN the second one is left out, counted and named
             left_out = rf"watch: process {second.pid} is left out: recorder.memory is used up"
             acting.wait_line(left_out)
@@ -385,7 +385,7 @@ def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> 
             first.process.kill()
             first.wait()
             sampled(acting)
-            assert acting.metric("coresnap_watch_refused_total") == refused + 1
+            assert acting.metric("coreward_watch_refused_total") == refused + 1
 
 
 def test_without_rules_there_is_no_recorder(acting: RunningAgent, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_without_rules_there_is_no_recorder(acting: RunningAgent, tmp_path: Path
     # AND there is another when it is wanted again
     reload(acting, file, before)
     with running("watched", cwd=tmp_path) as victim:
-        until(acting, "coresnap_watched_processes", 1)
+        until(acting, "coreward_watched_processes", 1)
 
 
 def test_a_killed_agent_leaves_no_recorder(tmp_path: Path, watching: RunningAgent) -> None:

@@ -6,7 +6,7 @@ import struct
 
 from collector.elfcore.types import (
     PAGE,
-    CoresnapNote,
+    CorewardNote,
     Mapping,
     ProcessImage,
     Prot,
@@ -16,7 +16,7 @@ from collector.elfcore.types import (
     Thread,
 )
 
-NOTE = CoresnapNote(record="00112233445566aa", version="0.1.0", capture="full", consistent=True)
+NOTE = CorewardNote(record="00112233445566aa", version="0.1.0", capture="full", consistent=True)
 # x87, SSE and AVX: the features' mask is at 464 and 512, and debuggers believe it.
 XSTATE = (
     bytes(range(232)) * 2 + struct.pack("<6Q", 7, 0, 0, 0, 0, 0) + struct.pack("<8Q", 7, *[0] * 7)

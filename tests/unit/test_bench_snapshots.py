@@ -69,7 +69,7 @@ def test_a_row_compares_medians_with_gcore() -> None:
     ]
     # AND the other is so many times shorter, and takes so many times as long
     assert snapshot_row(found, IDLE, AUTO) == [
-        "coresnap, auto",
+        "coreward, auto",
         "3.00 [2.00-4.00]",
         "1,000",
         "3.50 [2.50-4.50]",

@@ -60,7 +60,7 @@ COMPRESSED = msgspec.structs.replace(PLAIN, id="b" * 16, core="core.zst")
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store with the same core twice: plain and compressed."""
-    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("TMPDIR", raising=False)
     with Store(tmp_path / "store", create=True) as store:
         store.put(PLAIN)
@@ -131,7 +131,7 @@ def test_existing_file_is_replaced_only_by_force(store: Store, tmp_path: Path) -
     assert run("core", "-o", str(out)) == (
         2,
         b"",
-        f"coresnap: {out}: exists; --force replaces it\n",
+        f"coreward: {out}: exists; --force replaces it\n",
     )
     assert out.read_text() == "mine"
     assert run("core", "-o", str(out), "--force") == (0, b"", "")
@@ -146,7 +146,7 @@ def test_terminal_gets_no_core(store: Store) -> None:
     os.close(ours)
     assert (found.returncode, found.stderr) == (
         2,
-        b"coresnap: a core is not for a terminal: name a file with -o FILE, or use a pipe\n",
+        b"coreward: a core is not for a terminal: name a file with -o FILE, or use a pipe\n",
     )
 
 
@@ -161,12 +161,12 @@ def test_full_disk_leaves_no_file(store: Store, tmp_path: Path, record: Record) 
     assert run("core", record.id, "-o", str(out), preexec_fn=limit) == (
         1,
         b"",
-        f"coresnap: {out}: can not be written: File too large\n",
+        f"coreward: {out}: can not be written: File too large\n",
     )
     assert run("core", record.id, "-o", "/dev/full") == (
         1,
         b"",
-        "coresnap: /dev/full: can not be written: No space left on device\n",
+        "coreward: /dev/full: can not be written: No space left on device\n",
     )
     assert files(tmp_path) == ["store"]
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
@@ -180,7 +180,7 @@ def test_incomplete_core_is_said_to_be(store: Store) -> None:
     assert run("core", PLAIN.id) == (
         0,
         CORE,
-        "coresnap: this core is truncated: memory.max\n",
+        "coreward: this core is truncated: memory.max\n",
     )
 
 
@@ -189,10 +189,10 @@ def test_there_is_no_core(store: Store) -> None:
     (store.folder(PLAIN.id) / "core").unlink()
 
     assert run("core", numbered(1).id)[2] == (
-        f"coresnap: record {numbered(1).id} has no core: rule `quiet` asks\\nfor a record\n"
+        f"coreward: record {numbered(1).id} has no core: rule `quiet` asks\\nfor a record\n"
     )
     assert run("core", PLAIN.id)[2] == (
-        f"coresnap: record {PLAIN.id}: its core (core) is gone from the store\n"
+        f"coreward: record {PLAIN.id}: its core (core) is gone from the store\n"
     )
 
 
@@ -274,17 +274,17 @@ def test_debug_does_not_believe_another_executable(store: Store, gdb: Path, tmp_
     assert run("debug", PLAIN.id) == (
         7,
         f"--core={core}\n".encode(),
-        f"coresnap: {other}: is not what died (the process was in a container): its build-id is "
+        f"coreward: {other}: is not what died (the process was in a container): its build-id is "
         f"{build_id_of(other)}, the core's {build_id_of(PYTHON)}; gdb gets no executable "
         "(-- --exec=FILE names one)\n",
     )
     store.put(msgspec.structs.replace(PLAIN, exe=str(gone)))
     assert run("debug", PLAIN.id)[2] == (
-        f"coresnap: {tmp_path}/ev\\nil: No such file or directory; gdb gets no executable\n"
+        f"coreward: {tmp_path}/ev\\nil: No such file or directory; gdb gets no executable\n"
     )
     os.mkfifo(gone)
     assert run("debug", PLAIN.id)[2] == (
-        f"coresnap: {tmp_path}/ev\\nil: not a regular file; gdb gets no executable\n"
+        f"coreward: {tmp_path}/ev\\nil: not a regular file; gdb gets no executable\n"
     )
 
 
@@ -294,6 +294,6 @@ def test_debug_without_gdb(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert run("debug") == (
         1,
         b"",
-        "coresnap: gdb is not installed: it is in the package `gdb` (apt-get install gdb, dnf "
+        "coreward: gdb is not installed: it is in the package `gdb` (apt-get install gdb, dnf "
         "install gdb)\n",
     )

@@ -31,7 +31,7 @@ def test_every_verb_is_there_and_has_help(capsys: pytest.CaptureFixture[str]) ->
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["--version"])
-    assert (left.value.code, capsys.readouterr().out) == (0, f"coresnap {__version__}\n")
+    assert (left.value.code, capsys.readouterr().out) == (0, f"coreward {__version__}\n")
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["list", "--nonsense"], ["list", "extra"]])
@@ -43,7 +43,7 @@ def test_what_makes_no_sense_is_refused(
     assert left.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("usage: coresnap")
+    assert captured.err.startswith("usage: coreward")
 
 
 def test_a_failure_is_one_line_and_an_exit_status(
@@ -54,7 +54,7 @@ def test_a_failure_is_one_line_and_an_exit_status(
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == (
         "",
-        f"coresnap: {store}: no store there: nothing was ever recorded, or --store names another\n",
+        f"coreward: {store}: no store there: nothing was ever recorded, or --store names another\n",
     )
 
 
@@ -66,11 +66,11 @@ def test_the_store_is_that_of_the_argument_then_of_the_environment(
         with Store(tmp_path / name, create=True):
             pass
     # THEN the environment's is taken, unless the argument names another
-    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "missing"))
+    monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "missing"))
     assert cli.main(["list", "--json"]) == 1
     assert str(tmp_path / "missing") in capsys.readouterr().err
     assert cli.main(["list", "--json", "--store", str(tmp_path / "one")]) == 0
-    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "two"))
+    monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "two"))
     assert cli.main(["list", "--json"]) == 0
 
 

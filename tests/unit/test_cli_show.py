@@ -37,7 +37,7 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setenv("CORESNAP_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "store"))
     with Store(tmp_path / "store", create=True) as store:
         yield store
 
@@ -183,9 +183,9 @@ def test_damage_is_told_and_the_rest_is_shown(
     status, out, err = shown(capsys, "list", "--json")
 
     assert [record.start_ns for record in msgspec.json.decode(out, type=list[Record])] == [1]
-    assert (status, err.split(": damaged: ")[0]) == (0, f"coresnap: lost: {file}")
+    assert (status, err.split(": damaged: ")[0]) == (0, f"coreward: lost: {file}")
     status, out, err = shown(capsys, "info", SEGFAULT.id)
-    assert (status, out, err.split(": damaged: ")[0]) == (1, "", f"coresnap: {file}")
+    assert (status, out, err.split(": damaged: ")[0]) == (1, "", f"coreward: {file}")
 
 
 def test_ids_are_shown_as_long_as_they_need_to_be(
@@ -325,7 +325,7 @@ How it was taken
             f"  ran on        thread {tid}: it did not stop in time\n" for tid in range(10, 18)
         )
         + """\
-  ran on        and 2 more: coresnap info --json
+  ran on        and 2 more: coreward info --json
   elsewhen      0x1000-0x2000 /dev/zero: shared memory
 
 What was kept
@@ -378,7 +378,7 @@ def test_bt_says_why_there_is_none(store: Store, capsys: pytest.CaptureFixture[s
     assert shown(capsys, "bt", "latest") == (
         1,
         "",
-        f"coresnap: record {KILLED.id} has no backtrace: no core\\n, no stack\n",
+        f"coreward: record {KILLED.id} has no backtrace: no core\\n, no stack\n",
     )
 
 
@@ -410,7 +410,7 @@ Thread 815, which died:
 Thread 812:
 #0  0x0000000000000010 in pause\\x1b[m
 """,
-        "coresnap: lost: modules: /usr/bin/victim is gone\n",
+        "coreward: lost: modules: /usr/bin/victim is gone\n",
     )
     assert msgspec.json.decode(shown(capsys, "bt", "--all", "--json")[1]) == {
         "id": SEGFAULT.id,
@@ -429,7 +429,7 @@ def test_rm(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "rm", "fed", "abc") == (
         1,
         "",
-        "coresnap: no record begins with 'abc'; `coresnap list` shows all\n",
+        "coreward: no record begins with 'abc'; `coreward list` shows all\n",
     )
     assert store.count() == 2
 
@@ -475,7 +475,7 @@ def test_rm_by_age_and_all(store: Store, capsys: pytest.CaptureFixture[str]) -> 
 def test_wrong_usage(
     store: Store, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
-    assert shown(capsys, *words) == (2, "", f"coresnap: {says}\n")
+    assert shown(capsys, *words) == (2, "", f"coreward: {says}\n")
 
 
 def test_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -483,7 +483,7 @@ def test_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "list", "--store", str(path)) == (
         1,
         "",
-        f"coresnap: {path}: no store there: nothing was ever recorded, or --store names another\n",
+        f"coreward: {path}: no store there: nothing was ever recorded, or --store names another\n",
     )
 
 

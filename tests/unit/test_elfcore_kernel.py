@@ -33,7 +33,7 @@ ctypes.string_at(0xdead000)
 @contextmanager
 def core_settings_held() -> Iterator[None]:
     """Keep others from changing core_pattern while a process dies."""
-    lock = Path("/run/lock/coresnap-settings.lock")
+    lock = Path("/run/lock/coreward-settings.lock")
     if not os.access(lock, os.R_OK):
         yield
         return

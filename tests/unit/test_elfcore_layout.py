@@ -51,7 +51,7 @@ def test_pyelftools_reads_the_same() -> None:
         for p in layout.placed
     ]
     names = [n["n_name"] for s in elf.iter_segments("PT_NOTE") for n in s.iter_notes()]
-    assert names[0] == "CORE" and names[-1] == "Coresnap" and len(names) == 13
+    assert names[0] == "CORE" and names[-1] == "Coreward" and len(names) == 13
 
 
 @pytest.mark.parametrize("count", [1, 65_533, 65_534, 70_000])

@@ -48,7 +48,7 @@ def test_notes_stand_in_the_order_of_the_kernel() -> None:
         (b"LINUX", 0x202),
         (b"LINUX", 0x205),
         (b"Vendor", 9),
-        (b"Coresnap", 0x434F5245),
+        (b"Coreward", 0x434F5245),
     ]
 
 
@@ -147,8 +147,8 @@ def note(owner: bytes, kind: int, data: bytes) -> bytes:
         note(b"CORE\0", 0x46494C45, struct.pack("<QQQQQ", 1, 1 << 63, 0, 1, 2) + b"a\0"),
         note(b"CORE\0", 0x46494C45, struct.pack("<QQQQQ", 1, 1, 2, 1, 2) + b"a\0"),
         note(b"CORE\0", 0x46494C45, struct.pack("<QQQQQ", 1, 1, 0, 1, 2) + b"aaaa"),
-        struct.pack("<III", 9, 2, 0x434F5245) + b"Coresnap\0\0\0\0" + b"{}\0\0",
-        struct.pack("<III", 9, 4000, 0x434F5245) + b"Coresnap\0\0\0\0" + b"[" * 4000,
+        struct.pack("<III", 9, 2, 0x434F5245) + b"Coreward\0\0\0\0" + b"{}\0\0",
+        struct.pack("<III", 9, 4000, 0x434F5245) + b"Coreward\0\0\0\0" + b"[" * 4000,
     ],
 )
 def test_damaged_notes_are_refused(data: bytes) -> None:

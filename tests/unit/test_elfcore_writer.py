@@ -70,7 +70,7 @@ def test_a_core_round_trips_through_every_writer(
         assert core.compressed == isinstance(make(0), ZstdWriter)
         assert [p.segment for p in core.segments] == segments
         assert core.notes == parse_notes(build_notes(image(3)))
-        assert (core.threads, core.coresnap_note) == (tuple(image(3).threads), NOTE)
+        assert (core.threads, core.coreward_note) == (tuple(image(3).threads), NOTE)
         assert (core.siginfo, core.auxv) == (image().siginfo, image().auxv)
         assert core.read(BASE, len(DATA) + 6 * 4096) == DATA + zeros + b"end".ljust(4096)
         assert core.read(BASE + (64 << 20) - 2, 6) == b"\0\0far\0"
@@ -126,7 +126,7 @@ def test_unreadable_memory_becomes_a_hole_and_is_named(tmp_path: Path) -> None:
                 left_out_count=2,
                 left_out_bytes=4096 + 4000 + 4096,
             )
-            assert core.coresnap_note == (NOTE if name == "stream" else marked)
+            assert core.coreward_note == (NOTE if name == "stream" else marked)
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -165,7 +165,7 @@ def test_a_core_that_is_stopped_says_so(make: Callable[[int], Writer], tmp_path:
         assert core.read(BASE + (16 << 20), CHUNK) == DATA[:CHUNK]
         with pytest.raises(CoreFormatError, match="cut off" if stream else "not in the core"):
             core.read(BASE + (16 << 20), CHUNK + 1)
-        note = core.coresnap_note
+        note = core.coreward_note
         assert note is not None and note.truncated == (not stream)
         if not stream:
             end = BASE + (16 << 20)
@@ -338,7 +338,7 @@ def test_readelf_accepts_the_core(sample_core: Path) -> None:
 def test_eu_readelf_accepts_the_core(sample_core: Path) -> None:
     notes = run("eu-readelf", "-n", sample_core)
     assert notes.count("PRSTATUS") == 3
-    assert "info.si_signo: 11" in notes and "fname: prog" in notes and "Coresnap" in notes
+    assert "info.si_signo: 11" in notes and "fname: prog" in notes and "Coreward" in notes
 
 
 def test_gdb_accepts_the_core(sample_core: Path) -> None:

@@ -150,9 +150,9 @@ def test_two_agents_cannot_both_take_over(tmp_path: Path) -> None:
     with kernel.guard() as first:
         first.takeover("@@/sock", None, allow=False)
         second = SettingsGuard(tmp_path / "other-state", kernel.sysctl)
-        with pytest.raises(TakeoverRefused, match="another coresnap agent"):
+        with pytest.raises(TakeoverRefused, match="another coreward agent"):
             second.takeover("@@/second", None, allow=True)
-        with pytest.raises(TakeoverRefused, match="another coresnap agent"):
+        with pytest.raises(TakeoverRefused, match="another coreward agent"):
             kernel.guard().restore()
         assert kernel.get() == ("@@/sock", "0")
     second.takeover("@@/second", None, allow=False)

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from prometheus_client import generate_latest
 
-from collector.errors import CoresnapError
+from collector.errors import CorewardError
 from collector.export.metrics import Metrics
 
 
@@ -22,7 +22,7 @@ def test_each_metric_is_told_once_with_its_help() -> None:
     lines = exposition(Metrics())
     names = Counter(line.split()[2] for line in lines if line.startswith("# TYPE"))
     assert set(names.values()) == {1}
-    assert {re.match(r"coresnap_[a-z_]+$", name) is not None for name in names} == {True}
+    assert {re.match(r"coreward_[a-z_]+$", name) is not None for name in names} == {True}
     assert {line.split()[2] for line in lines if line.startswith("# HELP")} == set(names)
 
 
@@ -30,7 +30,7 @@ def test_counts_that_something_else_keeps_are_read_at_each_scrape() -> None:
     # GIVEN counts of the probe
     metrics, dropped = Metrics(), {"deliver": 0}
     metrics.watch("probe_dropped", "Events lost", "program", lambda: dropped)
-    line = 'coresnap_probe_dropped_total{program="deliver"} '
+    line = 'coreward_probe_dropped_total{program="deliver"} '
     assert line + "0.0" in exposition(metrics)
     # WHEN they move THEN so does what is served
     dropped["deliver"] = 3
@@ -47,8 +47,8 @@ def test_serving() -> None:
     try:
         # THEN the metrics are there, and a second agent is told what to do
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            assert b"\ncoresnap_core_written_bytes_total 4096.0\n" in answer.read()
-        with pytest.raises(CoresnapError) as caught:
+            assert b"\ncoreward_core_written_bytes_total 4096.0\n" in answer.read()
+        with pytest.raises(CorewardError) as caught:
             Metrics().serve("127.0.0.1", port)
         assert str(caught.value) == (
             f"metrics: can not listen on 127.0.0.1:{port}: Address already in use; "

@@ -1,4 +1,4 @@
-"""`coresnap policy check` and `coresnap policy test`."""
+"""`coreward policy check` and `coreward policy test`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_check_says_everything_that_is_wrong(bad: str, capsys: pytest.CaptureFix
     assert main(["policy", "check", bad]) == 2
     assert capsys.readouterr() == (
         "",
-        f'coresnap: {bad}:1: ruls: unknown key "ruls"; did you mean "rules"?\n'
+        f'coreward: {bad}:1: ruls: unknown key "ruls"; did you mean "rules"?\n'
         f'{bad}:2: hold.takeover: expected true or false, not "3"\n',
     )
     assert main(["policy", "check", bad, "--json"]) == 2
@@ -204,4 +204,4 @@ def test_arguments_that_make_no_sense_are_refused(
     file: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["policy", "test", file, *arguments]) == 2
-    assert capsys.readouterr() == ("", f"coresnap: {message}\n")
+    assert capsys.readouterr() == ("", f"coreward: {message}\n")

@@ -1,4 +1,4 @@
-"""bpf/coresnap.h and its readers in Python agree on every size, offset and constant."""
+"""bpf/coreward.h and its readers in Python agree on every size, offset and constant."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ import pytest
 from collector.probe import events, iterators
 from collector.probe.probe import Counters
 
-HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coresnap.h"
+HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coreward.h"
 
 # What the C compiler is asked -> what the readers believe.
 EXPECTED = {
-    "sizeof(struct cs_who)": events.WHO.size,
-    "sizeof(struct cs_sender)": events.SENDER.size,
-    "sizeof(struct cs_fault)": events.FAULT.size,
-    "sizeof(struct cs_event)": events.EVENT_BYTES,
-    "offsetof(struct cs_event, who)": events.HEAD.size,
-    "sizeof(struct cs_exit)": events.SIZES[events.TYPE_EXIT],
-    "sizeof(struct cs_fatal)": events.FATAL_BYTES,
-    "offsetof(struct cs_fatal, stack)": events.EVENT_BYTES + events.FATAL.size,
-    "offsetof(struct cs_who, comm)": 48,
-    "sizeof(struct cs_mapped)": events.MAPPED.size,
-    "sizeof(struct cs_thread)": iterators.THREAD.size,
-    "offsetof(struct cs_thread, regs)": iterators.THREAD.size - 8 * (27 + 2),
-    "sizeof(struct cs_mapping)": iterators.MAPPING.size,
-    "CS_FORMAT": events.FORMAT,
-    "CS_PAGE": events.PAGE,
-    "CS_STACK_PAGES": events.STACK_PAGES,
-    "CS_EVENT_FATAL": events.TYPE_FATAL,
-    "CS_EVENT_EXIT": events.TYPE_EXIT,
-    "CS_EVENT_OOM": events.TYPE_OOM,
-    "CS_EVENT_MAPPED": events.TYPE_MAPPED,
-    "CS_MAPPING_FILE": iterators.HAS_FILE,
-    "CS_MAPPING_ANON_VMA": iterators.HAS_ANON_VMA,
-    "CS_MAPPING_SPECIAL": iterators.IS_SPECIAL,
-    "CS_MAPPING_PATH_WALK": iterators.IS_WALK,
-    "CS_MAPPING_DELETED": iterators.IS_DELETED,
-    "CS_COUNTERS": len(Counters.__struct_fields__) - 2,
+    "sizeof(struct cw_who)": events.WHO.size,
+    "sizeof(struct cw_sender)": events.SENDER.size,
+    "sizeof(struct cw_fault)": events.FAULT.size,
+    "sizeof(struct cw_event)": events.EVENT_BYTES,
+    "offsetof(struct cw_event, who)": events.HEAD.size,
+    "sizeof(struct cw_exit)": events.SIZES[events.TYPE_EXIT],
+    "sizeof(struct cw_fatal)": events.FATAL_BYTES,
+    "offsetof(struct cw_fatal, stack)": events.EVENT_BYTES + events.FATAL.size,
+    "offsetof(struct cw_who, comm)": 48,
+    "sizeof(struct cw_mapped)": events.MAPPED.size,
+    "sizeof(struct cw_thread)": iterators.THREAD.size,
+    "offsetof(struct cw_thread, regs)": iterators.THREAD.size - 8 * (27 + 2),
+    "sizeof(struct cw_mapping)": iterators.MAPPING.size,
+    "CW_FORMAT": events.FORMAT,
+    "CW_PAGE": events.PAGE,
+    "CW_STACK_PAGES": events.STACK_PAGES,
+    "CW_EVENT_FATAL": events.TYPE_FATAL,
+    "CW_EVENT_EXIT": events.TYPE_EXIT,
+    "CW_EVENT_OOM": events.TYPE_OOM,
+    "CW_EVENT_MAPPED": events.TYPE_MAPPED,
+    "CW_MAPPING_FILE": iterators.HAS_FILE,
+    "CW_MAPPING_ANON_VMA": iterators.HAS_ANON_VMA,
+    "CW_MAPPING_SPECIAL": iterators.IS_SPECIAL,
+    "CW_MAPPING_PATH_WALK": iterators.IS_WALK,
+    "CW_MAPPING_DELETED": iterators.IS_DELETED,
+    "CW_COUNTERS": len(Counters.__struct_fields__) - 2,
 }
 
 
@@ -67,7 +67,7 @@ def test_sizes_and_constants_are_the_compilers(compiled: dict[str, int]) -> None
 
 
 def test_counters_are_in_the_order_of_the_header() -> None:
-    body = re.search(r"enum cs_counter \{(.*?)\}", HEADER.read_text(), re.S)
+    body = re.search(r"enum cw_counter \{(.*?)\}", HEADER.read_text(), re.S)
     assert body is not None
-    names = [name.removeprefix("CS_").lower() for name in re.findall(r"CS_\w+", body[1])]
+    names = [name.removeprefix("CW_").lower() for name in re.findall(r"CW_\w+", body[1])]
     assert (*names[:-1], "undecodable", "overwritten") == Counters.__struct_fields__

@@ -32,17 +32,17 @@ REGS = (*range(100, 119), SP, *range(120, 127))
 STACK = bytes(range(256)) * 2
 
 EXPECTED = {
-    "sizeof(struct cs_live)": LIVE.size,
-    "offsetof(struct cs_live, regs)": LIVE.size - 27 * 8,
-    "sizeof(struct cs_switches)": SWITCHES.size,
-    "sizeof(struct cs_live_settings)": stacks.SETTINGS.size,
-    "offsetof(struct cs_caught, stack)": CAUGHT.size,
-    "sizeof(struct cs_caught)": CAUGHT.size + 9 * PAGE,
-    "CS_LIVE_SP": stacks.SP,
-    "CS_CAUGHT_PAGES": pages_for(stacks.MAX_CAUGHT_STACK),
-    "CS_LIVE_ON_CPU": stacks.ON_CPU,
-    "CS_LIVE_MOVED": stacks.MOVED,
-    "CS_LIVE_KERNEL": stacks.KERNEL,
+    "sizeof(struct cw_live)": LIVE.size,
+    "offsetof(struct cw_live, regs)": LIVE.size - 27 * 8,
+    "sizeof(struct cw_switches)": SWITCHES.size,
+    "sizeof(struct cw_live_settings)": stacks.SETTINGS.size,
+    "offsetof(struct cw_caught, stack)": CAUGHT.size,
+    "sizeof(struct cw_caught)": CAUGHT.size + 9 * PAGE,
+    "CW_LIVE_SP": stacks.SP,
+    "CW_CAUGHT_PAGES": pages_for(stacks.MAX_CAUGHT_STACK),
+    "CW_LIVE_ON_CPU": stacks.ON_CPU,
+    "CW_LIVE_MOVED": stacks.MOVED,
+    "CW_LIVE_KERNEL": stacks.KERNEL,
 }
 
 
@@ -85,7 +85,7 @@ def test_sizes_and_constants_are_the_compilers(tmp_path: Path) -> None:
     source = tmp_path / "contract.c"
     source.write_text(
         "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "{BPF}/coresnap.h"\n#include "{BPF}/live.h"\n'
+        f'#include "{BPF}/coreward.h"\n#include "{BPF}/live.h"\n'
         f"int main(void)\n{{\n{lines}\treturn 0;\n}}\n"
     )
     program = tmp_path / "contract"

@@ -10,9 +10,9 @@ LIBBPF = """\
 prog 'signal_deliver': BPF program load failed: Permission denied
 prog 'signal_deliver': -- BEGIN PROG LOAD LOG --
 0: R1=ctx() R10=fp0
-; ON_EVENT(signal_deliver) @ coresnap.bpf.c:336
+; ON_EVENT(signal_deliver) @ coreward.bpf.c:336
 0: (bf) r6 = r1                       ; R1=ctx() R6=ctx()
-; if (sender->target_start_ns == who->start_ns && sender->signal == signal) @ coresnap.bpf.c:120
+; if (sender->target_start_ns == who->start_ns && sender->signal == signal) @ coreward.bpf.c:120
 808: (79) r2 = *(u64 *)(r0 +0)
 R0 invalid mem access 'map_value_or_null'
 processed 647 insns (limit 1000000) max_states_per_insn 0 total_states 41 peak_states 41
@@ -23,7 +23,7 @@ failed to load object 'bad'
 
 BCC = """\
 bpf: Failed to load program: Permission denied
-; struct cs_sender *sender = bpf_map_lookup_elem((void *)bpf_pseudo_fd(1, -5), &pid); @ main.c:609
+; struct cw_sender *sender = bpf_map_lookup_elem((void *)bpf_pseudo_fd(1, -5), &pid); @ main.c:609
 603: (85) call bpf_map_lookup_elem#1          ; R0=map_value_or_null(id=567,map=senders)
 ;  @ main.c:0
 604: (79) r1 = *(u64 *)(r0 +0)
@@ -48,7 +48,7 @@ COMPILER = """\
 /virtual/main.c:706:1: error: expected ')'
 {
 ^
-/virtual/main.c:1003:1: error: field has incomplete type 'struct cs_scratch'
+/virtual/main.c:1003:1: error: field has incomplete type 'struct cw_scratch'
 bcc could not load the programs: Failed to compile BPF module <text>
 """
 
@@ -60,12 +60,12 @@ bcc could not load the programs: Failed to compile BPF module <text>
             LIBBPF,
             "program `signal_deliver`: R0 invalid mem access 'map_value_or_null' at `if "
             "(sender->target_start_ns == who->start_ns && sender->signal == signal)` "
-            "(coresnap.bpf.c:120)",
+            "(coreward.bpf.c:120)",
         ),
         (
             BCC,
             "program `raw_tracepoint__sched`: R0 invalid mem access 'map_value_or_null' at `struct "
-            "cs_sender *sender = bpf_map_lookup_elem((void *)bpf_pseudo_fd(1, -5), &pid);` "
+            "cw_sender *sender = bpf_map_lookup_elem((void *)bpf_pseudo_fd(1, -5), &pid);` "
             "(main.c:609)",
         ),
         (OLD_KERNEL, "program `a`: R0 !read_ok at `return x;`"),

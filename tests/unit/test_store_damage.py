@@ -135,8 +135,8 @@ def test_index_of_a_newer_version_is_refused(store: Store) -> None:
         with pytest.raises(StoreError) as refused:
             Store(store.path, create=create)
         assert str(refused.value) == (
-            f"{store.path / 'index.db'}: has version 7, this coresnap knows versions up to 1: it "
-            "was written by a newer coresnap; use that one"
+            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 1: it "
+            "was written by a newer coreward; use that one"
         )
 
 

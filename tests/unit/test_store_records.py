@@ -189,7 +189,7 @@ def test_prefixes(store: Store) -> None:
     with pytest.raises(NotFound) as none:
         store.get("c")
     assert str(two.value) == ("2 records begin with 'aa': aaaa000000000000, aaab000000000000")
-    assert str(none.value) == "no record begins with 'c'; `coresnap list` shows all"
+    assert str(none.value) == "no record begins with 'c'; `coreward list` shows all"
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "xyz", "0" * 17, "0\n", "٣"])

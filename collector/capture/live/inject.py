@@ -35,7 +35,7 @@ from collector.errors import CaptureError
 from collector.leader import with_memory
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
-_MARK = b"\xccCORESNAP STUB\xcc\xcc"  # in their last bytes while a stub is there
+_MARK = b"\xccCOREWARD STUB\xcc\xcc"  # in their last bytes while a stub is there
 _CODE_64 = 0x33  # cs of 64 bit code (__USER_CS of <asm/segment.h>)
 _ALL_SIGNALS = (1 << 64) - 1
 _U64 = 1 << 64

@@ -12,7 +12,7 @@ from collector.capture.live.snapshot import Found
 from collector.capture.plan import plan_core
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import Writer
-from collector.elfcore.types import CoresnapNote
+from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import WriteResult, write_core
 from collector.errors import CaptureError
 from collector.model import Capture, SnapshotFacts
@@ -81,7 +81,7 @@ def _write(
         coredump_filter(found.opened.text),
         what.memory.max,
     )
-    note = CoresnapNote(
+    note = CorewardNote(
         record=what.record,
         version=__version__,
         capture=what.capture.value,

@@ -1,4 +1,4 @@
-"""Coresnap itself, by either hand-off: a real agent as `coresnap run` starts it."""
+"""Coreward itself, by either hand-off: a real agent as `coreward run` starts it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.agents import RunningAgent, Stuck, agent
 UNLIMITED_CAPTURES = "defaults: {limit: none}\n"
 
 
-class CoresnapSession:
+class CorewardSession:
     """An agent that runs."""
 
     core_limit = UNLIMITED
@@ -76,14 +76,14 @@ def _odd(record: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def coresnap(backend: str, config: str = UNLIMITED_CAPTURES) -> Iterator[CoresnapSession]:
+def coreward(backend: str, config: str = UNLIMITED_CAPTURES) -> Iterator[CorewardSession]:
     """An agent with the named hand-off. Raises Unavailable if it does not start."""
     with scratch() as folder, contextlib.ExitStack() as stack:
         try:
             running = stack.enter_context(agent(folder, backend=backend, config=config))
         except Stuck as error:
             raise Unavailable(f"the agent does not start with this hand-off: {error}") from error
-        yield CoresnapSession(f"coresnap, {backend}", folder, running)
+        yield CorewardSession(f"coreward, {backend}", folder, running)
 
 
 def warm_up(session: Session) -> None:
@@ -93,19 +93,19 @@ def warm_up(session: Session) -> None:
         session.after(WARM_UP, victim.fire())
 
 
-class Coresnap:
+class Coreward:
     """All memory is kept, zstd level 1, one worker; BPF attached; the last event is the record."""
 
     about = "full core, zstd level 1, fsync; default policy without its limit"
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
-        self.name = f"coresnap, {backend}"
+        self.name = f"coreward, {backend}"
 
     def rounds(self, case: Case) -> int:
         return case.rounds
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        with coresnap(self._backend) as session:
+        with coreward(self._backend) as session:
             yield session

@@ -3,65 +3,65 @@
  * The contract between the BPF programs and their readers: what is in the ring and in the
  * iterators' output. Fixed-width fields in their natural alignment, no implicit padding;
  * collector/probe/events.py and collector/probe/iterators.py read the same bytes. Any change
- * here raises CS_FORMAT.
+ * here raises CW_FORMAT.
  *
  * It is not an interface to anything outside of this project.
  */
-#ifndef CORESNAP_H
-#define CORESNAP_H
+#ifndef COREWARD_H
+#define COREWARD_H
 
-#define CS_FORMAT 3
+#define CW_FORMAT 3
 
-#define CS_COMM 16
-#define CS_NAME_MAX 256    /* NAME_MAX and the terminating zero */
-#define CS_PATH 768        /* a path may be a little longer than 512 bytes */
-#define CS_PATH_STEPS 24   /* path components and mount points on the way to the root */
-#define CS_PAGE 4096
-#define CS_RED_ZONE 128    /* below sp, still in use (x86-64 ABI) */
-#define CS_STACK_PAGES 8   /* 32 KiB */
-#define CS_PT_REGS 21      /* words of struct pt_regs: r15 .. ss */
-#define CS_USER_REGS 27    /* and fs_base, gs_base, ds, es, fs, gs: struct user_regs_struct */
-#define CS_SIGINFO 48      /* sizeof(struct kernel_siginfo); user space sees it padded to 128 */
-#define CS_BUILD_ID 20
-#define CS_XSTATE_MAX 12288
-#define CS_RING_BYTES (8 << 20)
-#define CS_PROCESSES 4096  /* processes that are remembered between two of their events */
+#define CW_COMM 16
+#define CW_NAME_MAX 256    /* NAME_MAX and the terminating zero */
+#define CW_PATH 768        /* a path may be a little longer than 512 bytes */
+#define CW_PATH_STEPS 24   /* path components and mount points on the way to the root */
+#define CW_PAGE 4096
+#define CW_RED_ZONE 128    /* below sp, still in use (x86-64 ABI) */
+#define CW_STACK_PAGES 8   /* 32 KiB */
+#define CW_PT_REGS 21      /* words of struct pt_regs: r15 .. ss */
+#define CW_USER_REGS 27    /* and fs_base, gs_base, ds, es, fs, gs: struct user_regs_struct */
+#define CW_SIGINFO 48      /* sizeof(struct kernel_siginfo); user space sees it padded to 128 */
+#define CW_BUILD_ID 20
+#define CW_XSTATE_MAX 12288
+#define CW_RING_BYTES (8 << 20)
+#define CW_PROCESSES 4096  /* processes that are remembered between two of their events */
 
-enum cs_event_type {
-	CS_EVENT_FATAL = 1,
-	CS_EVENT_EXIT = 2,
-	CS_EVENT_OOM = 3,
-	CS_EVENT_MAPPED = 4,
+enum cw_event_type {
+	CW_EVENT_FATAL = 1,
+	CW_EVENT_EXIT = 2,
+	CW_EVENT_OOM = 3,
+	CW_EVENT_MAPPED = 4,
 };
 
 /* Indices of the map `counters`; each is a u64 that only grows. */
-enum cs_counter {
-	CS_DROPPED_DELIVER,
-	CS_DROPPED_EXIT,
-	CS_DROPPED_OOM,
-	CS_DROPPED_MAPPED,
-	CS_HANDLED,
-	CS_FATAL,
-	CS_COUNTERS
+enum cw_counter {
+	CW_DROPPED_DELIVER,
+	CW_DROPPED_EXIT,
+	CW_DROPPED_OOM,
+	CW_DROPPED_MAPPED,
+	CW_HANDLED,
+	CW_FATAL,
+	CW_COUNTERS
 };
 
 /* Indices of the map `settings`. */
-enum cs_setting {
-	CS_WANT_EXITS,
-	CS_HAS_HANDOFF,        /* a reader takes what dumps core: no mappings are told of that */
-	CS_SETTINGS
+enum cw_setting {
+	CW_WANT_EXITS,
+	CW_HAS_HANDOFF,        /* a reader takes what dumps core: no mappings are told of that */
+	CW_SETTINGS
 };
 
-struct cs_sender {
+struct cw_sender {
 	__u64 target_start_ns; /* which process of this pid was meant */
 	__u32 pid;
 	__u32 uid;
 	__s32 signal;          /* 0: there is no sender */
 	__u32 reserved;
-	char comm[CS_COMM];
+	char comm[CW_COMM];
 };
 
-struct cs_fault {
+struct cw_fault {
 	__u64 start_ns;        /* of the process, and how often it has exec'ed: which program */
 	__u64 exec_id;
 	__u64 time_ns;         /* 0: there is no fault */
@@ -75,7 +75,7 @@ struct cs_fault {
 };
 
 /* A process is named by pid and start time; ids are those of the initial namespaces but for ns_*. */
-struct cs_who {
+struct cw_who {
 	__u64 start_ns;
 	__u64 cgroup_id;
 	__u32 pid;
@@ -86,44 +86,44 @@ struct cs_who {
 	__u32 uid;
 	__u32 gid;
 	__s32 exe_len;         /* bytes of exe in use; negative: not known */
-	char comm[CS_COMM];    /* of the thread group's leader: the process's name */
-	char exe[CS_PATH];     /* components with a zero behind each, the last one first */
+	char comm[CW_COMM];    /* of the thread group's leader: the process's name */
+	char exe[CW_PATH];     /* components with a zero behind each, the last one first */
 };
 
-struct cs_event {
-	__u32 type;            /* enum cs_event_type */
+struct cw_event {
+	__u32 type;            /* enum cw_event_type */
 	__u32 size;            /* of the whole record */
 	__u64 time_ns;         /* CLOCK_BOOTTIME */
-	struct cs_who who;
-	struct cs_sender sender;
-	struct cs_fault fault;
+	struct cw_who who;
+	struct cw_sender sender;
+	struct cw_fault fault;
 };
 
-struct cs_exit {
-	struct cs_event event;
+struct cw_exit {
+	struct cw_event event;
 	__u32 status;          /* as wait(2) gives it */
 	__u32 oom;             /* 1: the OOM killer had chosen it */
 };
 
-struct cs_fatal {
-	struct cs_event event;
+struct cw_fatal {
+	struct cw_event event;
 	__s32 signal;
 	__u32 has_info;        /* 1: info holds what the kernel passed */
-	char thread_comm[CS_COMM];
-	__u8 info[CS_SIGINFO];
-	__u64 regs[CS_USER_REGS];
+	char thread_comm[CW_COMM];
+	__u8 info[CW_SIGINFO];
+	__u64 regs[CW_USER_REGS];
 	__u32 trap;            /* of the last exception of the thread, and its error code (SDM 3, 6.15) */
 	__u32 trap_error;
 	__s32 site_status;     /* enum bpf_stack_build_id_status, or a negative error */
-	__u8 site_build_id[CS_BUILD_ID];
+	__u8 site_build_id[CW_BUILD_ID];
 	__u64 site_offset;
 	__u64 stack_base;      /* address of stack[0], page aligned */
 	__u64 stack_valid;     /* bit n: page n was readable */
-	__u8 stack[CS_STACK_PAGES * CS_PAGE];
+	__u8 stack[CW_STACK_PAGES * CW_PAGE];
 };
 
 /* A mapped object of a process that ends without a hand-off: its own record, before the exit's. */
-struct cs_mapped {
+struct cw_mapped {
 	__u32 type;
 	__u32 size;
 	__u64 time_ns;
@@ -135,11 +135,11 @@ struct cs_mapped {
 	__u64 offset;          /* in the file, bytes */
 	__u32 vm_flags;
 	__u32 reserved;
-	char path[CS_PATH];    /* like cs_who.exe */
+	char path[CW_PATH];    /* like cw_who.exe */
 };
 
 /* One thread of the iterator `threads`, followed by xstate_size bytes of its XSAVE area. */
-struct cs_thread {
+struct cw_thread {
 	__u32 size;            /* of this record with the XSAVE area */
 	__u32 tid;             /* initial namespace */
 	__u32 tgid;
@@ -148,7 +148,7 @@ struct cs_thread {
 	__u32 ns_pgrp;
 	__u32 ns_sid;
 	__u32 state;           /* task_struct.__state */
-	char comm[CS_COMM];
+	char comm[CW_COMM];
 	__u64 sigpend;
 	__u64 sighold;
 	__u64 utime;           /* ns; own */
@@ -159,24 +159,24 @@ struct cs_thread {
 	__u64 cstime;
 	__u64 clear_child_tid; /* address */
 	__u64 robust_list;     /* address */
-	__u64 regs[CS_USER_REGS];
+	__u64 regs[CW_USER_REGS];
 	__u64 xfeatures;       /* components that user space may have in its XSAVE area */
 	__u32 pkru;
 	__u32 xstate_size;     /* bytes behind this record; 0: could not be read */
 };
 
-enum cs_mapping_flag {
-	CS_MAPPING_FILE = 1,
-	CS_MAPPING_ANON_VMA = 2,
-	CS_MAPPING_SPECIAL = 4,   /* named by the kernel; path holds the name if it could be read */
-	CS_MAPPING_PATH_WALK = 8, /* path is like cs_who.exe; else it is one string */
-	CS_MAPPING_DELETED = 16,  /* a path of the former kind, and the file is unlinked */
+enum cw_mapping_flag {
+	CW_MAPPING_FILE = 1,
+	CW_MAPPING_ANON_VMA = 2,
+	CW_MAPPING_SPECIAL = 4,   /* named by the kernel; path holds the name if it could be read */
+	CW_MAPPING_PATH_WALK = 8, /* path is like cw_who.exe; else it is one string */
+	CW_MAPPING_DELETED = 16,  /* a path of the former kind, and the file is unlinked */
 };
 
 /* One mapping of the iterator `mappings`, followed by path_size bytes. */
-struct cs_mapping {
+struct cw_mapping {
 	__u32 size;            /* of this record with the path */
-	__u32 flags;           /* enum cs_mapping_flag */
+	__u32 flags;           /* enum cw_mapping_flag */
 	__u64 start;
 	__u64 end;
 	__u64 vm_flags;
