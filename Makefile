@@ -78,5 +78,5 @@ $(BIN)/.ready: pyproject.toml $(BUILD)/.debs
 $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 	@$(BIN)/python -m collector.probe.build $(BUILD)
 
-$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coreward.h collector/hold/build.py $(BIN)/.ready
-	@$(BIN)/python -m collector.hold.build $(BUILD)
+$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coreward.h collector/native/build.py $(BIN)/.ready
+	@$(BIN)/python -m collector.native.build $(BUILD)

@@ -8,8 +8,8 @@ import time
 
 from bench.model import Figure, LiveCase, Say
 from bench.steady import running
-from collector.capture.live.snapshot import STACK_BYTES
 from collector.probe.live import LiveProbe, open_live
+from collector.snapshot.take import STACK_BYTES
 
 KERNEL_TARGET = 2.0  # ms
 _PASSES = 400  # the kernel's account of its own time is exact to some clock ticks of the whole

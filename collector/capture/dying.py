@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from collector import vmread
-from collector.capture.pagemap import resident
+from collector.linux import process_vm
+from collector.linux.pagemap import resident
 
 _AT_PHDR, _AT_SYSINFO_EHDR = 3, 33  # <elf.h>
 _WORD = 4  # bytes of a tid word or futex
@@ -69,7 +69,7 @@ def _read_words(pid: int, pagemap_fd: int, wanted: Sequence[int], size: int) -> 
     pieces = array("Q", bytes(16 * len(wanted)))
     pieces[::2] = array("Q", [a if resident(pagemap_fd, a, size) else 0 for a in wanted])
     pieces[1::2] = array("Q", [size]) * len(wanted)
-    data, sizes = vmread.Reader(size * vmread.IOV_MAX).read(pid, pieces)
+    data, sizes = process_vm.Reader(size * process_vm.IOV_MAX).read(pid, pieces)
     ends = itertools.accumulate(sizes)
     return [data[e - size : e] if n == size else b"" for e, n in zip(ends, sizes, strict=True)]
 

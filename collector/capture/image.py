@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from collector.arch import xsave
 from collector.capture.job import Job
 from collector.capture.process import ProcText
 from collector.capture.select import DEFAULT_FILTER
@@ -19,7 +20,6 @@ from collector.elfcore.layout import parse_head
 from collector.elfcore.notes import image_of
 from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Thread
 from collector.errors import CaptureError
-from collector.probe import xsave
 from collector.probe.iterators import decode_mappings, decode_threads
 
 _MAX_NAME = 15

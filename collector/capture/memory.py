@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from collector.capture.image import mapping_at
-from collector.capture.pagemap import Pagemap
 from collector.capture.select import is_shm
 from collector.elfcore import types
+from collector.linux.pagemap import Pagemap
 
 _PATH_READS = 1 << 47  # /proc/PID/mem takes no offset above the user half (the vsyscall page)
 

@@ -16,10 +16,10 @@ from typing import Self
 
 import msgspec
 
-from collector import proctext
-from collector.capture.pagemap import has_arguments
 from collector.errors import CaptureError
-from collector.leader import with_memory
+from collector.linux import proctext
+from collector.linux.leader import with_memory
+from collector.linux.pagemap import has_arguments
 from collector.model import ProcessKey
 
 _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB

@@ -14,10 +14,10 @@ import msgspec
 from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
 from collector.errors import CorewardError
-from collector.hold import pin
-from collector.hold.backends import open_backend
-from collector.hold.build import LIBRARY, find
-from collector.hold.settings import SYSCTL, SettingsGuard
+from collector.handoff import pin
+from collector.handoff.backends import open_backend
+from collector.handoff.settings import SYSCTL, SettingsGuard
+from collector.native.build import LIBRARY, find
 from collector.policy.types import Backend
 from collector.probe import pins
 from collector.store.store import Store
@@ -146,7 +146,7 @@ def _deaths(bpf: bool, handed: list[str]) -> Check:
 
 
 def _precopy() -> Check:
-    from collector.capture.live import userfault  # noqa: PLC0415 - of snapshots
+    from collector.snapshot import userfault  # noqa: PLC0415 - of snapshots
 
     try:
         userfault.check_available()

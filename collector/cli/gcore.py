@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from collector.capture.live.snapshot import Found, Wish, take
-from collector.capture.live.write import WHOLE_FILTER, Core, What, write_found
 from collector.cli import copying
 from collector.cli.interrupts import interruptible
 from collector.cli.render import clean
@@ -18,6 +16,8 @@ from collector.elfcore.sink import SparseWriter
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice
+from collector.snapshot.take import Found, Wish, take
+from collector.snapshot.write import WHOLE_FILTER, Core, What, write_found
 
 _USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
 

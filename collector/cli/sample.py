@@ -17,7 +17,7 @@ from collector.cli import places, render
 from collector.cli.choice import json_argument
 from collector.errors import KeptWaiting, ProbeError, ProcessError, UsageError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
-from collector.patience import patiently
+from collector.linux.stall import patiently
 from collector.policy.units import parse_duration, parse_size
 from collector.probe.stacks import MAX_STACK
 from collector.sample.report import VERSION, ProcessReport, SampleReport, report_of

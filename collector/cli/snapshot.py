@@ -12,10 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.capture.live.keep import keep
-from collector.capture.live.snapshot import Found, Wish, take, usual_capture
-from collector.capture.live.stop import Perturb
-from collector.capture.live.write import Core, What, in_words, write_found
 from collector.cli import copying
 from collector.cli.cores import warn_incomplete
 from collector.cli.interrupts import Check, interruptible
@@ -27,6 +23,10 @@ from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.policy.units import parse_size
 from collector.probe.live import LiveProbe, open_live
+from collector.snapshot.keep import keep
+from collector.snapshot.stop import Perturb
+from collector.snapshot.take import Found, Wish, take, usual_capture
+from collector.snapshot.write import Core, What, in_words, write_found
 from collector.store.store import Store
 
 _STDOUT = "-"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.notes import parse_notes
 from collector.elfcore.types import FileEntry, Mapping, ParsedNotes, Prot, Segment
 from collector.errors import CoreFormatError

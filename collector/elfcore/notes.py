@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.types import (
     CorewardNote,
     FileEntry,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.layout import (
     HEAD_PREFIX,
     MAX_SEGMENTS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.notes import iter_notes
 from collector.elfcore.types import FileEntry, Prot, Segment
 from collector.errors import CoreFormatError

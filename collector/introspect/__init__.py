@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collector.arch.syscalls import syscall_name
 from collector.errors import NotPermitted, ProcessError, ProcessGone, Unreadable
 from collector.introspect.process import Process
-from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import (
     ProcessIdentity,
     Registers,

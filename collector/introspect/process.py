@@ -20,12 +20,11 @@ from typing import Self
 
 import msgspec
 
+from collector.arch.syscalls import syscall_name
 from collector.capture.image import parse_maps
-from collector.capture.pagemap import Pagemap
 from collector.elfcore.types import Mapping
 from collector.errors import ProbeError, ProcessError, ProcessGone, Unreadable
 from collector.introspect.procfs import ProcFolder
-from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import (
     ProcessIdentity,
     Registers,
@@ -34,6 +33,7 @@ from collector.introspect.types import (
     SystemCall,
     ThreadState,
 )
+from collector.linux.pagemap import Pagemap
 from collector.model import ProcessKey
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe, open_live

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from collector import cgroup, proctext
-from collector.capture.pagemap import has_arguments
+from collector.agent.assemble import boot_to_utc
+from collector.arch.syscalls import syscall_name
 from collector.errors import NotPermitted, ProcessError, ProcessGone
-from collector.introspect.syscalls import syscall_name
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
-from collector.leader import with_memory
+from collector.linux import cgroupfs, proctext
+from collector.linux.leader import with_memory
+from collector.linux.pagemap import has_arguments
 from collector.model import ProcessKey
 from collector.policy.facts import is_container, unit_of_cgroup
-from collector.records import boot_to_utc
 
 _READ = 1 << 16  # more than any of these files has, but for maps
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -170,7 +170,7 @@ class ProcFolder:
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read(self._of_memory("status"))
-        path = cgroup.path_in(text) if (text := self._read_or_none("cgroup")) else None
+        path = cgroupfs.path_in(text) if (text := self._read_or_none("cgroup")) else None
         nested = len((proctext.field(status, b"NSpid") or b"").split()) > 1
         words = self._cmdline().rstrip(b"\0").split(b"\0")
         return ProcessIdentity(

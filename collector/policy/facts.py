@@ -15,9 +15,9 @@ import os
 import re
 from pathlib import Path
 
-from collector import cgroup as cgroups
-from collector import proctext
-from collector.leader import with_memory
+from collector.linux import cgroupfs as cgroups
+from collector.linux import proctext
+from collector.linux.leader import with_memory
 from collector.model import Cause
 from collector.policy.types import Facts
 

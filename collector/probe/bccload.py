@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from collector.errors import CorewardError, ProbeError
-from collector.probe import btf, files, libbpf, pins, verifier
+from collector.linux import libbpf, verifier
+from collector.probe import btf, files, pins
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from collector.errors import ProbeError
-from collector.probe import libbpf
+from collector.linux import libbpf
 
 BTF_FILE = Path("/sys/kernel/btf/vmlinux")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from collector.errors import ProbeError
-from collector.probe import libbpf, pins
+from collector.linux import libbpf
+from collector.probe import pins
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,11 @@ from pathlib import Path
 import msgspec
 
 from collector import proof
+from collector.arch import xsave
 from collector.errors import CorewardError, ProbeError
+from collector.linux import libbpf
 from collector.model import Exit, FatalSignal
-from collector.probe import btf, libbpf, pins, xsave
+from collector.probe import btf, pins
 from collector.probe.probe import Probe, open_probe
 
 _PATIENCE_S = 10.0  # for the events of a death, which take microseconds

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.arch import xsave
 from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mapping, Prot, Thread
 from collector.errors import ProbeError
-from collector.leader import with_memory
-from collector.probe import libbpf, xsave
+from collector.linux import libbpf
+from collector.linux.leader import with_memory
 from collector.probe.events import text
 
 # Address space for the records of one process. It takes memory only where it is written, in huge

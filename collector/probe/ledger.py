@@ -16,9 +16,9 @@ import struct
 import threading
 from pathlib import Path
 
+from collector.linux import libbpf
+from collector.linux.ringbuf import Ring
 from collector.model import ProcessKey
-from collector.probe import libbpf
-from collector.probe.ring import Ring
 
 NAME = "ledger"
 # position of the oldest event; deaths from there on; deaths whose events are overwritten

@@ -22,12 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from collector import vmread
 from collector.errors import ProbeError
-from collector.leader import with_memory
-from collector.probe import files, iterators, libbpf, pins
-from collector.probe.clock import Clock
-from collector.probe.ring import Ring
+from collector.linux import libbpf, process_vm
+from collector.linux.leader import with_memory
+from collector.linux.perf_clock import Clock
+from collector.linux.ringbuf import Ring
+from collector.probe import files, iterators, pins
 from collector.probe.stacks import (
     LIVE,
     MAX_CAUGHT_STACK,
@@ -143,7 +143,7 @@ class LiveProbe:
         self._lock = threading.Lock()
         self._round = 0
         self._closed = False
-        self._readers: list[vmread.Reader] = []
+        self._readers: list[process_vm.Reader] = []
         self._ring = Ring(os.dup(descriptors.maps["ring"]))
         self._clock: Clock | None = None
         try:
@@ -215,9 +215,9 @@ class LiveProbe:
                     return
 
     @contextlib.contextmanager
-    def _reader(self) -> Iterator[vmread.Reader]:
+    def _reader(self) -> Iterator[process_vm.Reader]:
         """One that nobody else uses now: fresh memory for each look would cost a third of it."""
-        reader = self._readers.pop() if self._readers else vmread.Reader(_ROOM)
+        reader = self._readers.pop() if self._readers else process_vm.Reader(_ROOM)
         try:
             yield reader
         finally:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from collector.errors import ProbeError
-from collector.probe import bccload, files, libbpf
-from collector.probe.libbpf import ProgramType
+from collector.linux import libbpf
+from collector.linux.libbpf import ProgramType
+from collector.probe import bccload, files
 from collector.probe.live import LISTINGS, MAPS
 from collector.probe.pins import ITERATORS
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.errors import ProbeError
-from collector.probe import events, libbpf
+from collector.linux import libbpf
+from collector.probe import events
 
 TRACEPOINTS = ("signal_generate", "signal_deliver", "sched_process_exit", "mark_victim")
 # Programs that only some kernels take or need, each with what it is attached to before the others

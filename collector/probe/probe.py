@@ -22,10 +22,11 @@ from typing import NamedTuple, Self
 import msgspec
 
 from collector.errors import ProbeError
+from collector.linux import libbpf
+from collector.linux.ringbuf import Ring
 from collector.model import Event, Exit, MappedObject, ProcessKey
-from collector.probe import btf, core, events, files, iterators, libbpf, pins
+from collector.probe import btf, core, events, files, iterators, pins
 from collector.probe.ledger import Ledger
-from collector.probe.ring import Ring
 
 PIN_DIR = Path("/sys/fs/bpf/coreward")
 _COUNTER = struct.Struct("<Q")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from collector.case import Case
+from collector.agent.case import Case
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
 from collector.model import Record

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-from collector.deaths import same_process
+from collector.agent.correlate import same_process
+from collector.agent.workers import Lane
 from collector.errors import CorewardError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.introspect.procfs import PF_KTHREAD, Stat, parse_stat
-from collector.lane import Lane
+from collector.linux.stall import patiently
 from collector.model import Cause, ProcessKey, SamplesFacts
-from collector.patience import patiently
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
 from collector.policy.types import RecorderSettings, Watch
@@ -45,7 +45,7 @@ from collector.watch.messages import (
     send,
     to_recorder,
 )
-from collector.watch.shoot import Shot, shoot
+from collector.watch.trigger_snapshot import Shot, shoot
 from collector.watch.triggers import Firing, Health, Vitals
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from collector.hold.backends import OpenBackend, open_backend
-from collector.hold.build import build
-from collector.hold.handoff import HandOff
-from collector.hold.settings import SettingsGuard
+from collector.handoff.backends import OpenBackend, open_backend
+from collector.handoff.handoff import HandOff
+from collector.handoff.settings import SettingsGuard
+from collector.native.build import build
 from collector.policy.types import Backend
 from tests.system.settings import kernel_settings
 
@@ -26,8 +26,8 @@ PATIENCE_S = 60  # for events that must come; a test that waits as long has fail
 _AGENT = """
 import select, signal, sys
 from pathlib import Path
-from collector.hold.backends import open_backend
-from collector.hold.settings import SettingsGuard
+from collector.handoff.backends import open_backend
+from collector.handoff.settings import SettingsGuard
 from collector.policy.types import Backend
 kind, run_dir, state_dir, helper, accepts = sys.argv[1:]
 guard = SettingsGuard(Path(state_dir))

@@ -22,8 +22,8 @@ from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
-from collector.hold.coredump_socket import SocketBackend
-from collector.hold.handoff import HandOff
+from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.handoff import HandOff
 from collector.model import Capture, FatalSignal
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.probe import Probe, exit_words, open_probe

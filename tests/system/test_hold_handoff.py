@@ -17,11 +17,11 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from collector.errors import HoldError, TakeoverRefused
-from collector.hold import backends
-from collector.hold.backends import NoBackend, open_backend
-from collector.hold.build import build
-from collector.hold.pipe import PipeBackend, SpooledNotes
-from collector.hold.settings import SettingsGuard
+from collector.handoff import backends
+from collector.handoff.backends import NoBackend, open_backend
+from collector.handoff.pipe import PipeBackend, SpooledNotes
+from collector.handoff.settings import SettingsGuard
+from collector.native.build import build
 from collector.policy.types import Backend
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
 

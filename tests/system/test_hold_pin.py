@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from collector.errors import HoldError
-from collector.hold import pin
-from collector.hold.pin import Pin
+from collector.handoff import pin
+from collector.handoff.pin import Pin
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -32,7 +32,7 @@ sys.stdin.read()
 # Pins the process named by its arguments, says so, and waits to be killed.
 _PINNER = """
 import os, signal, sys
-from collector.hold.pin import Pin
+from collector.handoff.pin import Pin
 fd = os.open(f"/proc/{sys.argv[1]}/mem", os.O_RDONLY)
 pin = Pin(fd, [int(sys.argv[2])])
 print("pinned", flush=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live import headroom
-from collector.capture.live.fork import (
+from collector.elfcore.types import LeftOut
+from collector.linux.ptrace import run_as_tracer
+from collector.snapshot import headroom
+from collector.snapshot.fork import (
     DONTFORK,
     SHARED,
     WIPEONFORK,
@@ -18,11 +20,9 @@ from collector.capture.live.fork import (
     ProcessCopy,
     remote_fork,
 )
-from collector.capture.live.inject import Injector
-from collector.capture.live.mappings import read_mappings
-from collector.capture.live.ptrace import run_as_tracer
-from collector.capture.live.stop import StoppedProcess
-from collector.elfcore.types import LeftOut
+from collector.snapshot.inject import Injector
+from collector.snapshot.mappings import read_mappings
+from collector.snapshot.stop import StoppedProcess
 from tests.system.cores import live_core
 from tests.system.live_targets import (
     PAGE,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live import ptrace, stub
-from collector.capture.live.fork import remote_fork
-from collector.capture.live.inject import InjectionRefused, Injector
-from collector.capture.live.precopy import PreCopy
-from collector.capture.live.stop import StoppedProcess
+from collector.arch import stub
 from collector.errors import CorewardError
+from collector.linux import ptrace
+from collector.snapshot.fork import remote_fork
+from collector.snapshot.inject import InjectionRefused, Injector
+from collector.snapshot.precopy import PreCopy
+from collector.snapshot.stop import StoppedProcess
 from tests.system.live_targets import live_target
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

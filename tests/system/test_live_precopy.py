@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live.fork import remote_fork
-from collector.capture.live.inject import Injector
-from collector.capture.live.mappings import read_mappings
-from collector.capture.live.precopy import PreCopy
-from collector.capture.live.ptrace import run_as_tracer
-from collector.capture.live.staging import StagedMemory
-from collector.capture.live.stop import StoppedProcess
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import SparseWriter
 from collector.elfcore.types import ProcessImage, Segment, Thread
 from collector.elfcore.writer import write_core
+from collector.linux.ptrace import run_as_tracer
+from collector.snapshot.fork import remote_fork
+from collector.snapshot.inject import Injector
+from collector.snapshot.mappings import read_mappings
+from collector.snapshot.precopy import PreCopy
+from collector.snapshot.staging import StagedMemory
+from collector.snapshot.stop import StoppedProcess
 from tests.system.cores import live_core
 from tests.system.live_targets import (
     Target,

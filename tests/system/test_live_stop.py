@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live import ptrace, tasks
-from collector.capture.live.ptrace import Stop, StopKind, run_as_tracer
-from collector.capture.live.stop import Pause, Perturb, StoppedProcess, Unstopped, Why
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
+from collector.linux import ptrace
+from collector.linux.ptrace import Stop, StopKind, run_as_tracer
 from collector.probe import Probe, decode_threads
+from collector.snapshot import tasks
+from collector.snapshot.stop import Pause, Perturb, StoppedProcess, Unstopped, Why
 from tests.system.live_victims import (
     NOTICING,
     counters,
@@ -352,8 +353,8 @@ def test_killed_between_our_steps(tmp_path: Path) -> None:
 
 AS_NOBODY = """
 import sys
-from collector.capture.live.ptrace import run_as_tracer
-from collector.capture.live.stop import StoppedProcess
+from collector.linux.ptrace import run_as_tracer
+from collector.snapshot.stop import StoppedProcess
 from collector.errors import CaptureError
 def work():
     with StoppedProcess(int(sys.argv[1])) as stopped:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from collector.capture.live import ptrace
-from collector.capture.live.ptrace import run_as_tracer
-from collector.capture.live.rolling import roll
-from collector.capture.live.stop import StoppedProcess
+from collector.linux import ptrace
+from collector.linux.ptrace import run_as_tracer
+from collector.snapshot.rolling import roll
+from collector.snapshot.stop import StoppedProcess
 from tests.system.live_victims import (
     NOTICING,
     counters,

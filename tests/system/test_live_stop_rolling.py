@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from collector.capture.image import parse_maps
-from collector.capture.live.rolling import Rolled, roll
-from collector.capture.live.stop import Perturb, Why
-from collector.capture.pagemap import resident
 from collector.elfcore.types import PAGE, Prot, Thread
 from collector.errors import CaptureError
+from collector.linux.pagemap import resident
 from collector.probe import decode_threads
+from collector.snapshot.rolling import Rolled, roll
+from collector.snapshot.stop import Perturb, Why
 from tests.system.live_victims import (
     NOTICING,
     counters,
@@ -152,7 +152,7 @@ def test_who_waits_in_vfork_is_left_out(tmp_path: Path) -> None:
 AS_NOBODY = """
 import sys
 from collector.capture.image import parse_maps
-from collector.capture.live.rolling import roll
+from collector.snapshot.rolling import roll
 from collector.errors import CaptureError
 try:
     print(*sorted(len(s.stack) > 0 for s in roll(int(sys.argv[1])).samples))

@@ -17,6 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 from collector.capture.image import parse_maps
 from collector.elfcore.types import Prot
+from collector.linux import libbpf
 from collector.model import (
     Access,
     CodeSite,
@@ -26,7 +27,7 @@ from collector.model import (
     OomVictim,
     Sender,
 )
-from collector.probe import Probe, libbpf
+from collector.probe import Probe
 from tests.system.probe_support import (
     LOADERS,
     drain_until,

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.capture.live.inject import Injector
 from collector.cli import main
 from collector.elfcore.reader import CoreFile
 from collector.model import Capture, Cause, Outcome, Record, SnapshotFacts
+from collector.snapshot.inject import Injector
 from tests.system.live_targets import Target, live_target
 from tests.system.snapshots import backtraces, coreward, done, executable_of
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.capture.live.stop import Perturb
 from collector.elfcore.reader import CoreFile
 from collector.model import Record, SnapshotFacts
+from collector.snapshot.stop import Perturb
 from tests.system.live_targets import Target, live_target
 from tests.system.live_victims import counters, states, tracers, wait_until
 from tests.system.snapshots import (

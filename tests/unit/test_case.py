@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.case import Case
+from collector.agent.case import Case
 from collector.errors import StoreError
 from collector.model import Cause, Outcome, Record
 from collector.store.store import Store

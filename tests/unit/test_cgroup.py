@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collector import cgroup
+from collector.linux import cgroupfs
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from collector import cgroup
     ],
 )
 def test_the_cgroup_to_show(text: bytes, path: str | None) -> None:
-    assert cgroup.path_in(text) == path
+    assert cgroupfs.path_in(text) == path
 
 
 V1 = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
@@ -45,8 +45,8 @@ def test_which_hierarchies_are_mounted(
 ) -> None:
     file = tmp_path / "mounts"
     file.write_text(mounts)
-    assert (cgroup.unified_mount(file), cgroup.has_v1(file)) == (unified, v1)
+    assert (cgroupfs.unified_mount(file), cgroupfs.has_v1(file)) == (unified, v1)
 
 
 def test_no_id_is_no_cgroup() -> None:
-    assert cgroup.path_of(0) is None
+    assert cgroupfs.path_of(0) is None

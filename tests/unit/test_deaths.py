@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from collector import deaths
-from collector.deaths import Deaths, same_process
+from collector.agent import correlate
+from collector.agent.correlate import Deaths, same_process
 from collector.model import ProcessKey
 from tests.unit.event_samples import KEY, TICK, ended, fatal, oom
 
@@ -16,7 +16,7 @@ LATER = ProcessKey(KEY.pid, KEY.start_ns + 500 * TICK)  # another process with t
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds; a test moves it."""
     now = [1000.0]
-    monkeypatch.setattr(deaths.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(correlate.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.layout import HEAD_PREFIX, CoreHead, head_size, parse_head
 from collector.elfcore.notes import build_notes, image_of, iter_notes
 from collector.elfcore.reader import CoreFile

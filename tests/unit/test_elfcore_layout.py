@@ -12,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.elfcore import arch_x86_64 as arch
+from collector.arch import elf as arch
 from collector.elfcore.layout import HEAD_PREFIX, Layout, Placed, head_size, mappings_of, parse_head
 from collector.elfcore.notes import build_notes
 from collector.elfcore.types import FileEntry, Mapping, Prot

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.hold.governor import (
+from collector.handoff.governor import (
     CgroupLevel,
     Governor,
     MemoryFacts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collector.errors import HoldError
-from collector.hold.pipe import PipeNote, parse_line
+from collector.handoff.pipe import PipeNote, parse_line
 
 
 def test_a_line_says_who_is_dying() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import HoldError, TakeoverRefused
-from collector.hold.settings import SettingsGuard
+from collector.handoff.settings import SettingsGuard
 
 OTHER = "|/usr/lib/systemd/systemd-coredump %P"
 

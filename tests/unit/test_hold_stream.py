@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from collector.errors import HoldError
-from collector.hold.stream import notes_end, read_notes
+from collector.handoff.stream import notes_end, read_notes
 
 
 def head64(

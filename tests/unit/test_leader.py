@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from collector.leader import with_memory
+from collector.linux.leader import with_memory
 
 
 def test_it_is_the_process_while_its_main_thread_lives() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from collector.capture.live import inject, ptrace, restart
-from collector.capture.live.inject import InjectionRefused, Injector
-from collector.capture.live.ptrace import Reg, Stop, StopKind
+from collector.linux import ptrace
+from collector.linux.ptrace import Reg, Stop, StopKind
+from collector.snapshot import inject, restart
+from collector.snapshot.inject import InjectionRefused, Injector
 
 FUTEX, EPOLL_WAIT, PPOLL, SIGSUSPEND = 202, 232, 271, 130
 U64 = 1 << 64

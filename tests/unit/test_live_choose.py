@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live.choose import Choice, Method, Suit, choose, suit_of
+from collector.snapshot.choose import Choice, Method, Suit, choose, suit_of
 
 GIB = 1 << 30
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")

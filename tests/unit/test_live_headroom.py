@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.live.headroom import RESERVE, Need, NoRoom, check_room, need_of, shortage
-from collector.hold.governor import CgroupLevel, MemoryFacts
+from collector.handoff.governor import CgroupLevel, MemoryFacts
+from collector.snapshot.headroom import RESERVE, Need, NoRoom, check_room, need_of, shortage
 
 GIB, MIB = 1 << 30, 1 << 20
 

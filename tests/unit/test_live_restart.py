@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from collector.capture.live.ptrace import Reg
-from collector.capture.live.restart import EINTR, by_hand, has_noticed, would_notice
-from collector.capture.live.tasks import SystemCall
+from collector.linux.ptrace import Reg
+from collector.snapshot.restart import EINTR, by_hand, has_noticed, would_notice
+from collector.snapshot.tasks import SystemCall
 
 U64 = 1 << 64
 IP = 0x401002

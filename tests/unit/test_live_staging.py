@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.capture.live.precopy import _clipped, _joined, _outside
-from collector.capture.live.staging import Area, StagedMemory, Staging
 from collector.capture.memory import ProcessMemory
+from collector.snapshot.precopy import _clipped, _joined, _outside
+from collector.snapshot.staging import Area, StagedMemory, Staging
 
 PAGE = 4096
 Range = tuple[int, int]

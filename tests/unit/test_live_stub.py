@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.capture.live import stub
-from collector.capture.live.ptrace import Reg
+from collector.arch import stub
+from collector.linux.ptrace import Reg
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code of x86-64")
 

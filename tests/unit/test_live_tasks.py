@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from collector.capture.live import refusal, tasks
-from collector.capture.live.ptrace import (
+from collector.errors import CaptureError
+from collector.linux.ptrace import (
     Event,
     PtraceError,
     Stop,
@@ -18,8 +18,8 @@ from collector.capture.live.ptrace import (
     run_as_tracer,
     seize,
 )
-from collector.capture.live.stop import StoppedProcess
-from collector.errors import CaptureError
+from collector.snapshot import refusal, tasks
+from collector.snapshot.stop import StoppedProcess
 
 
 def test_the_threads_of_this_process() -> None:

@@ -7,14 +7,14 @@ import threading
 
 import pytest
 
-from collector import patience
 from collector.errors import KeptWaiting
-from collector.patience import patiently
+from collector.linux import stall
+from collector.linux.stall import patiently
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "WAIT_S", 1)
+    monkeypatch.setattr(stall, "WAIT_S", 1)
 
 
 def test_the_result_is_that_of_the_work() -> None:

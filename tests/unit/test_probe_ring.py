@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from collector.errors import ProbeError
-from collector.probe import ring
-from collector.probe.libbpf import MapInfo
-from collector.probe.ring import BUSY, DISCARDED, HEADER, PAGE, Ring
+from collector.linux import ringbuf
+from collector.linux.libbpf import MapInfo
+from collector.linux.ringbuf import BUSY, DISCARDED, HEADER, PAGE, Ring
 
 SIZE = 1 << 20  # larger than the reader's window
 
@@ -56,7 +56,7 @@ class Writer:
 
 @pytest.fixture
 def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
-    monkeypatch.setattr(ring.libbpf, "map_info", lambda _: MapInfo(27, 1, 0, 0, SIZE))
+    monkeypatch.setattr(ringbuf.libbpf, "map_info", lambda _: MapInfo(27, 1, 0, 0, SIZE))
     return Writer()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from collector.errors import ProbeError
+from collector.linux.perf_clock import parse_cpus
 from collector.probe import stacks
-from collector.probe.clock import parse_cpus
 from collector.probe.stacks import (
     CAUGHT,
     LIVE,

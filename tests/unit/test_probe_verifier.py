@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collector.probe.verifier import MAX_LENGTH, explain
+from collector.linux.verifier import MAX_LENGTH, explain
 
 LIBBPF = """\
 prog 'signal_deliver': BPF program load failed: Permission denied

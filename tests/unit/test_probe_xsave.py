@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from collector.probe import xsave
-from collector.probe.xsave import Component, Layout
+from collector.arch import xsave
+from collector.arch.xsave import Component, Layout
 
 YMM, OPMASK, ZMM_HIGH, PKRU, SUPERVISOR = 2, 5, 6, 9, 11
 # A CPU whose supervisor component lies between the user's in the compacted format.

@@ -1,0 +1,124 @@
+"""From the events of one death to its record: pure functions, no I/O.
+
+What the events say is put together here; what only a held process can tell is added by the agent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import time
+from collections.abc import Mapping
+
+from collector.explain.facts import with_signal
+from collector.model import Cause, Exit, FatalSignal, Identity, OomVictim, Record, Sender
+from collector.signals import signal_name
+
+CORE_BIT = 0x80  # of a wait status: the kernel dumped core, or handed the process over (wait(2))
+
+
+def boot_to_utc(boot_ns: int) -> datetime.datetime:
+    """UTC of an instant of CLOCK_BOOTTIME, by the clocks' present difference."""
+    offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return datetime.datetime.fromtimestamp((boot_ns + offset) / 1e9, datetime.UTC)
+
+
+class Parts:
+    """The events of one death as they come in. Not thread-safe; `agent.correlate` guards it."""
+
+    def __init__(self) -> None:
+        self.fatal: FatalSignal | None = None
+        self.oom: OomVictim | None = None
+        self.exit: Exit | None = None
+
+    @property
+    def who(self) -> Identity | None:
+        """Who died: of the fatal signal where there is one, for it names the thread."""
+        for event in (self.fatal, self.exit, self.oom):
+            if event is not None:
+                return event.who
+        return None
+
+    @property
+    def signal(self) -> int | None:
+        if self.fatal is not None:
+            return self.fatal.signal
+        if self.exit is not None:
+            return (self.exit.status & 0x7F) or None
+        return int(signal.SIGKILL) if self.oom is not None else None
+
+    @property
+    def is_oom(self) -> bool:
+        """Whether the out-of-memory killer chose it: as told at that moment, or at its end."""
+        return self.oom is not None or (self.exit is not None and self.exit.oom)
+
+    @property
+    def sender(self) -> Sender | None:
+        """Who sent the signal; None where the kernel raised it."""
+        if self.is_oom:
+            return None  # the task that happened to run out of memory is not to blame
+        for event in (self.fatal, self.exit):
+            if event is not None and event.sender is not None:
+                return event.sender
+        return None
+
+    @property
+    def cause(self) -> Cause:
+        if self.is_oom:
+            return Cause.OOM
+        if self.signal is None:
+            return Cause.EXIT
+        sender, who = self.sender, self.who
+        if sender is not None and who is not None and sender.pid != who.key.pid:
+            return Cause.KILLED
+        return Cause.SIGNAL
+
+    @property
+    def time_ns(self) -> int:
+        """When it happened, CLOCK_BOOTTIME: the first of its events."""
+        times = [e.time_ns for e in (self.fatal, self.exit, self.oom) if e is not None]
+        return min(times, default=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+    def record(self, record_id: str, *, late: bool, lost: Mapping[str, str]) -> Record:
+        """The record as far as the events tell. Needs at least one event."""
+        who = self.who
+        if who is None:
+            raise ValueError("a death without any event")
+        fatal = self.fatal
+        exited = self.exit
+        missing = dict(lost)
+        if fatal is None and self.signal is not None and not self.is_oom:
+            missing.setdefault("si_code", "the event of the signal was lost")
+        if fatal is not None and fatal.si_code is None:
+            missing.setdefault("si_code", "the kernel passed none with the signal")
+        if who.exe is None:
+            missing.setdefault("exe", "its path could not be read")
+        fault = (fatal and fatal.last_fault) or (exited and exited.last_fault)
+        record = Record(
+            id=record_id,
+            time=boot_to_utc(self.time_ns),
+            pid=who.key.pid,
+            tid=who.tid,
+            cause=self.cause,
+            comm=who.comm,
+            start_ns=who.key.start_ns,
+            ns_pid=who.ns_pid,
+            ppid=who.ppid,
+            exe=who.exe,
+            uid=who.uid,
+            gid=who.gid,
+            signal=self.signal,
+            signal_name=signal_name(self.signal),
+            si_code=fatal.si_code if fatal else None,
+            si_addr=fatal.si_addr if fatal else None,
+            sender=self.sender,
+            last_fault=fault or None,
+            exit_code=exited.status >> 8 & 0xFF if exited and self.signal is None else None,
+            core_bit=bool(exited.status & CORE_BIT) if exited else None,
+            oom=self.is_oom,
+            late=late,
+            thread_name=fatal.thread_name if fatal else None,
+            site=fatal.site if fatal else None,
+            lost=missing,
+        )
+        return with_signal(record, fatal) if fatal else record

@@ -1,0 +1,78 @@
+"""What the stages of the agent share: its parts, made once, and the lanes that they work in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from collector.agent.correlate import Death, Deaths
+from collector.agent.workers import Lane
+from collector.export.metrics import Metrics
+from collector.handoff.backends import NoBackend, OpenBackend
+from collector.handoff.governor import Pins
+from collector.model import ProcessKey, Record
+from collector.native.library import Native
+from collector.policy.holder import PolicyHolder
+from collector.policy.limit import Limiter
+from collector.policy.types import CaptureSettings
+from collector.probe import Probe
+from collector.store.store import Store
+from collector.watch.client import FlightRecorder
+
+HANDOFF_WORKERS = 8  # each holds one process, for about a millisecond
+HANDOFF_QUEUE = 4096
+HANDOFF_NICE = -10  # a process and its restart wait for this lane
+RECORD_QUEUE = 1 << 16
+EXPLAIN_QUEUE = 64
+
+
+class Lanes:
+    """Where the work is done: what waits in one lane does not hold up another."""
+
+    def __init__(self, settings: CaptureSettings, *, native: bool) -> None:
+        """native: a process does not wait for the lane of hand-offs any more."""
+        nice = 0 if native else HANDOFF_NICE
+        self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE, nice=nice)
+        self.captures = Lane("capture", settings.workers, settings.queue)
+        self.records = Lane("record", 1, RECORD_QUEUE)
+        self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
+        # of what was killed, which may be much on a busy host: no crash waits behind that
+        self.relics = Lane("relic", 1, EXPLAIN_QUEUE)
+
+    def all(self) -> tuple[Lane, ...]:
+        """In the order in which they hand work on."""
+        return self.handoffs, self.records, self.captures, self.explains, self.relics
+
+
+@dataclasses.dataclass(kw_only=True)
+class Context:
+    """The parts of one agent, and what they remember between two deaths."""
+
+    policy: PolicyHolder
+    probe: Probe | None
+    store: Store
+    backend: OpenBackend | NoBackend
+    metrics: Metrics
+    announce: Callable[[Record], None]
+    lanes: Lanes
+    recorder: FlightRecorder
+    native: Native | None = None  # None: Python does it all
+    boot_id: str = dataclasses.field(
+        default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    )
+    deaths: Deaths = dataclasses.field(default_factory=Deaths)
+    limiter: Limiter = dataclasses.field(default_factory=Limiter)
+    pins: Pins = dataclasses.field(default_factory=Pins)
+    # died while the agent was down, seen by BPF
+    late: set[ProcessKey] = dataclasses.field(default_factory=set)
+
+    def record(self, task: Callable[[], None]) -> None:
+        """Have a record made, after those that wait already."""
+        if not self.lanes.records.submit(task):
+            self.metrics.errors.labels("record").inc()
+
+    def recorded(self, death: Death) -> None:
+        """It is on record, or is not to be: no later agent need be told of it again."""
+        if self.probe is not None and death.who is not None:
+            self.probe.recorded(death.who.key)

@@ -1,0 +1,272 @@
+"""The agent: the flow from a death to its record, one stage after the other.
+
+    probe    events come in and are joined              (main thread)
+    hold     the kernel hands a process over            (taker threads, natively)
+    capture  registers, mappings, the pin               (the same)
+    release  the process is gone                        (the same, if nothing speaks against it)
+    decide   policy, limits; how to release, if it      (`handoff` lane; taker, if it is held)
+             is held still
+    write    a process of its own writes the core       (`capture` lane)
+    explain  another one unwinds the stack              (`explain` lane)
+    export   store, metrics, one line                   (whoever is last)
+
+What happens before the release is as little as can be; whatever queues, queues behind it. Without
+the native part the main thread accepts, and the `handoff` lane does what takers do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+from functools import partial
+
+import msgspec
+
+from collector.agent.accept import Taker
+from collector.agent.context import HANDOFF_NICE, Context
+from collector.agent.correlate import Death
+from collector.agent.finish import Settler
+from collector.agent.gather import Gathered
+from collector.agent.receive import Receiver
+from collector.agent.unheld import Witness
+from collector.handoff.backends import NoBackend
+from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.governor import most_pinned
+from collector.handoff.handoff import HandOff
+from collector.handoff.pipe import PipeBackend
+from collector.model import Capture, Event, Exit, Outcome, Record
+from collector.policy.match import all_instant, wants_exits
+
+log = logging.getLogger(__name__)
+
+_INTERRUPTED_MAX = 1000  # of the newest records are looked at: more can not have been open at once
+_FINISH_S = 60.0  # for each lane, when the agent is to end
+_HANDOFF_MS = 3  # a hand-off follows its signal within so long, if there is one
+_IN_HAND_MS = 100  # a process that is in hand takes this long at most, or events are read meanwhile
+_LOOK_MS = 5000  # how often deaths are looked at whose end does not come
+
+
+class Agent:
+    """Owns every part; `run` returns after `stop`. One per host and run directory."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._settler = Settler(context)
+        self._witness = Witness(context, self._settler)
+        self._receiver = Receiver(context, self._settler, self._take_events, self._ended)
+        metrics, pins = context.metrics, context.pins
+        metrics.pins.set_function(lambda: pins.totals().count)
+        metrics.pinned.set_function(lambda: pins.totals().bytes)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._calls, self._all = select.poll(), select.poll()  # without and with events of BPF
+        self._in_hand: set[HandOff] = set()  # held: nobody knows for how long
+        self._taker: Taker | None = None
+        self._stopping = False
+        self._reload = False
+
+    # ---- the main thread: wait, take in, hand on
+
+    def run(self) -> None:
+        """Work until `stop`. What is then being captured is finished first."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._apply_policy()
+        self._listen()
+        self._give_up_interrupted()
+        self._take_events()
+        self._take_notes()
+        self._take_handoffs()
+        self._start_taker()
+        while not self._stopping:
+            called = self._wait()
+            if self._wake_read in called:
+                os.read(self._wake_read, 4096)
+            if self._context.backend.fileno() in called:
+                self._take_handoffs()
+            if not called or not self._in_hand:
+                self._take_events()
+            if self._reload:
+                self._reload = False
+                self._apply_reload()
+        self._finish()
+
+    def _listen(self) -> None:
+        for poll in (self._calls, self._all):
+            poll.register(self._wake_read, select.POLLIN)
+            if self._context.backend.fileno() >= 0:
+                poll.register(self._context.backend.fileno(), select.POLLIN)
+        if self._context.probe is not None:
+            self._all.register(self._context.probe.fileno(), select.POLLIN)
+
+    def _start_taker(self) -> None:
+        """Leave the listener to the native part if it can, after what has come before."""
+        native, backend = self._context.native, self._context.backend
+        if native is None or isinstance(backend, NoBackend):
+            with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
+            return
+        assert isinstance(backend.listener, (SocketBackend, PipeBackend))
+        for poll in (self._calls, self._all):
+            poll.unregister(backend.fileno())
+        self._taker = Taker(native, backend.listener, self._arrived)
+
+    def _apply_policy(self) -> None:
+        context, policy = self._context, self._context.policy.policy
+        if context.probe is not None:
+            context.probe.set_want_exits(wants_exits(policy))
+            context.probe.set_has_handoff(not isinstance(context.backend, NoBackend))
+        if context.native is not None:
+            context.native.allow(
+                instant=all_instant(policy),
+                max_pins=policy.release.max_pins,
+                max_pinned=most_pinned(policy.release),
+            )
+        context.recorder.configure(policy)
+
+    def _wait(self) -> list[int]:
+        """The descriptors that have something to do, waited for.
+
+        While a process waits for its release, or ends, nothing is done here that can be done after
+        it: it needs the CPU that we are on, perhaps. An event of a signal comes before the
+        hand-off of its process, which gets a moment to come first.
+        """
+        if self._in_hand:
+            return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
+        timeout_ms = _LOOK_MS if self._context.deaths.waits else None
+        probe, native = self._context.probe, self._context.native
+        if self._taker is not None and native is not None and probe is not None:
+            native.wait(self._wake_read, probe.fileno(), -1 if timeout_ms is None else timeout_ms)
+            return [fd for fd, _ in self._all.poll(0)]
+        ready = [fd for fd, _ in self._all.poll(timeout_ms)]
+        if probe is not None and ready == [probe.fileno()]:
+            ready += [fd for fd, _ in self._calls.poll(_HANDOFF_MS)]
+        return ready
+
+    def _give_up_interrupted(self) -> None:
+        """Records that an earlier agent had begun when it was killed: say what they lack."""
+        for record in self._context.store.list(limit=_INTERRUPTED_MAX):
+            if record.reason is None:  # it was never closed
+                self._settler.closed(_interrupted(record))
+
+    def stop(self) -> None:
+        """Ask `run` to end; safe in a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    def reload(self) -> None:
+        """Ask for the policy file to be read again; safe in a signal handler."""
+        self._reload = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
+
+    def _apply_reload(self) -> None:
+        if self._context.policy.reload():
+            self._context.metrics.policy_bad.set(0)
+            for key in self._context.policy.needs_restart:
+                log.warning("policy: %s changes only with a restart", key)
+            self._apply_policy()
+            log.info("policy: %s is in force", self._context.policy.policy.source)
+        else:
+            self._context.metrics.policy_bad.set(1)
+            log.error("policy: the old one stays in force: %s", self._context.policy.error)
+
+    def _finish(self) -> None:
+        """Let go of what is held, finish what is being captured, give up what only waits."""
+        self._context.backend.close()
+        if self._context.probe is not None:
+            self._context.probe.set_has_handoff(False)
+        if self._taker is not None:
+            self._taker.join()
+        lanes = self._context.lanes.all()
+        for _ in range(2):  # what was held has ended meanwhile
+            self._take_events()
+            for lane in lanes:
+                lane.wait_idle(_FINISH_S)
+        for death in self._context.deaths.abandoned(all_settled=True):
+            self._ended(death)
+        self._context.recorder.close()
+        for lane in lanes:
+            lane.close()
+
+    # ---- probe: events
+
+    def _take_events(self) -> None:
+        if self._context.probe is None:
+            return
+        for event in self._context.probe.drain():
+            if event.time_ns < self._context.probe.attached_ns:
+                self._context.late.add(event.who.key)
+            self._note(event)
+        for death in self._context.deaths.abandoned():
+            self._context.record(partial(self._ended, death))
+
+    def _note(self, event: Event) -> None:
+        native, deaths = self._context.native, self._context.deaths
+        if native and isinstance(event, Exit) and native.has_in_hand(event.who.key.pid):
+            deaths.hold(event.who.key)  # it was let go so fast that its worker is still to come
+        death = deaths.note(event)
+        if death is not None:
+            self._context.record(partial(self._ended, death))
+
+    def _ended(self, death: Death) -> None:
+        """All that will be known of a death is known."""
+        if not death.held:
+            self._witness.record(death)
+        elif death.case is not None:
+            self._settler.note_exit(death.case, death)
+        else:
+            self._context.recorded(death)  # policy wants no record of it
+
+    # ---- hold: the kernel's hand-off
+
+    def _take_handoffs(self) -> None:
+        while (handoff := self._context.backend.accept()) is not None:
+            self._arrived(handoff, None)
+
+    def _arrived(self, handoff: HandOff, gathered: Gathered | None) -> None:
+        """Have a worker see to a process. What is held is seen to by the taker itself, which is
+        more urgent than they; so is one for which there is no worker: the kernel's queue is long.
+        """
+        held = gathered is None or gathered.pin is None
+        if held:
+            self._in_hand.add(handoff)
+        work = partial(self._handle, handoff, gathered)
+        if (held and self._taker) or not self._context.lanes.handoffs.submit(work):
+            work()
+
+    def _handle(self, handoff: HandOff, gathered: Gathered | None) -> None:
+        try:
+            self._receiver.handle(handoff, gathered)
+        finally:
+            self._in_hand.discard(handoff)
+            if not self._in_hand:
+                self._wake()
+
+    def _take_notes(self) -> None:
+        """Deaths that the pipe helper noted while no agent was there."""
+        spooled = self._context.backend.notes()
+        for note in spooled.notes:
+            self._context.record(partial(self._witness.record_note, note))
+        if spooled.lost:
+            self._context.metrics.errors.labels("spool").inc(spooled.lost)
+            log.warning("%d deaths of the time without an agent are only counted", spooled.lost)
+
+
+def _interrupted(record: Record) -> Record:
+    lost = dict(record.lost)
+    if record.frames is None:
+        lost.setdefault("frames", "the agent ended before it was explained")
+    if record.core_bit is None:
+        lost.setdefault("core_bit", "the agent ended before its exit was seen")
+    if record.outcome is not Outcome.PENDING:
+        return msgspec.structs.replace(record, lost=lost)
+    lost["core"] = "the agent ended before it was written"
+    return msgspec.structs.replace(
+        record, outcome=Outcome.FAILED, capture=Capture.RECORD, lost=lost
+    )

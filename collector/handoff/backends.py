@@ -1,0 +1,252 @@
+"""Which way the kernel hands crashes over here, found out by doing it.
+
+`open_backend` sets the kernel up for one way and lets a child of its own crash; what arrives is
+proof that documentation and version numbers are not. What to do with a crash is not decided here.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from collector import proof
+from collector.errors import HoldError, TakeoverRefused
+from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.handoff import HandOff
+from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
+from collector.handoff.settings import SettingsGuard
+from collector.native.build import NAME, find
+from collector.policy.types import Backend
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "core.sock"
+_PROBE_TIMEOUT_S = 2.0
+_PR_SET_DUMPABLE, _PR_GET_DUMPABLE = 4, 3  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Listener(Protocol):
+    """What the two ways share."""
+
+    backend: str
+    pattern: str
+    pipe_limit: int | None
+    refused: int
+
+    def fileno(self) -> int: ...
+    def accept(self) -> HandOff | None: ...
+    def close(self) -> None: ...
+
+
+class OpenBackend:
+    """A way that works, with the kernel set up for it. A context manager.
+
+    Call `accept` until it returns None, then wait for `fileno` to be readable: a crash may have
+    come in while the backend was opened. The agent must not be dumpable while this is open, or it
+    would wait for itself if it crashed; so it is not.
+    """
+
+    def __init__(self, listener: Listener, guard: SettingsGuard) -> None:
+        self.listener = listener
+        self.backend = listener.backend
+        self.pattern = listener.pattern
+        self.reason = ""  # why not a better one
+        self._guard = guard
+        self._early: collections.deque[HandOff] = collections.deque()
+        self._was_dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+    @property
+    def refused(self) -> int:
+        """Connections so far that were not the kernel's."""
+        return self.listener.refused
+
+    @property
+    def late(self) -> int:
+        """Hand-offs so far that were given up before we answered (pipe only)."""
+        return self.listener.late if isinstance(self.listener, PipeBackend) else 0
+
+    def fileno(self) -> int:
+        """For poll(2): readable when `accept` has something to do."""
+        return self.listener.fileno()
+
+    def accept(self) -> HandOff | None:
+        """The next dying process, or None; see the listener's."""
+        return self._early.popleft() if self._early else self.listener.accept()
+
+    def notes(self) -> SpooledNotes:
+        """Deaths that nobody held while no agent ran; each is told once (pipe only)."""
+        if isinstance(self.listener, PipeBackend):
+            return self.listener.notes()
+        return SpooledNotes([], 0)
+
+    def close(self) -> None:
+        """Give the settings back, then stop listening. Hand-offs that were accepted stay held."""
+        try:
+            for line in self._guard.restore():
+                log.info("%s", line)
+        finally:
+            while self._early:
+                self._early.popleft().release()
+            self.listener.close()
+            if self._was_dumpable == 1:
+                _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+    def prove(self) -> None:
+        """Let a child crash and see it arrive. Raises HoldError if it dies without, or in 2 s."""
+        child = proof.die(dumpable=True)
+        ended = os.pidfd_open(child)
+        try:
+            deadline = time.monotonic() + _PROBE_TIMEOUT_S
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            poll.register(ended, select.POLLIN)
+            while (left := deadline - time.monotonic()) > 0:
+                happened = dict(poll.poll(left * 1000))
+                while (hand_off := self.listener.accept()) is not None:
+                    if hand_off.pid == child:
+                        with hand_off:
+                            return hand_off.answer(stream=False)
+                    self._early.append(hand_off)
+                if ended in happened:
+                    break
+            raise HoldError("the kernel took the core_pattern, but a crash did not arrive")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(ended)
+
+    def __enter__(self) -> OpenBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class NoBackend:
+    """Crashes are seen by BPF alone: nothing is held, no memory is kept. `reason` says why."""
+
+    backend = "none"
+    pattern = None
+    refused = 0
+    late = 0
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def fileno(self) -> int:
+        """-1: nothing to poll."""
+        return -1
+
+    def accept(self) -> None:
+        return None
+
+    def notes(self) -> SpooledNotes:
+        return SpooledNotes([], 0)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> NoBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_backend(
+    kind: Backend,
+    run_dir: Path,
+    guard: SettingsGuard,
+    takeover: bool,
+    helper: Path | None = None,
+    patience_s: float = PATIENCE_S,
+) -> OpenBackend | NoBackend:
+    """Set the kernel up to hand crashes over to us, and prove that it does.
+
+    `auto` takes the socket, else the pipe, else none with the reasons. `run_dir` holds the sockets
+    and the pipe helper's notes; it is made, 0700. `helper`: the built pipe helper, by default the
+    one of this installation. `patience_s`: see PipeBackend.
+
+    Raises TakeoverRefused if another crash handler is installed and `takeover` is false, HoldError
+    if a backend that was asked for by name does not work.
+    """
+    if kind is Backend.NONE:
+        return NoBackend("hold.backend is none")
+    ways: dict[Backend, Callable[[], Listener]] = {
+        Backend.SOCKET: lambda: SocketBackend(run_dir / SOCKET_NAME),
+        Backend.PIPE: lambda: PipeBackend(run_dir, _helper(helper), patience_s),
+    }
+    _own_directory(run_dir)
+    reasons: list[str] = []
+    for name in ways if kind is Backend.AUTO else (kind,):
+        try:
+            backend = _open_one(ways[name], guard, takeover)
+        except TakeoverRefused:
+            raise
+        except HoldError as error:
+            if kind is not Backend.AUTO:
+                raise HoldError(f"hold.backend: {name} does not work here: {error}") from error
+            reasons.append(f"{name}: {error}")
+            continue
+        backend.reason = "; ".join(reasons)
+        return backend
+    return NoBackend("; ".join(reasons))
+
+
+def _open_one(listen: Callable[[], Listener], guard: SettingsGuard, takeover: bool) -> OpenBackend:
+    guard.lock()  # before the listener: it replaces the socket of an earlier run, not a live one
+    try:
+        listener = listen()
+    except BaseException:
+        guard.restore()
+        raise
+    backend = OpenBackend(listener, guard)
+    try:
+        guard.takeover(listener.pattern, listener.pipe_limit, takeover)
+        backend.prove()
+    except BaseException:
+        backend.close()
+        raise
+    return backend
+
+
+def _helper(given: Path | None) -> Path:
+    path = given or find(NAME)
+    if path is None:
+        raise HoldError("the pipe helper was not built; run `make setup`")
+    return path
+
+
+def _own_directory(path: Path) -> None:
+    """Make `path` ours alone: others must be able neither to connect nor to put files there."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = path.stat()
+        if about.st_uid != os.geteuid():
+            raise HoldError(f"{path} belongs to uid {about.st_uid}: remove it, or use another")
+        path.chmod(0o700)
+    except OSError as error:
+        raise HoldError(f"{path}: cannot be used for sockets: {error.strerror}") from error

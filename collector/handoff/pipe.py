@@ -1,0 +1,332 @@
+"""The pipe hand-off, `core_pattern = |/path/coreward-pipe RUNDIR PATIENCE ...` (core(5), every
+kernel).
+
+The kernel starts the helper (`pipe_helper.c`) for each crash; the helper tells us who is dying and
+we take its end of the pipe. From then on our descriptor alone holds the process. The helper leaves
+notes of deaths for which no agent answered in time; `notes` fetches them.
+
+core_pipe_limit must not be 0, or the kernel does not wait; beyond that many crashes at a time it
+skips the dump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import select
+import shutil
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from collector.errors import HoldError
+from collector.handoff.handoff import HandOff
+from collector.handoff.listener import SocketListener
+from collector.linux import pidfd
+from collector.native.build import NAME
+
+log = logging.getLogger(__name__)
+
+# %P pid and %I tid in the initial pid namespace, %s signal, %u %g real ids, %d dump mode,
+# %t seconds since the epoch, %F pidfd (>= 6.16; earlier kernels leave it out)
+FIELDS = "%P %I %s %u %g %d %t %F"
+PATIENCE_S = 0.1  # of a helper, with an agent that does not answer
+PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
+SOCKET = "pipe.sock"  # in the run directory
+_HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
+_COUNT = struct.Struct("=Q")
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+SHORT = Path("/run")  # for links to what a core_pattern cannot hold
+_PATTERN_MAX = 127  # bytes; CORENAME_MAX_SIZE less its NUL
+_NUMBER = re.compile(rb"[0-9]{1,18}")
+_LINE_MAX = 512  # bytes, as in the helper
+_STREAM_BUFFER = 1 << 20  # bytes of pipe: fewer wake-ups for the notes of many threads
+_MESSAGE_TIMEOUT_MS = 20  # the helper sends its line at once after it connects
+_TAKEN = b"\1"
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7))
+
+
+class PipeNote(NamedTuple):
+    """A death that nobody held, as the helper noted it. Ids are those of the initial namespaces."""
+
+    pid: int
+    tid: int
+    signal: int
+    uid: int
+    gid: int
+    dump_mode: int  # suid_dumpable of proc(5): 1 normal, 2 root only
+    time_s: int  # since the epoch
+    pidfd: int | None  # the helper's own descriptor; of no use in a note
+    start_ticks: int | None  # field 22 of /proc/PID/stat
+
+
+class SpooledNotes(NamedTuple):
+    notes: list[PipeNote]
+    lost: int  # deaths that are only counted: the spool was full, or a line was damaged
+
+
+def parse_line(line: bytes) -> PipeNote:
+    """A line of the helper, with or without the start time. Raises HoldError if it is not one."""
+    words = line.rstrip(b"\n").split(b" ")
+    if len(words) not in (8, 9) or line.count(b"\n") > 1:
+        raise HoldError(f"not a line of the pipe helper: {line[:80]!r}")
+    values: list[int | None] = []
+    for index, word in enumerate(words):
+        if word == b"-" and index >= 7:
+            values.append(None)
+        elif _NUMBER.fullmatch(word):
+            values.append(int(word))
+        else:
+            raise HoldError(f"not a line of the pipe helper: {line[:80]!r}")
+    pid, tid, signal, uid, gid, mode, time_s = (value or 0 for value in values[:7])
+    return PipeNote(
+        pid, tid, signal, uid, gid, mode, time_s, values[7], values[8] if len(values) > 8 else None
+    )
+
+
+class HelperGone(HoldError):
+    """A helper had given up waiting before it was answered; it leaves a note."""
+
+
+class PipeHandOff(HandOff):
+    backend = "pipe"
+
+    def __init__(
+        self, stream: int, who: PipeNote, pid: int, fd: int, accepted_ns: int | None = None
+    ) -> None:
+        super().__init__(stream, pid, fd, who.signal, accepted_ns)
+        self.identity = who
+
+    def answer(self, stream: bool) -> None:
+        """The kernel already writes, and waits when the pipe is full or we hold it open."""
+        if stream:
+            with contextlib.suppress(OSError):  # beyond the user's limit: slower, not wrong
+                fcntl.fcntl(self.holds, fcntl.F_SETPIPE_SZ, _STREAM_BUFFER)
+
+    def stream_fd(self) -> int:
+        return self.holds
+
+
+class PipeBackend(SocketListener):
+    """The listening end. `pattern` and `pipe_limit` are what the kernel has to be set to."""
+
+    backend = "pipe"
+    pipe_limit: int | None = PIPE_LIMIT
+
+    def __init__(self, run_dir: Path, helper: Path, patience_s: float = PATIENCE_S) -> None:
+        """Listen in `run_dir`, an existing directory that others cannot enter.
+
+        patience_s: so long helpers wait for us before they let their process go.
+        Raises HoldError if the helper is not there, others than root may write it (the kernel runs
+        it as root), or a path that no core_pattern can hold cannot be linked to from `SHORT`.
+        """
+        self.run_dir = run_dir.resolve()
+        self.helper = helper.resolve()
+        self.helper_id = _trusted(self.helper)  # device and inode
+        self._links: Path | None = None
+        fields = f"{patience_s * 1000:.0f} {FIELDS}"
+        self.pattern = f"|{self.helper} {self.run_dir} {fields}"
+        if not _fits(self.pattern, fields):
+            self._links = _link(self.helper, self.run_dir)
+            self.pattern = f"|{self._links / NAME} {self._links / 'run'} {fields}"
+        super().__init__(self.run_dir / SOCKET)
+        self.late = 0  # helpers that had given up before we answered; they leave a note
+        self._heard = 0  # helpers of whom we took notice
+        try:
+            self._count = os.fdopen(os.open(self.run_dir / _HEARD, _CREATE, 0o600), "wb", 0)
+            # through the link: a socket's path has 107 bytes
+            self._listener.bind(str((self._links / "run" if self._links else run_dir) / SOCKET))
+            self.path.chmod(0o600)
+            self._listener.listen(65535)  # the kernel cuts it to net.core.somaxconn
+        except OSError as error:
+            self._listener.close()
+            raise HoldError(f"{self.path}: cannot listen: {error.strerror}") from error
+
+    def refuse(self, why: HoldError) -> None:
+        """As its like; a helper that had given up waiting is counted in `late`."""
+        if isinstance(why, HelperGone):
+            self.late += 1
+        else:
+            super().refuse(why)
+
+    @property
+    def heard(self) -> tuple[int, int]:
+        """A descriptor of the file where helpers see how many were heard, and that number."""
+        return self._count.fileno(), self._heard
+
+    def _admit(self, conn: socket.socket) -> HandOff:
+        """The process whose helper connected, which is waited for 20 ms at most."""
+        self._heard += 1
+        with contextlib.suppress(OSError):  # a full disk: others have less patience, no more
+            os.pwrite(self._count.fileno(), _COUNT.pack(self._heard), 0)
+        taken = self._take(conn)
+        if taken is None:
+            raise HelperGone
+        return taken
+
+    def _take(self, conn: socket.socket) -> HandOff | None:
+        """Take the pipe of the helper that connected; None if it had given up."""
+        with contextlib.ExitStack() as undo:
+            helper = self._authenticate(conn)
+            if helper is None:
+                return None
+            undo.callback(os.close, helper)
+            poll = select.poll()
+            poll.register(conn, select.POLLIN)
+            line = conn.recv(_LINE_MAX) if poll.poll(_MESSAGE_TIMEOUT_MS) else b""
+            if not line:
+                return None
+            who = parse_line(line)
+            try:
+                stream = pidfd.getfd(helper, 0)
+            except HoldError:
+                if _has_ended(helper):
+                    return None
+                raise
+            undo.callback(os.close, stream)
+            if not stat.S_ISFIFO(os.fstat(stream).st_mode):
+                raise HoldError("the helper's standard input is no pipe")
+            fd = _pidfd_of(who, helper)
+            undo.callback(os.close, fd)
+            pid = pidfd.pid_of(fd)
+            if not pidfd.is_dumping(fd, pid):
+                raise HoldError(f"pid {pid} is not dumping core")
+            try:
+                conn.send(_TAKEN, socket.MSG_NOSIGNAL)
+            except OSError:
+                return None
+            undo.pop_all()
+            os.close(helper)
+            return PipeHandOff(stream, who, pid, fd)
+
+    def _authenticate(self, conn: socket.socket) -> int | None:
+        """A pidfd of the helper at the other end; None if it is gone. HoldError: not a helper."""
+        pid, uid, _ = _UCRED.unpack(
+            conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if uid != 0:
+            raise HoldError(f"pid {pid} (uid {uid}) is not the kernel's helper")
+        try:
+            helper = pidfd.peer_pidfd(conn.fileno())
+        except HoldError:  # before 6.5
+            try:
+                helper = os.pidfd_open(pid)
+            except OSError:
+                return None
+        try:
+            exe = Path(f"/proc/{pid}/exe").stat()
+        except OSError:
+            os.close(helper)
+            return None
+        # A helper that ended meanwhile may have left its pid to another program.
+        if (exe.st_dev, exe.st_ino) != self.helper_id:
+            gone = _has_ended(helper)
+            os.close(helper)
+            if gone:
+                return None
+            raise HoldError(f"pid {pid} is not the program {self.helper}")
+        return helper
+
+    def notes(self) -> SpooledNotes:
+        """Read and delete what helpers noted while no agent answered, oldest first.
+
+        A death may be noted twice, and may be known from elsewhere: compare pid and time.
+        """
+        notes, lost = [], len(_take(self.run_dir / "notes.lost"))
+        for line in _take(self.run_dir / "notes").splitlines(keepends=True):
+            try:
+                notes.append(parse_line(line))
+            except HoldError as error:
+                log.warning("%s", error)
+                lost += 1
+        return SpooledNotes(notes, lost)
+
+    def close(self) -> None:
+        """Stop listening; helpers that were not accepted yet leave a note at once."""
+        super().close()
+        self._count.close()
+        if self._links is not None:
+            shutil.rmtree(self._links, ignore_errors=True)
+
+
+def _fits(pattern: str, fields: str) -> bool:
+    """Whether the kernel takes it whole: it splits at blanks, expands % and cuts what is longer."""
+    paths = pattern.removesuffix(fields)[1:-1]
+    return len(pattern.encode()) <= _PATTERN_MAX and (
+        paths.count(" ") == 1 and not any(c in paths for c in "%\t\n")
+    )
+
+
+def _link(helper: Path, run_dir: Path) -> Path:
+    """A directory with short links to both; an agent of the same `run_dir` takes the same one."""
+    directory = SHORT / f"coreward-{hashlib.blake2b(bytes(run_dir), digest_size=4).hexdigest()}"
+    try:
+        if directory.is_symlink() or (directory.exists() and directory.stat().st_uid != 0):
+            raise HoldError(f"{directory}: not made by root")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name, target in ((NAME, helper), ("run", run_dir)):
+            (directory / name).unlink(missing_ok=True)
+            (directory / name).symlink_to(target)
+    except OSError as error:
+        raise HoldError(
+            f"{directory}: {error.strerror}: no short way to {helper} and {run_dir}, "
+            "which are too long for a core_pattern, or hold a blank or %"
+        ) from error
+    return directory
+
+
+def _trusted(helper: Path) -> tuple[int, int]:
+    """Device and inode of the helper.
+
+    Raises HoldError if others than root may write it, and warns if they may replace it.
+    """
+    try:
+        about = helper.stat()
+    except OSError as error:
+        raise HoldError(f"{helper}: {error.strerror}; build it with `make setup`") from error
+    if about.st_uid != 0 or about.st_mode & 0o022 or not about.st_mode & 0o100:
+        raise HoldError(f"{helper}: the kernel runs it as root: must be root's, 0755 at most")
+    if os.statvfs(helper).f_flag & os.ST_NOEXEC:
+        raise HoldError(f"{helper}: is on a file system that is mounted noexec")
+    for directory in helper.parents:
+        place = directory.stat()
+        open_to_others = place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX
+        if place.st_uid != 0 or open_to_others:
+            log.warning(
+                "%s: the kernel runs it as root, and others may write %s", helper, directory
+            )
+            break
+    return about.st_dev, about.st_ino
+
+
+def _pidfd_of(who: PipeNote, helper: int) -> int:
+    """A pidfd of the dying process: the kernel's own where it passed one (%F)."""
+    if who.pidfd is not None:
+        return pidfd.getfd(helper, who.pidfd)
+    try:
+        return os.pidfd_open(who.pid)
+    except OSError as error:
+        raise HoldError(f"pid {who.pid} is gone: {error.strerror}") from error
+
+
+def _has_ended(fd: int) -> bool:
+    """Whether the process behind a pidfd has ended; its descriptors go a moment before."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(_MESSAGE_TIMEOUT_MS))
+
+
+def _take(path: Path) -> bytes:
+    """The contents of a spool file, which is deleted first: a helper that is writing notices."""
+    try:
+        with path.open("rb") as file:
+            path.unlink()
+            return file.read()
+    except FileNotFoundError:
+        return b""

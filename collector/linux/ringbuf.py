@@ -1,0 +1,136 @@
+"""A BPF ring buffer read in pure Python: records as bytes, in order, each once.
+
+The layout is that of kernel/bpf/ringbuf.c: a page with the reader's position, a page with the
+writers' position, then the data, mapped twice in a row so that no record is ever split. Only a
+window of the data is mapped at a time: the kernel maps every page at once, and a whole ring
+would count twice its size to the reader's memory. It does not know what the records mean, and
+has no lock of its own: one thread at a time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+from collector.errors import ProbeError
+from collector.linux import libbpf
+
+PAGE = mmap.PAGESIZE
+HEADER = 8  # struct bpf_ringbuf_hdr
+BUSY = 1 << 31  # BPF_RINGBUF_BUSY_BIT
+DISCARDED = 1 << 30  # BPF_RINGBUF_DISCARD_BIT
+LENGTH = DISCARDED - 1
+WINDOW = 256 << 10  # bytes; grows for a record that is larger
+
+
+class Ring:
+    """The reader of one ring; owns `descriptor`, which becomes readable when records wait."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.size = libbpf.map_info(descriptor).max_entries
+        self._reader = mmap.mmap(
+            descriptor, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        self._writers = mmap.mmap(descriptor, PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
+        self._consumed = memoryview(self._reader).cast("Q")
+        self._produced = memoryview(self._writers).cast("Q")
+        self._window: mmap.mmap | None = None
+        self._window_start = 0
+        self._window_size = 0
+
+    def close(self) -> None:
+        self._drop_window()
+        self._consumed.release()
+        self._produced.release()
+        self._reader.close()
+        self._writers.close()
+        os.close(self.descriptor)
+
+    def _drop_window(self) -> None:
+        if self._window is not None:
+            self._window.close()
+        self._window = None
+        self._window_size = 0
+
+    def _at(self, offset: int, length: int) -> bytes:
+        """Bytes of the doubled data area."""
+        end = self._window_start + self._window_size
+        if offset < self._window_start or offset + length > end:
+            self._drop_window()
+            start = offset & ~(PAGE - 1)
+            size = max(WINDOW, (offset + length - start + PAGE - 1) & ~(PAGE - 1))
+            size = min(size, 2 * self.size - start)
+            self._window = mmap.mmap(
+                self.descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * PAGE + start
+            )
+            self._window_start, self._window_size = start, size
+        assert self._window is not None
+        relative = offset - self._window_start
+        return self._window[relative : relative + length]
+
+    def _header(self, position: int) -> int:
+        header = int.from_bytes(self._at(position & (self.size - 1), 4), "little")
+        length = header & LENGTH
+        if length > self.size:
+            raise ProbeError(f"the ring is damaged: a record of {length} bytes at {position}")
+        return header
+
+    def _data(self, position: int, header: int) -> bytes:
+        return self._at((position & (self.size - 1)) + HEADER, header & LENGTH)
+
+    def records(self) -> Iterator[bytes]:
+        """The records that wait. Stops at one that is still being written: its writer wakes us.
+
+        A record counts as read when the next one is asked for, or the end is reached.
+        """
+        position = self.position
+        while position < self._produced[0]:
+            header = self._header(position)
+            if header & BUSY:
+                return
+            if not header & DISCARDED:
+                yield self._data(position, header)
+            position = _following(position, header)
+            self._consumed[0] = position  # one aligned store; x86 keeps the order
+
+    def positioned(self) -> Iterator[tuple[int, bytes]]:
+        """As `records`, each with its position."""
+        return ((self.position, record) for record in self.records())
+
+    @property
+    def position(self) -> int:
+        """Of the record that `records` gave last; at its end, of the next that will come."""
+        return int(self._consumed[0])
+
+    @property
+    def oldest(self) -> int:
+        """What was read before stays where it is from here on; before it, it is overwritten.
+
+        The kernel writes the header of a record before it moves the writers' position.
+        """
+        return int(self._produced[0]) - self.size + HEADER
+
+    def earlier(self, position: int) -> list[tuple[int, bytes]] | None:
+        """(position, record) of what was read before, from `position` on; None: overwritten."""
+        found = []
+        at, end = position, self.position
+        try:
+            while at < end:
+                header = self._header(at)
+                if not header & DISCARDED:
+                    found.append((at, self._data(at, header)))
+                at = _following(at, header)
+        except ProbeError:  # no header any more
+            return None
+        return found if position >= self.oldest else None
+
+    def trim(self) -> None:
+        """Give back the memory that a large record took; a small window stays for the next one."""
+        if self._window_size > WINDOW:
+            self._drop_window()
+
+
+def _following(position: int, header: int) -> int:
+    return position + (((header & LENGTH) + HEADER + 7) & ~7)

@@ -1,0 +1,85 @@
+"""Build the native parts: `python -m collector.native.build OUTDIR` makes coreward-pipe, the pipe
+helper, and coreward-hold.so, the agent's way to an instant release.
+
+Run when the project is set up; the agent only uses what was built. x86-64 gets a helper without
+libc, which starts and ends in 0.09 ms; other architectures a static one with it, 0.37 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from collector.errors import HoldError, UsageError
+
+NAME = "coreward-pipe"
+SOURCE = Path(__file__).parent / "pipe_helper.c"
+LIBRARY = "coreward-hold.so"
+LIBRARY_SOURCE = Path(__file__).parent / "native.c"
+_HEADERS = Path(__file__).parents[2] / "bpf"  # of the BPF programs' records
+
+_WARNINGS = ("-O2", "-Wall", "-Wextra", "-Werror")
+_COMMON = (*_WARNINGS, "-static", "-s")
+_SHARED = (*_WARNINGS, "-shared", "-fPIC", "-pthread")
+_FREESTANDING = (
+    *("-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"),
+    *("-fno-asynchronous-unwind-tables", "-fcf-protection=none"),
+    # no hidden calls of memcpy or strlen
+    *("-fno-tree-loop-distribute-patterns", "-fno-builtin"),
+    *("-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-Wl,-z,norelro"),
+)
+
+
+def build(directory: Path, compiler: str = "gcc", libc: bool | None = None) -> Path:
+    """Compile the helper into `directory`; returns its path. Raises HoldError with the errors.
+
+    libc: None for what suits the architecture.
+    """
+    if libc is None:
+        libc = platform.machine() != "x86_64"
+    how = ("-DCOREWARD_LIBC",) if libc else _FREESTANDING
+    return _compile(directory / NAME, SOURCE, [compiler, *_COMMON, *how])
+
+
+def build_library(directory: Path, compiler: str = "gcc") -> Path:
+    """Compile the library into `directory`, as `build` does."""
+    return _compile(directory / LIBRARY, LIBRARY_SOURCE, [compiler, *_SHARED, f"-I{_HEADERS}"])
+
+
+def _compile(target: Path, source: Path, command: list[str]) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    command = [*command, "-o", str(partial), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HoldError(
+            f"cannot run {command[0]}: {error.strerror}; install a C compiler"
+        ) from error
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        raise HoldError(f"cannot compile {source}: {done.stderr.strip()}")
+    partial.chmod(0o755)
+    partial.rename(target)  # an agent or a kernel that uses the old one is not disturbed
+    return target
+
+
+def find(name: str) -> Path | None:
+    """What was built: of the installation, or of the source tree that this module is in."""
+    package = Path(__file__).resolve().parent
+    places = (package, package.parents[1] / "build", Path("/usr/lib/coreward"))
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) != 2:
+            raise UsageError("usage: python -m collector.native.build OUTDIR")
+        for built in (build(Path(sys.argv[1])), build_library(Path(sys.argv[1]))):
+            print(built)
+    except (HoldError, UsageError) as failure:
+        print(f"coreward: {failure}", file=sys.stderr)
+        sys.exit(failure.exit_status)

@@ -1,0 +1,133 @@
+"""Is there room for a copy of a process beside it? And: is there still, while the copy lives?
+
+A forked copy costs page tables at once, and a page for each page that the process writes to until
+the copy is gone; both are charged to the process's own memory cgroup. Nobody may die for that: it
+is asked before, at each level of the cgroup tree and on the host, and watched meanwhile. The facts
+are those of hold.governor; what follows from a refusal is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from collector.errors import CaptureError
+from collector.handoff.governor import MemoryFacts, read_facts
+from collector.linux.leader import with_memory
+
+RESERVE = 16 << 20  # bytes that must be left for the process itself at each level
+_PAGE_TABLES = 512 - 1  # a page of entries, 8 bytes each, maps 512 pages; and those above it
+_WATCH_EVERY = 0.01  # seconds; a process fills some 10 MiB meanwhile
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+class NoRoom(CaptureError):
+    """A copy of the process does not fit beside it; nothing was done."""
+
+
+class Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What a copy of a process will cost, in bytes."""
+
+    tables: int  # at once
+    written: int  # at most, as long as it lives
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.written
+
+
+def need_of(facts: MemoryFacts, dirty_rate: float | None, seconds: float | None) -> Need | None:
+    """The cost of a copy that lives for `seconds`, of a process that dirties `dirty_rate` bytes/s.
+
+    Where one of the two is not known: all private memory. Twice the rate is reckoned with. None:
+    the size of the process is not known.
+    """
+    if facts.private is None:
+        return None
+    written = facts.private
+    if dirty_rate is not None and seconds is not None:
+        written = min(written, int(2 * dirty_rate * seconds))
+    return Need(tables=facts.private // _PAGE_TABLES, written=written)
+
+
+def shortage(facts: MemoryFacts, need: int, reserve: int = RESERVE) -> str | None:
+    """Why `need` bytes more do not fit, in words; None: they do."""
+    if facts.levels is None:
+        return "the memory cgroup of the process is unknown"
+    if facts.host_available is None:
+        return "the memory of the host is unknown"
+    for level in facts.levels:
+        if need + reserve > level.headroom:
+            return (
+                f"a copy may need {_mib(need)}; memory cgroup {level.path} has "
+                f"{_mib(level.headroom)} left of {_mib(level.limit)}"
+            )
+    if need + reserve > facts.host_available:
+        return f"a copy may need {_mib(need)}; the host has {_mib(facts.host_available)}"
+    return None
+
+
+def check_room(
+    pid: int,
+    *,
+    dirty_rate: float | None = None,
+    seconds: float | None = None,
+    proc: Path = _PROC,
+    cgroups: Path = _CGROUPS,
+) -> Need:
+    """What a copy of process `pid` will cost. Raises NoRoom if that does not fit."""
+    facts = read_facts(with_memory(pid), proc, cgroups)
+    need = need_of(facts, dirty_rate, seconds)
+    if need is None:
+        raise NoRoom(f"no copy of process {pid}: its size is unknown")
+    lack = shortage(facts, need.total)
+    if lack is not None:
+        raise NoRoom(f"no copy of process {pid}: {lack}")
+    return need
+
+
+class Watch:
+    """Calls `give_up` with the reason, once, as soon as the reserve is touched. A context manager.
+
+    Looks every 10 ms, in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        give_up: Callable[[str], None],
+        *,
+        reserve: int = RESERVE,
+        proc: Path = _PROC,
+        cgroups: Path = _CGROUPS,
+    ) -> None:
+        self._pid, self._give_up, self._reserve = pid, give_up, reserve
+        self._proc, self._cgroups = proc, cgroups
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="headroom", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(_WATCH_EVERY):
+            if not os.path.isdir(self._proc / str(self._pid)):  # noqa: PTH112  it ended by itself
+                return
+            lack = shortage(read_facts(self._pid, self._proc, self._cgroups), 0, self._reserve)
+            if lack is not None:
+                self._give_up(lack)
+                return
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,182 @@
+"""A snapshot into the store: its core, its record, its explanation. Used by the verb and the agent.
+
+A snapshot has an id of its own each time; it is on record when its core is complete, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from collector.capture.job import SMALL_CORE
+from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
+from collector.elfcore.writer import atomic_file
+from collector.errors import StoreError
+from collector.explain.reason import reason
+from collector.explain.run import explain_core
+from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
+from collector.policy.facts import facts_of
+from collector.policy.types import Codec, Compress
+from collector.probe.live import LiveProbe
+from collector.snapshot.take import Found, Wish, take
+from collector.snapshot.write import Core, Progress, What, write_found
+from collector.store.store import Store
+
+_NAMES = {Codec.ZSTD: "core.zst", Codec.NONE: "core"}
+
+
+class Occasion(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the agent takes a snapshot on its own, and of which process."""
+
+    key: ProcessKey
+    rule: str
+    trigger: str  # and what it saw
+
+
+def keep(
+    store: Store,
+    pid: int,
+    wish: Wish,
+    what: What,
+    live: LiveProbe | None,
+    compress: Compress | None = None,
+    progress: Progress | None = None,
+    occasion: Occasion | None = None,
+) -> Record:
+    """Take a snapshot of `pid` into the store; returns its record.
+
+    Raises CaptureError if the process can not be captured, StoreError if the core can not be
+    written; nothing is left behind then.
+    """
+    compress = compress or Compress()
+    identity = secrets.token_hex(8)
+    what = msgspec.structs.replace(what, record=identity)
+    folder = store.folder(identity)
+    name = _NAMES[compress.codec]
+    try:
+        with _clean_unless_done(store, identity), contextlib.ExitStack() as later:
+            files = _Files()
+
+            def write(found: Found) -> Record:
+                files.keep(found, later)
+                record = _record(identity, found, what.capture)
+                with atomic_file(folder / name) as fd:
+                    fcntl.flock(fd, fcntl.LOCK_EX)  # in use: an agent's start leaves it alone
+                    core = write_found(found, what, sink(fd, compress), progress)
+                    size = os.fstat(fd).st_blocks * 512
+                _write_small(found, folder / SMALL_CORE)
+                return _with_core(record, core, name, size)
+
+            key = None if occasion is None else occasion.key
+            record, facts = take(pid, wish, write, live, folder, key)
+            if occasion is not None:
+                record = msgspec.structs.replace(
+                    record, rule=occasion.rule, trigger=occasion.trigger
+                )
+            record = _explained(record, facts, folder / SMALL_CORE, files)
+            store.put(record)
+            return record
+    except OSError as error:
+        raise StoreError(f"{folder / name}: can not be written: {error.strerror}") from error
+
+
+def sink(fd: int, compress: Compress) -> Writer:
+    """The writer for a file."""
+    if compress.codec is Codec.NONE:
+        return SparseWriter(fd)
+    return ZstdWriter(fd, compress.level, compress.workers)
+
+
+@contextlib.contextmanager
+def _clean_unless_done(store: Store, identity: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StoreError):
+            store.remove(identity)
+        raise
+
+
+def _record(identity: str, found: Found, capture: Capture) -> Record:
+    opened = found.opened
+    facts = facts_of(opened.pid, Cause.SNAPSHOT, None)
+    return Record(
+        id=identity,
+        time=datetime.datetime.now(datetime.UTC),
+        pid=opened.pid,
+        tid=opened.pid,
+        cause=Cause.SNAPSHOT,
+        comm=opened.comm,
+        ns_pid=None if found.image.psinfo is None else found.image.psinfo.pid,
+        start_ns=opened.key.start_ns,
+        exe=facts.exe,
+        cmdline=opened.cmdline,
+        uid=opened.uid,
+        gid=opened.gid,
+        cgroup=facts.cgroup,
+        unit=facts.unit,
+        container=facts.container,
+        thread_name=found.image.threads[0].name or None,
+        threads=len(found.image.threads),
+        resident_bytes=opened.resident,
+        capture_wanted=capture,
+        capture=capture,
+        outcome=Outcome.COMPLETE,
+    )
+
+
+def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
+    return msgspec.structs.replace(
+        record,
+        core=name,
+        core_size=size,
+        core_memory=core.result.written,
+        outcome=Outcome.TRUNCATED if core.truncated else Outcome.COMPLETE,
+        lost={} if core.lost is None else {"memory": core.lost},
+    )
+
+
+def _write_small(found: Found, path: Path) -> None:
+    """The first thread alone, for the explainer; while the memory is still there."""
+    image = msgspec.structs.replace(found.image, threads=found.image.threads[:1])
+    small = msgspec.structs.replace(found, image=image)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        write_found(small, What(capture=Capture.STACKS), SparseWriter(fd))
+    finally:
+        os.close(fd)
+
+
+class _Files:
+    """The process's root folder and executable, which may exist only in its container; O_PATH."""
+
+    root: int | None = None
+    exe: int | None = None
+
+    def keep(self, found: Found, until: contextlib.ExitStack) -> None:
+        self.root = _duplicate(found.opened.root_fd, until)
+        if found.opened.exe_fd is not None:
+            self.exe = _duplicate(found.opened.exe_fd, until)
+
+
+def _duplicate(fd: int, until: contextlib.ExitStack) -> int:
+    own = os.dup(fd)
+    until.callback(os.close, own)
+    return own
+
+
+def _explained(record: Record, facts: SnapshotFacts, core: Path, files: _Files) -> Record:
+    exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
+    found = explain_core(core, exe=exe, root_fd=files.root)
+    core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
+    record = msgspec.structs.replace(
+        record, snapshot=facts, frames=found.frames, lost={**record.lost, **found.lost}
+    )
+    return msgspec.structs.replace(record, reason=reason(record))

@@ -1,0 +1,106 @@
+"""Write what a snapshot found as a core: the same selection, notes and writers as for a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from collector import __version__
+from collector.capture.image import coredump_filter
+from collector.capture.plan import plan_core
+from collector.elfcore.notes import with_left_out
+from collector.elfcore.sink import Writer
+from collector.elfcore.types import CorewardNote
+from collector.elfcore.writer import WriteResult, write_core
+from collector.errors import CaptureError
+from collector.model import Capture, SnapshotFacts
+from collector.policy.types import MemoryChoice
+from collector.snapshot.take import Found
+
+Progress = Callable[[int, int], None]
+WHOLE_FILTER = 0x7F  # all bits of coredump_filter (core(5)): all that `gcore -a` takes
+
+
+class What(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a process goes into its core."""
+
+    record: str = ""  # id; empty: it is not in a store
+    capture: Capture = Capture.FULL
+    memory: MemoryChoice = MemoryChoice()
+
+
+class Core(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written."""
+
+    result: WriteResult
+    truncated: bool
+    lost: str | None = None  # of a truncated core: what it lacks
+
+
+def in_words(facts: SnapshotFacts) -> str:
+    """How a snapshot was taken, for the core's own note."""
+    parts = [f"snapshot, {facts.mode} by {facts.method}: {facts.why}"]
+    if facts.pause_ms is not None:
+        parts.append(f"the process stood for {facts.pause_ms} ms")
+    return "; ".join((*parts, *facts.unstopped, *facts.elsewhen))
+
+
+def write_found(
+    found: Found,
+    what: What,
+    writer: Writer,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Core:
+    """Write one core, from `writer.init` to `writer.close`.
+
+    Raises OSError as the writer does, and CaptureError if the process ends meanwhile.
+    """
+    try:
+        return _write(found, what, writer, progress, should_stop)
+    except CaptureError as error:  # a lost copy is an OSError too, but not the writer's
+        raise CaptureError(str(error)) from error
+    except ProcessLookupError as error:
+        pid = found.opened.pid
+        raise CaptureError(f"process {pid} ended before all of its memory was read") from error
+
+
+def _write(
+    found: Found,
+    what: What,
+    writer: Writer,
+    progress: Progress | None,
+    should_stop: Callable[[], bool],
+) -> Core:
+    plan = plan_core(
+        found.image,
+        what.capture,
+        found.memory,
+        what.memory,
+        coredump_filter(found.opened.text),
+        what.memory.max,
+    )
+    note = CorewardNote(
+        record=what.record,
+        version=__version__,
+        capture=what.capture.value,
+        consistent=found.facts.consistent,
+        truncated=plan.truncated,
+        text=in_words(found.facts),
+    )
+    result = write_core(
+        found.image,
+        plan.segments,
+        found.memory,
+        writer,
+        note=with_left_out(note, plan.left_out),
+        overrides=found.pieces,
+        progress=progress,
+        should_stop=should_stop,
+    )
+    lost = None
+    if plan.truncated:
+        missing = sum(area.end - area.start for area in plan.left_out)
+        lost = f"{missing} bytes are beyond the limit on the core's size"
+    return Core(result=result, truncated=plan.truncated or result.truncated, lost=lost)

@@ -1,0 +1,93 @@
+"""A snapshot that a trigger asks for, taken by a process of its own: `python -m ...watch.shoot`.
+
+It may take long and much memory, and a sample must not wait for it. The request comes on standard
+input, the answer goes to standard output, one JSON document each.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from collector.errors import CorewardError, ProbeError
+from collector.model import Capture, ProcessKey, SnapshotMode
+
+_TIMEOUT_S = 600.0
+_MAX_ANSWER = 1 << 16
+
+
+class Shot(msgspec.Struct, frozen=True, kw_only=True):
+    """What to take, and what its record says of why."""
+
+    store: str
+    key: ProcessKey
+    rule: str
+    trigger: str
+    mode: SnapshotMode
+    capture: Capture | None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The id of the record, or why there is none."""
+
+    record: str | None = None
+    error: str | None = None
+
+
+def shoot(shot: Shot) -> str:
+    """Take it; returns the id of its record. Blocks. CorewardError says why it could not be."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-s", "-m", "collector.watch.trigger_snapshot"],
+            input=msgspec.json.encode(shot),
+            stdout=subprocess.PIPE,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        answer = msgspec.json.decode(done.stdout[:_MAX_ANSWER], type=Answer)
+    except subprocess.TimeoutExpired as error:
+        raise CorewardError(f"the snapshot took longer than {_TIMEOUT_S:.0f} s") from error
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CorewardError(f"the snapshot's process failed: {error}") from error
+    if answer.record is None:
+        raise CorewardError(answer.error or "the snapshot failed")
+    return answer.record
+
+
+def _main() -> None:
+    # only this process needs all of it
+    from collector.capture.writer import confine  # noqa: PLC0415
+    from collector.probe.live import open_live  # noqa: PLC0415
+    from collector.snapshot.keep import Occasion, keep  # noqa: PLC0415
+    from collector.snapshot.take import Wish, usual_capture  # noqa: PLC0415
+    from collector.snapshot.write import What  # noqa: PLC0415
+    from collector.store.store import Store  # noqa: PLC0415
+
+    confine(urgent=True)
+    shot = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=Shot)
+    occasion = Occasion(key=shot.key, rule=shot.rule, trigger=shot.trigger)
+    try:
+        try:
+            live = open_live()
+        except ProbeError:
+            live = None
+        with Store(Path(shot.store), create=False) as store:
+            record = keep(
+                store,
+                shot.key.pid,
+                Wish(mode=shot.mode),
+                What(capture=shot.capture or usual_capture(shot.mode)),
+                live,
+                occasion=occasion,
+            )
+        answer = Answer(record=record.id)
+    except (CorewardError, OSError) as error:
+        answer = Answer(error=str(error))
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    _main()
