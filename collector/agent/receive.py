@@ -19,10 +19,10 @@ from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.finish import Settler, Task
 from collector.agent.gather import Gathered, gather
+from collector.arch.x86_64 import SP
 from collector.capture.dying import pin_addresses
 from collector.capture.job import Job
 from collector.capture.process import OpenProcess
-from collector.capture.select import SP
 from collector.errors import CorewardError, HoldError
 from collector.handoff.governor import ROOM, Governor, ReleaseDecision
 from collector.handoff.handoff import HandOff

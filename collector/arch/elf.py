@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import struct
 
-PAGE = 4096  # ELF_EXEC_PAGESIZE
-
 # --- file, program and section header (Elf64_Ehdr, Elf64_Phdr, Elf64_Shdr) ---------------------
 E_IDENT = bytes((0x7F, 0x45, 0x4C, 0x46, 2, 1, 1)) + bytes(9)  # 64 bit, little endian, version 1
 ET_CORE = 4
@@ -42,7 +40,6 @@ NT_SIGINFO = 0x53494749
 SIGINFO_SIZE = 128
 FXSAVE_SIZE = 512
 FXSAVE_SOFTWARE = 464  # sw_reserved of the FXSAVE area: in NT_X86_XSTATE the features' mask
-REGISTERS = 27
 
 # struct elf_prstatus: si_signo, si_code, si_errno, cursig, sigpend, sighold, pid, ppid, pgrp,
 # sid, 4 timevals (user, system, children's user and system), registers, fpvalid

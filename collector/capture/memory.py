@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from collector.arch.x86_64 import PAGE
 from collector.capture.image import mapping_at
 from collector.capture.select import is_shm
 from collector.elfcore import types
@@ -102,5 +103,5 @@ def _data_ranges(
             return
         first, last = max(data + shift, at), min(hole + shift, end)
         if first < last:
-            yield first & -types.PAGE, min(last + types.PAGE - 1 & -types.PAGE, end)
-        at = max(hole + shift, at + types.PAGE)
+            yield first & -PAGE, min(last + PAGE - 1 & -PAGE, end)
+        at = max(hole + shift, at + PAGE)

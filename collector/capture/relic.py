@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes
 from collector.elfcore.sink import SparseWriter, WriterParams
-from collector.elfcore.types import PAGE, Mapping, ProcessImage, Prot, PsInfo, Segment, Thread
+from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Segment, Thread
 from collector.errors import CaptureError
 from collector.model import Exit, FatalSignal, MappedObject
 

@@ -16,16 +16,8 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from collector.elfcore.types import (
-    PAGE,
-    VM_DONTDUMP,
-    VM_HUGETLB,
-    VM_IO,
-    Mapping,
-    Prot,
-    Segment,
-    Thread,
-)
+from collector.arch.x86_64 import FS_BASE, PAGE, RED_ZONE, SP
+from collector.elfcore.types import VM_DONTDUMP, VM_HUGETLB, VM_IO, Mapping, Prot, Segment, Thread
 from collector.policy.types import MappingKind, MemoryChoice
 
 Read = Callable[[int, int], bytes]
@@ -36,7 +28,6 @@ ANON_PRIVATE, ANON_SHARED, MAPPED_PRIVATE, MAPPED_SHARED = 1, 2, 4, 8
 ELF_HEADERS, HUGETLB_PRIVATE, HUGETLB_SHARED = 16, 32, 64
 DEFAULT_FILTER = ANON_PRIVATE | ANON_SHARED | ELF_HEADERS | HUGETLB_PRIVATE
 
-RED_ZONE = 128  # bytes below rsp that a leaf function may use (System V ABI, x86-64)
 CONTROL_BLOCK = 0x940  # glibc's struct pthread behind fs_base, rounded up
 STATIC_TLS = 0x1000  # thread-local variables just below fs_base
 MAX_STACK = 8 << 20  # of one thread in a `stacks` core
@@ -44,7 +35,6 @@ GUARD_REACH = 1 << 20  # an overflowed sp is at most this far below its stack
 MAX_BSS = 1 << 18  # bytes of libc's data that are looked through
 MAX_MESSAGE = 1 << 16  # an area with a message of the C library is not larger
 MAX_OBJECTS = 5000  # shared objects followed in the loader's list
-IP, SP, FS_BASE = 16, 19, 21  # indexes in struct user_regs_struct (<sys/user.h>)
 POINTER_REGS = (*range(15), 16, 19)  # all that may hold an address: not orig_rax, flags, segments
 
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import msgspec
 
 from collector import __version__
+from collector.arch.x86_64 import IP, SP
 from collector.capture.image import coredump_filter, image_of_job
 from collector.capture.job import SMALL_CORE, Answer, Explainable, Failed, Job, Told, Written
 from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
-from collector.capture.select import IP, SP, carve, select_none, select_stacks
+from collector.capture.select import carve, select_none, select_stacks
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
 from collector.elfcore.types import CorewardNote

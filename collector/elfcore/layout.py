@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from collector.arch import elf as arch
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.notes import parse_notes
 from collector.elfcore.types import FileEntry, Mapping, ParsedNotes, Prot, Segment
 from collector.errors import CoreFormatError
@@ -95,7 +96,7 @@ class Layout:
                 0,
                 s.filesz,
                 s.memsz,
-                arch.PAGE,
+                PAGE,
             )
         header[table_end:notes_end] = notes
         self.header = bytes(header)
@@ -106,7 +107,7 @@ class Layout:
         placed = []
         offset, size = self.data_offset, head_end
         for number, s in enumerate(segments):
-            if s.vaddr % arch.PAGE or not 0 <= s.filesz <= s.memsz:
+            if s.vaddr % PAGE or not 0 <= s.filesz <= s.memsz:
                 raise ValueError(f"impossible segment: {s}")
             if offsets is not None:
                 offset = offsets[number]
@@ -118,7 +119,7 @@ class Layout:
 
 
 def _page_up(value: int) -> int:
-    return value + arch.PAGE - 1 & -arch.PAGE
+    return value + PAGE - 1 & -PAGE
 
 
 def _put_ehdr(header: bytearray, count: int, shoff: int) -> None:

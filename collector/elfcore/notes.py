@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from collector.arch import elf as arch
+from collector.arch.x86_64 import PAGE, REGISTERS
 from collector.elfcore.types import (
     CorewardNote,
     FileEntry,
@@ -172,7 +173,7 @@ def _add(parts: list[bytes], owner: bytes, kind: int, data: bytes) -> None:
 
 
 def _prstatus(thread: Thread) -> bytes:
-    if len(thread.regs) != arch.REGISTERS:
+    if len(thread.regs) != REGISTERS:
         raise ValueError(f"thread {thread.tid}: {len(thread.regs)} registers, not 27")
     return arch.PRSTATUS.pack(
         thread.signal,
@@ -262,12 +263,10 @@ def _file_table(mappings: Sequence[Mapping]) -> bytes:
         room -= arch.FILE_LINE.size + len(name) + 1
         if room < 0:
             break
-        lines.append(pack(mapping.start, mapping.end, mapping.offset // arch.PAGE))
+        lines.append(pack(mapping.start, mapping.end, mapping.offset // PAGE))
         names.append(name)
     names.append(b"")
-    return b"".join(
-        (arch.FILE_HEAD.pack(len(lines), arch.PAGE), b"".join(lines), b"\0".join(names))
-    )
+    return b"".join((arch.FILE_HEAD.pack(len(lines), PAGE), b"".join(lines), b"\0".join(names)))
 
 
 def _mapped_path(mapping: Mapping) -> str | None:
@@ -381,7 +380,7 @@ def _parse_prstatus(data: bytes) -> Thread:
         stime=word[12] * 1_000_000 + word[13],
         cutime=word[14] * 1_000_000 + word[15],
         cstime=word[16] * 1_000_000 + word[17],
-        regs=word[18 : 18 + arch.REGISTERS],
+        regs=word[18 : 18 + REGISTERS],
     )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-PAGE = 4096
-
 # vm_flags bits of <linux/mm.h> that decide what the kernel dumps; stable since 3.7.
 VM_READ = 0x1
 VM_WRITE = 0x2

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes, build_own, with_left_out
 from collector.elfcore.sink import HeadRewriter, Writer, WriterParams
-from collector.elfcore.types import PAGE, CorewardNote, LeftOut, ProcessImage, Segment
+from collector.elfcore.types import CorewardNote, LeftOut, ProcessImage, Segment
 from collector.elfcore.zeros import CHUNK, ZEROS, nonzero_runs
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from collector.elfcore.types import PAGE
+from collector.arch.x86_64 import PAGE
 
 CHUNK = 4 << 20  # bytes; the largest buffer that nonzero_runs takes
 ZEROS = bytes(CHUNK)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import msgspec
 
 from collector import siginfo
+from collector.arch.x86_64 import IP, SP
 from collector.explain.types import Explanation
 from collector.model import FatalSignal, Record
-
-# Word numbers in struct user_regs_struct, x86-64 (<sys/user.h>).
-_RIP, _RSP = 16, 19
 
 
 def with_signal(record: Record, event: FatalSignal) -> Record:
     """`record` with the facts of its fatal signal that only `reason` needs."""
     return msgspec.structs.replace(
         record,
-        ip=event.regs[_RIP] if len(event.regs) > _RIP else None,
-        sp=event.regs[_RSP] if len(event.regs) > _RSP else None,
+        ip=event.regs[IP] if len(event.regs) > IP else None,
+        sp=event.regs[SP] if len(event.regs) > SP else None,
         fault_access=event.fault_access,
         syscall=told.syscall if (told := siginfo.decode(event.siginfo)) else None,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from collector.arch import elf as arch
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.notes import iter_notes
 from collector.elfcore.types import FileEntry, Prot, Segment
 from collector.errors import CoreFormatError
@@ -73,7 +74,7 @@ def _build_id(read: Callable[[int, int], bytes], start: int) -> str | None:
     if header[0][:7] != arch.E_IDENT[:7] or phentsize != arch.PHDR.size or phnum > _MAX_HEADERS:
         return None
     headers = list(arch.PHDR.iter_unpack(read(start + phoff, phnum * arch.PHDR.size)))
-    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -arch.PAGE
+    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -PAGE
     for kind, _, _, vaddr, _, size, _, _ in headers:
         if kind != arch.PT_NOTE or size > _MAX_NOTE_SEGMENT:
             continue

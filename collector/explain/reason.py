@@ -11,13 +11,13 @@ import signal
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from collector.arch.x86_64 import PAGE
 from collector.explain import names
 from collector.model import Access, Cause, Fault, Frame, Record, SnapshotFacts
 from collector.siginfo import SI_KERNEL
 from collector.signals import signal_name
 
 _MAX_SHOWN = 200  # characters of one name
-_PAGE = 4096
 
 # Objects that carry out what the program asked for: a reader wants the frame that called them.
 _RUNTIME = (
@@ -197,9 +197,9 @@ def _is_stack_overflow(record: Record, access: Access | None) -> bool:
     """The page that the stack pointer is in, or the one below it, can not be accessed."""
     if record.sp is None or record.si_addr is None or access is Access.EXECUTE:
         return False
-    if record.si_code not in (names.SEGV_MAPERR, names.SEGV_ACCERR) or record.sp < _PAGE:
+    if record.si_code not in (names.SEGV_MAPERR, names.SEGV_ACCERR) or record.sp < PAGE:
         return False
-    return record.sp - _PAGE <= record.si_addr < (record.sp | (_PAGE - 1)) + 1
+    return record.sp - PAGE <= record.si_addr < (record.sp | (PAGE - 1)) + 1
 
 
 def _bus(record: Record) -> str:

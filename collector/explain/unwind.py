@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import drgn
 
+from collector.arch.x86_64 import IP
 from collector.elfcore.reader import CoreFile
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle
@@ -28,7 +29,6 @@ from collector.siginfo import SI_KERNEL
 
 _T = TypeVar("_T")
 _SIGINFO = struct.Struct("=iii4xQ")  # si_signo, si_errno, si_code, si_addr of a fault
-_RIP = 16  # word number in struct user_regs_struct (<sys/user.h>)
 _LONGEST_INSTRUCTION = 15  # bytes, on x86
 _MAX_THREADS = 65536
 _MAX_ALL_FRAMES = 16384  # of all threads together
@@ -68,7 +68,7 @@ def _fault_access(core: CoreFile, modules: Modules) -> Access | None:
     if number not in (signal.SIGSEGV, signal.SIGBUS) or not 0 < code < SI_KERNEL:
         return None
     registers = core.threads[0].regs
-    ip = registers[_RIP]
+    ip = registers[IP]
     if ip == address:
         return Access.EXECUTE
     return access_of(modules.code(ip, _LONGEST_INSTRUCTION), registers, address)

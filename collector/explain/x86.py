@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from collector.arch.x86_64 import FS_BASE, GS_BASE, IP
 from collector.model import Access
 
 # Word numbers in struct user_regs_struct (<sys/user.h>) of registers 0-15 as instructions number
 # them: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 ... r15.
 _NUMBERED = (10, 11, 12, 5, 19, 4, 13, 14, 9, 8, 7, 6, 3, 2, 1, 0)
-_RIP, _FS_BASE, _GS_BASE = 16, 21, 22
 _RSP, _RSI, _RDI = 4, 6, 7  # as instructions number them
 _MASK = (1 << 64) - 1
 _WIDEST = 64  # bytes of an operand
@@ -113,7 +113,7 @@ def _prefixes(code: _Code, registers: Sequence[int]) -> _Prefixes | None:
         if byte in (0xF2, 0xF3):
             repeat = byte
         elif byte in (0x64, 0x65):
-            segment = registers[_FS_BASE if byte == 0x64 else _GS_BASE]
+            segment = registers[FS_BASE if byte == 0x64 else GS_BASE]
         byte = code.byte()
     if byte in (0xC4, 0xC5, 0x62):
         return _vector_prefixes(code, byte, segment)
@@ -226,7 +226,7 @@ def _addresses(p: _Prefixes, modrm: int, code: _Code, registers: Sequence[int]) 
     if mode == 0 and rm == 5:
         displacement = code.signed(4)
         for immediate in (0, 1, 2, 4):
-            yield registers[_RIP] + code.at + immediate + displacement + p.segment & _MASK
+            yield registers[IP] + code.at + immediate + displacement + p.segment & _MASK
         return
     base = p.segment
     if rm == 4:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from collector.agent.assemble import boot_to_utc
 from collector.arch.syscalls import syscall_name
+from collector.arch.x86_64 import PAGE, RED_ZONE
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
 from collector.linux import cgroupfs, proctext
@@ -26,8 +27,6 @@ from collector.policy.facts import is_container, unit_of_cgroup
 
 _READ = 1 << 16  # more than any of these files has, but for maps
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_PAGE = 4096
-_RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
 PF_KTHREAD = 0x200000  # of a task's flags, <linux/sched.h>
 PF_DIES = 0x8 | 0x400  # PF_POSTCOREDUMP, PF_SIGNALED: of the leader, whichever thread crashed
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -247,7 +246,7 @@ class ProcFolder:
             wait = parse_syscall(line)
             if wait is None or not size:
                 return wait, None
-            found = self._memory(wait.sp - _RED_ZONE, size + _RED_ZONE)
+            found = self._memory(wait.sp - RED_ZONE, size + RED_ZONE)
             if not found.data or self.read(name) != line:
                 return wait, None
         except NotPermitted:
@@ -258,7 +257,7 @@ class ProcFolder:
         """What of this range can be read; it begins later if its first page can not be."""
         fd = self.open("mem")
         try:
-            for start in (address, (address + _RED_ZONE) & -_PAGE):
+            for start in (address, (address + RED_ZONE) & -PAGE):
                 with contextlib.suppress(OSError, OverflowError):
                     if data := os.pread(fd, address + size - start, start):
                         return Stack(start, data)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from collector.elfcore.types import PAGE
+from collector.arch.x86_64 import PAGE
 
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _WPALLOWED, _WRITTEN = 1 << 0, 1 << 1

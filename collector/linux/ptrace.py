@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE, REGISTERS, SIGINFO_SIZE
+from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE, SIGINFO_SIZE
+from collector.arch.x86_64 import REGISTERS
 from collector.errors import CaptureError
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24

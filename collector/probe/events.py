@@ -11,6 +11,7 @@ import struct
 from typing import NamedTuple
 
 from collector import siginfo
+from collector.arch.x86_64 import PAGE
 from collector.errors import ProbeError
 from collector.model import (
     Access,
@@ -28,7 +29,6 @@ from collector.model import (
 )
 
 FORMAT = 3  # CW_FORMAT
-PAGE = 4096
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>

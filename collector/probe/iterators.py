@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from collector.arch import xsave
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mapping, Prot, Thread
 from collector.errors import ProbeError
 from collector.linux import libbpf
@@ -28,7 +29,6 @@ from collector.probe.events import text
 CAPACITY = 1 << 30
 CHUNK = 1 << 18  # the kernel fills at most 32 KiB per read
 _MAP_NORESERVE = 0x4000  # mmap(2), x86-64
-PAGE = 4096
 MAY_SHARE = 0x80  # VM_MAYSHARE <linux/mm.h>: MAP_SHARED, also of a file opened for reading
 
 THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cw_thread

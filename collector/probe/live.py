@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from collector.arch.x86_64 import RED_ZONE
 from collector.errors import ProbeError
 from collector.linux import libbpf, process_vm
 from collector.linux.leader import with_memory
@@ -32,7 +33,6 @@ from collector.probe.stacks import (
     LIVE,
     MAX_CAUGHT_STACK,
     MAX_STACK,
-    RED_ZONE,
     SETTINGS,
     SWITCHES,
     Caught,

@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.arch.x86_64 import FS_BASE, PAGE, RED_ZONE, SP
 from collector.errors import ProbeError
 from collector.probe.events import text
 from collector.probe.iterators import state_letter
 
-PAGE = 4096
-RED_ZONE = 128  # bytes below sp that are still in use (x86-64 ABI)
-SP, FS_BASE = 19, 21  # in struct user_regs_struct (<sys/user.h>)
 _ADDRESSES = 1 << 64
 _NOWHERE = 0, 0
 MAX_STACK = 64 << 10  # bytes of one thread

@@ -15,7 +15,7 @@ from typing import Self
 
 import msgspec
 
-from collector.elfcore.types import PAGE
+from collector.arch.x86_64 import PAGE
 from collector.errors import ProcessError, ProcessGone
 from collector.explain.run import unwind_stacks
 from collector.explain.types import StackImage

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.elfcore.types import PAGE
+from collector.arch.x86_64 import PAGE
 from collector.linux import process_vm
 
 Range = tuple[int, int]

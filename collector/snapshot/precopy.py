@@ -31,10 +31,11 @@ from typing import Self
 
 import msgspec
 
+from collector.arch.x86_64 import PAGE
 from collector.capture.image import parse_maps
 from collector.capture.memory import ProcessMemory
 from collector.elfcore import types
-from collector.elfcore.types import PAGE, VM_HUGETLB, VM_IO, Prot
+from collector.elfcore.types import VM_HUGETLB, VM_IO, Prot
 from collector.errors import CaptureError
 from collector.linux.leader import with_memory
 from collector.linux.pagemap import Changes, WriteScan

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from collector.arch.elf import REGISTERS
+from collector.arch.x86_64 import REGISTERS
 from collector.linux.ptrace import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.arch import xsave
-from collector.elfcore.types import PAGE, Thread
+from collector.arch.x86_64 import PAGE, RED_ZONE
+from collector.elfcore.types import Thread
 from collector.errors import CaptureError
 from collector.linux import process_vm, ptrace
 from collector.linux.leader import with_memory
@@ -28,7 +29,6 @@ from collector.snapshot.tasks import TaskFacts
 
 DEADLINE = 0.005  # seconds for one thread; the next is visited then, and this one looked at again
 _AFTER = 1.0  # seconds in the end for those that have not stopped yet: they may wait for a CPU
-_RED_ZONE = 128  # bytes below the stack pointer that belong to the function (x86-64 psABI)
 _ROUNDS = 8  # looks at the list of threads, for those born meanwhile
 
 
@@ -229,7 +229,7 @@ class _Rolling:
         if not self._most:
             return 0
         sp = self._file.words[Reg.RSP]
-        for start in (max(sp - _RED_ZONE, 0), sp & -PAGE):  # that zone may be on an untouched page
+        for start in (max(sp - RED_ZONE, 0), sp & -PAGE):  # that zone may be on an untouched page
             size = resident_part(self._pagemap, start, self._most)
             if size:
                 break

@@ -17,10 +17,11 @@ import msgspec
 import zstandard
 
 from collector import __version__
+from collector.arch.x86_64 import PAGE
 from collector.capture.select import carve, select_none, union
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import Writer
-from collector.elfcore.types import PAGE, CorewardNote, ProcessImage, PsInfo, Thread
+from collector.elfcore.types import CorewardNote, ProcessImage, PsInfo, Thread
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
 from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from collector.arch.x86_64 import PAGE
 from collector.capture.image import parse_maps
-from collector.elfcore.types import PAGE, Prot, Thread
+from collector.elfcore.types import Prot, Thread
 from collector.errors import CaptureError
 from collector.linux.pagemap import resident
 from collector.probe import decode_threads

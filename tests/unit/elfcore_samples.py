@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from collector.arch.x86_64 import PAGE
 from collector.elfcore.types import (
-    PAGE,
     CorewardNote,
     Mapping,
     ProcessImage,

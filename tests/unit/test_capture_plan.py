@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
+from collector.arch.x86_64 import PAGE, SP
 from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
-from collector.capture.select import SP
-from collector.elfcore.types import PAGE, LeftOut, Mapping, ProcessImage, Prot, Segment, Thread
+from collector.elfcore.types import LeftOut, Mapping, ProcessImage, Prot, Segment, Thread
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
 

@@ -7,18 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
+from collector.arch.x86_64 import FS_BASE, PAGE, SP
 from collector.capture import select
 from collector.capture.select import carve, kind_of, select_full, select_none, select_stacks
-from collector.elfcore.types import (
-    PAGE,
-    VM_DONTDUMP,
-    VM_HUGETLB,
-    VM_IO,
-    Mapping,
-    Prot,
-    Segment,
-    Thread,
-)
+from collector.elfcore.types import VM_DONTDUMP, VM_HUGETLB, VM_IO, Mapping, Prot, Segment, Thread
 from collector.policy.types import MappingKind, MemoryChoice
 
 RW = Prot.R | Prot.W
@@ -140,7 +132,7 @@ STACK = mapping(0x7000_0000, 64 * PAGE, path="[stack]")
 
 def thread(sp: int, control: int = 0, **registers: int) -> Thread:
     words = [0] * 27
-    words[select.SP], words[select.FS_BASE] = sp, control
+    words[SP], words[FS_BASE] = sp, control
     if "rdi" in registers:
         words[14] = registers["rdi"]
     return Thread(tid=1, regs=tuple(words))

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from collector.arch.x86_64 import PAGE
 from collector.errors import ProbeError
 from collector.linux.perf_clock import parse_cpus
 from collector.probe import stacks
 from collector.probe.stacks import (
     CAUGHT,
     LIVE,
-    PAGE,
     SWITCHES,
     Listed,
     ThreadStack,
