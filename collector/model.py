@@ -16,12 +16,19 @@ from typing import NamedTuple
 
 import msgspec
 
+TICK_NS = 10_000_000  # of start times in /proc; USER_HZ is 100 on every supported architecture
+
 
 class ProcessKey(NamedTuple):
     """One process of this boot: pid in the initial namespace, start in ns of CLOCK_BOOTTIME."""
 
     pid: int
     start_ns: int
+
+    def is_same(self, other: ProcessKey) -> bool:
+        """Whether both name one process, although one may be exact to a clock tick only."""
+        ticks = self.start_ns // TICK_NS - other.start_ns // TICK_NS
+        return self.pid == other.pid and abs(ticks) <= 1
 
 
 class Cause(enum.StrEnum):
@@ -51,6 +58,15 @@ class SnapshotMode(enum.StrEnum):
     THREADS = "threads"  # registers and stacks of all threads; the process never stops as a whole
     NONSTOP = "nonstop"  # memory as well, while everything goes on: not of one instant
     FULL_STOP = "full-stop"  # registers and memory of one instant
+
+
+class Backend(enum.StrEnum):
+    """How the kernel hands a dying process over (`hold.backend`)."""
+
+    AUTO = "auto"
+    SOCKET = "socket"
+    PIPE = "pipe"
+    NONE = "none"
 
 
 class Release(enum.StrEnum):

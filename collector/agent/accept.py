@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from collector.agent.context import HANDOFF_NICE
 from collector.agent.gather import Gathered
+from collector.agent.native import Native
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PipeBackend
-from collector.native.library import Native
 
 log = logging.getLogger(__name__)
 

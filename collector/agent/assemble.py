@@ -5,22 +5,16 @@ What the events say is put together here; what only a held process can tell is a
 
 from __future__ import annotations
 
-import datetime
 import signal
 import time
 from collections.abc import Mapping
 
 from collector.explain.facts import with_signal
+from collector.linux.clock import boot_to_utc
 from collector.model import Cause, Exit, FatalSignal, Identity, OomVictim, Record, Sender
 from collector.signals import signal_name
 
 CORE_BIT = 0x80  # of a wait status: the kernel dumped core, or handed the process over (wait(2))
-
-
-def boot_to_utc(boot_ns: int) -> datetime.datetime:
-    """UTC of an instant of CLOCK_BOOTTIME, by the clocks' present difference."""
-    offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return datetime.datetime.fromtimestamp((boot_ns + offset) / 1e9, datetime.UTC)
 
 
 class Parts:

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from collector.agent.correlate import Death, Deaths
-from collector.agent.workers import Lane
+from collector.agent.native import Native
+from collector.agent.release import Pins
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
-from collector.handoff.governor import Pins
 from collector.model import ProcessKey, Record
-from collector.native.library import Native
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
 from collector.probe import Probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
+from collector.workers import Lane
 
 HANDOFF_WORKERS = 8  # each holds one process, for about a millisecond
 HANDOFF_QUEUE = 4096

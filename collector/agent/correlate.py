@@ -15,7 +15,6 @@ from collector.model import Event, Exit, FatalSignal, ProcessKey
 
 _FORGET_S = 120.0  # an unfinished death is looked at again after this long
 _EXIT_S = 5.0  # the end of a released process is waited for no longer
-TICK_NS = 10_000_000  # USER_HZ is 100 on every architecture that is supported
 
 
 class Death(Parts):
@@ -111,13 +110,8 @@ class Deaths:
 
     def _of(self, key: ProcessKey) -> Death:
         death = self._open.get(key.pid)
-        if death is None or not same_process(death.key, key):
+        if death is None or not death.key.is_same(key):
             if death is not None and (death.settled or not death.held):
                 self._orphans.append(death)
             death = self._open[key.pid] = Death(key)
         return death
-
-
-def same_process(one: ProcessKey, other: ProcessKey) -> bool:
-    """Whether two keys name one process although one may be exact to a clock tick only."""
-    return one.pid == other.pid and abs(one.start_ns // TICK_NS - other.start_ns // TICK_NS) <= 1

@@ -21,13 +21,13 @@ from collector.agent.assemble import CORE_BIT
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
+from collector.agent.release import ReleaseDecision
 from collector.capture.job import Explainable, Failed, Job, Told, Written
 from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
-from collector.handoff.governor import ReleaseDecision
 from collector.handoff.handoff import HandOff
 from collector.model import Capture, Cause, Outcome, Record, Release, Sender
 from collector.signals import signal_name

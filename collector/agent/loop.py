@@ -32,10 +32,10 @@ from collector.agent.correlate import Death
 from collector.agent.finish import Settler
 from collector.agent.gather import Gathered
 from collector.agent.receive import Receiver
+from collector.agent.release import most_pinned
 from collector.agent.unheld import Witness
 from collector.handoff.backends import NoBackend
 from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.governor import most_pinned
 from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PipeBackend
 from collector.model import Capture, Event, Exit, Outcome, Record

@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from collector.agent.assemble import boot_to_utc
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.finish import Settler, Task
 from collector.agent.gather import Gathered, gather
+from collector.agent.release import ROOM, Governor, ReleaseDecision
 from collector.arch.x86_64 import SP
 from collector.capture.dying import pin_addresses
 from collector.capture.job import Job
 from collector.capture.process import OpenProcess
 from collector.errors import CorewardError, HoldError
-from collector.handoff.governor import ROOM, Governor, ReleaseDecision
 from collector.handoff.handoff import HandOff
 from collector.handoff.pin import Pin
 from collector.handoff.pipe import PipeHandOff
+from collector.linux.clock import boot_to_utc
 from collector.linux.pagemap import resident
 from collector.model import Capture, Cause, Outcome, Record, Release
 from collector.policy.facts import exe_of, facts_from

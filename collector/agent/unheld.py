@@ -6,17 +6,18 @@ import datetime
 import os
 
 from collector import proof
-from collector.agent.assemble import CORE_BIT, boot_to_utc
+from collector.agent.assemble import CORE_BIT
 from collector.agent.case import Case
 from collector.agent.context import Context
-from collector.agent.correlate import TICK_NS, Death, same_process
+from collector.agent.correlate import Death
 from collector.agent.finish import Files, Settler
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
 from collector.errors import CaptureError
 from collector.handoff.pipe import PipeNote
 from collector.linux import cgroupfs
-from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Record
+from collector.linux.clock import boot_to_utc
+from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
@@ -134,7 +135,7 @@ class Witness:
         """A death of the time without an agent; one that BPF saw as well is on record already."""
         key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
         time = datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
-        if any(same_process(key, seen) for seen in self._context.late):
+        if any(key.is_same(seen) for seen in self._context.late):
             return
         if self._on_record(key, time):  # by an earlier agent, which was too slow for the helper
             return
@@ -161,7 +162,7 @@ class Witness:
         """Whether the death of this process, at about that time, is in the store."""
         near = self._context.store.list(since=time - NOTE_SLACK, until=time + NOTE_SLACK)
         deaths = [record for record in near if record.cause is not Cause.SNAPSHOT]
-        return any(same_process(key, ProcessKey(r.pid, r.start_ns)) for r in deaths)
+        return any(key.is_same(ProcessKey(r.pid, r.start_ns)) for r in deaths)
 
 
 def _live_cgroup(who: Identity) -> str | None:
@@ -173,5 +174,5 @@ def _live_cgroup(who: Identity) -> str | None:
             text = file.read()
     except (OSError, ValueError, IndexError):
         return None
-    same = same_process(who.key, ProcessKey(who.key.pid, started * TICK_NS))
+    same = who.key.is_same(ProcessKey(who.key.pid, started * TICK_NS))
     return cgroupfs.path_in(text) if same else None

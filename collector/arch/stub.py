@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.linux.ptrace import Reg
+from collector.arch.x86_64 import Reg
 
 MAX_SIZE = 384  # bytes that any of these stubs needs at most
 

@@ -6,8 +6,44 @@ kernel, ptrace(2) and cores give them. Another architecture gets a module of its
 
 from __future__ import annotations
 
+import enum
+
 PAGE = 4096  # bytes
 RED_ZONE = 128  # bytes below the stack pointer that belong to the function (System V psABI, 3.2.2)
 
 REGISTERS = 27  # words of struct user_regs_struct
-IP, SP, FS_BASE, GS_BASE = 16, 19, 21, 22
+
+
+class Reg(enum.IntEnum):
+    """Where a register is among the 27 words of struct user_regs_struct (<sys/user.h>)."""
+
+    R15 = 0
+    R14 = 1
+    R13 = 2
+    R12 = 3
+    RBP = 4
+    RBX = 5
+    R11 = 6
+    R10 = 7
+    R9 = 8
+    R8 = 9
+    RAX = 10
+    RCX = 11
+    RDX = 12
+    RSI = 13
+    RDI = 14
+    ORIG_RAX = 15
+    RIP = 16
+    CS = 17
+    EFLAGS = 18
+    RSP = 19
+    SS = 20
+    FS_BASE = 21
+    GS_BASE = 22
+    DS = 23
+    ES = 24
+    FS = 25
+    GS = 26
+
+
+IP, SP, FS_BASE, GS_BASE = Reg.RIP.value, Reg.RSP.value, Reg.FS_BASE.value, Reg.GS_BASE.value

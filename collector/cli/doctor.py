@@ -17,8 +17,8 @@ from collector.errors import CorewardError
 from collector.handoff import pin
 from collector.handoff.backends import open_backend
 from collector.handoff.settings import SYSCTL, SettingsGuard
+from collector.model import Backend
 from collector.native.build import LIBRARY, find
-from collector.policy.types import Backend
 from collector.probe import pins
 from collector.store.store import Store
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from collector.agent.context import Context, Lanes
 from collector.agent.loop import Agent
+from collector.agent.native import Native
+from collector.agent.release import Pins
 from collector.cli.render import clean
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.handoff import pin
 from collector.handoff.backends import NoBackend, OpenBackend, open_backend
-from collector.handoff.governor import Pins
 from collector.handoff.settings import SettingsGuard
 from collector.model import Record
-from collector.native.library import Native
 from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
 from collector.probe import Counters, Probe, open_probe

@@ -25,8 +25,8 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
+from collector.model import Backend
 from collector.native.build import NAME, find
-from collector.policy.types import Backend
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.agent.assemble import boot_to_utc
 from collector.arch.syscalls import syscall_name
 from collector.arch.x86_64 import PAGE, RED_ZONE
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
 from collector.linux import cgroupfs, proctext
+from collector.linux.clock import boot_to_utc
 from collector.linux.leader import with_memory
 from collector.linux.pagemap import has_arguments
 from collector.model import ProcessKey

@@ -64,38 +64,6 @@ _MANY = 32  # threads, for which naps are long from the first
 _EAGER = 0.1  # seconds of such looks, then at most 1000 per second
 
 
-class Reg(enum.IntEnum):
-    """Where a register is among the 27 words of struct user_regs_struct (<sys/user.h>)."""
-
-    R15 = 0
-    R14 = 1
-    R13 = 2
-    R12 = 3
-    RBP = 4
-    RBX = 5
-    R11 = 6
-    R10 = 7
-    R9 = 8
-    R8 = 9
-    RAX = 10
-    RCX = 11
-    RDX = 12
-    RSI = 13
-    RDI = 14
-    ORIG_RAX = 15
-    RIP = 16
-    CS = 17
-    EFLAGS = 18
-    RSP = 19
-    SS = 20
-    FS_BASE = 21
-    GS_BASE = 22
-    DS = 23
-    ES = 24
-    FS = 25
-    GS = 26
-
-
 class Options(enum.IntFlag):
     """PTRACE_O_*."""
 

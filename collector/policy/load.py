@@ -21,12 +21,11 @@ import yaml
 from msgspec.structs import replace
 
 from collector.errors import PolicyError
-from collector.model import Capture, Cause, Release, SnapshotMode
+from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.policy import yamlnodes as nodes
 from collector.policy.types import (
     WATCH_MEMORY,
     Action,
-    Backend,
     CaptureSettings,
     Codec,
     Compress,

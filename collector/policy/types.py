@@ -10,16 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.model import Capture, Cause, Release, SnapshotMode
-
-
-class Backend(enum.StrEnum):
-    """How the kernel hands a dying process over (`hold.backend`)."""
-
-    AUTO = "auto"
-    SOCKET = "socket"
-    PIPE = "pipe"
-    NONE = "none"
+from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 
 
 class Codec(enum.StrEnum):

@@ -3,7 +3,7 @@
 A forked copy costs page tables at once, and a page for each page that the process writes to until
 the copy is gone; both are charged to the process's own memory cgroup. Nobody may die for that: it
 is asked before, at each level of the cgroup tree and on the host, and watched meanwhile. The facts
-are those of hold.governor; what follows from a refusal is for the caller to decide.
+are those of linux.memory; what follows from a refusal is for the caller to decide.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Self
 import msgspec
 
 from collector.errors import CaptureError
-from collector.handoff.governor import MemoryFacts, read_facts
 from collector.linux.leader import with_memory
+from collector.linux.memory import MemoryFacts, read_facts
 
 RESERVE = 16 << 20  # bytes that must be left for the process itself at each level
 _PAGE_TABLES = 512 - 1  # a page of entries, 8 bytes each, maps 512 pages; and those above it

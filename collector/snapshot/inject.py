@@ -28,12 +28,13 @@ from types import TracebackType
 from typing import Self
 
 from collector.arch import stub
+from collector.arch.x86_64 import Reg
 from collector.capture.image import parse_maps
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CaptureError
 from collector.linux import ptrace
 from collector.linux.leader import with_memory
-from collector.linux.ptrace import Options, PtraceError, Reg, Stop, StopKind
+from collector.linux.ptrace import Options, PtraceError, Stop, StopKind
 from collector.snapshot import restart, tasks
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero

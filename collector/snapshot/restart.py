@@ -15,13 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from collector.arch.x86_64 import REGISTERS
+from collector.arch.x86_64 import REGISTERS, Reg
 from collector.linux.ptrace import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
     ERESTARTNOINTR,
     ERESTARTSYS,
-    Reg,
     RegisterFile,
 )
 from collector.snapshot.tasks import SystemCall

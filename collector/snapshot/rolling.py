@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.arch import xsave
-from collector.arch.x86_64 import PAGE, RED_ZONE
+from collector.arch.x86_64 import PAGE, RED_ZONE, Reg
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
 from collector.linux import process_vm, ptrace
 from collector.linux.leader import with_memory
 from collector.linux.pagemap import resident_part
-from collector.linux.ptrace import Iovec, PtraceError, Reg, run_as_tracer
+from collector.linux.ptrace import Iovec, PtraceError, run_as_tracer
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical
 from collector.snapshot.tasks import TaskFacts

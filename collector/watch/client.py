@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
-from collector.agent.case import Case
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
 from collector.model import Record
@@ -29,6 +29,16 @@ log = logging.getLogger(__name__)
 _ANSWER_S = 90.0  # unwinding may take half a minute, and others may be before it
 _RESTART_S = 5.0
 _LOOK_S = 1.0
+
+
+class Case(Protocol):
+    """A death whose record is still open: the samples become a part of it."""
+
+    @property
+    def record(self) -> Record: ...
+    def begin(self, part: str) -> None: ...
+    def learn(self, *, lost: dict[str, str] | None = None, **facts: Any) -> None: ...
+    def end(self, part: str) -> None: ...
 
 
 class FlightRecorder:

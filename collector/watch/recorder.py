@@ -21,8 +21,6 @@ from pathlib import Path
 
 import msgspec
 
-from collector.agent.correlate import same_process
-from collector.agent.workers import Lane
 from collector.errors import CorewardError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.introspect.procfs import PF_KTHREAD, Stat, parse_stat
@@ -47,6 +45,7 @@ from collector.watch.messages import (
 )
 from collector.watch.trigger_snapshot import Shot, shoot
 from collector.watch.triggers import Firing, Health, Vitals
+from collector.workers import Lane
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +220,7 @@ class Recorder:
         """The samples of a process that has died, or is about to: nobody samples it any more."""
         key = ProcessKey(ask.pid, ask.start_ns)
         for watched in (*self._live.values(), *self._dead):
-            if same_process(watched.process.key, key):
+            if watched.process.key.is_same(key):
                 break
         else:
             self._tell(Samples(record=ask.record))

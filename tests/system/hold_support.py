@@ -15,8 +15,8 @@ from pathlib import Path
 from collector.handoff.backends import OpenBackend, open_backend
 from collector.handoff.handoff import HandOff
 from collector.handoff.settings import SettingsGuard
+from collector.model import Backend
 from collector.native.build import build
-from collector.policy.types import Backend
 from tests.system.settings import kernel_settings
 
 BOTH = (Backend.SOCKET, Backend.PIPE)
@@ -28,7 +28,7 @@ import select, signal, sys
 from pathlib import Path
 from collector.handoff.backends import open_backend
 from collector.handoff.settings import SettingsGuard
-from collector.policy.types import Backend
+from collector.model import Backend
 kind, run_dir, state_dir, helper, accepts = sys.argv[1:]
 guard = SettingsGuard(Path(state_dir))
 backend = open_backend(Backend(kind), Path(run_dir), guard, False, Path(helper))

@@ -21,8 +21,8 @@ from collector.handoff import backends
 from collector.handoff.backends import NoBackend, open_backend
 from collector.handoff.pipe import PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
+from collector.model import Backend
 from collector.native.build import build
-from collector.policy.types import Backend
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80

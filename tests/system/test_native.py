@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from collector.agent.gather import Gathered, gather
+from collector.agent.native import Native
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.native.build import build_library
-from collector.native.library import Native
 from collector.probe import Probe, decode_threads, open_probe
 from tests.system.agents import agent
 from tests.system.settings import kernel_settings
@@ -221,7 +221,7 @@ def test_a_library_of_another_version_is_refused(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def found(path: Path | None) -> None:
-        monkeypatch.setattr("collector.native.library.find", lambda name: path)
+        monkeypatch.setattr("collector.agent.native.find", lambda name: path)
 
     source = tmp_path / "other.c"
     source.write_text("unsigned long coreward_sizes(void) { return 1; }\n")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from collector.arch.x86_64 import Reg
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Thread
-from collector.snapshot.restart import Reg
 from tests.system.cores import live_core
 from tests.system.live_victims import states, wait_blocked, wait_until
 from tests.system.snapshots import backtraces, coreward, differences, done, executable_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collector.agent import correlate
-from collector.agent.correlate import Deaths, same_process
+from collector.agent.correlate import Deaths
 from collector.model import ProcessKey
 from tests.unit.event_samples import KEY, TICK, ended, fatal, oom
 
@@ -25,11 +25,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [(0, True), (TICK, True), (-TICK, True), (2 * TICK, False), (500 * TICK, False)],
 )
 def test_start_times_are_compared_to_a_tick(difference_ns: int, same: bool) -> None:
-    assert same_process(KEY, ProcessKey(KEY.pid, KEY.start_ns + difference_ns)) is same
+    assert KEY.is_same(ProcessKey(KEY.pid, KEY.start_ns + difference_ns)) is same
 
 
 def test_another_pid_is_another_process() -> None:
-    assert not same_process(KEY, ProcessKey(KEY.pid + 1, KEY.start_ns))
+    assert not KEY.is_same(ProcessKey(KEY.pid + 1, KEY.start_ns))
 
 
 def test_a_death_that_nobody_holds_is_complete_with_its_end() -> None:

@@ -7,16 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.handoff.governor import (
-    CgroupLevel,
-    Governor,
-    MemoryFacts,
-    Pins,
-    PinTotals,
-    ReleaseDecision,
-    decide,
-    read_facts,
-)
+from collector.agent.release import Governor, Pins, PinTotals, ReleaseDecision, decide
+from collector.linux.memory import CgroupLevel, MemoryFacts, read_facts
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
 

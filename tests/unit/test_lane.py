@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from collector.agent.workers import Lane
+from collector.workers import Lane
 
 PATIENCE = 10.0  # seconds; a test that waits as long has failed
 

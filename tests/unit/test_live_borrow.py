@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from collector.arch.x86_64 import Reg
 from collector.linux import ptrace
-from collector.linux.ptrace import Reg, Stop, StopKind
+from collector.linux.ptrace import Stop, StopKind
 from collector.snapshot import inject, restart
 from collector.snapshot.inject import InjectionRefused, Injector
 

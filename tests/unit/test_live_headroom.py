@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.handoff.governor import CgroupLevel, MemoryFacts
+from collector.linux.memory import CgroupLevel, MemoryFacts
 from collector.snapshot.headroom import RESERVE, Need, NoRoom, check_room, need_of, shortage
 
 GIB, MIB = 1 << 30, 1 << 20

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from collector.linux.ptrace import Reg
+from collector.arch.x86_64 import Reg
 from collector.snapshot.restart import EINTR, by_hand, has_noticed, would_notice
 from collector.snapshot.tasks import SystemCall
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.arch import stub
-from collector.linux.ptrace import Reg
+from collector.arch.x86_64 import Reg
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code of x86-64")
 

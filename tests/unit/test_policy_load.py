@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.errors import PolicyError
-from collector.model import Capture, Cause, Release, SnapshotMode
+from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.policy.load import PolicyErrors, keys, load, loads
 from collector.policy.types import (
     Action,
-    Backend,
     CaptureSettings,
     Codec,
     Compress,

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from collector.agent.assemble import Parts, boot_to_utc
+from collector.agent.assemble import Parts
+from collector.linux.clock import boot_to_utc
 from collector.model import Cause, Event, Fault, OomVictim, Record, Sender
 from tests.unit.event_samples import KEY, OTHER, TICK, ended, fatal, oom, who
 

@@ -3,14 +3,12 @@
 With instant release the memory of a dead process stays charged to its cgroup while its successor
 starts. So there must be room for a successor of the same size, on the host and at each level of
 the cgroup tree, and for those of all other pinned processes, which may still be growing. If there
-might not be, the process is held instead. `decide` is the rule, a pure function; the readers get
-its facts from /proc and the cgroup file systems; `Governor` joins them and keeps the account.
+might not be, the process is held instead. `decide` is the rule, a pure function; `Governor` joins
+it with the facts of linux.memory, and keeps the account.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,33 +18,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from collector.linux import proctext
+from collector.linux.memory import MemoryFacts, read_facts
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
 
 ROOM = "room for a successor"  # why a process may go at once
-_NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
-
-
-class CgroupLevel(msgspec.Struct, frozen=True, kw_only=True):
-    """A memory cgroup with a limit, at or above the process. Sizes are bytes."""
-
-    path: str  # of its directory; also its name in the account
-    limit: int
-    usage: int
-    reclaimable: int = 0  # part of `usage` that the kernel drops when it needs room
-
-    @property
-    def headroom(self) -> int:
-        return max(0, self.limit - self.usage + min(self.reclaimable, self.usage))
-
-
-class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the decision needs to know of a process and its host. Bytes; None: not known."""
-
-    private: int | None  # anonymous and shared memory and swap: what a successor needs anew
-    host_total: int | None
-    host_available: int | None
-    levels: tuple[CgroupLevel, ...] | None  # from the process's cgroup upwards
 
 
 class PinTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,98 +228,3 @@ def most_pinned(settings: ReleaseSettings, host_total: int | None = None) -> int
     if host_total is None:
         host_total = proctext.size(proctext.read("/proc/meminfo") or b"", b"MemTotal")
     return (host_total or 0) // 2
-
-
-def read_facts(
-    pid: int, proc: Path, cgroups: Path, status: bytes | None = None, groups: bytes | None = None
-) -> MemoryFacts:
-    """The facts of a process. What cannot be read is None, never a guess.
-
-    `status` and `groups`: its files `status` and `cgroup`, where they were read already.
-    """
-    meminfo = proctext.read(f"{proc}/meminfo") or b""
-    if status is None:
-        status = proctext.read(f"{proc}/{pid}/status") or b""
-    if groups is None:
-        groups = proctext.read(f"{proc}/{pid}/cgroup")
-    private = proctext.size(status, b"RssAnon")
-    if private is not None:
-        for name in (b"RssShmem", b"VmSwap"):
-            private += proctext.size(status, name) or 0
-    return MemoryFacts(
-        private=private,
-        host_total=proctext.size(meminfo, b"MemTotal"),
-        host_available=proctext.size(meminfo, b"MemAvailable"),
-        levels=None if groups is None else read_levels(groups, str(cgroups)),
-    )
-
-
-def read_levels(groups: bytes, root: str) -> tuple[CgroupLevel, ...] | None:
-    """The memory cgroups with a limit, from that of a process up to the root.
-
-    groups: its /proc/PID/cgroup. Understands cgroup v2 (cgroups(7)) at `root` or `root`/unified,
-    and the v1 memory controller at `root`/memory. None if its cgroup cannot be seen here.
-    """
-    levels: list[CgroupLevel] = []
-    for line in os.fsdecode(groups).split("\n"):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if "memory" in controllers.split(","):
-            found = _walk(f"{root}/memory", path, _level_v1)
-        elif rest and not controllers:
-            unified = f"{root}/unified"
-            found = _walk(unified if _is_dir(unified) else root, path, _level_v2)
-        else:
-            continue
-        if found is None:
-            return None
-        levels += found
-    return tuple(levels)
-
-
-def _walk(
-    root: str, path: str, read: Callable[[str], CgroupLevel | None]
-) -> list[CgroupLevel] | None:
-    parts = [part for part in path.split("/") if part]
-    if ".." in parts or not _is_dir("/".join((root, *parts))):
-        return None
-    here = ("/".join((root, *parts[:depth])) for depth in range(len(parts), -1, -1))
-    return [level for level in map(read, here) if level is not None]
-
-
-def _is_dir(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116  a process waits
-    except OSError:
-        return False
-
-
-def _level_v2(directory: str) -> CgroupLevel | None:
-    limits = [_number(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
-    limit = min((value for value in limits if value is not None), default=None)
-    return _level(directory, limit, "memory.current", b"\ninactive_file ")
-
-
-def _level_v1(directory: str) -> CgroupLevel | None:
-    limit = _number(f"{directory}/memory.limit_in_bytes")
-    return _level(directory, limit, "memory.usage_in_bytes", b"\ntotal_inactive_file ")
-
-
-def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) -> CgroupLevel | None:
-    if limit is None or limit >= _NO_LIMIT:
-        return None
-    used = _number(f"{directory}/{usage}")
-    about = b"\n" + (proctext.read(f"{directory}/memory.stat") or b"")
-    cache = about.partition(reclaimable)[2].partition(b"\n")[0]
-    return CgroupLevel(
-        path=directory,
-        limit=limit,
-        usage=limit if used is None else used,  # unknown: no room
-        reclaimable=int(cache) if cache.isdigit() else 0,
-    )
-
-
-def _number(path: str) -> int | None:
-    """The number in a file; None for "max", or if there is no such file."""
-    text = (proctext.read(path) or b"").strip()
-    return int(text) if text.isdigit() else None
