@@ -22,7 +22,7 @@ demo: setup
 run: setup
 	@exec $(BIN)/coreward run --config config/default.yaml
 
-test: lint types unit system
+test: lint types unit system kernel-tests
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

@@ -150,7 +150,7 @@ def _psinfo(text: ProcText, threads: Sequence[Thread], dying: int | None = None)
         nice=int(words[16]),
         flag=int(words[6]),
         fname=name[:_MAX_NAME],
-        psargs=text.cmdline.rstrip(b"\0").replace(b"\0", b" ")[:_MAX_ARGS],
+        psargs=text.cmdline[:_MAX_ARGS].replace(b"\0", b" "),  # as the kernel has them
     )
 
 

@@ -26,14 +26,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.system.settings import KernelSettings, kernel_settings
-from tests.system.victims import ROOT
+from tests.system.victims import PATIENCE, ROOT, SLOWNESS
 
-PATIENCE = 60.0
+_HOLD_PATIENCE = ", patience: 10s" if SLOWNESS > 1 else ""  # of the pipe, beyond its default
 COMMAND = [sys.executable, "-m", "collector"]
 
 
 class Stuck(AssertionError):
     """The agent did not do in time what it was waited for."""
+
+
+class NotReady(Stuck):
+    """The agent ended, or did not say that it is ready. `lines`: all that it said."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(["the agent is not ready, but said:", *lines]))
+        self.lines = lines
 
 
 class RunningAgent:
@@ -63,7 +71,12 @@ class RunningAgent:
             target=self._listen, args=(self.process.stdout,), daemon=True
         )
         self._listener.start()
-        self.wait_line(r"^ready")
+        try:
+            self.wait_line(r"^ready")
+        except Stuck as error:
+            self.process.kill()
+            self.process.wait()
+            raise NotReady(self.lines) from error
 
     def _listen(self, output: IO[str]) -> None:
         """Take in every line at once: an agent must never wait for its reader."""
@@ -210,7 +223,7 @@ def agent(
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
-    hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}}}"
+    hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}{_HOLD_PATIENCE}}}"
     file.write_text(f"hold: {hold}\nmetrics: {{listen: {listen}}}\n{config}")
     pins = Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}")
     arguments = [

@@ -25,7 +25,9 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "victims"
-PATIENCE = 60.0  # seconds until a victim counts as stuck; generous for loaded machines
+# How many times slower than a usual machine this one is: tests/kernels sets it for its guests.
+SLOWNESS = float(os.environ.get("COREWARD_TEST_SLOWNESS", "1"))
+PATIENCE = 60.0 * SLOWNESS  # seconds until a victim counts as stuck; generous for loaded machines
 
 
 class Stuck(AssertionError):

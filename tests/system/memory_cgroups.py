@@ -1,0 +1,65 @@
+"""A memory cgroup for a test, of whichever version of cgroups has the memory controller here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+class NoMemoryController(Exception):
+    """Neither version of cgroups has the memory controller here."""
+
+
+class MemoryCgroup(NamedTuple):
+    """`version` is 1 or 2; `limits` are the files that bound memory, and swap where it is."""
+
+    path: Path
+    version: int
+    limits: tuple[Path, ...]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This process is in it for a moment, and all that it starts meanwhile stays there."""
+        procs = self.path / "cgroup.procs"
+        procs.write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (self.path.parent / "cgroup.procs").write_text(str(os.getpid()))
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
+    """A new one with this limit in bytes; its members must have ended when it is left."""
+    group = _make(f"coreward-test-{os.getpid()}")
+    try:
+        for file in group.limits:
+            file.write_text("0" if "swap.max" in file.name else str(limit))
+        yield group
+    finally:
+        group.path.rmdir()
+
+
+def _make(name: str) -> MemoryCgroup:
+    if "memory" in _words(ROOT / "cgroup.controllers"):
+        if "memory" not in _words(ROOT / "cgroup.subtree_control"):
+            (ROOT / "cgroup.subtree_control").write_text("+memory")
+        path = ROOT / name
+        path.mkdir()
+        swap = path / "memory.swap.max"
+        limits = (path / "memory.max", *([swap] if swap.exists() else []))
+        return MemoryCgroup(path, 2, limits)
+    if (ROOT / "memory" / "cgroup.procs").exists():
+        path = ROOT / "memory" / name
+        path.mkdir()
+        return MemoryCgroup(path, 1, (path / "memory.limit_in_bytes",))
+    raise NoMemoryController("cgroups have no memory controller here")
+
+
+def _words(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []

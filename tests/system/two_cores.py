@@ -1,0 +1,142 @@
+"""Two cores of one death: the kernel's own, which it streams to the hand-off, and ours, which is
+gathered of the same process, at the same moment, from BPF and /proc/PID/mem."""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+
+import msgspec
+
+from collector.capture.dying import exit_patches
+from collector.capture.job import Explainable, Job, Written
+from collector.capture.process import OpenProcess
+from collector.capture.run import write_core
+from collector.elfcore.reader import CoreFile
+from collector.elfcore.types import Segment, Thread
+from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.handoff import HandOff
+from collector.handoff.pipe import PipeBackend
+from collector.model import Capture, FatalSignal
+from collector.policy.types import Codec, Compress, MemoryChoice
+from collector.probe import Probe, exit_words
+from collector.probe.iterators import unlinked_shared
+from tests.system.settings import KernelSettings
+from tests.system.victims import PATIENCE, running
+
+CHUNK = 1 << 20
+
+
+class TwoCores(msgspec.Struct):
+    """The kernel's and ours; `kernel` is the file of the whole stream."""
+
+    kernel: Path
+    ours: Path
+    written: Written
+
+
+def two_cores(
+    probe: Probe,
+    backend: SocketBackend | PipeBackend,
+    settings: KernelSettings,
+    folder: Path,
+    victim: str,
+    *arguments: str,
+    capture: Capture = Capture.FULL,
+    codec: Codec = Codec.NONE,
+) -> TwoCores:
+    """Let a victim die and keep both cores of it. The settings are changed, for others to restore.
+
+    Raises OSError if the kernel does not take the backend's core_pattern.
+    """
+    settings.write("core_pattern", backend.pattern)
+    if backend.pipe_limit is not None:
+        settings.write("core_pipe_limit", str(backend.pipe_limit))
+    with running(victim, *arguments, cwd=folder) as process:
+        probe.drain()
+        process.go()
+        assert select.select([backend.fileno()], [], [], PATIENCE)[0], "nothing was handed over"
+        handoff = backend.accept()
+        assert handoff is not None
+        with handoff:
+            return _capture_both(probe, handoff, folder, capture, codec)
+
+
+def _capture_both(
+    probe: Probe, handoff: HandOff, folder: Path, capture: Capture, codec: Codec
+) -> TwoCores:
+    handoff.answer(stream=True)
+    kernel = folder / "kernel.core"
+    with OpenProcess(handoff.pid, with_maps=False) as dying:
+        fatal = next(
+            e for e in probe.drain() if isinstance(e, FatalSignal) and e.who.key.pid == handoff.pid
+        )
+        threads, mappings = probe.threads(handoff.pid), probe.mappings(handoff.pid)
+        words = [(w.clear_child_tid, w.robust_list) for w in exit_words(threads)]
+        job = Job(
+            record_id="0" * 16,
+            folder=str(folder),
+            pid=handoff.pid,
+            tid=fatal.who.ns_tid,
+            signal=fatal.signal,
+            siginfo=fatal.siginfo,
+            text=dying.text,
+            threads=threads,
+            mappings=mappings,
+            head=None,
+            patches=exit_patches(handoff.pid, dying.pagemap_fd, words),
+            mem_fd=dying.mem_fd,
+            pagemap_fd=dying.pagemap_fd,
+            shared_fds=dying.open_shared(unlinked_shared(mappings)),
+            capture=capture,
+            memory=MemoryChoice(),
+            compress=Compress(codec=codec),
+            max_bytes=None,
+            min_free=0,
+            explain=False,
+            urgent=True,
+        )
+        _save_stream(handoff.stream_fd(), kernel)
+        answer = write_core(job, _unexpected)
+    assert isinstance(answer, Written), answer
+    assert answer.name is not None
+    return TwoCores(kernel, folder / answer.name, answer)
+
+
+def _unexpected(answer: Explainable) -> None:
+    raise AssertionError(f"nobody asked for {answer}")
+
+
+def _save_stream(fd: int, path: Path) -> None:
+    os.set_blocking(fd, True)
+    with path.open("wb") as file:
+        while data := os.read(fd, CHUNK):
+            file.write(data)
+
+
+def plain_thread(thread: Thread) -> Thread:
+    """Without what only one source tells, and without the times, which go on meanwhile."""
+    return msgspec.structs.replace(
+        thread, name="", state="", extra=(), utime=0, stime=0, cutime=0, cstime=0
+    )
+
+
+def dumped(core: CoreFile) -> dict[int, Segment]:
+    """Segments by their addresses."""
+    return {p.segment.vaddr: p.segment for p in core.segments}
+
+
+def differences(kernel: CoreFile, ours: CoreFile) -> list[str]:
+    """Addresses where memory that the kernel's core holds is different in ours."""
+    found = []
+    for segment in dumped(kernel).values():
+        at = segment.vaddr
+        while at < segment.vaddr + segment.filesz:
+            size = min(CHUNK, segment.vaddr + segment.filesz - at)
+            if kernel.read(at, size) != ours.read(at, size):
+                one, two = kernel.read(at, size), ours.read(at, size)
+                where = next(i for i in range(size) if one[i] != two[i])
+                found.append(f"{at + where:#x}")
+            at += size
+    return found
