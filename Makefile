@@ -27,6 +27,7 @@ test: lint types unit system kernel-tests
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(BIN)/.ready
 	$(BIN)/mypy
