@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
-_TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+from collector.linux import procfs
+
 _CPUCLOCK_SCHED = 2  # CLOCK_PROCESS_CPUTIME_ID of another process: clock_getcpuclockid(3)
 
 
@@ -17,10 +17,8 @@ def own_cpu_ms(pid: int) -> float:
 
 def cpu_ms(pid: int) -> float:
     """The same, and that of its children that ended and were waited for (exact to 10 ms)."""
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    children = (int(fields[13]) + int(fields[14])) * _TICK_MS  # cutime, cstime: proc(5)
-    return own_cpu_ms(pid) + children
+    stat = procfs.parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
+    return own_cpu_ms(pid) + (stat.children_user_ns + stat.children_system_ns) / 1e6
 
 
 def with_descendants(pid: int) -> list[int]:
@@ -32,8 +30,7 @@ def with_descendants(pid: int) -> list[int]:
                 stat = (path / "stat").read_bytes()
             except OSError:
                 continue
-            parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
-            parents.setdefault(parent, []).append(int(path.name))
+            parents.setdefault(procfs.parse_stat(stat).ppid, []).append(int(path.name))
     found, open_ = [], [pid]
     while open_:
         one = open_.pop()
@@ -44,7 +41,7 @@ def with_descendants(pid: int) -> list[int]:
 
 def memory_kib(pid: int, field: str) -> int:
     """`VmRSS`, `RssAnon`, ... of /proc/PID/status, in KiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise KeyError(field)
+    found = procfs.size(Path(f"/proc/{pid}/status").read_bytes(), field.encode())
+    if found is None:
+        raise KeyError(field)
+    return found >> 10

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from collector.linux import proctext
+from collector.linux import procfs
 from collector.linux.memory import MemoryFacts, read_facts
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
@@ -226,5 +226,5 @@ def most_pinned(settings: ReleaseSettings, host_total: int | None = None) -> int
     if settings.max_pinned is not None:
         return settings.max_pinned
     if host_total is None:
-        host_total = proctext.size(proctext.read("/proc/meminfo") or b"", b"MemTotal")
+        host_total = procfs.size(procfs.read("/proc/meminfo") or b"", b"MemTotal")
     return (host_total or 0) // 2

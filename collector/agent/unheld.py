@@ -15,7 +15,7 @@ from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
 from collector.errors import CaptureError
 from collector.handoff.pipe import PipeNote
-from collector.linux import cgroupfs
+from collector.linux import cgroupfs, procfs
 from collector.linux.clock import boot_to_utc
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
@@ -167,12 +167,9 @@ class Witness:
 
 def _live_cgroup(who: Identity) -> str | None:
     """The cgroup of a process that died but may not be reaped yet; None if it is gone."""
-    try:
-        with open(f"/proc/{who.key.pid}/stat", "rb") as stat:
-            started = int(stat.read().rpartition(b")")[2].split()[19])
-        with open(f"/proc/{who.key.pid}/cgroup", "rb") as file:
-            text = file.read()
-    except (OSError, ValueError, IndexError):
+    pid = who.key.pid
+    stat, groups = procfs.read(f"/proc/{pid}/stat"), procfs.read(f"/proc/{pid}/cgroup")
+    if not stat or not groups:
         return None
-    same = who.key.is_same(ProcessKey(who.key.pid, started * TICK_NS))
-    return cgroupfs.path_in(text) if same else None
+    same = who.key.is_same(ProcessKey(pid, procfs.parse_stat(stat).start_ns))
+    return cgroupfs.path_in(groups) if same else None

@@ -20,6 +20,7 @@ from collector.elfcore.layout import parse_head
 from collector.elfcore.notes import image_of
 from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Thread
 from collector.errors import CaptureError
+from collector.linux.procfs import MapsLine, field, parse_maps, parse_stat
 from collector.probe.iterators import decode_mappings, decode_threads
 
 _MAX_NAME = 15
@@ -64,7 +65,7 @@ def _from_stream(job: Job) -> ProcessImage:
     head = parse_head(memoryview(job.head))
     if not head.notes.threads:
         raise CaptureError(f"process {job.pid}: the kernel's core stream has no threads")
-    named = {m.start: m for m in parse_maps(job.text.maps or b"")}
+    named = {m.start: m for m in decode_maps(job.text.maps or b"")}
     mappings = [
         msgspec.structs.replace(named[m.start], dump_size=m.dump_size) if m.start in named else m
         for m in head.mappings
@@ -77,38 +78,31 @@ def with_gate(mappings: Sequence[Mapping]) -> list[Mapping]:
     if any(m.path == "[vsyscall]" for m in mappings):
         return list(mappings)
     with open("/proc/self/maps", "rb") as maps:
-        own = [m for m in parse_maps(maps.read()) if m.path == "[vsyscall]"]
+        own = [m for m in decode_maps(maps.read()) if m.path == "[vsyscall]"]
     return [*mappings, *(msgspec.structs.replace(m, special=True) for m in own)]
 
 
-def parse_maps(text: bytes) -> list[Mapping]:
-    """The lines of /proc/PID/maps (proc(5)); lines that are none are left out."""
-    found = []
-    for line in text.split(b"\n"):
-        words = line.split(None, 5)
-        if len(words) < 5 or b"-" not in words[0]:
-            continue
-        start, _, end = words[0].partition(b"-")
-        major, _, minor = words[3].partition(b":")
-        letters = words[1]
-        prot = Prot(0)
-        for letter, bit in ((b"r", Prot.R), (b"w", Prot.W), (b"x", Prot.X)):
-            if letter in letters[:3]:
-                prot |= bit
-        path = os.fsdecode(words[5].replace(b"\\012", b"\n")) if len(words) > 5 else None
-        found.append(
-            Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
-                prot=prot,
-                shared=letters[3:4] == b"s",
-                offset=int(words[2], 16),
-                device=int(major, 16) << 20 | int(minor, 16),
-                inode=int(words[4]),
-                path=path,
-            )
-        )
-    return found
+def decode_maps(text: bytes) -> list[Mapping]:
+    """The mappings as /proc/PID/maps shows them; the kernel's flags are not known from it."""
+    return [mapping_of(line) for line in parse_maps(text)]
+
+
+def mapping_of(line: MapsLine) -> Mapping:
+    """One mapping as a line of /proc/PID/maps shows it."""
+    prot = Prot(0)
+    for letter, bit in ((b"r", Prot.R), (b"w", Prot.W), (b"x", Prot.X)):
+        if letter in line.permissions[:3]:
+            prot |= bit
+    return Mapping(
+        start=line.start,
+        end=line.end,
+        prot=prot,
+        shared=line.permissions[3:4] == b"s",
+        offset=line.offset,
+        device=line.device,
+        inode=line.inode,
+        path=line.path,
+    )
 
 
 def mapping_at(mappings: Sequence[Mapping], starts: Sequence[int], address: int) -> Mapping | None:
@@ -132,36 +126,27 @@ def image_of_live(
 
 def _psinfo(text: ProcText, threads: Sequence[Thread], dying: int | None = None) -> PsInfo:
     """As fill_psinfo() of fs/binfmt_elf.c: ids of the leader in its own pid namespace."""
-    stat = text.stat
-    name = stat[stat.index(b"(") + 1 : stat.rindex(b")")]
-    words = stat[stat.rindex(b")") + 2 :].split()
-    ids = _status_ids(text.status)
-    tgid = int(_status_field(text.status, b"NStgid:").split()[-1])
+    stat = parse_stat(text.stat)
+    tgid = int(_status_field(text.status, b"NStgid").split()[-1])
     leader = next((t for t in threads if t.tid == tgid), threads[0])
     return PsInfo(
         pid=tgid,
         ppid=leader.ppid,
         pgrp=leader.pgrp,
         sid=leader.sid,
-        uid=ids[0],
-        gid=ids[1],
+        uid=int(_status_field(text.status, b"Uid").split()[0]),
+        gid=int(_status_field(text.status, b"Gid").split()[0]),
         # the dying thread waits for us; in its own core it runs
-        state="R" if dying == tgid else words[0].decode("ascii", "replace"),
-        nice=int(words[16]),
-        flag=int(words[6]),
-        fname=name[:_MAX_NAME],
+        state="R" if dying == tgid else stat.state,
+        nice=stat.nice,
+        flag=stat.flags,
+        fname=os.fsencode(stat.comm)[:_MAX_NAME],
         psargs=text.cmdline[:_MAX_ARGS].replace(b"\0", b" "),  # as the kernel has them
     )
 
 
-def _status_ids(status: bytes) -> tuple[int, int]:
-    return int(_status_field(status, b"Uid:").split()[0]), int(
-        _status_field(status, b"Gid:").split()[0]
-    )
-
-
 def _status_field(status: bytes, name: bytes) -> bytes:
-    for line in status.split(b"\n"):
-        if line.startswith(name):
-            return line[len(name) :]
-    raise CaptureError(f"/proc/PID/status has no {name.decode()}")
+    value = field(status, name)
+    if value is None:
+        raise CaptureError(f"/proc/PID/status has no {name.decode()}")
+    return value

@@ -17,14 +17,13 @@ from typing import Self
 import msgspec
 
 from collector.errors import CaptureError
-from collector.linux import proctext
-from collector.linux.leader import with_memory
+from collector.linux import procfs
 from collector.linux.pagemap import has_arguments
+from collector.linux.procfs import Stat, parse_stat, thread_with_memory
 from collector.model import ProcessKey
 
 _MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB
 _MAX_CMDLINE = 16 << 10
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class ProcText(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +83,7 @@ class OpenProcess:
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
         own = stat if self.tid == self.pid else self._read("stat")
-        can_read = has_arguments(self.pagemap_fd, own, _MAX_CMDLINE)
+        can_read = has_arguments(self.pagemap_fd, parse_stat(own), _MAX_CMDLINE)
         self.text = ProcText(
             stat=stat,
             status=self._read("status"),
@@ -100,9 +99,9 @@ class OpenProcess:
 
     def _open_other(self) -> None:
         """The directory of another thread, for the main one has ended; /proc/TID has all files."""
-        self.tid = with_memory(self.pid)
+        self.tid = thread_with_memory(self.pid)
         self.dir_fd = self._keep(os.open(f"/proc/{self.tid}", os.O_PATH | os.O_DIRECTORY))
-        if int(proctext.field(self._read("status"), b"Tgid") or 0) != self.pid:
+        if procfs.number(self._read("status"), b"Tgid") != self.pid:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
 
@@ -118,7 +117,7 @@ class OpenProcess:
     def _read(self, name: str, limit: int = _MAX_FILE) -> bytes:
         fd = os.open(name, os.O_RDONLY, dir_fd=self.dir_fd)
         try:
-            return proctext.read_all(fd, limit)
+            return procfs.read_all(fd, limit)
         finally:
             os.close(fd)
 
@@ -138,39 +137,33 @@ class OpenProcess:
     @property
     def resident(self) -> int:
         """Resident bytes (RSS), from /proc/PID/status; hugetlb pages included."""
-        sizes = (proctext.size(self.text.status, name) for name in (b"VmRSS", b"HugetlbPages"))
+        sizes = (procfs.size(self.text.status, name) for name in (b"VmRSS", b"HugetlbPages"))
         return sum(size or 0 for size in sizes)
 
     @property
     def uid(self) -> int:
-        return self._id(b"Uid")
+        return procfs.number(self.text.status, b"Uid") or 0
 
     @property
     def gid(self) -> int:
-        return self._id(b"Gid")
+        return procfs.number(self.text.status, b"Gid") or 0
 
-    def _id(self, name: bytes) -> int:
-        """The real one of the four ids in a line of /proc/PID/status."""
-        return int((proctext.field(self.text.status, name) or b"0").split(None, 1)[0])
+    @property
+    def stat(self) -> Stat:
+        return parse_stat(self.text.stat)
 
     @property
     def comm(self) -> str:
-        stat = self.text.stat
-        return os.fsdecode(stat[stat.index(b"(") + 1 : stat.rindex(b")")])
-
-    @property
-    def start_ticks(self) -> int:
-        """Start time in clock ticks since boot: field 22 of /proc/PID/stat."""
-        return int(self.text.stat[self.text.stat.rindex(b")") + 2 :].split()[19])
+        return self.stat.comm
 
     def is_process(self, key: ProcessKey) -> bool:
         """Whether this is the process that an event spoke of, and not a later one of its pid."""
-        return self.pid == key.pid and abs(self.start_ticks - key.start_ns // _TICK_NS) <= 1
+        return self.key.is_same(key)
 
     @property
     def key(self) -> ProcessKey:
         """Its key as far as /proc tells: exact to a clock tick."""
-        return ProcessKey(self.pid, self.start_ticks * _TICK_NS)
+        return ProcessKey(self.pid, self.stat.start_ns)
 
     @property
     def cmdline(self) -> list[str]:

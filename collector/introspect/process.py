@@ -21,10 +21,10 @@ from typing import Self
 import msgspec
 
 from collector.arch.syscalls import syscall_name
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping
 from collector.errors import ProbeError, ProcessError, ProcessGone, Unreadable
-from collector.introspect.procfs import ProcFolder
+from collector.introspect.folder import ProcFolder
 from collector.introspect.types import (
     ProcessIdentity,
     Registers,
@@ -34,6 +34,7 @@ from collector.introspect.types import (
     ThreadState,
 )
 from collector.linux.pagemap import Pagemap
+from collector.linux.procfs import TICK_NS
 from collector.model import ProcessKey
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe, open_live
@@ -41,7 +42,6 @@ from collector.probe.stacks import ThreadStack
 
 _USER_END = 1 << 47  # /proc/PID/mem takes no offset beyond, and nothing of a process is there
 _MAX_MAPS = 64 << 20  # bytes
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class Process:
@@ -166,7 +166,7 @@ class Process:
                 raise ProcessGone(f"process {self.pid} has ended") from None
             raise ProcessError(f"process {self.pid} can not be listed: {error}") from error
         # the iterator knows the pid alone: this is how a later owner of it would be noticed
-        if abs(found[0].process_start_ns - self._folder.start_ns) > 2 * _TICK_NS:
+        if abs(found[0].process_start_ns - self._folder.start_ns) > 2 * TICK_NS:
             raise ProcessGone(f"process {self.pid} has ended")
         return found
 
@@ -181,7 +181,7 @@ class Process:
     def mappings(self) -> list[Mapping]:
         """All mappings by address; from BPF with the kernel's flags, else as /proc/PID/maps."""
         if self._probe is None:
-            return parse_maps(self._folder.read("maps", _MAX_MAPS))
+            return decode_maps(self._folder.read("maps", _MAX_MAPS))
         found = decode_mappings(self._probe.mappings(self.pid), None)
         if not self.alive:  # so the pid was its own until now
             raise ProcessGone(f"process {self.pid} has ended")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.linux import proctext
+from collector.linux import procfs
 
 _NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
 
@@ -47,19 +47,19 @@ def read_facts(
 
     `status` and `groups`: its files `status` and `cgroup`, where they were read already.
     """
-    meminfo = proctext.read(f"{proc}/meminfo") or b""
+    meminfo = procfs.read(f"{proc}/meminfo") or b""
     if status is None:
-        status = proctext.read(f"{proc}/{pid}/status") or b""
+        status = procfs.read(f"{proc}/{pid}/status") or b""
     if groups is None:
-        groups = proctext.read(f"{proc}/{pid}/cgroup")
-    private = proctext.size(status, b"RssAnon")
+        groups = procfs.read(f"{proc}/{pid}/cgroup")
+    private = procfs.size(status, b"RssAnon")
     if private is not None:
         for name in (b"RssShmem", b"VmSwap"):
-            private += proctext.size(status, name) or 0
+            private += procfs.size(status, name) or 0
     return MemoryFacts(
         private=private,
-        host_total=proctext.size(meminfo, b"MemTotal"),
-        host_available=proctext.size(meminfo, b"MemAvailable"),
+        host_total=procfs.size(meminfo, b"MemTotal"),
+        host_available=procfs.size(meminfo, b"MemAvailable"),
         levels=None if groups is None else read_levels(groups, str(cgroups)),
     )
 
@@ -119,7 +119,7 @@ def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) ->
     if limit is None or limit >= _NO_LIMIT:
         return None
     used = _number(f"{directory}/{usage}")
-    about = b"\n" + (proctext.read(f"{directory}/memory.stat") or b"")
+    about = b"\n" + (procfs.read(f"{directory}/memory.stat") or b"")
     cache = about.partition(reclaimable)[2].partition(b"\n")[0]
     return CgroupLevel(
         path=directory,
@@ -131,5 +131,5 @@ def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) ->
 
 def _number(path: str) -> int | None:
     """The number in a file; None for "max", or if there is no such file."""
-    text = (proctext.read(path) or b"").strip()
+    text = (procfs.read(path) or b"").strip()
     return int(text) if text.isdigit() else None

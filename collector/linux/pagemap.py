@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from collector.arch.x86_64 import PAGE
+from collector.linux.procfs import Stat
 
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 _WPALLOWED, _WRITTEN = 1 << 0, 1 << 1
@@ -78,14 +79,13 @@ def resident_part(pagemap_fd: int, address: int, size: int) -> int:
     return max(0, min(address + size, end * PAGE) - address)
 
 
-def has_arguments(pagemap_fd: int, stat: bytes, most: int) -> bool:
+def has_arguments(pagemap_fd: int, stat: Stat, most: int) -> bool:
     """Whether `most` bytes of a process's arguments can be read without waiting.
 
-    stat: its /proc/PID/stat, whose fields 48 and 49 say where they are (proc_pid_stat(5)).
+    stat: of a thread that has its memory.
     """
-    start, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:47])
-    size = min(end - start, most)
-    return size > 0 and resident(pagemap_fd, start, size)
+    size = min(stat.arg_end - stat.arg_start, most)
+    return size > 0 and resident(pagemap_fd, stat.arg_start, size)
 
 
 class Pagemap:

@@ -16,6 +16,7 @@ import struct
 from typing import NamedTuple
 
 from collector.errors import HoldError
+from collector.linux import procfs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _quick = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: calls of some µs
@@ -94,11 +95,9 @@ def pid_of(pidfd: int) -> int:
 
     Raises HoldError if the process was reaped or is not visible here.
     """
-    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name == "Pid" and int(value) > 0:
-                return int(value)
+    pid = procfs.number(procfs.read(f"/proc/self/fdinfo/{pidfd}") or b"", b"Pid")
+    if pid:
+        return pid
     raise HoldError("the process is gone or not visible in this pid namespace")
 
 
@@ -113,8 +112,4 @@ def is_dumping(pidfd: int, pid: int) -> bool:
             return dumped
     except HoldError:
         pass  # an older kernel; status tells as well
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            return b"\nCoreDumping:\t1\n" in status.read()
-    except OSError:
-        return False
+    return procfs.is_dumping(procfs.read(f"/proc/{pid}/status") or b"")

@@ -15,7 +15,6 @@ Sources: ptrace(2), waitid(2), <linux/ptrace.h>, <asm/user_64.h>, include/linux/
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import errno
@@ -29,6 +28,7 @@ from typing import NamedTuple, TypeVar
 from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE, SIGINFO_SIZE
 from collector.arch.x86_64 import REGISTERS
 from collector.errors import CaptureError
+from collector.linux import procfs
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO = 0x4200, 0x4201, 0x4202
@@ -300,10 +300,9 @@ def _decode(tid: int, code: int, status: int) -> Stop:
 
 def _is_own_child(tid: int) -> bool:
     """Whether somebody in this program waits for it as its parent."""
-    with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{tid}/status") as text:
-        lines = dict(line.split(":", 1) for line in text if ":" in line)
-        return int(lines["Tgid"]) == tid and int(lines["PPid"]) == os.getpid()
-    return False
+    status = procfs.read(f"/proc/{tid}/status") or b""
+    is_process = procfs.number(status, b"Tgid") == tid
+    return is_process and procfs.number(status, b"PPid") == os.getpid()
 
 
 # --- asking a stopped thread --------------------------------------------------------------------

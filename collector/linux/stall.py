@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from collector.errors import KeptWaiting
-from collector.linux import proctext
+from collector.linux import procfs
 
 T = TypeVar("T")
 WAIT_S = 5  # without having run
@@ -58,7 +58,7 @@ def patiently(whose: Callable[[], int | None], work: Callable[[], T]) -> T:
 
 def _sleep(thread: threading.Thread) -> bytes | None:
     """What is another one when the thread has run meanwhile; None if it runs, or has ended."""
-    status = proctext.read(f"/proc/self/task/{thread.native_id}/status") or b""
-    if (proctext.field(status, b"State") or b"R").strip().startswith(b"R"):
+    status = procfs.read(f"/proc/self/task/{thread.native_id}/status") or b""
+    if (procfs.field(status, b"State") or b"R").strip().startswith(b"R"):
         return None
-    return proctext.field(status, b"voluntary_ctxt_switches")
+    return procfs.field(status, b"voluntary_ctxt_switches")

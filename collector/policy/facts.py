@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 
 from collector.linux import cgroupfs as cgroups
-from collector.linux import proctext
-from collector.linux.leader import with_memory
+from collector.linux import procfs
+from collector.linux.procfs import thread_with_memory
 from collector.model import Cause
 from collector.policy.types import Facts
 
@@ -57,9 +57,9 @@ def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str =
     return facts_from(
         cause,
         signal,
-        status=proctext.read(f"{folder}/status"),
-        groups=proctext.read(f"{folder}/cgroup"),
-        exe=exe_of(f"{folder}/exe") or exe_of(f"{proc_root}/{with_memory(pid)}/exe"),
+        status=procfs.read(f"{folder}/status"),
+        groups=procfs.read(f"{folder}/cgroup"),
+        exe=exe_of(f"{folder}/exe") or exe_of(f"{proc_root}/{thread_with_memory(pid)}/exe"),
     )
 
 
@@ -118,7 +118,7 @@ def _status(text: bytes | None) -> tuple[str | None, int | None, bool | None]:
     """comm, real uid, and whether the pid namespace is nested, of /proc/PID/status."""
     if not text:
         return None, None, None
-    name, uids, pids = (proctext.field(text, field) for field in (b"Name", b"Uid", b"NSpid"))
+    name, uids, pids = (procfs.field(text, field) for field in (b"Name", b"Uid", b"NSpid"))
     # the kernel escapes just these two in Name, so that a line stays a line
     comm = None if name is None else _ESCAPED.sub(_unescape, name.removeprefix(b"\t"))
     return (

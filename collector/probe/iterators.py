@@ -21,7 +21,7 @@ from collector.arch.x86_64 import PAGE
 from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mapping, Prot, Thread
 from collector.errors import ProbeError
 from collector.linux import libbpf
-from collector.linux.leader import with_memory
+from collector.linux.procfs import parse_maps, thread_with_memory
 from collector.probe.events import text
 
 # Address space for the records of one process. It takes memory only where it is written, in huge
@@ -123,13 +123,13 @@ def read_all(program: int, pid: int, *, single: bool = False) -> memoryview:
         os.close(descriptor)
 
 
-def read_mappings(program: int, pid: int) -> memoryview:
+def iterate_mappings(program: int, pid: int) -> memoryview:
     """All mappings of a process; empty if it has none.
 
     A leader that called pthread_exit(3) has no memory any more; then another thread tells.
     """
     raw = read_all(program, pid, single=True)
-    if raw or (other := with_memory(pid)) == pid:
+    if raw or (other := thread_with_memory(pid)) == pid:
         return raw
     return read_all(program, other, single=True)
 
@@ -227,22 +227,6 @@ def decode_threads(raw: Raw) -> list[Thread]:
     return threads
 
 
-def _unescape(path: bytes) -> str:
-    """A path of /proc/PID/maps, where only the line feed is escaped (as \\012)."""
-    return os.fsdecode(path.replace(b"\\012", b"\n"))
-
-
-def _paths(maps_text: bytes) -> dict[tuple[int, int], str]:
-    """The names in /proc/PID/maps by address range."""
-    found = {}
-    for line in maps_text.splitlines():
-        parts = line.split(None, 5)
-        if len(parts) == 6:
-            start, _, end = parts[0].partition(b"-")
-            found[int(start, 16), int(end, 16)] = _unescape(parts[5])
-    return found
-
-
 def _name(m: _MappingFields, tail: bytes) -> str | None:
     """As the kernel names a mapping in /proc/PID/maps (fs/proc/task_mmu.c)."""
     if m.path_size > 0 and m.flags & IS_WALK:
@@ -279,7 +263,7 @@ def unlinked_shared(raw: Raw) -> list[tuple[int, int]]:
 
 def decode_mappings(raw: Raw, maps_text: bytes | None) -> list[Mapping]:
     """The mappings by address. Names in `maps_text` (/proc/PID/maps) go before those in `raw`."""
-    names = _paths(maps_text) if maps_text else {}
+    names = {(line.start, line.end): line.path for line in parse_maps(maps_text or b"")}
     mappings = []
     for offset, m in _mappings(raw):
         prot = Prot(0)
@@ -296,7 +280,7 @@ def decode_mappings(raw: Raw, maps_text: bytes | None) -> list[Mapping]:
                 offset=m.pgoff * PAGE,
                 device=m.device,
                 inode=m.inode,
-                path=names.get((m.start, m.end), own_name),
+                path=names.get((m.start, m.end)) or own_name,
                 vm_flags=m.vm_flags,
                 anon_vma=bool(m.flags & HAS_ANON_VMA),
                 nlink=m.nlink if m.flags & HAS_FILE else None,

@@ -25,8 +25,8 @@ from typing import NamedTuple, Self
 from collector.arch.x86_64 import RED_ZONE
 from collector.errors import ProbeError
 from collector.linux import libbpf, process_vm
-from collector.linux.leader import with_memory
 from collector.linux.perf_clock import Clock
+from collector.linux.procfs import thread_with_memory
 from collector.linux.ringbuf import Ring
 from collector.probe import files, iterators, pins
 from collector.probe.stacks import (
@@ -183,7 +183,7 @@ class LiveProbe:
     def mappings(self, pid: int) -> memoryview:
         """As `Probe.mappings`: raw records for `decode_mappings`; empty if it has none."""
         with _listing(pid), self._lock:
-            return iterators.read_mappings(self._programs["mappings"], pid)
+            return iterators.iterate_mappings(self._programs["mappings"], pid)
 
     def stacks(self, pid: int, stack: int = 8 << 10) -> list[Listed]:
         """All threads for `decode_listed`, each with up to `stack` bytes (at most 64 KiB).
@@ -202,7 +202,7 @@ class LiveProbe:
             _iterator(self._programs["switches"], pid, single) as switches,
             self._reader() as reader,
         ):
-            memory = with_memory(pid) if stack else pid
+            memory = thread_with_memory(pid) if stack else pid
             while records := os.read(states, _AT_ONCE * LIVE.size):
                 if stack:
                     where = extents(records, stack)

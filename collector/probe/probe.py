@@ -297,7 +297,7 @@ class Probe:
 
         A leader that called pthread_exit(3) has no memory any more; then another thread tells.
         """
-        return self._iterate(iterators.read_mappings, self._mappings, pid)
+        return self._iterate(iterators.iterate_mappings, self._mappings, pid)
 
     def _iterate(
         self, read: Callable[[int, int], memoryview], program: int, pid: int

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping
-from collector.linux.leader import with_memory
 from collector.linux.pagemap import Pagemap
+from collector.linux.procfs import thread_with_memory
 from collector.snapshot.headroom import NoRoom, check_room
 
 _FORK_MS = 28.0  # per GiB of small pages, measured: 7 ms for 256 MiB, 51 for 2 GiB, 172 for 6 GiB
@@ -72,8 +72,8 @@ def suit_of(pid: int, resident: int, pagemap_fd: int) -> Suit:
     if small.fork_ms <= _QUICK_MS:
         return small  # whatever its pages are
     try:
-        with open(f"/proc/{with_memory(pid)}/maps", "rb", buffering=0) as file:
-            mappings = parse_maps(file.readall())
+        with open(f"/proc/{thread_with_memory(pid)}/maps", "rb", buffering=0) as file:
+            mappings = decode_maps(file.readall())
         return msgspec.structs.replace(small, huge=_huge_share(Pagemap(pagemap_fd), mappings))
     except OSError:
         return small

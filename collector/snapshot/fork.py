@@ -31,15 +31,14 @@ from typing import NamedTuple
 import msgspec
 
 from collector.arch import stub
-from collector.capture.image import parse_maps
 from collector.capture.memory import ProcessMemory
 from collector.elfcore.types import VM_WIPEONFORK, LeftOut
 from collector.elfcore.types import Mapping as Area
 from collector.errors import CaptureError
-from collector.linux import ptrace
-from collector.linux.leader import with_memory
+from collector.linux import procfs, ptrace
+from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Options, PtraceError
-from collector.snapshot import headroom, tasks
+from collector.snapshot import headroom
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess, critical
 
@@ -110,17 +109,9 @@ class ProcessCopy:
 
     def _wiped(self) -> list[Range]:
         """Areas with the flag `wf` in /proc/PID/smaps (proc_pid_smaps(5))."""
-        found: list[Range] = []
-        area = (0, 0)
-        with open(f"/proc/{self.pid}/smaps", "rb") as lines:
-            for line in lines:
-                if line.startswith(b"VmFlags:"):
-                    if b"wf" in line.split():
-                        found.append(area)
-                elif line[:1] in b"0123456789abcdef":
-                    start, _, end = line.split(None, 1)[0].partition(b"-")
-                    area = int(start, 16), int(end, 16)
-        return found
+        with open(f"/proc/{self.pid}/smaps", "rb") as file:
+            entries = procfs.parse_smaps(file.read())
+        return [(e.line.start, e.line.end) for e in entries if "wf" in e.flags]
 
     def memory(self, mappings: Sequence[Area], shared_fds: Mapping[int, int]) -> CopiedMemory:
         """All memory of the process (a MemorySource), also what the copy has not.
@@ -128,8 +119,8 @@ class ProcessCopy:
         mappings: at the instant. shared_fds: as ProcessMemory has them; the caller's.
         """
         live = ProcessMemory(
-            self._open(with_memory(self._of), "mem", os.O_RDONLY),
-            self._open(with_memory(self._of), "pagemap", os.O_RDONLY),
+            self._open(thread_with_memory(self._of), "mem", os.O_RDONLY),
+            self._open(thread_with_memory(self._of), "pagemap", os.O_RDONLY),
             mappings,
             shared_fds,
         )
@@ -263,8 +254,8 @@ def _end(forked: _Forked, of: int, injector: Injector) -> None:
     if not forked.own_reaper:
         _reap(forked.own_pid, injector)
         return
-    while reaper and reaper in tasks.tids(of):
-        if tasks.state(of, reaper) == _STOPPED or time.monotonic() > end:
+    while reaper and reaper in procfs.thread_ids(of):
+        if procfs.thread_state(of, reaper) == _STOPPED or time.monotonic() > end:
             return  # it is stopped with its process, and reaps later; the next injector clears
         time.sleep(0.0005)
     injector.clear()
@@ -283,8 +274,8 @@ def _reap(own_pid: int, injector: Injector) -> None:
 
 def _tid_here(pid: int, own_tid: int) -> int:
     """A thread's id in this pid namespace; 0 if it has gone."""
-    for tid in reversed(tasks.tids(pid)):
-        fields = tasks.status_fields(tasks.read(pid, tid, "status") or b"")
+    for tid in reversed(procfs.thread_ids(pid)):
+        fields = procfs.fields(procfs.read_thread(pid, tid, "status") or b"")
         if fields.get(b"NSpid", [b"0"])[-1] == b"%d" % own_tid:
             return tid
     return 0
@@ -292,7 +283,7 @@ def _tid_here(pid: int, own_tid: int) -> int:
 
 def _map_of(pid: int) -> list[Range]:
     with open(f"/proc/{pid}/maps", "rb") as maps:
-        return [(m.start, m.end) for m in parse_maps(maps.read())]
+        return [(m.start, m.end) for m in procfs.parse_maps(maps.read())]
 
 
 def _touches(ranges: Sequence[Range], m: Area) -> bool:

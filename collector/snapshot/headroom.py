@@ -17,8 +17,8 @@ from typing import Self
 import msgspec
 
 from collector.errors import CaptureError
-from collector.linux.leader import with_memory
 from collector.linux.memory import MemoryFacts, read_facts
+from collector.linux.procfs import thread_with_memory
 
 RESERVE = 16 << 20  # bytes that must be left for the process itself at each level
 _PAGE_TABLES = 512 - 1  # a page of entries, 8 bytes each, maps 512 pages; and those above it
@@ -81,7 +81,7 @@ def check_room(
     cgroups: Path = _CGROUPS,
 ) -> Need:
     """What a copy of process `pid` will cost. Raises NoRoom if that does not fit."""
-    facts = read_facts(with_memory(pid), proc, cgroups)
+    facts = read_facts(thread_with_memory(pid), proc, cgroups)
     need = need_of(facts, dirty_rate, seconds)
     if need is None:
         raise NoRoom(f"no copy of process {pid}: its size is unknown")

@@ -29,13 +29,13 @@ from typing import Self
 
 from collector.arch import stub
 from collector.arch.x86_64 import Reg
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CaptureError
-from collector.linux import ptrace
-from collector.linux.leader import with_memory
+from collector.linux import procfs, ptrace
+from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Options, PtraceError, Stop, StopKind
-from collector.snapshot import restart, tasks
+from collector.snapshot import restart
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
 _MARK = b"\xccCOREWARD STUB\xcc\xcc"  # in their last bytes while a stub is there
@@ -81,11 +81,11 @@ class Injector:
         with contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(_locked(self.pid))
             try:
-                memory = with_memory(self.pid)
+                memory = thread_with_memory(self.pid)
                 self._mem = os.open(f"/proc/{memory}/mem", os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._mem)
                 with open(f"/proc/{memory}/maps", "rb") as maps:
-                    self.base = _place(parse_maps(maps.read()), self._read)
+                    self.base = _place(decode_maps(maps.read()), self._read)
             except OSError as error:
                 raise InjectionRefused(
                     f"cannot inject into process {self.pid}: {error.strerror}"
@@ -187,10 +187,10 @@ class Injector:
     def _candidates(self) -> list[int]:
         """First those that are blocked harmlessly, then those that run, last who would notice."""
         ranked = []
-        for tid in tasks.tids(self.pid):
-            call = tasks.system_call(self.pid, tid)
+        for tid in procfs.thread_ids(self.pid):
+            call = procfs.blocked(self.pid, tid)
             rank = 1 if call is None else 2 if restart.would_notice(self.pid, call) else 0
-            if tasks.state(self.pid, tid) == tasks.UNINTERRUPTIBLE:
+            if procfs.thread_state(self.pid, tid) == procfs.UNINTERRUPTIBLE:
                 rank = 3
             ranked.append((tid in self.seccomp, rank, tid))
         return [tid for _, _, tid in sorted(ranked)]
@@ -281,15 +281,15 @@ class Injector:
         self.clear()
 
     def _in_use(self) -> bool:
-        return any(self._is_inside(tid) for tid in tasks.tids(self.pid))
+        return any(self._is_inside(tid) for tid in procfs.thread_ids(self.pid))
 
     def _is_inside(self, tid: int) -> bool:
-        call = tasks.system_call(self.pid, tid)
+        call = procfs.blocked(self.pid, tid)
         if call is not None:
-            return self.base <= call.pc < self.base + _SIZE
+            return self.base <= call.ip < self.base + _SIZE
         with _stopped(tid) as stop:
             if stop is None:
-                return tid in tasks.tids(self.pid)
+                return tid in procfs.thread_ids(self.pid)
             return self.base <= ptrace.get_regs(tid)[Reg.RIP] < self.base + _SIZE
 
 
@@ -411,8 +411,8 @@ def _place(mappings: Sequence[Mapping], read: Callable[[int, int], bytes]) -> in
 def _filtered(pid: int) -> dict[int, int]:
     """Threads with a seccomp mode (seccomp(2)), and which."""
     found = {}
-    for tid in tasks.tids(pid):
-        fields = tasks.status_fields(tasks.read(pid, tid, "status") or b"")
+    for tid in procfs.thread_ids(pid):
+        fields = procfs.fields(procfs.read_thread(pid, tid, "status") or b"")
         mode = int(fields.get(b"Seccomp", [b"0"])[0])
         if mode:
             found[tid] = mode

@@ -6,16 +6,13 @@ mapping owns anonymous pages. It walks all page tables, so it is no way for a pr
 
 from __future__ import annotations
 
-import itertools
-import re
-
 import msgspec
 
-from collector.capture.image import parse_maps
+from collector.capture.image import mapping_of
 from collector.elfcore import types
 from collector.elfcore.types import Mapping
 from collector.errors import CaptureError
-from collector.linux.leader import with_memory
+from collector.linux.procfs import SmapsEntry, parse_smaps, thread_with_memory
 
 _FLAGS = {  # VmFlags of proc(5)
     "rd": types.VM_READ,
@@ -28,33 +25,27 @@ _FLAGS = {  # VmFlags of proc(5)
     "dd": types.VM_DONTDUMP,
     "dc": types.VM_DONTCOPY,
 }
-_LINE = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ ", re.MULTILINE)
 _DELETED = " (deleted)"
 
 
-def read_mappings(pid: int) -> list[Mapping]:
+def mappings_of(pid: int) -> list[Mapping]:
     """All mappings by address. CaptureError if they may not be read."""
     try:
-        with open(f"/proc/{with_memory(pid)}/smaps", "rb") as file:
+        with open(f"/proc/{thread_with_memory(pid)}/smaps", "rb") as file:
             text = file.read()
     except OSError as error:
         raise CaptureError(f"the mappings of process {pid}: {error.strerror}") from error
-    starts = [match.start() for match in _LINE.finditer(text)] + [len(text)]
-    blocks = (text[a:b] for a, b in itertools.pairwise(starts))
-    return [_mapping(block) for block in blocks]
+    return [_mapping(entry) for entry in parse_smaps(text)]
 
 
-def _mapping(block: bytes) -> Mapping:
-    line, _, rest = block.partition(b"\n")
-    fields = dict(row.partition(b":")[::2] for row in rest.splitlines())
-    words = fields.get(b"VmFlags", b"").decode().split()
-    path_of = parse_maps(line)[0]
-    path = path_of.path or ""
+def _mapping(entry: SmapsEntry) -> Mapping:
+    mapping = mapping_of(entry.line)
+    path = mapping.path or ""
     return msgspec.structs.replace(
-        path_of,
-        vm_flags=sum(_FLAGS.get(word, 0) for word in words),
-        anon_vma=int(fields.get(b"Anonymous", b"0").split()[0]) > 0 or _is_private_data(path_of),
-        nlink=(0 if path.endswith(_DELETED) else 1) if path_of.inode else None,
+        mapping,
+        vm_flags=sum(_FLAGS.get(flag, 0) for flag in entry.flags),
+        anon_vma=entry.anonymous > 0 or _is_private_data(mapping),
+        nlink=(0 if path.endswith(_DELETED) else 1) if mapping.inode else None,
         special=path in ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"),
     )
 

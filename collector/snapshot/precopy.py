@@ -32,13 +32,13 @@ from typing import Self
 import msgspec
 
 from collector.arch.x86_64 import PAGE
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.capture.memory import ProcessMemory
 from collector.elfcore import types
 from collector.elfcore.types import VM_HUGETLB, VM_IO, Prot
 from collector.errors import CaptureError
-from collector.linux.leader import with_memory
 from collector.linux.pagemap import Changes, WriteScan
+from collector.linux.procfs import thread_with_memory
 from collector.snapshot.gather import Gatherer
 from collector.snapshot.inject import Injector
 from collector.snapshot.staging import Area, StagedMemory, Staging
@@ -110,7 +110,7 @@ class PreCopy:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            memory = self._memory = with_memory(self.pid)
+            memory = self._memory = thread_with_memory(self.pid)
             self._mem = stack.enter_context(_opened(f"/proc/{memory}/mem"))
             pagemap = stack.enter_context(_opened(f"/proc/{memory}/pagemap"))
             self._pagemap = pagemap
@@ -187,7 +187,7 @@ class PreCopy:
         if text == self._maps:
             return []
         self._maps = text
-        self._mappings = parse_maps(text)
+        self._mappings = decode_maps(text)
         areas = [_area(m) for m in self._mappings if self._wanted(m)]
         known = set(self._areas)
         self._areas = areas

@@ -13,9 +13,8 @@ import threading
 from pathlib import Path
 
 from collector.errors import CaptureError
-from collector.snapshot import tasks
+from collector.linux import procfs
 
-_PF_KTHREAD = 0x00200000  # <linux/sched.h>, field 9 of /proc/PID/stat
 _CAP_SYS_PTRACE = 1 << 19  # <linux/capability.h>
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 
@@ -42,44 +41,48 @@ def reason(pid: int) -> str | None:
     """One sentence why process `pid` can not be traced; None if nothing speaks against it."""
     if pid == os.getpid():
         return f"process {pid} is this program itself, which can not stop itself"
-    status = tasks.read(pid, pid, "status")
-    stat = tasks.read(pid, pid, "stat")
+    status = procfs.read_thread(pid, pid, "status")
+    stat = procfs.read_thread(pid, pid, "stat")
     if not status or not stat:
         return f"there is no process {pid} in this pid namespace"
-    fields = tasks.status_fields(status)
+    fields = procfs.fields(status)
     if _word(fields, b"Tgid") != pid:
         return f"{pid} is a thread of process {_word(fields, b'Tgid')}: name the process"
     return (
-        _by_nature(pid, fields, stat)
+        _by_nature(pid, fields, procfs.parse_stat(stat))
         or _by_tracer(pid)
         or _by_yama(pid, fields)
         or _by_ids(pid, fields)
     )
 
 
-def _by_nature(pid: int, fields: _Fields, stat: bytes) -> str | None:
-    name = os.fsdecode(stat[stat.index(b"(") + 1 : stat.rindex(b")")])
-    if int(stat[stat.rindex(b")") + 2 :].split()[6]) & _PF_KTHREAD:
+def _by_nature(pid: int, fields: _Fields, stat: procfs.Stat) -> str | None:
+    name = stat.comm
+    if stat.flags & procfs.PF_KTHREAD:
         return f"process {pid} ({name}) is a kernel thread, which has no memory of its own"
     if _word(fields, b"CoreDumping"):
         return f"process {pid} ({name}) is dumping core already: its crash is the record to look at"
-    if fields[b"State"][0].decode() in tasks.ENDED and not _living(pid):
+    if fields[b"State"][0].decode() in procfs.ENDED and not _living(pid):
         return f"process {pid} ({name}) has ended and only waits for its parent (zombie)"
     return None
 
 
 def _living(pid: int) -> list[int]:
-    return [t for t in tasks.tids(pid) if (tasks.state(pid, t) or "X") not in tasks.ENDED]
+    return [
+        t
+        for t in procfs.thread_ids(pid)
+        if (procfs.thread_state(pid, t) or "X") not in procfs.ENDED
+    ]
 
 
 def _by_tracer(pid: int) -> str | None:
-    for tid in tasks.tids(pid):
-        status = tasks.read(pid, tid, "status")
-        tracer = _word(tasks.status_fields(status), b"TracerPid") if status else 0
+    for tid in procfs.thread_ids(pid):
+        status = procfs.read_thread(pid, tid, "status")
+        tracer = _word(procfs.fields(status), b"TracerPid") if status else 0
         if tracer and tracer != threading.get_native_id():
-            status = tasks.read(tracer, tracer, "status")
-            process = _word(tasks.status_fields(status), b"Tgid") if status else tracer
-            comm = tasks.read(process, process, "comm")
+            status = procfs.read_thread(tracer, tracer, "status")
+            process = _word(procfs.fields(status), b"Tgid") if status else tracer
+            comm = procfs.read_thread(process, process, "comm")
             name = os.fsdecode(comm.strip()) if comm else "?"
             return f"process {pid} is being traced by process {process} ({name}) already"
     return None
@@ -105,8 +108,8 @@ def _is_descendant(fields: _Fields) -> bool:
     while parent > 1:
         if parent == os.getpid():
             return True
-        status = tasks.read(parent, parent, "status")
-        parent = _word(tasks.status_fields(status), b"PPid") if status else 0
+        status = procfs.read_thread(parent, parent, "status")
+        parent = _word(procfs.fields(status), b"PPid") if status else 0
     return False
 
 
@@ -148,8 +151,8 @@ def _by_namespace(pid: int, fields: _Fields) -> str | None:
 
 
 def _own_capabilities() -> int:
-    status = tasks.read(os.getpid(), os.getpid(), "status")
-    return _word(tasks.status_fields(status), b"CapEff", 16) if status else 0
+    status = procfs.read_thread(os.getpid(), os.getpid(), "status")
+    return _word(procfs.fields(status), b"CapEff", 16) if status else 0
 
 
 def _capable() -> bool:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 
 from collector.arch.x86_64 import REGISTERS, Reg
+from collector.linux.procfs import Blocked
 from collector.linux.ptrace import (
     ERESTART_RESTARTBLOCK,
     ERESTARTNOHAND,
@@ -23,7 +24,6 @@ from collector.linux.ptrace import (
     ERESTARTSYS,
     RegisterFile,
 )
-from collector.snapshot.tasks import SystemCall
 
 _U64 = 1 << 64
 EINTR = _U64 - 4  # as rax has it
@@ -43,14 +43,14 @@ _FILE = frozenset((0, 1, 19, 20))
 RETURNS_EINTR = _ALWAYS | _SOCKET | _FILE
 
 
-def would_notice(pid: int, call: SystemCall | None) -> bool:
+def would_notice(pid: int, call: Blocked | None) -> bool:
     """Whether a thread that is blocked in this call might get EINTR if it were stopped."""
     if call is None or call.number is None:
         return False
     if call.number not in _FILE:
         return call.number in RETURNS_EINTR
     try:
-        return os.readlink(f"/proc/{pid}/fd/{call.arguments[0]}").startswith("socket:")
+        return os.readlink(f"/proc/{pid}/fd/{call.args[0]}").startswith("socket:")
     except OSError:
         return False
 

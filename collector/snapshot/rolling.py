@@ -19,9 +19,9 @@ from collector.arch import xsave
 from collector.arch.x86_64 import PAGE, RED_ZONE, Reg
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
-from collector.linux import process_vm, ptrace
-from collector.linux.leader import with_memory
+from collector.linux import process_vm, procfs, ptrace
 from collector.linux.pagemap import resident_part
+from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Iovec, PtraceError, run_as_tracer
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical
@@ -70,7 +70,7 @@ def roll(
     if it has not in the end. Raises CaptureError if the process may not be traced, or has ended.
     """
     refusal.check(pid)
-    memory = with_memory(pid)
+    memory = thread_with_memory(pid)
     try:
         pagemap = os.open(f"/proc/{memory}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -120,7 +120,7 @@ class _Rolling:
         """Visit all threads. Within `run_as_tracer`, whose end lets go of the late ones."""
         seen: set[int] = set()
         for _ in range(_ROUNDS):
-            found = [tid for tid in only or tasks.tids(self._pid) if tid not in seen]
+            found = [tid for tid in only or procfs.thread_ids(self._pid) if tid not in seen]
             if not found:
                 break
             seen.update(found)
@@ -131,12 +131,12 @@ class _Rolling:
 
     def _visit(self, tid: int) -> None:
         facts = tasks.facts(self._pid, tid)
-        if facts is None or facts.state in tasks.ENDED:
+        if facts is None or facts.state in procfs.ENDED:
             return
-        asleep = facts.state == tasks.UNINTERRUPTIBLE
+        asleep = facts.state == procfs.UNINTERRUPTIBLE
         call = None
         if asleep or self._policy is Perturb.NEVER:
-            call = tasks.system_call(self._pid, tid)
+            call = procfs.blocked(self._pid, tid)
         if self._policy is Perturb.NEVER and restart.would_notice(self._pid, call):
             self.left_out.append(Unstopped(facts.tid, Why.PERTURB, call))
         elif asleep:
@@ -151,7 +151,7 @@ class _Rolling:
         except ptrace.ThreadGone:
             return False
         except ptrace.TraceRefused:
-            if tasks.state(self._pid, tid) in (*tasks.ENDED, None):
+            if procfs.thread_state(self._pid, tid) in (*procfs.ENDED, None):
                 return False
             if not self.samples:
                 raise refusal.refused(self._pid) from None
@@ -212,12 +212,14 @@ class _Rolling:
         end = time.monotonic() + _AFTER
         while self._late and time.monotonic() < end:
             self._look_at_late()
-            if all(tasks.state(self._pid, tid) == tasks.UNINTERRUPTIBLE for tid in self._late):
+            if all(
+                procfs.thread_state(self._pid, tid) == procfs.UNINTERRUPTIBLE for tid in self._late
+            ):
                 break
             ptrace.nap(1, _ROUNDS)
         for tid, late in self._late.items():
-            call = tasks.system_call(self._pid, tid)
-            asleep = tasks.state(self._pid, tid) == tasks.UNINTERRUPTIBLE
+            call = procfs.blocked(self._pid, tid)
+            asleep = procfs.thread_state(self._pid, tid) == procfs.UNINTERRUPTIBLE
             why = Why.UNINTERRUPTIBLE if asleep else Why.LATE
             self.left_out.append(Unstopped(late.facts.tid, why, call))
 

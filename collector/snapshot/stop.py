@@ -31,10 +31,11 @@ from typing import NamedTuple, Self
 from collector.arch import xsave
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
-from collector.linux import ptrace
+from collector.linux import procfs, ptrace
+from collector.linux.procfs import Blocked
 from collector.linux.ptrace import Options, PtraceError, Stop
 from collector.snapshot import refusal, restart, tasks
-from collector.snapshot.tasks import SystemCall, TaskFacts
+from collector.snapshot.tasks import TaskFacts
 
 DEADLINE = 0.05  # seconds that all threads have to stop
 _PATIENCE = 0.005  # seconds for one that sleeps uninterruptibly: it will not stop
@@ -67,7 +68,7 @@ class Unstopped(NamedTuple):
 
     tid: int
     why: Why
-    call: SystemCall | None  # where it was, from /proc
+    call: Blocked | None  # where it was, from /proc
     thread: Thread | None = None  # its registers, where `registers_of` could tell them
 
 
@@ -113,7 +114,7 @@ def let_go_late(pid: int, late: set[int], policy: Perturb, seconds: float) -> No
         try:
             stop = ptrace.poll(tid)
             while stop is None and time.monotonic() < end:
-                if tasks.state(pid, tid) in (tasks.UNINTERRUPTIBLE, None):
+                if procfs.thread_state(pid, tid) in (procfs.UNINTERRUPTIBLE, None):
                     break
                 ptrace.nap()
                 stop = ptrace.poll(tid)
@@ -160,7 +161,7 @@ class StoppedProcess:
         self._slots: dict[int, int] = {}
         self._pending: dict[int, float] = {}  # traced and asked to stop, and when
         self._why: dict[int, Why] = {}
-        self._calls: dict[int, SystemCall | None] = {}
+        self._calls: dict[int, Blocked | None] = {}
         self._asked: dict[int, float] = {}
         self._facts: dict[int, TaskFacts] = {}
         self._held = False
@@ -185,23 +186,23 @@ class StoppedProcess:
 
     def _prepare(self) -> None:
         """Describe the threads, and make and touch all memory that the stop needs."""
-        for tid in tasks.tids(self.pid):
+        for tid in procfs.thread_ids(self.pid):
             found = tasks.facts(self.pid, tid)
             if found is not None:
                 self._facts[tid] = found
             if self._policy is Perturb.NEVER:
-                call = tasks.system_call(self.pid, tid)
+                call = procfs.blocked(self.pid, tid)
                 if restart.would_notice(self.pid, call):
                     self._why[tid], self._calls[tid] = Why.PERTURB, call
         layout = xsave.layout()
-        capacity = tasks.count(self.pid) + _SPARE
+        capacity = procfs.thread_count(self.pid) + _SPARE
         self._file = ptrace.RegisterFile(capacity, layout.size if layout else XSTATE_SIZE)
         self._more = [self._file]
 
     def _seize(self, *, ask: bool) -> bool:
         """Trace all threads that are not yet; ask them to stop. Whether there were any."""
         new = False
-        for tid in tasks.tids(self.pid):
+        for tid in procfs.thread_ids(self.pid):
             if tid in self._pending or tid in self.stops or tid in self._why:
                 continue
             try:
@@ -219,9 +220,9 @@ class StoppedProcess:
 
     def _seizes_itself(self, tid: int) -> bool:
         """After a refusal: whether the thread is ours already, as new ones are from their birth."""
-        status = tasks.read(self.pid, tid, "status")
-        fields = tasks.status_fields(status) if status else {}
-        if not status or fields[b"State"][0].decode() in tasks.ENDED:
+        status = procfs.read_thread(self.pid, tid, "status")
+        fields = procfs.fields(status) if status else {}
+        if not status or fields[b"State"][0].decode() in procfs.ENDED:
             return False
         if int(fields[b"TracerPid"][0]) == threading.get_native_id():
             return True
@@ -245,7 +246,7 @@ class StoppedProcess:
         while True:
             self._collect(end)
             # all that we know stand still; somebody may have been born before its maker stopped
-            if not self._why and tasks.count(self.pid) == len(self.stops):
+            if not self._why and procfs.thread_count(self.pid) == len(self.stops):
                 break
             if time.monotonic() >= end or not self._seize(ask=True):
                 break
@@ -310,7 +311,7 @@ class StoppedProcess:
         return self._more[slot // size], slot % size
 
     def _is_uninterruptible(self, tid: int) -> bool:
-        return tasks.state(self.pid, tid) in (tasks.UNINTERRUPTIBLE, None)
+        return procfs.thread_state(self.pid, tid) in (procfs.UNINTERRUPTIBLE, None)
 
     def _give_up(self, why: Why) -> None:
         for tid in list(self._pending):
@@ -319,7 +320,7 @@ class StoppedProcess:
     def _leave_out(self, tid: int, why: Why) -> None:
         self._pending.pop(tid, None)
         self._why[tid] = why
-        self._calls[tid] = tasks.system_call(self.pid, tid)
+        self._calls[tid] = procfs.blocked(self.pid, tid)
 
     def _why_none(self) -> str:
         if self._why:

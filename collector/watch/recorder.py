@@ -23,7 +23,7 @@ import msgspec
 
 from collector.errors import CorewardError, KeptWaiting, ProbeError, ProcessError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
-from collector.introspect.procfs import PF_KTHREAD, Stat, parse_stat
+from collector.linux.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.linux.stall import patiently
 from collector.model import Cause, ProcessKey, SamplesFacts
 from collector.policy.facts import facts_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.errors import ProcessError, ProcessGone, Unreadable
 from collector.introspect import LiveProbe, Process, Source, ThreadState, open_live
 from collector.model import ProcessKey
@@ -166,7 +166,7 @@ def test_a_process_is_who_proc_says(use_bpf: bool, tmp_path: Path) -> None:
     ):
         who = process.identity()
         mappings = process.mappings()
-        expected = parse_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
+        expected = decode_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
         key = key_of(victim.pid)
         exe = os.readlink(f"/proc/{victim.pid}/exe")
     assert (who.key, who.comm, who.exe, who.cmdline) == (key, "sample_places", exe, [exe])

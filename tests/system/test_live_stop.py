@@ -16,7 +16,7 @@ import pytest
 
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
-from collector.linux import ptrace
+from collector.linux import procfs, ptrace
 from collector.linux.ptrace import Stop, StopKind, run_as_tracer
 from collector.probe import Probe, decode_threads
 from collector.snapshot import tasks
@@ -265,7 +265,7 @@ def test_who_waits_in_vfork_is_left_out(probe: Probe, tmp_path: Path) -> None:
         assert (other.tid, other.why) == (waiting, Why.UNINTERRUPTIBLE)
         assert other.call is not None and other.call.number == SYS_VFORK
         assert other.thread is not None
-        assert (other.thread.regs[19], other.thread.regs[16]) == (other.call.sp, other.call.pc)
+        assert (other.thread.regs[19], other.thread.regs[16]) == (other.call.sp, other.call.ip)
         assert [t.tid for t in stopped.threads()] == [
             *sorted({*states(victim.pid)} - {waiting}),
             waiting,
@@ -475,5 +475,5 @@ def test_ids_are_those_of_its_own_namespace() -> None:
 
 def test_what_is_unknown_of_a_thread_that_left() -> None:
     assert tasks.facts(os.getpid(), 1 << 22) is None
-    assert tasks.system_call(os.getpid(), 1 << 22) is None
+    assert procfs.blocked(os.getpid(), 1 << 22) is None
     assert Unstopped(1, Why.LATE, None).thread is None

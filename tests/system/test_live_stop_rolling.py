@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collector.arch.x86_64 import PAGE
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot, Thread
 from collector.errors import CaptureError
 from collector.linux.pagemap import resident
@@ -114,7 +114,7 @@ def _comparable(thread: Thread) -> tuple[object, ...]:
 
 def ends_at(pid: int, address: int) -> bool:
     """Whether a readable mapping ends here, or a page begins that was never touched."""
-    maps = parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
+    maps = decode_maps(Path(f"/proc/{pid}/maps").read_bytes())
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         untouched = address % PAGE == 0 and not resident(pagemap.fileno(), address, 1)
     return untouched or any(m.end == address and m.prot & Prot.R for m in maps)
@@ -152,7 +152,7 @@ def test_who_waits_in_vfork_is_left_out(tmp_path: Path) -> None:
 
 AS_NOBODY = """
 import sys
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.snapshot.rolling import roll
 from collector.errors import CaptureError
 try:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot
 from collector.linux import libbpf
 from collector.model import (
@@ -312,7 +312,7 @@ def test_a_killed_process_of_a_container_tells_its_objects(probe: Probe, tmp_pat
         program = merged / "victim"
         shutil.copy(build("null_main"), program)
         with running("null_main", cwd=tmp_path, file=program) as victim:
-            maps = parse_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
+            maps = decode_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
             victim.process.kill()
             assert victim.wait() == -signal.SIGKILL
         left = exit_of(events_of(probe, victim.pid))

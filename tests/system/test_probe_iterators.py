@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.image import parse_maps
+from collector.capture.image import decode_maps
 from collector.elfcore.types import VM_DONTDUMP, Mapping, Thread
 from collector.errors import ProbeError
 from collector.probe import Probe, decode_mappings, decode_threads, exit_words
@@ -178,7 +178,7 @@ def smaps(pid: int) -> tuple[list[Mapping], set[int]]:
             start = int(head[1], 16)
         elif line.startswith(b"VmFlags:") and b" dd" in line:
             marked.add(start)
-    return parse_maps(b"\n".join(heads)), marked
+    return decode_maps(b"\n".join(heads)), marked
 
 
 def _shape(mapping: Mapping) -> tuple[object, ...]:
@@ -218,7 +218,7 @@ def test_many_mappings_are_told_once_each(probe: Probe, tmp_path: Path) -> None:
     # more than one buffer of the kernel
     with running("mappings", "3000", cwd=tmp_path) as victim:
         found = decode_mappings(probe.mappings(victim.pid), None)
-        expected = parse_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
+        expected = decode_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
     assert len(found) >= 3000
     assert [_shape(m) for m in found] == [_shape(m) for m in expected if m.path != "[vsyscall]"]
 
@@ -234,7 +234,7 @@ def test_a_process_goes_on_without_its_leader(probe: Probe, tmp_path: Path) -> N
         maps = Path(f"/proc/{victim.pid}/task/{survivor}/maps").read_bytes()
     # THEN the thread that lives is there, and the memory that it has
     assert [thread.tid for thread in threads] == [survivor]
-    expected = [m for m in parse_maps(maps) if m.path != "[vsyscall]"]
+    expected = [m for m in decode_maps(maps) if m.path != "[vsyscall]"]
     assert [_shape(m) for m in found] == [_shape(m) for m in expected]
 
 

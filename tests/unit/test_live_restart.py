@@ -7,8 +7,8 @@ import os
 import pytest
 
 from collector.arch.x86_64 import Reg
+from collector.linux.procfs import Blocked
 from collector.snapshot.restart import EINTR, by_hand, has_noticed, would_notice
-from collector.snapshot.tasks import SystemCall
 
 U64 = 1 << 64
 IP = 0x401002
@@ -56,12 +56,12 @@ def test_only_eintr_of_calls_that_can_start_again_is_noticed() -> None:
 def test_reading_would_be_noticed_at_sockets_only() -> None:
     pair = os.pipe()
     try:
-        call = SystemCall(READ, (pair[0], 0, 0, 0, 0, 0), 0, 0)
+        call = Blocked(READ, (pair[0], 0, 0, 0, 0, 0), 0, 0)
         assert not would_notice(os.getpid(), call)
     finally:
         os.close(pair[0])
         os.close(pair[1])
-    assert not would_notice(os.getpid(), SystemCall(READ, (-1, 0, 0, 0, 0, 0), 0, 0))
-    assert would_notice(os.getpid(), SystemCall(EPOLL_WAIT, (0, 0, 0, 0, 0, 0), 0, 0))
-    assert not would_notice(os.getpid(), SystemCall(None, (), 0, 0))
+    assert not would_notice(os.getpid(), Blocked(READ, (-1, 0, 0, 0, 0, 0), 0, 0))
+    assert would_notice(os.getpid(), Blocked(EPOLL_WAIT, (0, 0, 0, 0, 0, 0), 0, 0))
+    assert not would_notice(os.getpid(), Blocked(None, (), 0, 0))
     assert not would_notice(os.getpid(), None)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from collector.errors import CaptureError
+from collector.linux import procfs
 from collector.linux.ptrace import (
     Event,
     PtraceError,
@@ -38,12 +39,12 @@ def test_the_threads_of_this_process() -> None:
     known.wait()
     try:
         # THEN it is listed beside this one, and described (threads of other tests may still end)
-        listed = tasks.tids(os.getpid())
+        listed = procfs.thread_ids(os.getpid())
         assert {os.getpid(), ids[0]} <= set(listed)
         # AND once, the older one first (numbers begin anew at pid_max)
         assert len(listed) == len(set(listed))
         assert listed.index(os.getpid()) < listed.index(ids[0])
-        assert tasks.count(os.getpid()) >= 2
+        assert procfs.thread_count(os.getpid()) >= 2
         found = tasks.facts(os.getpid(), ids[0])
     finally:
         gone.set()
@@ -53,11 +54,6 @@ def test_the_threads_of_this_process() -> None:
     assert (found.pgrp, found.sid) == (os.getpgrp(), os.getsid(0))
     as_core = found.thread(range(27), None)
     assert (as_core.tid, as_core.regs, as_core.name) == (ids[0], tuple(range(27)), found.name)
-
-
-def test_fields_are_not_faked_by_a_name() -> None:
-    status = b"Name:\tevil\\nTracerPid:\t1\nTracerPid:\t0\nTracerPid:\t7\n"
-    assert tasks.status_fields(status)[b"TracerPid"] == [b"0"]
 
 
 def test_this_program_does_not_stop_itself() -> None:
@@ -75,7 +71,7 @@ def test_a_zombie_is_refused() -> None:
     os.waitpid(child, 0)
     with pytest.raises(CaptureError, match=f"there is no process {child} in this pid namespace"):
         refusal.check(child)
-    assert (tasks.tids(child), tasks.count(child)) == ([], 0)
+    assert (procfs.thread_ids(child), procfs.thread_count(child)) == ([], 0)
 
 
 def test_a_thread_is_no_process() -> None:
@@ -87,7 +83,7 @@ def test_work_of_a_tracer() -> None:
     # it runs in a thread of its own, which has ended when it is back
     ran_in = run_as_tracer(threading.get_native_id)
     assert ran_in != threading.get_native_id()
-    assert ran_in not in tasks.tids(os.getpid())
+    assert ran_in not in procfs.thread_ids(os.getpid())
     assert run_as_tracer(is_tracer)
     assert not is_tracer()
     # errors come back

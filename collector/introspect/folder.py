@@ -1,7 +1,7 @@
-"""/proc/PID of one process, through one descriptor: a later process of the same pid is not met.
+"""/proc/PID of one process through one descriptor, so that a recycled pid is never followed.
 
-Look-ups below the descriptor fail with ESRCH when that very process is gone (proc(5)). Parses
-what is needed of `stat`, `status`, `syscall`; knows no BPF.
+Look-ups below the descriptor fail with ESRCH when that very process is gone (proc(5)). Knows no
+BPF.
 """
 
 from __future__ import annotations
@@ -12,76 +12,21 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from collector.arch.syscalls import syscall_name
 from collector.arch.x86_64 import PAGE, RED_ZONE
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
-from collector.linux import cgroupfs, proctext
+from collector.linux import cgroupfs, procfs
 from collector.linux.clock import boot_to_utc
-from collector.linux.leader import with_memory
 from collector.linux.pagemap import has_arguments
+from collector.linux.procfs import thread_with_memory
 from collector.model import ProcessKey
 from collector.policy.facts import is_container, unit_of_cgroup
 
 _READ = 1 << 16  # more than any of these files has, but for maps
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-PF_KTHREAD = 0x200000  # of a task's flags, <linux/sched.h>
-PF_DIES = 0x8 | 0x400  # PF_POSTCOREDUMP, PF_SIGNALED: of the leader, whichever thread crashed
+_DIES = procfs.PF_POSTCOREDUMP | procfs.PF_SIGNALED  # of the leader, whichever thread crashed
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-
-
-class Stat(NamedTuple):
-    """Of /proc/PID/stat or task/TID/stat; times in ns."""
-
-    comm: str
-    state: str
-    ppid: int
-    flags: int
-    user_ns: int
-    system_ns: int
-    threads: int
-    start_ns: int  # to a clock tick
-    cpu: int
-
-
-def parse_stat(text: bytes) -> Stat:
-    """The line of a `stat` file; the name in it may hold anything, parentheses as well."""
-    close = text.rindex(b")")
-    words = text[close + 2 :].split()
-    return Stat(
-        comm=os.fsdecode(text[text.index(b"(") + 1 : close]),
-        state=words[0].decode("ascii", "replace"),
-        ppid=int(words[1]),
-        flags=int(words[6]),
-        user_ns=int(words[11]) * _TICK_NS,
-        system_ns=int(words[12]) * _TICK_NS,
-        threads=int(words[17]),
-        start_ns=int(words[19]) * _TICK_NS,
-        cpu=int(words[36]),
-    )
-
-
-class Wait(NamedTuple):
-    """Of task/TID/syscall: where a blocked thread is."""
-
-    syscall: SystemCall | None  # None: it sleeps elsewhere in the kernel, in a page fault say
-    ip: int
-    sp: int
-
-
-def parse_syscall(text: bytes) -> Wait | None:
-    """The line of a `syscall` file; None for a running thread."""
-    words = text.split()
-    if len(words) == 9:
-        number = int(words[0])
-        args = tuple(int(word, 16) for word in words[1:7])
-        call = SystemCall(number=number, name=syscall_name(number), args=args)
-        return Wait(call, int(words[8], 16), int(words[7], 16))
-    if len(words) == 3 and words[0] == b"-1":
-        return Wait(None, int(words[2], 16), int(words[1], 16))
-    return None
 
 
 class ProcFolder:
@@ -95,7 +40,7 @@ class ProcFolder:
         except OSError as error:
             raise ProcessGone(f"there is no process {pid}") from error
         try:
-            if int(proctext.field(self.read("status"), b"Tgid") or 0) != pid:
+            if procfs.number(self.read("status"), b"Tgid") != pid:
                 raise ProcessGone(f"{pid} is a thread, and no process")
             self.start_ns = self.stat().start_ns
         except BaseException:
@@ -119,7 +64,7 @@ class ProcFolder:
 
     def _of_memory(self, name: str) -> str:
         """`name`, or the same file of a thread that has the memory if the main one has ended."""
-        if "/" in name or (tid := with_memory(self.pid)) == self.pid:
+        if "/" in name or (tid := thread_with_memory(self.pid)) == self.pid:
             return name
         return f"task/{tid}/{name}"
 
@@ -127,7 +72,7 @@ class ProcFolder:
         """The whole file, up to `limit` bytes."""
         fd = self.open(name)
         try:
-            return proctext.read_all(fd, limit)
+            return procfs.read_all(fd, limit)
         except OSError as error:
             raise self._reason(error) from error
         finally:
@@ -143,50 +88,50 @@ class ProcFolder:
     def _refusal(self) -> str:
         """Why the kernel refuses (ptrace(2), "Ptrace access mode checking"), and what helps."""
         with contextlib.suppress(OSError, ProcessError, ValueError):
-            owner = int((proctext.field(self.read("status"), b"Uid") or b"").split()[0])
-            if owner != os.geteuid():
+            owner = procfs.number(self.read("status"), b"Uid")
+            if owner is not None and owner != os.geteuid():
                 return f"it is user {owner}'s, this is user {os.geteuid()}: run as root"
             if _PTRACE_SCOPE.exists() and int(_PTRACE_SCOPE.read_text()) > 0:
                 return "kernel.yama.ptrace_scope forbids it: run as root"
         return "it is not dumpable, or a security module forbids it: run as root"
 
-    def stat(self) -> Stat:
-        return parse_stat(self.read("stat"))
+    def stat(self) -> procfs.Stat:
+        return procfs.parse_stat(self.read("stat"))
+
+    def _stat_of_memory(self) -> procfs.Stat:
+        return procfs.parse_stat(self.read(self._of_memory("stat")))
 
     def is_kernel(self) -> bool:
         """Whether it is a thread of the kernel: no memory, no registers."""
-        return bool(self.stat().flags & PF_KTHREAD)
+        return bool(self.stat().flags & procfs.PF_KTHREAD)
 
     def is_dying(self) -> bool:
         """Whether its core is being dumped, or it is on its way out after that."""
-        return (
-            bool(self.stat().flags & PF_DIES)
-            or (proctext.field(self.read("status"), b"CoreDumping") or b"").strip() == b"1"
-        )
+        return bool(self.stat().flags & _DIES) or procfs.is_dumping(self.read("status"))
 
     def resident_bytes(self) -> int:
-        return proctext.size(self.read(self._of_memory("status")), b"VmRSS") or 0
+        return procfs.size(self.read(self._of_memory("status")), b"VmRSS") or 0
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read(self._of_memory("status"))
         path = cgroupfs.path_in(text) if (text := self._read_or_none("cgroup")) else None
-        nested = len((proctext.field(status, b"NSpid") or b"").split()) > 1
+        nested = len((procfs.field(status, b"NSpid") or b"").split()) > 1
         words = self._cmdline().rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
             key=ProcessKey(self.pid, stat.start_ns),
-            ns_pid=int((proctext.field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
+            ns_pid=int((procfs.field(status, b"NStgid") or str(self.pid).encode()).split()[-1]),
             ppid=stat.ppid,
             started=boot_to_utc(stat.start_ns),
             comm=stat.comm,
             exe=self._exe(),
             cmdline=[os.fsdecode(word) for word in words] if words != [b""] else [],
-            uid=int((proctext.field(status, b"Uid") or b"0").split()[0]),
-            gid=int((proctext.field(status, b"Gid") or b"0").split()[0]),
+            uid=procfs.number(status, b"Uid") or 0,
+            gid=procfs.number(status, b"Gid") or 0,
             cgroup=path,
             unit=unit_of_cgroup(path) if path is not None else None,
             container=is_container(path, nested),
             threads=stat.threads,
-            resident_bytes=proctext.size(status, b"VmRSS") or 0,
+            resident_bytes=procfs.size(status, b"VmRSS") or 0,
         )
 
     def _cmdline(self) -> bytes:
@@ -194,7 +139,7 @@ class ProcFolder:
         with contextlib.suppress(ProcessError):
             fd = self.open("pagemap")
             try:
-                if not has_arguments(fd, self.read(self._of_memory("stat")), _READ):
+                if not has_arguments(fd, self._stat_of_memory(), _READ):
                     return b""
             finally:
                 os.close(fd)
@@ -212,8 +157,7 @@ class ProcFolder:
 
     def wait_channel(self, tid: int) -> str | None:
         """The kernel's function in which a thread sleeps; None: none, or it is kept secret."""
-        found = (self._read_or_none(f"task/{tid}/wchan") or b"").decode("ascii", "replace")
-        return found if found not in ("", "0") else None
+        return procfs.parse_wchan(self._read_or_none(f"task/{tid}/wchan"))
 
     def threads(self, stack: int = 0) -> list[ThreadState]:
         """All threads, one after the other; those that end meanwhile are missing.
@@ -238,12 +182,12 @@ class ProcFolder:
             with contextlib.suppress(ProcessGone):
                 yield self._thread(tid, stack)
 
-    def _wait(self, tid: int, size: int) -> tuple[Wait | None, Stack | None]:
+    def _wait(self, tid: int, size: int) -> tuple[procfs.Blocked | None, Stack | None]:
         """Where a thread sleeps, and its stack if it did not wake while that was read."""
         name = f"task/{tid}/syscall"
         try:
             line = self.read(name)
-            wait = parse_syscall(line)
+            wait = procfs.parse_syscall(line)
             if wait is None or not size:
                 return wait, None
             found = self._memory(wait.sp - RED_ZONE, size + RED_ZONE)
@@ -266,12 +210,10 @@ class ProcFolder:
             os.close(fd)
 
     def _thread(self, tid: int, stack: int) -> ThreadState:
-        stat = parse_stat(self.read(f"task/{tid}/stat"))
+        stat = procfs.parse_stat(self.read(f"task/{tid}/stat"))
         status = self.read(f"task/{tid}/status")
         wait, memory = self._wait(tid, stack)
         runtime = self._read_or_none(f"task/{tid}/schedstat")
-        switches = proctext.field(status, b"voluntary_ctxt_switches")
-        preempted = proctext.field(status, b"nonvoluntary_ctxt_switches")
         return ThreadState(
             tid=tid,
             name=stat.comm,
@@ -285,10 +227,16 @@ class ProcFolder:
             runtime_ns=int(runtime.split()[0]) if runtime else stat.user_ns + stat.system_ns,
             user_ns=stat.user_ns,
             system_ns=stat.system_ns,
-            voluntary=int(switches) if switches is not None else None,
-            involuntary=int(preempted) if preempted is not None else None,
-            syscall=wait.syscall if wait else None,
+            voluntary=procfs.number(status, b"voluntary_ctxt_switches"),
+            involuntary=procfs.number(status, b"nonvoluntary_ctxt_switches"),
+            syscall=_system_call(wait) if wait else None,
             ip=wait.ip if wait else None,
             sp=wait.sp if wait else None,
             stack=memory,
         )
+
+
+def _system_call(wait: procfs.Blocked) -> SystemCall | None:
+    if wait.number is None:
+        return None
+    return SystemCall(number=wait.number, name=syscall_name(wait.number), args=wait.args)
