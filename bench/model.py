@@ -43,7 +43,7 @@ class Shot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What one peer did with one death. None: it has no such thing, or it can not be had."""
+    """What one peer did with one death. None: it has no such thing, or it cannot be had."""
 
     peer: str
     case: str

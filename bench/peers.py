@@ -20,7 +20,7 @@ from tests.system.settings import kernel_settings
 
 
 class Unavailable(Exception):
-    """A peer can not run here; the message says why."""
+    """A peer cannot run here; the message says why."""
 
 
 class Session(Protocol):

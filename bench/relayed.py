@@ -166,7 +166,7 @@ class SystemdCoredump:
             try:
                 assert process.stdout is not None
                 if process.stdout.readline() != b"ready\n":
-                    raise Unavailable(f"{self.SOCKET} can not be listened on")
+                    raise Unavailable(f"{self.SOCKET} cannot be listened on")
                 yield
             finally:
                 process.terminate()

@@ -93,7 +93,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* A field of an object whose type the verifier knows (in iterators): a plain load. */
 #define GET(p, field) (*ADDRESS(p, field))
 
-/* The value of a kernel object's scalar field; 0 if it can not be read. The comma makes the
+/* The value of a kernel object's scalar field; 0 if it cannot be read. The comma makes the
  * type of the copy lose a `const` that the field may have. */
 #define READ(p, field) \
 	({ \

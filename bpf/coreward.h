@@ -187,7 +187,7 @@ struct cw_mapping {
 	__u64 start_brk;       /* of the process; the same in each record */
 	__u64 brk;
 	__u64 start_stack;
-	__s32 path_size;       /* bytes behind this record; negative: the path can not be had */
+	__s32 path_size;       /* bytes behind this record; negative: the path cannot be had */
 	__u32 reserved;
 };
 

@@ -33,11 +33,11 @@ class PolicyError(CorewardError):
 
 
 class ProbeError(CorewardError):
-    """The BPF programs can not be built, loaded, attached or read."""
+    """The BPF programs cannot be built, loaded, attached or read."""
 
 
 class HoldError(CorewardError):
-    """The kernel's hand-off can not be set up, or a peer is not what it claims to be."""
+    """The kernel's hand-off cannot be set up, or a peer is not what it claims to be."""
 
 
 class TakeoverRefused(HoldError):
@@ -45,7 +45,7 @@ class TakeoverRefused(HoldError):
 
 
 class CaptureError(CorewardError):
-    """Threads or memory of a process can not be captured."""
+    """Threads or memory of a process cannot be captured."""
 
 
 class CoreFormatError(CorewardError):
@@ -53,7 +53,7 @@ class CoreFormatError(CorewardError):
 
 
 class StoreError(CorewardError):
-    """The store can not be read or written."""
+    """The store cannot be read or written."""
 
 
 class NotFound(StoreError):
@@ -65,15 +65,15 @@ class Ambiguous(StoreError):
 
 
 class ProcessError(CorewardError):
-    """A live process can not be looked at, or not in this way."""
+    """A live process cannot be looked at, or not in this way."""
 
 
 class ProcessGone(ProcessError):
     """There is no such process, or it has ended meanwhile."""
 
 
-class KeptWaiting(ProcessError):
-    """Memory of process `pid` can not be read, and a read of it does not fail (see patience)."""
+class Stalled(ProcessError):
+    """A read of the memory of process `pid` neither ends nor fails (see linux/stall)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(

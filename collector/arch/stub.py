@@ -77,7 +77,7 @@ class Stub(NamedTuple):
 
 
 def is_single_stepped(regs: Sequence[int]) -> bool:
-    """Whether the trap flag is set, which a stub can not restore."""
+    """Whether the trap flag is set, which a stub cannot restore."""
     return bool(regs[Reg.EFLAGS] & _TF)
 
 
@@ -108,7 +108,7 @@ def fork(after: Sequence[int], mask: int, *, reaper: bool) -> Stub:
     """A copy of the process, which ends at once if it is let run.
 
     reaper: the second call makes a thread that blocks all signals, waits for the end of the copy
-    and ends. Without it, or if it can not be made, the borrowed thread waits for the copy's end:
+    and ends. Without it, or if it cannot be made, the borrowed thread waits for the copy's end:
     to be kept from it by its tracer.
     """
     code = _Code()

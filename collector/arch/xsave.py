@@ -103,13 +103,13 @@ class Unavailable(NamedTuple):
 
 @cache
 def probe() -> Layout | Unavailable:
-    """This machine's layout, or why it can not be had. Executes code on a page of its own."""
+    """This machine's layout, or why it cannot be had. Executes code on a page of its own."""
     if platform.machine() != "x86_64":
         return Unavailable(f"XSAVE is x86-64 only, this is {platform.machine()}")
     try:
         code = _Code()
     except OSError as error:
-        return Unavailable(f"CPUID can not be run: no executable page ({error.strerror})")
+        return Unavailable(f"CPUID cannot be run: no executable page ({error.strerror})")
     if not code.cpuid(1, 0)[2] >> 27 & 1:  # OSXSAVE
         return Unavailable("the CPU or the kernel does not use XSAVE")
     features = code.xgetbv()

@@ -1,6 +1,6 @@
 """What goes into one core, decided before its first byte is written.
 
-The head of a core names every segment's size, and a compressed core can not be changed later. So
+The head of a core names every segment's size, and a compressed core cannot be changed later. So
 limits in bytes are kept here: the page tables say how much memory there is, and what does not fit
 is left out of the segments and named.
 """

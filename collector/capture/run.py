@@ -41,7 +41,7 @@ def write_core(job: Job, explainable: Callable[[Explainable], None]) -> Written 
             return Failed(f"the writer ended with status {writer.returncode} and no answer")
         return answer
     except OSError as error:
-        return Failed(f"the writer can not be started: {error}")
+        return Failed(f"the writer cannot be started: {error}")
     finally:
         os.close(job_fd)
 
@@ -81,7 +81,7 @@ def _follow(
         try:
             answer = _answers.decode(line)
         except (msgspec.MsgspecError, json.JSONDecodeError) as error:
-            last = Failed(f"the writer's answer can not be read: {error}")
+            last = Failed(f"the writer's answer cannot be read: {error}")
             continue
         if isinstance(answer, Explainable):
             explainable(answer)

@@ -20,7 +20,7 @@ _MODE = 0o600
 _BLOCK = 1 << 20
 _ZEROS = bytes(_BLOCK)
 _STREAMS = (stat.S_ISFIFO, stat.S_ISCHR, stat.S_ISSOCK)
-# what copy_file_range(2) says where two files can not share a copy in the kernel
+# what copy_file_range(2) says where two files cannot share a copy in the kernel
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -51,14 +51,14 @@ def new_file(path: Path, *, force: bool) -> Iterator[int]:
     """A descriptor whose contents appear at `path` when the block ends well, and not at all
     otherwise. An existing pipe or device is written straight through.
 
-    UsageError if the file exists and not `force`, or can not be replaced; StoreError if it can
-    not be written.
+    UsageError if the file exists and not `force`, or cannot be replaced; StoreError if it
+    cannot be written.
     """
     try:
         with _stream(path) if _is_stream(path, force) else _file(path, force) as fd:
             yield fd
     except OSError as error:
-        raise StoreError(f"{path}: can not be written: {error.strerror}") from error
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _is_stream(path: Path, force: bool) -> bool:

@@ -84,4 +84,4 @@ def _to_stdout(core: Path) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StoreError(f"stdout: can not be written: {error.strerror}") from error
+        raise StoreError(f"stdout: cannot be written: {error.strerror}") from error

@@ -55,7 +55,7 @@ def plain_core(core: Path) -> Iterator[Path]:
     """A path of the plain ELF: the core itself, or a decompressed copy that lives as long as
     the block (or until the process is killed; then the agent's next start removes it).
 
-    The copy lies beside the core, or in $TMPDIR where that can not be written. StoreError if
+    The copy lies beside the core, or in $TMPDIR where that cannot be written. StoreError if
     there is no room for it.
     """
     if core.suffix != COMPRESSED:

@@ -31,7 +31,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     ok: bool
     detail: str
-    needed: bool = True  # the agent can not do its work without it
+    needed: bool = True  # the agent cannot do its work without it
 
 
 class DoctorVerb:

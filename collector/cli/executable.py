@@ -25,8 +25,8 @@ _GNU_BUILD_ID = "NT_GNU_BUILD_ID"
 def executable_of(record: Record, core: Path) -> tuple[Path | None, str | None]:
     """The executable to debug a core with, and a warning for people; either may be None.
 
-    None as the path: it is gone or is another file by now. CoreFormatError for a core that can
-    not be read at all.
+    None as the path: it is gone or is another file by now. CoreFormatError for a core that
+    cannot be read at all.
     """
     with CoreFile(core) as opened:
         program = _main_program(opened)
@@ -68,7 +68,7 @@ def _main_program(core: CoreFile) -> FileEntry | None:
 def build_id_of(path: Path) -> str | None:
     """The build-id of an ELF file, in hex; None if it has none.
 
-    OSError if it can not be opened or is not a regular file, CoreFormatError if it is not ELF.
+    OSError if it cannot be opened or is not a regular file, CoreFormatError if it is not ELF.
     """
     from elftools.common.exceptions import ELFError  # noqa: PLC0415
     from elftools.elf.elffile import ELFFile  # noqa: PLC0415

@@ -15,9 +15,9 @@ import msgspec
 
 from collector.cli import places, render
 from collector.cli.choice import json_argument
-from collector.errors import KeptWaiting, ProbeError, ProcessError, UsageError
+from collector.errors import ProbeError, ProcessError, Stalled, UsageError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
-from collector.linux.stall import patiently
+from collector.linux.stall import with_stall_guard
 from collector.policy.units import parse_duration, parse_size
 from collector.probe.stacks import MAX_STACK
 from collector.sample.report import VERSION, ProcessReport, SampleReport, report_of
@@ -94,7 +94,7 @@ class _Target(msgspec.Struct):
 
 
 def _look(process: Process, work: Callable[[], _T]) -> _T:
-    return patiently(lambda: process.pid, work)
+    return with_stall_guard(lambda: process.pid, work)
 
 
 class _Watch:
@@ -160,7 +160,7 @@ class _Watch:
     def _take(self, target: _Target) -> None:
         try:
             _look(target.sampler.process, target.sampler.take)
-        except KeptWaiting as error:
+        except Stalled as error:
             target.ended = True  # one thread that waits is enough
             target.sampler.lost["samples"] = str(error)
         except ProcessError as error:

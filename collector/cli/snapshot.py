@@ -176,7 +176,7 @@ def _to_stdout(todo: _Todo, codec: Codec) -> SnapshotFacts:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StoreError(f"stdout: can not be written: {error.strerror}") from error
+        raise StoreError(f"stdout: cannot be written: {error.strerror}") from error
 
 
 def _to_file(todo: _Todo, codec: Codec, path: Path, *, force: bool) -> SnapshotFacts:

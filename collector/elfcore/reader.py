@@ -72,7 +72,7 @@ class CoreFile:
     """An opened core file; a context manager.
 
     `size` is that of the plain ELF file in bytes, `compressed` says whether it is stored so.
-    CoreFormatError if the file is no x86-64 core or its head is damaged; OSError if it can not
+    CoreFormatError if the file is no x86-64 core or its head is damaged; OSError if it cannot
     be opened.
     """
 

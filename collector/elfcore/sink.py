@@ -69,7 +69,7 @@ class HeadRewriter(Protocol):
     """A writer that can, before `close`, replace the first `WriterParams.head` bytes."""
 
     def rewrite_head(self, head: bytes) -> bool:
-        """Replace the head by one of the same length. False if that can not be done."""
+        """Replace the head by one of the same length. False if that cannot be done."""
 
 
 class SparseWriter:
@@ -101,7 +101,7 @@ class SparseWriter:
 
 
 class StreamWriter:
-    """Writes to what can not seek. Offsets must rise (ValueError)."""
+    """Writes to what cannot seek. Offsets must rise (ValueError)."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -162,7 +162,7 @@ class ZstdWriter:
         self._pending: deque[_Pending] = deque()
         self._sizes = array("I")  # compressed, decompressed
         self._zero_frame = b""
-        self._head = 0  # bytes of the head; 0: it can not be rewritten
+        self._head = 0  # bytes of the head; 0: it cannot be rewritten
         self._head_start = 0  # file offset
         self._head_room = 0  # compressed bytes of the head and the spare room behind it
         self._local = threading.local()

@@ -1,7 +1,7 @@
 """Writing a core: from a process's image, segments and memory to a writer.
 
 Memory is read through a `MemorySource` in pieces of 4 MiB. What it does not have and what is
-zero become holes; what can not be read becomes a hole too and is named in the result and, where
+zero become holes; what cannot be read becomes a hole too and is named in the result and, where
 the writer can rewrite the head, in the core's own note. Small pieces given beforehand (which the
 kernel's exit path has altered since) replace what is read. Where the bytes go is not known here
 (see sink.py), nor where the memory comes from.
@@ -45,7 +45,7 @@ class MemorySource(Protocol):
         """Give the parts of [start, end) that may be non-zero, rising and disjoint."""
 
     def read_into(self, address: int, buffer: memoryview) -> int:
-        """Read as much as there is at `address`; fewer bytes: the next one can not be read.
+        """Read as much as there is at `address`; fewer bytes: the next one cannot be read.
 
         OSError is for the whole source having failed; it ends the writing.
         """
@@ -265,7 +265,7 @@ class _Job:
         return self._reader.submit(self._read, piece, buffer)
 
     def _read(self, piece: _Piece, buffer: bytearray) -> _Read:
-        """Fill the buffer; pages that can not be read are zeroed and noted."""
+        """Fill the buffer; pages that cannot be read are zeroed and noted."""
         unreadable: list[Range] = []
         start, size = piece.start, piece.end - piece.start
         with memoryview(buffer)[:size] as view:

@@ -1,6 +1,6 @@
 """Give up, in this process and for good, what explaining a hostile core does not need.
 
-The child must read files that belong to anybody, beneath any root, so it can not just become
+The child must read files that belong to anybody, beneath any root, so it cannot just become
 nobody, and a seccomp filter tight enough to matter would have to know what every later version of
 its libraries calls. So it keeps one capability, to read (CAP_DAC_READ_SEARCH), and loses the rest:
 as root it becomes the user nobody in a network namespace of its own, which has no interface and
@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(parent: int, memory: int, cpu_seconds: int, nice: int = 19) -> None:
-    """Bound this process: memory in bytes of private memory, CPU in seconds. OSError if it can not.
+    """Bound this process: memory in bytes of private memory, CPU in seconds. OSError if it cannot.
 
     nice: how much it yields to others. parent: who must be alive; this process dies with it, or at
     once if it is gone already.

@@ -1,6 +1,6 @@
 """Open the files that a dead process had mapped, by the hostile paths that its core gives.
 
-A path is resolved beneath the process's own root and can not leave it (openat2(2),
+A path is resolved beneath the process's own root and cannot leave it (openat2(2),
 RESOLVE_IN_ROOT, Linux >= 5.6): neither `..` nor a symbolic link that the process planted leads to
 a file of the host. Only regular files of a bounded size are opened; a pipe or a device is never
 touched. Whether a file is the right one is not decided here: build-ids are compared by who uses it.

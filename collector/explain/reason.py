@@ -194,7 +194,7 @@ def _accessed(record: Record, access: Access | None, remark: str) -> str:
 
 
 def _is_stack_overflow(record: Record, access: Access | None) -> bool:
-    """The page that the stack pointer is in, or the one below it, can not be accessed."""
+    """The page that the stack pointer is in, or the one below it, cannot be accessed."""
     if record.sp is None or record.si_addr is None or access is Access.EXECUTE:
         return False
     if record.si_code not in (names.SEGV_MAPERR, names.SEGV_ACCERR) or record.sp < PAGE:

@@ -1,4 +1,4 @@
-"""Explain a core in a process of its own, so that a hostile one can not take the agent down.
+"""Explain a core in a process of its own, so that a hostile one cannot take the agent down.
 
 The child (`python -m collector.explain`) is bounded in memory and CPU time and disarmed (see
 `confine`) before it touches the core; here its wall-clock time and its output are bounded. Whatever
@@ -82,7 +82,7 @@ def unwind_stacks(
     """Backtraces of stacks that were copied from the process whose mappings `core` tells.
 
     core, exe: descriptors of a plain ELF core and of the main program's file; nice: 0 if somebody
-    waits for it; else as `explain_core`. A stack that can not be unwound has the frames that were
+    waits for it; else as `explain_core`. A stack that cannot be unwound has the frames that were
     found, or none.
     """
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Unwind the threads of a core with drgn, and name what is found.
 
 Runs in the explaining child only (see `run` for why), and reads nothing but the core and the files
-that `modules` opens. A part that can not be had is missing from the result and named in its `lost`.
+that `modules` opens. A part that cannot be had is missing from the result and named in its `lost`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _MAX_ALL_FRAMES = 16384  # of all threads together
 
 
 def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> Explanation:
-    """What the core says. Raises OSError or CoreFormatError if it can not be read at all."""
+    """What the core says. Raises OSError or CoreFormatError if it cannot be read at all."""
     started = time.monotonic()
     with CoreFile(path) as core:
         program = drgn.Program()
         try:
             program.set_core_dump(path)
         except Exception as error:
-            raise CoreFormatError(f"the core can not be read: {error}") from error
+            raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, root, exe) as modules:
             modules.load_objects()
             unwinder = Unwinder(program, modules)
@@ -89,7 +89,7 @@ class Unwinder:
             trace = thread.stack_trace()
             frames = self.frames(trace, MAX_FRAMES)
         except Exception as error:  # drgn has many, and the core is hostile
-            self.lost["frames"] = text(f"the dying thread can not be unwound: {error}")
+            self.lost["frames"] = text(f"the dying thread cannot be unwound: {error}")
             return None
         if len(trace) > MAX_FRAMES:
             self.lost["outer_frames"] = f"only the innermost {MAX_FRAMES} frames are kept"

@@ -29,13 +29,13 @@ _MAX_DISTINCT = 1 << 14
 def unwind_stacks(
     path: Path, stacks: Sequence[StackImage], *, root: Root, exe: Path | None
 ) -> UnwoundStacks:
-    """The backtraces, in order. Raises OSError or CoreFormatError if the core can not be read."""
+    """The backtraces, in order. Raises OSError or CoreFormatError if the core cannot be read."""
     with CoreFile(path) as core:
         program = drgn.Program()
         try:
             program.set_core_dump(path)
         except Exception as error:
-            raise CoreFormatError(f"the core can not be read: {error}") from error
+            raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, root, exe) as modules:
             modules.load_objects()
             overlay = _Overlay(program)

@@ -100,7 +100,7 @@ class Metrics:
             server, thread = start_http_server(port, host, registry=self.registry)
         except OSError as error:
             raise CorewardError(
-                f"metrics: can not listen on {host}:{port}: {error.strerror or error}; "
+                f"metrics: cannot listen on {host}:{port}: {error.strerror or error}; "
                 "change `metrics.listen` or set it to `off`"
             ) from error
 

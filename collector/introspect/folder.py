@@ -51,7 +51,7 @@ class ProcFolder:
         os.close(self._fd)
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of a file in the folder. ProcessGone or NotPermitted if it can not be."""
+        """A descriptor of a file in the folder. ProcessGone or NotPermitted if it cannot be."""
         try:
             try:
                 return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
@@ -82,8 +82,8 @@ class ProcFolder:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             return ProcessGone(f"process {self.pid} has ended")
         if error.errno in (errno.EACCES, errno.EPERM):
-            return NotPermitted(f"process {self.pid} can not be read: {self._refusal()}")
-        return ProcessError(f"process {self.pid} can not be read: {error.strerror}")
+            return NotPermitted(f"process {self.pid} cannot be read: {self._refusal()}")
+        return ProcessError(f"process {self.pid} cannot be read: {error.strerror}")
 
     def _refusal(self) -> str:
         """Why the kernel refuses (ptrace(2), "Ptrace access mode checking"), and what helps."""
@@ -198,7 +198,7 @@ class ProcFolder:
         return wait, found
 
     def _memory(self, address: int, size: int) -> Stack:
-        """What of this range can be read; it begins later if its first page can not be."""
+        """What of this range can be read; it begins later if its first page cannot be."""
         fd = self.open("mem")
         try:
             for start in (address, (address + RED_ZONE) & -PAGE):

@@ -144,7 +144,7 @@ class Process:
         """All threads in the order of their ids.
 
         `stack`: bytes of each stack, at most 64 KiB; from /proc alone only of sleeping threads.
-        Stacks in memory behind userfaultfd(2) or FUSE may keep this waiting: see `patience`.
+        Stacks in memory behind userfaultfd(2) or FUSE may keep this waiting: see linux/stall.
         `wait_channels`: also ask /proc for each sleeping thread's place in the kernel: some 10 µs
         each, here and not there.
         """
@@ -164,7 +164,7 @@ class Process:
         except ProbeError as error:
             if not self.alive:
                 raise ProcessGone(f"process {self.pid} has ended") from None
-            raise ProcessError(f"process {self.pid} can not be listed: {error}") from error
+            raise ProcessError(f"process {self.pid} cannot be listed: {error}") from error
         # the iterator knows the pid alone: this is how a later owner of it would be noticed
         if abs(found[0].process_start_ns - self._folder.start_ns) > 2 * TICK_NS:
             raise ProcessGone(f"process {self.pid} has ended")
@@ -209,7 +209,7 @@ class Process:
         return self._folder.open(name, flags)
 
     def read(self, address: int, size: int) -> bytes:
-        """Exactly `size` bytes of memory. Unreadable if any of them can not be had."""
+        """Exactly `size` bytes of memory. Unreadable if any of them cannot be had."""
         if size < 0 or address < 0:
             raise ValueError(f"{size} bytes at {address:#x}")
         found = bytearray()

@@ -108,7 +108,7 @@ class _Library:
             self.dll = ctypes.CDLL(LIBRARY, use_errno=True)
         except OSError as error:
             raise ProbeError(
-                f"{LIBRARY} can not be loaded ({error}): install libbpf1 (Debian, Ubuntu) or libbpf"
+                f"{LIBRARY} cannot be loaded ({error}): install libbpf1 (Debian, Ubuntu) or libbpf"
             ) from error
         self.messages: list[str] = []
         libc = ctypes.CDLL(None)
@@ -245,7 +245,7 @@ def mount_bpffs(where: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"bpf", os.fsencode(where), b"bpf", 0, b"mode=0700"):
         reason = os.strerror(ctypes.get_errno())
-        raise ProbeError(f"{where}: a bpffs can not be mounted: {reason}")
+        raise ProbeError(f"{where}: a bpffs cannot be mounted: {reason}")
 
 
 def attach_raw_tracepoint(tracepoint: str, program: int) -> int:

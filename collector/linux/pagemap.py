@@ -99,7 +99,7 @@ class Pagemap:
     def populated(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Ranges of [start, end), in order, that are present or swapped and not the zero page.
 
-        Raises OSError if the pagemap can not be read (the address space is gone).
+        Raises OSError if the pagemap cannot be read (the address space is gone).
         """
         if self._has_scan:
             try:

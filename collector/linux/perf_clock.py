@@ -64,7 +64,7 @@ class Clock:
                 self._add(cpu, program, period_ns)
         except OSError as error:
             self.close()
-            raise ProbeError(f"clock interrupts can not be had: {error.strerror}") from error
+            raise ProbeError(f"clock interrupts cannot be had: {error.strerror}") from error
 
     def _add(self, cpu: int, program: int, period_ns: int) -> None:
         attr = _Attr(

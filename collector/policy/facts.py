@@ -1,8 +1,8 @@
 """The facts that policy matches on, read from /proc, and what a cgroup path says.
 
 Sources: proc(5) (`exe`, `status`, `cgroup`), cgroups(7), systemd.unit(5) for unit names and their
-escapes. Nothing is followed or opened twice: this runs while the dying process waits. Whatever can
-not be had is None. Names are decoded with os.fsdecode.
+escapes. Nothing is followed or opened twice: this runs while the dying process waits. Whatever
+cannot be had is None. Names are decoded with os.fsdecode.
 
 Trust: a process can choose its exe and comm, and the cgroups below a delegated one. Therefore
 `unit` is the unit that the host's systemd started, and units of a user's own manager carry the

@@ -73,7 +73,7 @@ def load(path: Path) -> Policy:
             raise _unreadable(path, None, f"is larger than {nodes.MAX_BYTES >> 20} MiB")
         text = data.decode("utf-8")
     except OSError as error:
-        raise _unreadable(path, None, f"can not be read: {error.strerror}") from None
+        raise _unreadable(path, None, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise _unreadable(path, line, "is not UTF-8 text") from None

@@ -51,7 +51,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"unknown unit {quote(unit)}; {right}")
     size = float(number) * _SIZE_UNITS[unit or "B"]
     if size < 0:
-        raise ValueError("a size can not be negative")
+        raise ValueError("a size cannot be negative")
     if size != int(size):
         raise ValueError(f"{quote(text)} is not a whole number of bytes")
     if size >= 1 << 60:

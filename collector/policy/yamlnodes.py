@@ -215,7 +215,7 @@ def text(doc: Document, node: yaml.Node, path: str) -> str:
     if node.tag != f"{_TAG}str":
         raise Problem(node, path, f"is not text to YAML; quote it: {quote(value)}")
     if not value:
-        raise Problem(node, path, "can not be empty")
+        raise Problem(node, path, "cannot be empty")
     if len(value) > 4096 or "\0" in value:
         raise Problem(node, path, "must be at most 4096 characters and hold no NUL")
     return value

@@ -65,7 +65,7 @@ def compiler() -> Any:
     try:
         from bcc import BPF  # noqa: PLC0415 - heavy, and not on every machine
     except ImportError as error:
-        raise ProbeError(f"bcc can not be imported ({error}): install {PACKAGE}") from error
+        raise ProbeError(f"bcc cannot be imported ({error}): install {PACKAGE}") from error
     os.environ["BCC_KERNEL_SOURCE"] = str(btf.header_tree(cache_dir(), _helpers()))
     return BPF
 

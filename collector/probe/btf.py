@@ -46,7 +46,7 @@ def kernel_hash() -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ProbeError(
-            f"{BTF_FILE} can not be read ({error.strerror}): the kernel needs CONFIG_DEBUG_INFO_BTF"
+            f"{BTF_FILE} cannot be read ({error.strerror}): the kernel needs CONFIG_DEBUG_INFO_BTF"
         ) from error
 
 

@@ -40,8 +40,8 @@ class Ledger:
     def again(self) -> list[tuple[int, bytes]]:
         """(position, record) of what an earlier reader took for deaths that it did not record.
 
-        Others that it has recorded may be among them. `lost` says afterwards how many deaths can
-        not be read again.
+        Others that it has recorded may be among them. `lost` says afterwards how many deaths
+        cannot be read again.
         """
         position, deaths, overwritten = _LEFT.unpack(self._written)
         found = self._ring.earlier(position)

@@ -71,7 +71,7 @@ def _from_object(path: Path) -> _Descriptors:
         image = path.read_bytes()
     except OSError as error:
         raise ProbeError(
-            f"{path} can not be read ({error.strerror}): build it with "
+            f"{path} cannot be read ({error.strerror}): build it with "
             "`python -m collector.probe.build build`, or use the loader bcc"
         ) from error
     with libbpf.Object(image, str(path)) as loaded:
@@ -132,7 +132,7 @@ class LiveProbe:
     """See `open_live`. A context manager. All methods may be called from any thread."""
 
     loader: str
-    no_clock: str | None  # why running threads can not be caught; None: they can
+    no_clock: str | None  # why running threads cannot be caught; None: they can
 
     def __init__(self, loader: str, descriptors: _Descriptors) -> None:
         self.loader = loader
@@ -308,7 +308,7 @@ def _listing(pid: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
+        raise ProbeError(f"process {pid} cannot be listed: {error.strerror}") from error
 
 
 @contextlib.contextmanager

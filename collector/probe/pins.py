@@ -63,7 +63,7 @@ def lock(pin_dir: Path) -> int:
         descriptor = os.open(pin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise ProbeError(
-            f"{pin_dir} can not be made ({error.strerror}): it needs root and a mounted bpffs "
+            f"{pin_dir} cannot be made ({error.strerror}): it needs root and a mounted bpffs "
             "(mount -t bpf bpf /sys/fs/bpf)"
         ) from error
     try:

@@ -67,7 +67,7 @@ def _core_build(object_file: Path | None) -> _Build:
         image = path.read_bytes()
     except OSError as error:
         raise ProbeError(
-            f"{path} can not be read ({error.strerror}): build it with "
+            f"{path} cannot be read ({error.strerror}): build it with "
             "`python -m collector.probe.build build`, or use the loader bcc"
         ) from error
     return _Build(
@@ -306,7 +306,7 @@ class Probe:
             with self._iterator_lock:
                 return read(program, pid)
         except OSError as error:
-            raise ProbeError(f"process {pid} can not be listed: {error.strerror}") from error
+            raise ProbeError(f"process {pid} cannot be listed: {error.strerror}") from error
 
     def set_want_exits(self, on: bool) -> None:
         """Whether exits with a status other than 0 are reported although nothing went wrong."""

@@ -82,7 +82,7 @@ def pages_for(stack: int) -> int:
 
 
 def check_size(stack: int) -> int:
-    """The same number. ValueError if so many bytes of a stack can not be asked for."""
+    """The same number. ValueError if so many bytes of a stack cannot be asked for."""
     if not 0 <= stack <= MAX_STACK:
         raise ValueError(f"{stack} bytes of stack: it can be 0 to {MAX_STACK}")
     return stack

@@ -143,7 +143,7 @@ class Sampler:
             self.refresh()
 
     def refresh(self) -> None:
-        """Take note of code that was mapped since; what can not be had is named in `lost`."""
+        """Take note of code that was mapped since; what cannot be had is named in `lost`."""
         if self._blind:
             return
         last = self._grounds.get(self._made - 1)

@@ -225,7 +225,7 @@ def _fork(stopped: StoppedProcess, injector: Injector) -> _Forked:
         after = time.monotonic()
         if own_pid < 0:
             reason = os.strerror(-own_pid)
-            raise InjectionRefused(f"process {stopped.pid} can not be forked: {reason}")
+            raise InjectionRefused(f"process {stopped.pid} cannot be forked: {reason}")
         own_reaper = max(thread.call(), 0) if reaper else 0
         if own_reaper:
             injector.keep()

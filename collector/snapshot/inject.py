@@ -48,7 +48,7 @@ _IDLE_PATIENCE = 2.0  # seconds until nobody uses the stub of one that was kille
 _RSEQ_CS = 8  # struct rseq of <linux/rseq.h>: where rseq_cs is
 
 # Calls that change the signal mask while they wait, and which argument points to that mask: the
-# kernel keeps the old mask where ptrace can not restore it. rt_sigsuspend, pselect6, ppoll,
+# kernel keeps the old mask where ptrace cannot restore it. rt_sigsuspend, pselect6, ppoll,
 # epoll_pwait, epoll_pwait2, io_pgetevents, io_uring_enter
 _MASKING = {130: 0, 270: 5, 271: 3, 281: 4, 441: 4, 333: 5, 426: 4}
 _ARGUMENTS = (Reg.RDI, Reg.RSI, Reg.RDX, Reg.R10, Reg.R8, Reg.R9)

@@ -52,7 +52,7 @@ def keep(
 ) -> Record:
     """Take a snapshot of `pid` into the store; returns its record.
 
-    Raises CaptureError if the process can not be captured, StoreError if the core can not be
+    Raises CaptureError if the process cannot be captured, StoreError if the core cannot be
     written; nothing is left behind then.
     """
     compress = compress or Compress()
@@ -84,7 +84,7 @@ def keep(
             store.put(record)
             return record
     except OSError as error:
-        raise StoreError(f"{folder / name}: can not be written: {error.strerror}") from error
+        raise StoreError(f"{folder / name}: cannot be written: {error.strerror}") from error
 
 
 def sink(fd: int, compress: Compress) -> Writer:

@@ -1,4 +1,4 @@
-"""Why a process can not be traced: asked before an attempt and after one that failed.
+"""Why a process cannot be traced: asked before an attempt and after one that failed.
 
 The rules are those of ptrace(2), "Ptrace access mode checking", which the kernel answers with a
 bare EPERM. Here the same facts are looked at from /proc, and the first reason that holds is told
@@ -22,7 +22,7 @@ _Fields = dict[bytes, list[bytes]]
 
 
 def check(pid: int) -> None:
-    """Raise CaptureError if it is known beforehand that this process can not be traced."""
+    """Raise CaptureError if it is known beforehand that this process cannot be traced."""
     found = reason(pid)
     if found is not None:
         raise CaptureError(found)
@@ -38,9 +38,9 @@ def refused(pid: int) -> CaptureError:
 
 
 def reason(pid: int) -> str | None:
-    """One sentence why process `pid` can not be traced; None if nothing speaks against it."""
+    """One sentence why process `pid` cannot be traced; None if nothing speaks against it."""
     if pid == os.getpid():
-        return f"process {pid} is this program itself, which can not stop itself"
+        return f"process {pid} is this program itself, which cannot stop itself"
     status = procfs.read_thread(pid, pid, "status")
     stat = procfs.read_thread(pid, pid, "stat")
     if not status or not stat:

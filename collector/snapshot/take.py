@@ -23,9 +23,9 @@ from collector.capture.image import image_of_live
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.process import OpenProcess
 from collector.elfcore.types import Mapping, ProcessImage, Thread
-from collector.errors import CaptureError, KeptWaiting, ProbeError
+from collector.errors import CaptureError, ProbeError, Stalled
 from collector.linux.ptrace import run_as_tracer
-from collector.linux.stall import patiently
+from collector.linux.stall import with_stall_guard
 from collector.model import Capture, ProcessKey, SnapshotFacts, SnapshotMode
 from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe
@@ -87,7 +87,7 @@ def take(
     """
     refusal.check(pid)
     # whatever keeps us waiting for its memory does so here, while nobody is stopped
-    with patiently(lambda: pid, lambda: OpenProcess(pid, with_maps=False)) as opened:
+    with with_stall_guard(lambda: pid, lambda: OpenProcess(pid, with_maps=False)) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
         taker = _Taker(pid, wish, opened, live)
@@ -117,11 +117,11 @@ class _Taker:
     def threads(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Registers and stacks; what else a debugger needs is read while the process goes on."""
         if self._live is None or self._wish.extended:
-            why = "BPF can not be used" if self._live is None else "FPU state was asked for"
+            why = "BPF cannot be used" if self._live is None else "FPU state was asked for"
             return self._rolled(SnapshotMode.THREADS, why, write)
         try:
             sampled = [s for s in self._sampled(self._live) if s.regs is not None]
-        except KeptWaiting:
+        except Stalled:
             why = "memory at one of its stacks keeps readers waiting"
             return self._rolled(SnapshotMode.THREADS, why, write)
         facts = SnapshotFacts(
@@ -170,13 +170,13 @@ class _Taker:
         return write(self._found(threads, facts, pieces)), facts
 
     def _sampled(self, live: LiveProbe) -> list[ThreadStack]:
-        return patiently(lambda: self._pid, lambda: live.sample(self._pid, STACK_BYTES))
+        return with_stall_guard(lambda: self._pid, lambda: live.sample(self._pid, STACK_BYTES))
 
     def _seen_by_bpf(self, tids: set[int]) -> dict[int, ThreadStack]:
         """What the iterator tells of threads that were not stopped."""
         if not tids or self._live is None:
             return {}
-        with contextlib.suppress(ProbeError, KeptWaiting):
+        with contextlib.suppress(ProbeError, Stalled):
             sampled = self._sampled(self._live)
             return {s.ns_tid: s for s in sampled if s.ns_tid in tids and s.regs is not None}
         return {}
@@ -208,7 +208,7 @@ class _Taker:
         return why
 
     def fork(self, write: Callable[[Found], T], why: str) -> tuple[T, SnapshotFacts]:
-        """The process goes on as soon as the kernel has copied it; if it can not be, see `copy`."""
+        """The process goes on as soon as the kernel has copied it; if it cannot be, see `copy`."""
 
         def work() -> tuple[T, SnapshotFacts]:
             with Injector(self._pid) as injector, self._stopped() as stopped:

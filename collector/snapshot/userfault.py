@@ -49,7 +49,7 @@ class WriteProtection:
     def __init__(self, fd: int) -> None:
         """Take over a userfaultfd of that process; it is closed here, also on an error.
 
-        Raises CaptureError if this kernel can not protect asynchronously.
+        Raises CaptureError if this kernel cannot protect asynchronously.
         """
         self._fd = fd
         try:
@@ -61,7 +61,7 @@ class WriteProtection:
             ) from error
 
     def register(self, start: int, end: int) -> bool:
-        """Watch an area. False: it can not be (of another userfaultfd, or of a device)."""
+        """Watch an area. False: it cannot be (of another userfaultfd, or of a device)."""
         try:
             area = struct.pack("=QQQQ", start, end - start, _MODE_WP, 0)
             fcntl.ioctl(self._fd, _UFFDIO_REGISTER, area)
@@ -118,7 +118,7 @@ def _steal(injector: Injector) -> int:
         theirs = thread.call()
         if theirs < 0:
             raise InjectionRefused(
-                f"process {injector.pid} can not have a userfaultfd: {os.strerror(-theirs)}"
+                f"process {injector.pid} cannot have a userfaultfd: {os.strerror(-theirs)}"
             )
         try:
             return _take(injector.pid, tid, theirs)

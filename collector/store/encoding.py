@@ -2,8 +2,8 @@
 
 The JSON is plain UTF-8 that every parser accepts and that is safe to print: what a terminal
 would obey instead of showing (controls, C1, bidi overrides, invisible characters) is written as
-a \\u escape. A name that is not UTF-8 comes from os.fsdecode with lone surrogates, which JSON can
-not carry: its bytes are written as the four characters \\xNN.
+a \\u escape. A name that is not UTF-8 comes from os.fsdecode with lone surrogates, which JSON
+cannot carry: its bytes are written as the four characters \\xNN.
 """
 
 from __future__ import annotations

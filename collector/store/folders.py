@@ -83,7 +83,7 @@ class Folders:
                     return _replace(folder, RECORD, data)
         except OSError as error:
             raise StoreError(
-                f"{self.path / record.id / RECORD}: can not be written: {error.strerror}"
+                f"{self.path / record.id / RECORD}: cannot be written: {error.strerror}"
             ) from error
 
     def read(self, id: str) -> Record:
@@ -95,7 +95,7 @@ class Folders:
         except FileNotFoundError:
             raise NotFound(f"no record {id} in {self.path.parent}") from None
         except OSError as error:
-            raise StoreError(f"{file}: can not be read: {_why(error)}") from error
+            raise StoreError(f"{file}: cannot be read: {_why(error)}") from error
         try:
             record = encoding.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

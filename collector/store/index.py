@@ -44,7 +44,7 @@ _UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class IndexUnusable(StoreError):
-    """There is no index, or it can not be opened; a reader can do without."""
+    """There is no index, or it cannot be opened; a reader can do without."""
 
 
 class IndexDamaged(IndexUnusable):
@@ -52,7 +52,7 @@ class IndexDamaged(IndexUnusable):
 
 
 class Index:
-    """The open index. Every method raises StoreError: IndexUnusable if the file can not be used,
+    """The open index. Every method raises StoreError: IndexUnusable if the file cannot be used,
     IndexDamaged if rebuilding it would help."""
 
     def __init__(self, path: Path, *, create: bool, readonly: bool) -> None:

@@ -10,7 +10,7 @@ writer was killed between the two writes) is found by looking at the folders, so
 that was once `put` is listed.
 
 A writer puts a first record *before* it writes a core into the folder, and puts the final one
-after: then a crash of the writer can not leave a core that nobody can name.
+after: then a crash of the writer cannot leave a core that nobody can name.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Store:
 
     def __init__(self, path: Path, *, create: bool, readonly: bool = False) -> None:
         if create and readonly:
-            raise ValueError("a store can not be created readonly")
+            raise ValueError("a store cannot be created readonly")
         self.path = path
         self._readonly = readonly
         self._lock = threading.Lock()
@@ -93,7 +93,7 @@ class Store:
         """Keep this record, in place of an earlier one with its id.
 
         On disk (synced) when it returns, or unchanged when it raises StoreError; the one
-        exception, an index that can not be written, is said in the message. ValueError if the
+        exception, an index that cannot be written, is said in the message. ValueError if the
         time has no zone. Names that are not UTF-8 are kept with \\xNN for each such byte.
         """
         self._writable()

@@ -114,7 +114,7 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def write(flight: Flight, folder: Path) -> None:
-    """Put the file into a record's folder; whole, or not at all. OSError if it can not be."""
+    """Put the file into a record's folder; whole, or not at all. OSError if it cannot be."""
     packed = zstandard.compress(msgspec.msgpack.encode(flight), 3)
     with atomic_file(folder / FILE) as fd, open(fd, "wb", closefd=False) as file:
         file.write(packed)
@@ -132,7 +132,7 @@ def read(folder: Path) -> Flight:
                 raise StoreError(f"{path}: damaged: larger than {_MAX_FILE} bytes")
         flight = msgspec.msgpack.decode(data, type=Flight)
     except OSError as error:
-        raise StoreError(f"{path}: can not be read: {error.strerror}") from error
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
     except (zstandard.ZstdError, msgspec.MsgspecError) as error:
         raise StoreError(f"{path}: damaged: {error}") from error
     if flight.version != VERSION or not flight.samples:

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import msgspec
 
-from collector.errors import CorewardError, KeptWaiting, ProbeError, ProcessError
+from collector.errors import CorewardError, ProbeError, ProcessError, Stalled
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.linux.procfs import PF_KTHREAD, Stat, parse_stat
-from collector.linux.stall import patiently
+from collector.linux.stall import with_stall_guard
 from collector.model import Cause, ProcessKey, SamplesFacts
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
@@ -109,9 +109,9 @@ class Recorder:
                 log.warning("watch: samples without registers: %s", error)
             while True:
                 try:
-                    patiently(lambda: self._looking, self._run)
+                    with_stall_guard(lambda: self._looking, self._run)
                     break
-                except KeptWaiting as error:
+                except Stalled as error:
                     self._shun(error)
         for lane in (self._saves, self._shots):  # what is asked for is still done
             lane.wait_idle(_UNWINDING_S)
@@ -144,7 +144,7 @@ class Recorder:
                 sys.exit()  # another has taken over: this ends the thread alone
             self._looking = None
 
-    def _shun(self, error: KeptWaiting) -> None:
+    def _shun(self, error: Stalled) -> None:
         """Never touch a process's memory again; the thread that does stays as it is."""
         self._looking = None
         self._stuck += 1

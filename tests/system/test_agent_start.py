@@ -1,4 +1,4 @@
-"""When the agent can not start it says why in one line, and has changed nothing."""
+"""When the agent cannot start it says why in one line, and has changed nothing."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_port_is_in_use(settings: KernelSettings, tmp_path: Path) -> None:
     # THEN it refuses, and the kernel's settings are as before
     assert (status, line) == (
         1,
-        f"coreward: metrics: can not listen on 127.0.0.1:{port}: Address already in use; "
+        f"coreward: metrics: cannot listen on 127.0.0.1:{port}: Address already in use; "
         "change `metrics.listen` or set it to `off`",
     )
     assert settings.read("core_pattern") == PATTERN

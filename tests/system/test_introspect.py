@@ -272,7 +272,7 @@ def test_another_user_sees_what_proc_shows(tmp_path: Path) -> None:
             check=False,
         )
     refusal = (
-        f"process {victim.pid} can not be read: it is user 0's, this is user {NOBODY}: run as root"
+        f"process {victim.pid} cannot be read: it is user 0's, this is user {NOBODY}: run as root"
     )
     states = sorted((name, "R" if name == "spin" else "S") for name in CALLS)
     assert (done.stdout.splitlines(), done.stderr) == (

@@ -151,7 +151,7 @@ def test_what_was_overwritten_is_counted(directory: Path, tmp_path: Path) -> Non
 
 
 def test_records_of_another_format_are_counted_as_lost(directory: Path, tmp_path: Path) -> None:
-    # GIVEN a build whose records this version can not read
+    # GIVEN a build whose records this version cannot read
     with open_probe("bcc", directory):
         (build,) = pins.builds(directory)
     (build / pins.FORMAT).unlink()
@@ -212,7 +212,7 @@ def test_auto_prefers_the_built_object(directory: Path) -> None:
 
 def test_a_missing_object_is_named(directory: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.bpf.o"
-    with pytest.raises(ProbeError, match=rf"{missing} can not be read .*build"):
+    with pytest.raises(ProbeError, match=rf"{missing} cannot be read .*build"):
         open_probe("core", directory, missing)
 
 

@@ -218,7 +218,7 @@ def test_another_user_gets_states_and_is_told_what_is_missing(tmp_path: Path) ->
     assert report["lost"] == {
         "registers": "they come from BPF: it needs root. Stacks of running threads are missing, "
         "others may end early",
-        "stacks": f"process {victim.pid} can not be read: it is user 0's, this is user {NOBODY}: "
+        "stacks": f"process {victim.pid} cannot be read: it is user 0's, this is user {NOBODY}: "
         "run as root",
     }
 

@@ -1,4 +1,4 @@
-"""Where a snapshot goes: files, pipes and a store; and what is left when it can not go there."""
+"""Where a snapshot goes: files, pipes and a store; and what is left when it cannot go there."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_full_disk(way: list[str], target: Target, small_disk: Path) -> None:
     file = small_disk / "core"
     took = coreward("snapshot", target.pid, *way, "-o", file)
     # THEN that is said, no file is left, and the process goes on
-    assert refused(took) == f"{file}: can not be written: No space left on device"
+    assert refused(took) == f"{file}: cannot be written: No space left on device"
     assert list(small_disk.iterdir()) == []
     goes_on(target)
 
@@ -184,7 +184,7 @@ def test_a_full_store(target: Target, small_disk: Path) -> None:
     # WHEN there is no room in the store
     took = coreward("snapshot", target.pid, "--store", small_disk)
     # THEN that is said, and nothing of it is left there
-    assert refused(took).endswith("core.zst: can not be written: No space left on device")
+    assert refused(took).endswith("core.zst: cannot be written: No space left on device")
     assert list((small_disk / "crashes").iterdir()) == []
     assert done(coreward("list", "--store", small_disk, "--json")).stdout.strip() in ("", "[]")
     goes_on(target)

@@ -121,7 +121,7 @@ def test_what_has_no_core(tmp_path: Path) -> None:
     # AND a shell that turns into the command asks for that itself
     own = ["sh", "-c", 'exec "$@" $$', "sh", *COMMAND, "snapshot", "-o", str(tmp_path / "x")]
     took = subprocess.run(own, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert refused(took).endswith(" is this program itself, which can not stop itself")
+    assert refused(took).endswith(" is this program itself, which cannot stop itself")
     assert not (tmp_path / "x").exists()
 
 

@@ -60,7 +60,7 @@ def image(threads: int = 2) -> ProcessImage:
 
 
 class Memory:
-    """A MemorySource over a dict of address -> bytes; what is in no piece can not be read."""
+    """A MemorySource over a dict of address -> bytes; what is in no piece cannot be read."""
 
     def __init__(self, pieces: dict[int, bytes]) -> None:
         self.pieces = pieces

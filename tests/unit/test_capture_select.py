@@ -187,7 +187,7 @@ def test_a_page_that_a_register_points_to_is_kept() -> None:
 
 
 class Memory:
-    """Words and strings at addresses; all else can not be read."""
+    """Words and strings at addresses; all else cannot be read."""
 
     def __init__(self, content: dict[int, bytes]) -> None:
         self._content = content

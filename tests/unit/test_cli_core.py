@@ -161,12 +161,12 @@ def test_full_disk_leaves_no_file(store: Store, tmp_path: Path, record: Record) 
     assert run("core", record.id, "-o", str(out), preexec_fn=limit) == (
         1,
         b"",
-        f"coreward: {out}: can not be written: File too large\n",
+        f"coreward: {out}: cannot be written: File too large\n",
     )
     assert run("core", record.id, "-o", "/dev/full") == (
         1,
         b"",
-        "coreward: /dev/full: can not be written: No space left on device\n",
+        "coreward: /dev/full: cannot be written: No space left on device\n",
     )
     assert files(tmp_path) == ["store"]
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)

@@ -95,7 +95,7 @@ def test_holes_are_neither_read_nor_on_disk(tmp_path: Path) -> None:
 
 
 def test_unreadable_memory_becomes_a_hole_and_is_named(tmp_path: Path) -> None:
-    # GIVEN memory that is said to be present, with two gaps that can not be read
+    # GIVEN memory that is said to be present, with two gaps that cannot be read
     class Broken(Memory):
         def ranges(self, start: int, end: int) -> list[tuple[int, int]]:
             return [(start, end)]
@@ -260,7 +260,7 @@ def test_a_writer_that_fails_is_aborted() -> None:
             raise AssertionError("the data are without a hole")
 
         def close(self) -> None:
-            raise AssertionError("a writer that failed can not be closed")
+            raise AssertionError("a writer that failed cannot be closed")
 
         def abort(self) -> None:
             self.calls.append("abort")

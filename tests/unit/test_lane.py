@@ -1,4 +1,4 @@
-"""A lane works off what it is given, a bounded amount of it, and says when it can not."""
+"""A lane works off what it is given, a bounded amount of it, and says when it cannot."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_serving() -> None:
         with pytest.raises(CorewardError) as caught:
             Metrics().serve("127.0.0.1", port)
         assert str(caught.value) == (
-            f"metrics: can not listen on 127.0.0.1:{port}: Address already in use; "
+            f"metrics: cannot listen on 127.0.0.1:{port}: Address already in use; "
             "change `metrics.listen` or set it to `off`"
         )
     finally:

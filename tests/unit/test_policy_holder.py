@@ -45,7 +45,7 @@ def test_a_bad_file_leaves_the_old_policy_in_force(tmp_path: Path) -> None:
     assert broken == (
         f'{file}:1: defaults.capture: "al" is not one of full, stacks, threads, record, none'
     )
-    assert str(holder.error) == f"{file}: can not be read: No such file or directory"
+    assert str(holder.error) == f"{file}: cannot be read: No such file or directory"
     assert holder.failures == 2
 
     # AND a good file clears the error

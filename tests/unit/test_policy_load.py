@@ -313,7 +313,7 @@ PROBLEMS = [
     ("store: {path: cores}", 'f:1: store.path: "cores" is not an absolute path of a directory'),
     ("store: {path: /a/../b}", 'f:1: store.path: "/a/../b" is not an absolute path of a directory'),
     ("store: {path: 12}", 'f:1: store.path: is not text to YAML; quote it: "12"'),
-    ("store: {min_free: -1GiB}", "f:1: store.min_free: a size can not be negative"),
+    ("store: {min_free: -1GiB}", "f:1: store.min_free: a size cannot be negative"),
     (
         "store: {min_free: 5M}",
         'f:1: store.min_free: "5M" is ambiguous: write 5MiB or 5MB',
@@ -442,7 +442,7 @@ PROBLEMS = [
         "f:1: rules[0].match: no condition; what holds for every death belongs in `defaults`",
     ),
     (rule("comm: yes"), 'f:1: rules[0].match.comm: is not text to YAML; quote it: "yes"'),
-    (rule('exe: ""'), "f:1: rules[0].match.exe: can not be empty"),
+    (rule('exe: ""'), "f:1: rules[0].match.exe: cannot be empty"),
     (
         rule("exe: []"),
         "f:1: rules[0].match.exe: an empty list never matches; leave the key out for any value",
@@ -552,8 +552,8 @@ def test_a_file_that_can_not_be_read_is_a_policy_error(tmp_path: Path) -> None:
     large.write_bytes(b"#")
     os.truncate(large, 3 << 20)
     wrong = {
-        missing: f"{missing}: can not be read: No such file or directory",
-        folder: f"{folder}: can not be read: Is a directory",
+        missing: f"{missing}: cannot be read: No such file or directory",
+        folder: f"{folder}: cannot be read: Is a directory",
         binary: f"{binary}:2: is not UTF-8 text",
         large: f"{large}: is larger than 1 MiB",
     }

@@ -79,7 +79,7 @@ def test_links_inside_the_store_lead_nowhere(store: Store, tmp_path: Path) -> No
     refused = "a link, or not what it should be; refused"
     assert numbers == [SEGFAULT.start_ns]
     assert sorted(damage) == [
-        f"{crashes / numbered(0).id / 'record.json'}: can not be read: {refused}",
+        f"{crashes / numbered(0).id / 'record.json'}: cannot be read: {refused}",
         f"{crashes / numbered(1).id}: {refused}",
     ]
     with pytest.raises(StoreError, match="not a plain file"):

@@ -33,7 +33,7 @@ def test_pieces_come_together_up_to_the_first_that_is_unreadable(
 
 
 def test_pieces_are_read_up_to_what_is_unreadable_and_the_others_whole() -> None:
-    # GIVEN three pages of which the middle one can not be read, and room for two pages
+    # GIVEN three pages of which the middle one cannot be read, and room for two pages
     page = mmap.PAGESIZE
     area = mmap.mmap(-1, 3 * page)
     area[:] = b"a" * page + b"b" * page + b"c" * page

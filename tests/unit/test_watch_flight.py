@@ -66,7 +66,7 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, change: dict[str, objec
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"")
     (tmp_path / flight.FILE).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="can not be read"):
+    with pytest.raises(StoreError, match="cannot be read"):
         flight.read(tmp_path)
 
 

@@ -27,7 +27,7 @@ static struct counters {
 	uint64_t timeouts; // of epoll_wait
 	uint64_t signals;  // SIGRTMIN
 	uint64_t eintr;    // system calls that failed with EINTR
-	uint64_t wrong;    // anything that can not be
+	uint64_t wrong;    // anything that cannot be
 } *counters;
 
 #define COUNT(WHAT) __atomic_add_fetch(&counters->WHAT, 1, __ATOMIC_SEQ_CST)

@@ -1,5 +1,5 @@
-// A thread that waits in vfork(2) for a child which sleeps until its standard input ends: it can
-// not be stopped meanwhile. The main thread reads standard input; another one blocks in a futex.
+// A thread that waits in vfork(2) for a child which sleeps until its standard input ends: it
+// cannot be stopped meanwhile. The main thread reads standard input; another one blocks in a futex.
 #include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>

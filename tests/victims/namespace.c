@@ -3,7 +3,7 @@
  *     namespace DIRECTORY PROGRAM [ARGUMENTS...]
  *
  * Mounts a private tmpfs on DIRECTORY, copies PROGRAM into it and runs the copy as pid 2 of the
- * namespace (pid 1 can not die of its own signals). Needs root. Exits as PROGRAM did: with its
+ * namespace (pid 1 cannot die of its own signals). Needs root. Exits as PROGRAM did: with its
  * status, or with 128 + its signal. */
 #define _GNU_SOURCE
 #include <fcntl.h>

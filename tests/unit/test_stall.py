@@ -7,23 +7,24 @@ import threading
 
 import pytest
 
-from collector.errors import KeptWaiting
+from collector.errors import Stalled
 from collector.linux import stall
-from collector.linux.stall import patiently
+from collector.linux.stall import with_stall_guard
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stall, "WAIT_S", 1)
+    monkeypatch.setattr(stall, "LOOKS", 2)
+    monkeypatch.setattr(stall, "LOOK_S", 0.05)
 
 
 def test_the_result_is_that_of_the_work() -> None:
-    assert patiently(lambda: 1, lambda: threading.current_thread().name) == "patient"
+    assert with_stall_guard(lambda: 1, lambda: threading.current_thread().name) == "stall-guard"
 
 
 def test_an_exception_is_that_of_the_work() -> None:
     with pytest.raises(ZeroDivisionError):
-        patiently(lambda: 1, lambda: 1 // 0)
+        with_stall_guard(lambda: 1, lambda: 1 // 0)
 
 
 def test_work_that_waits_for_a_process_is_left_behind() -> None:
@@ -36,8 +37,8 @@ def test_work_that_waits_for_a_process_is_left_behind() -> None:
         ended.set()
 
     # THEN it is given up, and the process named
-    with pytest.raises(KeptWaiting, match="process 7 keeps its readers waiting") as caught:
-        patiently(lambda: 7, work)
+    with pytest.raises(Stalled, match="process 7 keeps its readers waiting") as caught:
+        with_stall_guard(lambda: 7, work)
     assert caught.value.pid == 7
     # AND it ends when it can
     os.write(theirs, b"x")
@@ -55,7 +56,7 @@ def test_work_that_runs_or_waits_for_something_else_has_its_time(looks: bool) ->
     def whose() -> int | None:
         nonlocal asked
         asked += 1
-        if asked == 4:
+        if asked == 8:
             enough.set()
         return 7 if looks else None
 
@@ -65,4 +66,4 @@ def test_work_that_runs_or_waits_for_something_else_has_its_time(looks: bool) ->
                 enough.wait()
         return "done"
 
-    assert patiently(whose, work) == "done"
+    assert with_stall_guard(whose, work) == "done"
