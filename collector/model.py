@@ -205,7 +205,7 @@ class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True):
     pause_ms: float | None = None  # of the whole process; None: it was never stopped as a whole
     worst_ms: float | None = None  # the longest that one thread was held; None: none was
     unstopped: tuple[str, ...] = ()  # threads that ran on, and what is known of them
-    elsewhen: tuple[str, ...] = ()  # areas whose content is not of that instant
+    not_of_instant: tuple[str, ...] = ()  # areas whose content is not of that instant
 
 
 class SamplesFacts(msgspec.Struct, frozen=True, kw_only=True):

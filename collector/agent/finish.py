@@ -24,7 +24,7 @@ from collector.agent.correlate import Death
 from collector.agent.release import ReleaseDecision
 from collector.capture.job import Explainable, Failed, Job, Told, Written
 from collector.capture.process import OpenProcess
-from collector.capture.run import write_core
+from collector.capture.run import run_writer
 from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
@@ -85,7 +85,7 @@ class Settler:
         held = task.release.mode is Release.AFTER_WRITE
         folder = self._context.store.folder(task.job.record_id)
         job = msgspec.structs.replace(task.job, folder=str(folder), urgent=held)
-        self._settle(task, write_core(job, partial(self._explainable, task)))
+        self._settle(task, run_writer(job, partial(self._explainable, task)))
 
     def _settle(self, task: Task, answer: Written | Failed) -> None:
         """What became of the core; the process and its memory are let go of."""

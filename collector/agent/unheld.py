@@ -11,8 +11,8 @@ from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.finish import Files, Settler
-from collector.capture.job import SMALL_CORE
-from collector.capture.relic import write_relic
+from collector.capture.event_core import write_event_core
+from collector.capture.job import EXPLAIN_CORE
 from collector.errors import CaptureError
 from collector.handoff.pipe import PipeNote
 from collector.linux import cgroupfs, procfs
@@ -109,9 +109,9 @@ class Witness:
             # where crashes are handed over BPF does not tell the mappings of what dumps core
             case.learn(lost={"frames": "they would have come from its core"})
             return
-        core = self._context.store.folder(case.record.id) / SMALL_CORE
+        core = self._context.store.folder(case.record.id) / EXPLAIN_CORE
         try:
-            write_relic(core, death.fatal, death.exit)
+            write_event_core(core, death.fatal, death.exit)
         except (CaptureError, OSError) as error:
             case.learn(lost={"frames": str(error)})
             return

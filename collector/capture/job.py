@@ -14,7 +14,7 @@ from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
 
-SMALL_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
+EXPLAIN_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,4 +79,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     why: str
 
 
-Answer = Explainable | Written | Failed
+WriterAnswer = Explainable | Written | Failed

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from collector.capture.job import Answer, Explainable, Failed, Job, Written
+from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Written
 
 WRITER_NICE = 19
 _MAX_LINE = 1 << 20
-_answers = msgspec.json.Decoder(Answer)
+_answers = msgspec.json.Decoder(WriterAnswer)
 
 
-def write_core(job: Job, explainable: Callable[[Explainable], None]) -> Written | Failed:
+def run_writer(job: Job, explainable: Callable[[Explainable], None]) -> Written | Failed:
     """Run a writer for this job to its end. Never raises for what goes wrong in the writer.
 
     `explainable` is called as soon as the small core is there, while the rest is still written.

@@ -22,7 +22,15 @@ import msgspec
 from collector import __version__
 from collector.arch.x86_64 import IP, SP
 from collector.capture.image import coredump_filter, image_of_job
-from collector.capture.job import SMALL_CORE, Answer, Explainable, Failed, Job, Told, Written
+from collector.capture.job import (
+    EXPLAIN_CORE,
+    Explainable,
+    Failed,
+    Job,
+    Told,
+    WriterAnswer,
+    Written,
+)
 from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
 from collector.capture.select import carve, select_none, select_stacks
@@ -46,8 +54,8 @@ def main() -> int:
     """Read the job, write the core, answer on standard output."""
     with os.fdopen(int(sys.argv[1]), "rb") as file:
         job = msgspec.msgpack.decode(file.read(), type=Job)
-    confine(urgent=job.urgent)
-    answer: Answer
+    become_helper(urgent=job.urgent)
+    answer: WriterAnswer
     try:
         answer = Core(job).write()
     except (CorewardError, OSError, ValueError) as error:
@@ -56,7 +64,7 @@ def main() -> int:
     return 0
 
 
-def confine(*, urgent: bool) -> None:
+def become_helper(*, urgent: bool) -> None:
     """Limits of a helper of the agent: dies with it, never dumps core, yields to services."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -104,7 +112,7 @@ class Core:
         keep = select_stacks(
             image.mappings, [first], image.auxv, self._memory.read, max_stack=EXPLAIN_STACK
         )
-        path = self._folder / SMALL_CORE
+        path = self._folder / EXPLAIN_CORE
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_core(
@@ -217,7 +225,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _say(answer: Answer) -> None:
+def _say(answer: WriterAnswer) -> None:
     with contextlib.suppress(BrokenPipeError):  # the agent was killed
         os.write(sys.stdout.fileno(), msgspec.json.encode(answer) + b"\n")
 

@@ -24,7 +24,7 @@ _STREAMS = (stat.S_ISFIFO, stat.S_ISCHR, stat.S_ISSOCK)
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
-def write_core(core: Path, out: int) -> None:
+def copy_core(core: Path, out: int) -> None:
     """Write the plain ELF of `core` to an open descriptor, from its position on.
 
     A regular file that is empty gets the holes of the core; anything else gets zeros.

@@ -52,7 +52,7 @@ class CoreVerb:
                 copying.new_file(output, force=args.force) as fd,
                 progress(fd, record.core_memory or record.core_size or 0),
             ):
-                copying.write_core(core, fd)
+                copying.copy_core(core, fd)
         warn_incomplete(record)
         return 0
 
@@ -80,7 +80,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _to_stdout(core: Path) -> None:
     try:
-        copying.write_core(core, sys.stdout.fileno())
+        copying.copy_core(core, sys.stdout.fileno())
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from collector.cli.copying import COMPRESSED, write_core
+from collector.cli.copying import COMPRESSED, copy_core
 from collector.cli.render import clean
 from collector.errors import NotFound, StoreError
 from collector.model import Outcome, Record
@@ -67,7 +67,7 @@ def plain_core(core: Path) -> Iterator[Path]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # in use: Store.clean_partial leaves it alone
             try:
-                write_core(core, fd)
+                copy_core(core, fd)
             except OSError as error:
                 raise StoreError(
                     f"{path}: no decompressed copy can be written: {error.strerror}; "

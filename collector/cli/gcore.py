@@ -16,8 +16,8 @@ from collector.elfcore.sink import SparseWriter
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice
-from collector.snapshot.take import Found, Wish, take
-from collector.snapshot.write import WHOLE_FILTER, Core, What, write_found
+from collector.snapshot.take import Found, SnapshotRequest, take
+from collector.snapshot.write import WHOLE_FILTER, Core, CoreContents, write_found
 
 _USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
 
@@ -58,7 +58,7 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
     for pid in pids:
         path = Path(f"{prefix}.{pid}")
         try:
-            _write(pid, path, What(memory=memory))
+            _write(pid, path, CoreContents(memory=memory))
         except CorewardError as error:
             print(clean(error), file=sys.stderr)
             print(f"gcore: failed to create {path}")
@@ -67,7 +67,7 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
     return 0
 
 
-def _write(pid: str, path: Path, what: What) -> None:
+def _write(pid: str, path: Path, contents: CoreContents) -> None:
     if not pid.isdigit():
         raise CorewardError(f"Illegal process-id: {pid}.")
     with (
@@ -77,6 +77,6 @@ def _write(pid: str, path: Path, what: What) -> None:
     ):
 
         def write(found: Found) -> Core:
-            return write_found(found, what, SparseWriter(fd), check)
+            return write_found(found, contents, SparseWriter(fd), check)
 
-        take(int(pid), Wish(mode=SnapshotMode.FULL_STOP), write, live, path.parent)
+        take(int(pid), SnapshotRequest(mode=SnapshotMode.FULL_STOP), write, live, path.parent)

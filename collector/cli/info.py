@@ -188,8 +188,8 @@ def _taken(facts: SnapshotFacts | None) -> Lines:
     yield "worst thread", None if facts.worst_ms is None else f"held {facts.worst_ms:.2f} ms"
     for line in _first(facts.unstopped):
         yield "ran on", line
-    for line in _first(facts.elsewhen):
-        yield "elsewhen", line
+    for line in _first(facts.not_of_instant):
+        yield "other time", line
 
 
 def _first(lines: Sequence[str]) -> Iterator[str]:

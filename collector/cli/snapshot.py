@@ -23,10 +23,10 @@ from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.policy.units import parse_size
 from collector.probe.live import LiveProbe, open_live
-from collector.snapshot.keep import keep
 from collector.snapshot.stop import Perturb
-from collector.snapshot.take import Found, Wish, take, usual_capture
-from collector.snapshot.write import Core, What, in_words, write_found
+from collector.snapshot.store_snapshot import store_snapshot
+from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
+from collector.snapshot.write import Core, CoreContents, in_words, write_found
 from collector.store.store import Store
 
 _STDOUT = "-"
@@ -76,20 +76,20 @@ class SnapshotVerb:
         parser.add_argument("--json", action="store_true", help="what was done, as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
-        wish = Wish(
+        request = SnapshotRequest(
             mode=SnapshotMode(args.mode),
             inject=not args.no_inject,
             perturb=Perturb(args.perturb),
             extended=args.fpu,
         )
-        what = What(
-            capture=Capture(args.capture) if args.capture else usual_capture(wish.mode),
+        contents = CoreContents(
+            capture=Capture(args.capture) if args.capture else usual_capture(request.mode),
             memory=MemoryChoice(max=args.max),
         )
         if args.json and args.output == _STDOUT:
             raise UsageError("--json and `-o -` both want standard output")
         with interruptible() as check, live_probe() as live:
-            todo = _Todo(args.pid, wish, what, live, check)
+            todo = _Todo(args.pid, request, contents, live, check)
             if args.output is None:
                 return _into_store(todo, args)
             codec = Codec(args.compress or Codec.NONE)
@@ -136,8 +136,8 @@ class _Todo(NamedTuple):
     """What was asked for, and with what it is done."""
 
     pid: int
-    wish: Wish
-    what: What
+    request: SnapshotRequest
+    contents: CoreContents
     live: LiveProbe | None
     check: Check
 
@@ -146,9 +146,9 @@ class _Todo(NamedTuple):
 
         def write(found: Found) -> Core:
             with progress(fd, found.opened.resident):
-                return write_found(found, self.what, _writer(fd, codec), self.check)
+                return write_found(found, self.contents, _writer(fd, codec), self.check)
 
-        core, facts = take(self.pid, self.wish, write, self.live, staging)
+        core, facts = take(self.pid, self.request, write, self.live, staging)
         if core.lost is not None:
             print(f"coreward: this core is truncated: {core.lost}", file=sys.stderr)
         return facts
@@ -157,7 +157,9 @@ class _Todo(NamedTuple):
 def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
     compress = Compress(codec=Codec(args.compress or Codec.ZSTD))
     with Store(args.store, create=True) as store:
-        record = keep(store, todo.pid, todo.wish, todo.what, todo.live, compress, todo.check)
+        record = store_snapshot(
+            store, todo.pid, todo.request, todo.contents, todo.live, compress, todo.check
+        )
     warn_incomplete(record)
     if args.json:
         print_json(record)

@@ -21,10 +21,10 @@ from collector.explain.run import unwind_stacks
 from collector.explain.types import StackImage
 from collector.introspect import Process, Registers, ThreadState
 from collector.model import Frame
-from collector.sample.ground import Ground, code_of
 from collector.sample.group import is_outermost
 from collector.sample.ring import SampleRing
 from collector.sample.types import KeptStack, Sample, ThreadSample
+from collector.sample.unwind_context import UnwindContext, code_of
 
 STACK = 16 << 10  # bytes of each stack
 _CHANNELS = 64  # threads of one sample that /proc is asked about
@@ -49,8 +49,8 @@ class Sampler:
         self.process = process
         self.ring = ring
         self._stack = stack
-        self._grounds: dict[int, Ground] = {}  # by number; the last one is of now
-        self._made = 0  # grounds so far
+        self._contexts: dict[int, UnwindContext] = {}  # by number; the last one is of now
+        self._made = 0  # contexts so far
         self._seen: dict[int, tuple[object, bytes]] = {}  # by tid: what tells a run, and its stack
         self._strange: set[int] = set()  # pages without known code that were looked into
         self._taken = 0
@@ -69,8 +69,8 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        while self._grounds:
-            self._grounds.popitem()[1].close()
+        while self._contexts:
+            self._contexts.popitem()[1].close()
 
     def go_blind(self, why: str) -> None:
         """From now on take states and registers alone; a sample that is being taken is none."""
@@ -107,10 +107,17 @@ class Sampler:
 
     def _kept(self, thread: ThreadState, stacks: dict[bytes, KeptStack]) -> bytes | None:
         r = thread.registers or _registers(thread)
-        if thread.stack is None or r is None or not self._grounds:
+        if thread.stack is None or r is None or not self._contexts:
             return None
-        ground = self._made - 1
-        seen = (thread.start_ns, thread.voluntary, thread.involuntary, thread.ip, thread.sp, ground)
+        context = self._made - 1
+        seen = (
+            thread.start_ns,
+            thread.voluntary,
+            thread.involuntary,
+            thread.ip,
+            thread.sp,
+            context,
+        )
         before = self._seen.get(thread.tid)
         told = thread.voluntary is not None and thread.involuntary is not None
         if told and before is not None and before[0] == seen and not thread.on_cpu:
@@ -118,14 +125,14 @@ class Sampler:
             if known is not None:  # it has not run since: its stack is the same
                 stacks[before[1]] = known
                 return before[1]
-        key = self._key(thread.stack.data, r, ground)
-        stacks[key] = KeptStack(ground, tuple(r), thread.stack.address, thread.stack.data)
+        key = self._key(thread.stack.data, r, context)
+        stacks[key] = KeptStack(context, tuple(r), thread.stack.address, thread.stack.data)
         self._seen[thread.tid] = seen, key
         return key
 
     @staticmethod
-    def _key(data: bytes, r: Registers, ground: int) -> bytes:
-        digest = hashlib.blake2b(ground.to_bytes(4, "little"), digest_size=16)
+    def _key(data: bytes, r: Registers, context: int) -> bytes:
+        digest = hashlib.blake2b(context.to_bytes(4, "little"), digest_size=16)
         digest.update(_UNWOUND_FROM.pack(r.rip, r.rsp, r.rbp, r.rbx, r.r12, r.r13, r.r14, r.r15))
         digest.update(data)
         return digest.digest()
@@ -134,8 +141,8 @@ class Sampler:
         """Look at the mappings now and then, and when a thread is where no code was."""
         due = self._taken % _LOOK_EVERY == 0
         pages = {t.ip // PAGE for t in threads if t.exact and t.ip} - self._strange
-        ground = self._grounds.get(self._made - 1)
-        strange = {page for page in pages if ground and not ground.holds(page * PAGE)}
+        context = self._contexts.get(self._made - 1)
+        strange = {page for page in pages if context and not context.holds(page * PAGE)}
         if len(self._strange) > _STRANGE:
             self._strange.clear()
         self._strange |= strange
@@ -146,36 +153,36 @@ class Sampler:
         """Take note of code that was mapped since; what cannot be had is named in `lost`."""
         if self._blind:
             return
-        last = self._grounds.get(self._made - 1)
+        last = self._contexts.get(self._made - 1)
         try:
             if last is not None and code_of(self.process.mappings()) == last.code:
                 return
-            ground = Ground(self.process)
+            context = UnwindContext(self.process)
         except ProcessError as error:
             if last is None:
                 self.lost["stacks"] = str(error)
             return
-        if last is not None and last.code <= ground.code:
+        if last is not None and last.code <= context.code:
             last.close()  # more was loaded: what was there means the same
         else:
             self._made += 1
-        self._grounds[self._made - 1] = ground
+        self._contexts[self._made - 1] = context
         self._forget_grounds()
 
     def _forget_grounds(self) -> None:
         """Close those that no stack stands on any more, and the oldest of too many."""
-        used = {kept.ground for kept in self.ring.stacks.values()}
-        old = [number for number in self._grounds if number < self._made - 1]
+        used = {kept.context for kept in self.ring.stacks.values()}
+        old = [number for number in self._contexts if number < self._made - 1]
         for position, number in enumerate(old):
             if number not in used or position < len(old) - _GROUNDS:
                 if number in used:
                     self.lost["old stacks"] = "the process has changed its code too often"
-                self._grounds.pop(number).close()
+                self._contexts.pop(number).close()
 
     @property
     def ground_fds(self) -> dict[int, int]:
         """Small cores of the mappings that stacks in the ring stand on, by their numbers."""
-        return {number: ground.core_fd for number, ground in self._grounds.items()}
+        return {number: context.core_fd for number, context in self._contexts.items()}
 
     def backtraces(self, timeout: float = 60.0, *, nice: int = 19) -> Backtraces:
         """Unwind every distinct stack in the ring, in a process of its own (see explain.run).
@@ -185,16 +192,16 @@ class Sampler:
         self.refresh()
         frames: dict[bytes, tuple[Frame, ...]] = {}
         lost: dict[str, str] = {}
-        for number, ground in self._grounds.items():
-            keys = [key for key, kept in self.ring.stacks.items() if kept.ground == number]
+        for number, context in self._contexts.items():
+            keys = [key for key, kept in self.ring.stacks.items() if kept.context == number]
             if not keys:
                 continue
             kept = [self.ring.stack(key) for key in keys]
             found = unwind_stacks(
-                ground.core_fd,
+                context.core_fd,
                 [StackImage(k.regs, k.address, k.data) for k in kept],
-                exe=ground.exe_fd,
-                root_fd=ground.root_fd,
+                exe=context.exe_fd,
+                root_fd=context.root_fd,
                 timeout=timeout,
                 nice=nice,
             )

@@ -34,10 +34,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 class KeptStack(msgspec.Struct, frozen=True):
     """A copied stack with the registers that belong to it.
 
-    `ground` is the number of the state of the process's mappings that it was copied in.
+    `context` is the number of the state of the process's mappings that it was copied in.
     """
 
-    ground: int
+    context: int
     regs: tuple[int, ...]
     address: int
     data: bytes

@@ -31,7 +31,7 @@ class Method(enum.StrEnum):
     PRECOPY = "pre-copy"
 
 
-class Suit(msgspec.Struct, frozen=True, kw_only=True):
+class CopyFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the choice rests on."""
 
     resident: int  # bytes
@@ -45,30 +45,30 @@ class Suit(msgspec.Struct, frozen=True, kw_only=True):
         return self.resident / _GIB * (huge * _FORK_HUGE_MS + (1 - huge) * _FORK_MS)
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class CopyChoice(msgspec.Struct, frozen=True, kw_only=True):
     method: Method
     why: str
 
 
-def choose(suit: Suit) -> Choice:
+def choose(facts: CopyFacts) -> CopyChoice:
     """The better of the two methods, and why in words."""
-    size = f"{suit.resident >> 20} MiB resident"
-    if suit.huge is not None and suit.huge >= 0.01:
-        size += f", {suit.huge * 100:.0f} % of it in huge pages"
-    if suit.no_room is not None:
-        return Choice(method=Method.PRECOPY, why=f"{size}; {suit.no_room}")
-    method = Method.FORK if suit.fork_ms <= _QUICK_MS else Method.PRECOPY
-    return Choice(method=method, why=f"{size}: a fork takes about {suit.fork_ms:.1f} ms")
+    size = f"{facts.resident >> 20} MiB resident"
+    if facts.huge is not None and facts.huge >= 0.01:
+        size += f", {facts.huge * 100:.0f} % of it in huge pages"
+    if facts.no_room is not None:
+        return CopyChoice(method=Method.PRECOPY, why=f"{size}; {facts.no_room}")
+    method = Method.FORK if facts.fork_ms <= _QUICK_MS else Method.PRECOPY
+    return CopyChoice(method=method, why=f"{size}: a fork takes about {facts.fork_ms:.1f} ms")
 
 
-def suit_of(pid: int, resident: int, pagemap_fd: int) -> Suit:
+def copy_facts(pid: int, resident: int, pagemap_fd: int) -> CopyFacts:
     """The facts of a live process, which is not stopped for them."""
     no_room = None
     try:
         check_room(pid)
     except NoRoom as error:
         no_room = str(error)
-    small = Suit(resident=resident, huge=None, no_room=no_room)
+    small = CopyFacts(resident=resident, huge=None, no_room=no_room)
     if small.fork_ms <= _QUICK_MS:
         return small  # whatever its pages are
     try:

@@ -32,7 +32,7 @@ _AFTER = 1.0  # seconds in the end for those that have not stopped yet: they may
 _ROUNDS = 8  # looks at the list of threads, for those born meanwhile
 
 
-class ThreadSample(NamedTuple):
+class HeldThread(NamedTuple):
     """One thread at one moment. `stack` is what could be read from `stack_start` on."""
 
     thread: Thread
@@ -46,7 +46,7 @@ class ThreadSample(NamedTuple):
 class Rolled(NamedTuple):
     """All threads that were there long enough to be found."""
 
-    samples: tuple[ThreadSample, ...]  # in the order in which they stood; mostly that of creation
+    samples: tuple[HeldThread, ...]  # in the order in which they stood; mostly that of creation
     left_out: tuple[Unstopped, ...]
 
     @property
@@ -104,7 +104,7 @@ class _Rolling:
         stack_bytes: int,
         deadline: float,
     ) -> None:
-        self.samples: list[ThreadSample] = []
+        self.samples: list[HeldThread] = []
         self.left_out: list[Unstopped] = []
         self._pid, self._memory, self._pagemap = pid, memory, pagemap
         self._policy, self._deadline = policy, deadline
@@ -191,7 +191,7 @@ class _Rolling:
             thread = facts.thread(self._file.regs(0), self._file.xstate(0))
             stack = ctypes.string_at(self._stack, size)
             start = self._remote.base or 0
-            self.samples.append(ThreadSample(thread, now, held_us, start, stack, rewound))
+            self.samples.append(HeldThread(thread, now, held_us, start, stack, rewound))
 
     def _look_at_late(self) -> None:
         for tid, late in list(self._late.items()):

@@ -1,6 +1,6 @@
 """A snapshot of a live process: which mode, which method, and what the caller may then write.
 
-    result = take(pid, wish, write, live)
+    result = take(pid, request, write, live)
 
 `write` gets a `Found`: an image and the memory that belongs to it, and is called at the moment
 when that memory is right: at once for a plain copy, after the process goes on for all others.
@@ -31,7 +31,7 @@ from collector.probe.iterators import decode_mappings
 from collector.probe.live import LiveProbe
 from collector.probe.stacks import ThreadStack
 from collector.snapshot import refusal
-from collector.snapshot.choose import Method, choose, suit_of
+from collector.snapshot.choose import Method, choose, copy_facts
 from collector.snapshot.fork import SHARED as _SHARED
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.headroom import NoRoom
@@ -51,7 +51,7 @@ def usual_capture(mode: SnapshotMode) -> Capture:
     return Capture.STACKS if mode is SnapshotMode.THREADS else Capture.FULL
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for."""
 
     mode: SnapshotMode = SnapshotMode.AUTO
@@ -72,7 +72,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def take(
     pid: int,
-    wish: Wish,
+    request: SnapshotRequest,
     write: Callable[[Found], T],
     live: LiveProbe | None,
     staging: Path | None = None,
@@ -90,12 +90,12 @@ def take(
     with with_stall_guard(lambda: pid, lambda: OpenProcess(pid, with_maps=False)) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
-        taker = _Taker(pid, wish, opened, live)
-        if wish.mode is SnapshotMode.THREADS:
+        taker = _Taker(pid, request, opened, live)
+        if request.mode is SnapshotMode.THREADS:
             return taker.threads(write)
-        if wish.mode is SnapshotMode.NONSTOP:
+        if request.mode is SnapshotMode.NONSTOP:
             return taker.nonstop(write)
-        if not wish.inject:
+        if not request.inject:
             return taker.copy("nothing may be injected", write)
         try:
             return taker.full_stop(write, staging)
@@ -108,15 +108,17 @@ class _TooLong(CaptureError):
 
 
 class _Taker:
-    def __init__(self, pid: int, wish: Wish, opened: OpenProcess, live: LiveProbe | None) -> None:
+    def __init__(
+        self, pid: int, request: SnapshotRequest, opened: OpenProcess, live: LiveProbe | None
+    ) -> None:
         self._pid = pid
-        self._wish = wish
+        self._request = request
         self._opened = opened
         self._live = live
 
     def threads(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Registers and stacks; what else a debugger needs is read while the process goes on."""
-        if self._live is None or self._wish.extended:
+        if self._live is None or self._request.extended:
             why = "BPF cannot be used" if self._live is None else "FPU state was asked for"
             return self._rolled(SnapshotMode.THREADS, why, write)
         try:
@@ -149,7 +151,7 @@ class _Taker:
         self, mode: SnapshotMode, why: str, write: Callable[[Found], T]
     ) -> tuple[T, SnapshotFacts]:
         """Each thread held alone, for some ten microseconds."""
-        rolled = roll(self._pid, self._wish.perturb, stack_bytes=STACK_BYTES)
+        rolled = roll(self._pid, self._request.perturb, stack_bytes=STACK_BYTES)
         others = self._seen_by_bpf({other.tid for other in rolled.left_out})
         left_out = [
             other._replace(thread=_thread(others[other.tid])) if other.tid in others else other
@@ -196,14 +198,14 @@ class _Taker:
     ) -> tuple[T, SnapshotFacts]:
         """In the way that suits the process; see choose.py."""
         opened = self._opened
-        choice = choose(suit_of(self._pid, opened.resident, opened.pagemap_fd))
+        choice = choose(copy_facts(self._pid, opened.resident, opened.pagemap_fd))
         if choice.method is Method.FORK:
             return self.fork(write, choice.why)
         return self.precopy(write, staging, choice.why)
 
     def _may_copy(self, why: str) -> str:
         """The reason for a plain copy. _TooLong if the process would stand for it too long."""
-        if self._wish.mode is SnapshotMode.AUTO and self._opened.resident > COPY_MAX:
+        if self._request.mode is SnapshotMode.AUTO and self._opened.resident > COPY_MAX:
             raise _TooLong(why)
         return why
 
@@ -262,7 +264,7 @@ class _Taker:
             why=f"{chosen}; {len(copied.rounds)} rounds of copying while it ran",
             consistent=not stopped.left_out,
             unstopped=_names(stopped.left_out),
-            elsewhen=_areas(mappings, shared),
+            not_of_instant=_areas(mappings, shared),
         )
         facts = with_pause(facts, stopped)
         base = self._found(stopped.threads(), facts, mappings=mappings)
@@ -284,7 +286,7 @@ class _Taker:
     def _stopped(self) -> StoppedProcess:
         live = self._live
         registers_of = None if live is None else (lambda pid: bytes(live.threads(pid)))
-        return StoppedProcess(self._pid, self._wish.perturb, registers_of=registers_of)
+        return StoppedProcess(self._pid, self._request.perturb, registers_of=registers_of)
 
     def _copy_stopped(
         self, stopped: StoppedProcess, why: str, write: Callable[[Found], T]
@@ -296,7 +298,9 @@ class _Taker:
             why=why,
             consistent=not stopped.left_out,
             unstopped=_names(stopped.left_out),
-            elsewhen=_areas(mappings, ((m.start, m.end, _SHARED) for m in mappings if m.shared)),
+            not_of_instant=_areas(
+                mappings, ((m.start, m.end, _SHARED) for m in mappings if m.shared)
+            ),
         )
         return write(self._found(stopped.threads(), facts, mappings=mappings)), facts
 
@@ -312,7 +316,7 @@ class _Taker:
                 why=why,
                 consistent=not stopped.left_out,
                 unstopped=_names(stopped.left_out),
-                elsewhen=_areas(mappings, ((a.start, a.end, a.reason) for a in missing)),
+                not_of_instant=_areas(mappings, ((a.start, a.end, a.reason) for a in missing)),
             )
             facts = with_pause(facts, stopped)
             found = self._found(stopped.threads(), facts, mappings=mappings)

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 WHOLE_FILTER = 0x7F  # all bits of coredump_filter (core(5)): all that `gcore -a` takes
 
 
-class What(msgspec.Struct, frozen=True, kw_only=True):
+class CoreContents(msgspec.Struct, frozen=True, kw_only=True):
     """What of a process goes into its core."""
 
     record: str = ""  # id; empty: it is not in a store
@@ -43,12 +43,12 @@ def in_words(facts: SnapshotFacts) -> str:
     parts = [f"snapshot, {facts.mode} by {facts.method}: {facts.why}"]
     if facts.pause_ms is not None:
         parts.append(f"the process stood for {facts.pause_ms} ms")
-    return "; ".join((*parts, *facts.unstopped, *facts.elsewhen))
+    return "; ".join((*parts, *facts.unstopped, *facts.not_of_instant))
 
 
 def write_found(
     found: Found,
-    what: What,
+    contents: CoreContents,
     writer: Writer,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -58,7 +58,7 @@ def write_found(
     Raises OSError as the writer does, and CaptureError if the process ends meanwhile.
     """
     try:
-        return _write(found, what, writer, progress, should_stop)
+        return _write(found, contents, writer, progress, should_stop)
     except CaptureError as error:  # a lost copy is an OSError too, but not the writer's
         raise CaptureError(str(error)) from error
     except ProcessLookupError as error:
@@ -68,23 +68,23 @@ def write_found(
 
 def _write(
     found: Found,
-    what: What,
+    contents: CoreContents,
     writer: Writer,
     progress: Progress | None,
     should_stop: Callable[[], bool],
 ) -> Core:
     plan = plan_core(
         found.image,
-        what.capture,
+        contents.capture,
         found.memory,
-        what.memory,
+        contents.memory,
         coredump_filter(found.opened.text),
-        what.memory.max,
+        contents.memory.max,
     )
     note = CorewardNote(
-        record=what.record,
+        record=contents.record,
         version=__version__,
-        capture=what.capture.value,
+        capture=contents.capture.value,
         consistent=found.facts.consistent,
         truncated=plan.truncated,
         text=in_words(found.facts),

@@ -21,8 +21,17 @@ from collector.export.metrics import Metrics
 from collector.model import Record
 from collector.policy.types import Policy, RecorderSettings
 from collector.store.store import Store
-from collector.watch.messages import MAX_PACKET, Ask, Counts, Fired, Rules, pair, send, to_agent
-from collector.watch.messages import Samples as Answer
+from collector.watch.messages import (
+    MAX_PACKET,
+    Ask,
+    Counts,
+    Fired,
+    Rules,
+    Samples,
+    pair,
+    send,
+    to_agent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -184,15 +193,15 @@ class FlightRecorder:
         case.learn(lost={"samples": why})
         case.end("samples")
 
-    def _take(self, message: Answer | Fired | Counts) -> None:
-        if isinstance(message, Answer):
+    def _take(self, message: Samples | Fired | Counts) -> None:
+        if isinstance(message, Samples):
             self._answered(message)
         elif isinstance(message, Fired):
             self._fired(message)
         else:
             self._count(message)
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: Samples) -> None:
         with self._lock:
             case, _ = self._asked.pop(answer.record, (None, 0.0))
         if case is None:

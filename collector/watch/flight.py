@@ -1,7 +1,7 @@
 """The file of a process's last samples: made when it has died, read by `info` and `core --sample`.
 
     samples.zst   zstd over msgpack: samples, stacks with their registers, their frames, and the
-                  mappings that addresses are to be read by (small cores, see sample.ground)
+                  mappings that addresses are to be read by (small cores, see sample.unwind_context)
 
 Everything in it came from the process, so it is read as strictly as a core, and bounded.
 """
@@ -34,10 +34,10 @@ from collector.sample.types import KeptStack, Sample
 FILE = "samples.zst"
 VERSION = 1
 _MAX_FILE = 256 << 20  # bytes when unpacked
-_MAX_GROUND = 64 << 20  # bytes of one small core, holes not counted
+_MAX_CONTEXT = 64 << 20  # bytes of one small core, holes not counted
 
 
-class Ground(msgspec.Struct, frozen=True, array_like=True):
+class SparseCore(msgspec.Struct, frozen=True, array_like=True):
     """A small core, as the pieces of its file that are no holes: (offset, bytes)."""
 
     size: int
@@ -52,7 +52,7 @@ class Flight(msgspec.Struct, frozen=True, kw_only=True):
     identity: ProcessIdentity
     samples: tuple[Sample, ...]  # oldest first
     stacks: dict[bytes, KeptStack]
-    grounds: dict[int, Ground]  # by the numbers that stacks name
+    contexts: dict[int, SparseCore]  # by the numbers that stacks name
     frames: dict[bytes, tuple[Frame, ...]]  # by the keys of stacks
     lost: dict[str, str]
 
@@ -80,31 +80,31 @@ def flight_of(
     rule: str,
     identity: ProcessIdentity,
     ring: SampleRing,
-    grounds: dict[int, int],
+    contexts: dict[int, int],
     frames: dict[bytes, tuple[Frame, ...]],
     lost: dict[str, str],
 ) -> Flight:
-    """What a ring holds, which is not empty; `grounds` are descriptors of small cores."""
-    used = {kept.ground for kept in ring.stacks.values()}
+    """What a ring holds, which is not empty; `contexts` are descriptors of small cores."""
+    used = {kept.context for kept in ring.stacks.values()}
     return Flight(
         version=VERSION,
         rule=rule,
         identity=identity,
         samples=tuple(ring.samples),
         stacks=dict(ring.stacks),
-        grounds={number: _ground(fd) for number, fd in grounds.items() if number in used},
+        contexts={number: _sparse_core(fd) for number, fd in contexts.items() if number in used},
         frames=frames,
         lost=lost,
     )
 
 
-def _ground(fd: int) -> Ground:
+def _sparse_core(fd: int) -> SparseCore:
     size = os.fstat(fd).st_size
-    return Ground(size, tuple(_data(fd, size)))
+    return SparseCore(size, tuple(_data(fd, size)))
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-    left = _MAX_GROUND
+    left = _MAX_CONTEXT
     for start, end in data_runs(fd, size):
         if left <= 0:
             return
@@ -157,8 +157,8 @@ def write_sample(flight: Flight, number: int, record: str, writer: Writer) -> Sa
     left_out = tuple(t.name for t in sample.threads if t.stack not in flight.stacks)
     if not known:
         raise NotFound(f"sample {number + 1} has no stacks: {_why(sample, flight)}")
-    # one sample stands on one ground
-    with _open_ground(flight, known[0][1].ground) as core:
+    # all stacks of a sample are of one context
+    with _open_context(flight, known[0][1].context) as core:
         threads = [
             Thread(tid=t.tid, regs=_words(kept.regs), name=t.name, state=t.state)
             for t, kept in known
@@ -214,11 +214,11 @@ def _words(regs: Iterable[int]) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _open_ground(flight: Flight, number: int) -> Iterator[CoreFile]:
-    found = flight.grounds.get(number)
+def _open_context(flight: Flight, number: int) -> Iterator[CoreFile]:
+    found = flight.contexts.get(number)
     if found is None:
         raise StoreError(f"the samples are damaged: no mappings {number}")
-    fd = os.memfd_create("ground", os.MFD_CLOEXEC)
+    fd = os.memfd_create("unwind-context", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, found.size)
         for offset, data in found.pieces:

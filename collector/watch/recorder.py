@@ -43,7 +43,7 @@ from collector.watch.messages import (
     send,
     to_recorder,
 )
-from collector.watch.trigger_snapshot import Shot, shoot
+from collector.watch.trigger_snapshot import SnapshotOrder, trigger_snapshot
 from collector.watch.triggers import Firing, Health, Vitals
 from collector.workers import Lane
 
@@ -55,7 +55,7 @@ _KEEP_DEAD_S = 60.0  # the agent asks for a dead process's samples within millis
 _ASKED_S = 0.5  # within which it surely asks; until then a dead process's samples are not given up
 _DEAD = 32  # of which samples are kept at a time
 _SAVES = 64  # dead processes whose samples wait to be unwound
-_SHOTS = 16
+_SNAPSHOTS_MAX = 16
 _UNWINDING_S = 30.0
 _STUCK = 16  # threads that are left waiting for a process's memory; then the recorder ends
 
@@ -99,7 +99,7 @@ class Recorder:
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
         self._saves = Lane("save", 1, _SAVES)
-        self._shots = Lane("shot", 1, _SHOTS)
+        self._snapshots = Lane("snapshot", 1, _SNAPSHOTS_MAX)
 
     def run(self) -> None:
         with contextlib.ExitStack() as parts:
@@ -113,7 +113,7 @@ class Recorder:
                     break
                 except Stalled as error:
                     self._shun(error)
-        for lane in (self._saves, self._shots):  # what is asked for is still done
+        for lane in (self._saves, self._snapshots):  # what is asked for is still done
             lane.wait_idle(_UNWINDING_S)
 
     def _run(self) -> None:
@@ -408,7 +408,7 @@ class Recorder:
             self._tell(fired)
             return
         past.append(now)
-        shot = Shot(
+        order = SnapshotOrder(
             store=str(self._store),
             key=watched.process.key,
             rule=fired.rule,
@@ -416,13 +416,13 @@ class Recorder:
             mode=trigger.mode,
             capture=trigger.capture,
         )
-        if not self._shots.submit(partial(self._shoot, shot, fired)):
+        if not self._snapshots.submit(partial(self._snapshot, order, fired)):
             self._tell(_failed(fired, "too many snapshots were waiting"))
 
-    def _shoot(self, shot: Shot, fired: Fired) -> None:
+    def _snapshot(self, order: SnapshotOrder, fired: Fired) -> None:
         """Have a snapshot taken, and tell of it. In a lane."""
         try:
-            record = shoot(shot)
+            record = trigger_snapshot(order)
         except CorewardError as error:
             self._tell(_failed(fired, str(error)))
         else:

@@ -1,4 +1,4 @@
-"""A snapshot that a trigger asks for, taken by a process of its own: `python -m ...watch.shoot`.
+"""A snapshot that a trigger asks for, taken by a process of its own, which runs this module.
 
 It may take long and much memory, and a sample must not wait for it. The request comes on standard
 input, the answer goes to standard output, one JSON document each.
@@ -19,7 +19,7 @@ _TIMEOUT_S = 600.0
 _MAX_ANSWER = 1 << 16
 
 
-class Shot(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What to take, and what its record says of why."""
 
     store: str
@@ -30,24 +30,24 @@ class Shot(msgspec.Struct, frozen=True, kw_only=True):
     capture: Capture | None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the record, or why there is none."""
 
     record: str | None = None
     error: str | None = None
 
 
-def shoot(shot: Shot) -> str:
+def trigger_snapshot(order: SnapshotOrder) -> str:
     """Take it; returns the id of its record. Blocks. CorewardError says why it could not be."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-s", "-m", "collector.watch.trigger_snapshot"],
-            input=msgspec.json.encode(shot),
+            input=msgspec.json.encode(order),
             stdout=subprocess.PIPE,
             timeout=_TIMEOUT_S,
             check=False,
         )
-        answer = msgspec.json.decode(done.stdout[:_MAX_ANSWER], type=Answer)
+        answer = msgspec.json.decode(done.stdout[:_MAX_ANSWER], type=SnapshotAnswer)
     except subprocess.TimeoutExpired as error:
         raise CorewardError(f"the snapshot took longer than {_TIMEOUT_S:.0f} s") from error
     except (OSError, msgspec.MsgspecError) as error:
@@ -59,33 +59,33 @@ def shoot(shot: Shot) -> str:
 
 def _main() -> None:
     # only this process needs all of it
-    from collector.capture.writer import confine  # noqa: PLC0415
+    from collector.capture.writer import become_helper  # noqa: PLC0415
     from collector.probe.live import open_live  # noqa: PLC0415
-    from collector.snapshot.keep import Occasion, keep  # noqa: PLC0415
-    from collector.snapshot.take import Wish, usual_capture  # noqa: PLC0415
-    from collector.snapshot.write import What  # noqa: PLC0415
+    from collector.snapshot.store_snapshot import TriggerContext, store_snapshot  # noqa: PLC0415
+    from collector.snapshot.take import SnapshotRequest, usual_capture  # noqa: PLC0415
+    from collector.snapshot.write import CoreContents  # noqa: PLC0415
     from collector.store.store import Store  # noqa: PLC0415
 
-    confine(urgent=True)
-    shot = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=Shot)
-    occasion = Occasion(key=shot.key, rule=shot.rule, trigger=shot.trigger)
+    become_helper(urgent=True)
+    order = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=SnapshotOrder)
+    trigger = TriggerContext(key=order.key, rule=order.rule, trigger=order.trigger)
     try:
         try:
             live = open_live()
         except ProbeError:
             live = None
-        with Store(Path(shot.store), create=False) as store:
-            record = keep(
+        with Store(Path(order.store), create=False) as store:
+            record = store_snapshot(
                 store,
-                shot.key.pid,
-                Wish(mode=shot.mode),
-                What(capture=shot.capture or usual_capture(shot.mode)),
+                order.key.pid,
+                SnapshotRequest(mode=order.mode),
+                CoreContents(capture=order.capture or usual_capture(order.mode)),
                 live,
-                occasion=occasion,
+                trigger=trigger,
             )
-        answer = Answer(record=record.id)
+        answer = SnapshotAnswer(record=record.id)
     except (CorewardError, OSError) as error:
-        answer = Answer(error=str(error))
+        answer = SnapshotAnswer(error=str(error))
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 
 

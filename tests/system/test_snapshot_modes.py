@@ -67,7 +67,7 @@ def check_facts(facts: SnapshotFacts, expected: Expected) -> None:
         expected.held,
     )
     assert facts.unstopped == ()
-    assert facts.elsewhen == ()  # its only shared memory is a file, which no core holds
+    assert facts.not_of_instant == ()  # its only shared memory is a file, which no core holds
 
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)

@@ -231,7 +231,7 @@ def test_with_a_seccomp_filter(way: tuple[str, ...], tmp_path: Path) -> None:
     with live_target(tmp_path, "memory:4", "futex:2", "spin:1", "seccomp") as target:
         # THEN a snapshot is no death of it
         facts, threads = undisturbed(target, tmp_path / "core", *way)
-        assert (threads, facts.elsewhen) == (4, ())
+        assert (threads, facts.not_of_instant) == (4, ())
         assert target.goes_on() and target.report.broken == 0
 
 

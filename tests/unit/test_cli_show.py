@@ -283,7 +283,7 @@ def test_info_of_a_snapshot(store: Store, capsys: pytest.CaptureFixture[str]) ->
         pause_ms=3.909,
         worst_ms=0.52,
         unstopped=tuple(f"thread {tid}: it did not stop in time" for tid in range(10, 20)),
-        elsewhen=("0x1000-0x2000 /dev/zero: shared memory",),
+        not_of_instant=("0x1000-0x2000 /dev/zero: shared memory",),
     )
     store.put(
         Record(
@@ -326,7 +326,7 @@ How it was taken
         )
         + """\
   ran on        and 2 more: coreward info --json
-  elsewhen      0x1000-0x2000 /dev/zero: shared memory
+  other time    0x1000-0x2000 /dev/zero: shared memory
 
 What was kept
   captured      full, complete

@@ -8,45 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from collector.snapshot.choose import Choice, Method, Suit, choose, suit_of
+from collector.snapshot.choose import CopyChoice, CopyFacts, Method, choose, copy_facts
 
 GIB = 1 << 30
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.parametrize(
-    ("suit", "choice"),
+    ("facts", "choice"),
     [
         (
-            Suit(resident=100 << 20, huge=None),
-            Choice(method=Method.FORK, why="100 MiB resident: a fork takes about 2.7 ms"),
+            CopyFacts(resident=100 << 20, huge=None),
+            CopyChoice(method=Method.FORK, why="100 MiB resident: a fork takes about 2.7 ms"),
         ),
         (
-            Suit(resident=2 * GIB, huge=0.0),
-            Choice(method=Method.PRECOPY, why="2048 MiB resident: a fork takes about 56.0 ms"),
+            CopyFacts(resident=2 * GIB, huge=0.0),
+            CopyChoice(method=Method.PRECOPY, why="2048 MiB resident: a fork takes about 56.0 ms"),
         ),
         (
-            Suit(resident=2 * GIB, huge=0.98),
-            Choice(
+            CopyFacts(resident=2 * GIB, huge=0.98),
+            CopyChoice(
                 method=Method.FORK,
                 why="2048 MiB resident, 98 % of it in huge pages: a fork takes about 3.1 ms",
             ),
         ),
         (
-            Suit(resident=6 * GIB, huge=1.0),
-            Choice(
+            CopyFacts(resident=6 * GIB, huge=1.0),
+            CopyChoice(
                 method=Method.PRECOPY,
                 why="6144 MiB resident, 100 % of it in huge pages: a fork takes about 6.0 ms",
             ),
         ),
         (
-            Suit(resident=10 << 20, huge=None, no_room="no copy: its cgroup is full"),
-            Choice(method=Method.PRECOPY, why="10 MiB resident; no copy: its cgroup is full"),
+            CopyFacts(resident=10 << 20, huge=None, no_room="no copy: its cgroup is full"),
+            CopyChoice(method=Method.PRECOPY, why="10 MiB resident; no copy: its cgroup is full"),
         ),
     ],
 )
-def test_the_choice_and_its_reason(suit: Suit, choice: Choice) -> None:
-    assert choose(suit) == choice
+def test_the_choice_and_its_reason(facts: CopyFacts, choice: CopyChoice) -> None:
+    assert choose(facts) == choice
 
 
 def test_the_share_of_huge_pages_is_looked_at() -> None:
@@ -58,10 +58,10 @@ def test_the_share_of_huge_pages_is_looked_at() -> None:
             area[at] = 1
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
         try:
-            suit = suit_of(os.getpid(), GIB, pagemap)
+            facts = copy_facts(os.getpid(), GIB, pagemap)
         finally:
             os.close(pagemap)
-    if suit.huge is None or "[never]" in THP.read_text():
+    if facts.huge is None or "[never]" in THP.read_text():
         pytest.skip("no huge pages, or no PAGEMAP_SCAN, on this kernel")
     # THEN most of its private memory is seen to be huge
-    assert suit.huge > 0.5
+    assert facts.huge > 0.5

@@ -16,19 +16,19 @@ from tests.unit.sample_builders import IDENTITY, frame, kept, sample, thread
 
 
 def made(folder: Path) -> flight.Flight:
-    """A flight of three samples over a sparse ground."""
+    """A flight of three samples over a sparse context."""
     ring = SampleRing(10, 1 << 20)
     for second in range(3):
         ring.add(sample(second, thread(stack=b"k", runtime_ns=second)), {b"k": kept()})
-    ground = os.memfd_create("ground")
+    context = os.memfd_create("context")
     try:
-        os.pwrite(ground, b"head", 0)
-        os.pwrite(ground, b"tail", 1 << 20)
+        os.pwrite(context, b"head", 0)
+        os.pwrite(context, b"tail", 1 << 20)
         return flight.flight_of(
-            "rule", IDENTITY, ring, {0: ground, 9: -1}, {b"k": (frame("f"),)}, {}
+            "rule", IDENTITY, ring, {0: context, 9: -1}, {b"k": (frame("f"),)}, {}
         )
     finally:
-        os.close(ground)
+        os.close(context)
 
 
 def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     flight.write(whole, tmp_path)
     again = flight.read(tmp_path)
     assert again == whole
-    # AND holes of the ground are not in it, and no ground that nothing stands on
-    assert set(again.grounds) == {0}
-    assert sum(len(data) for _, data in again.grounds[0].pieces) < 1 << 16
+    # AND holes of the context are not in it, and no context that nothing stands on
+    assert set(again.contexts) == {0}
+    assert sum(len(data) for _, data in again.contexts[0].pieces) < 1 << 16
     assert (tmp_path / flight.FILE).stat().st_mode & 0o777 == 0o600
     assert (again.facts.count, again.facts.seconds, again.facts.rule) == (3, 2.0, "rule")
     assert [place.samples for place in again.report().places] == [3]

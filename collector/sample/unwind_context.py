@@ -35,8 +35,8 @@ def code_of(mappings: Sequence[Mapping]) -> Code:
     )
 
 
-class Ground:
-    """The ground of one state of a process's mappings. A context manager."""
+class UnwindContext:
+    """The context for one state of a process's mappings. A context manager."""
 
     def __init__(self, process: Process) -> None:
         """ProcessError if the process is gone, or may not be read."""
@@ -48,7 +48,7 @@ class Ground:
             self.exe_fd: int | None = None
             with contextlib.suppress(ProcessError):
                 self.exe_fd = self._keep(process.open("exe", os.O_PATH))
-            self.core_fd = self._keep(os.memfd_create("ground", os.MFD_CLOEXEC))
+            self.core_fd = self._keep(os.memfd_create("unwind-context", os.MFD_CLOEXEC))
             self._write(process, mappings)
         except OSError as error:
             self.close()

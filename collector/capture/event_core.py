@@ -18,7 +18,7 @@ from collector.errors import CaptureError
 from collector.model import Exit, FatalSignal, MappedObject
 
 
-def write_relic(path: Path, fatal: FatalSignal, ended: Exit) -> None:
+def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
     """Write the core of `fatal`'s thread to `path` (0600).
 
     Raises CaptureError if BPF told no mapped objects or no stack: then nothing can be unwound.

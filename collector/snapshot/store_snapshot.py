@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.capture.job import SMALL_CORE
+from collector.capture.job import EXPLAIN_CORE
 from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
 from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
@@ -25,14 +25,14 @@ from collector.model import Capture, Cause, Outcome, ProcessKey, Record, Snapsho
 from collector.policy.facts import facts_of
 from collector.policy.types import Codec, Compress
 from collector.probe.live import LiveProbe
-from collector.snapshot.take import Found, Wish, take
-from collector.snapshot.write import Core, Progress, What, write_found
+from collector.snapshot.take import Found, SnapshotRequest, take
+from collector.snapshot.write import Core, CoreContents, Progress, write_found
 from collector.store.store import Store
 
 _NAMES = {Codec.ZSTD: "core.zst", Codec.NONE: "core"}
 
 
-class Occasion(msgspec.Struct, frozen=True, kw_only=True):
+class TriggerContext(msgspec.Struct, frozen=True, kw_only=True):
     """Why the agent takes a snapshot on its own, and of which process."""
 
     key: ProcessKey
@@ -40,15 +40,15 @@ class Occasion(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str  # and what it saw
 
 
-def keep(
+def store_snapshot(
     store: Store,
     pid: int,
-    wish: Wish,
-    what: What,
+    request: SnapshotRequest,
+    contents: CoreContents,
     live: LiveProbe | None,
     compress: Compress | None = None,
     progress: Progress | None = None,
-    occasion: Occasion | None = None,
+    trigger: TriggerContext | None = None,
 ) -> Record:
     """Take a snapshot of `pid` into the store; returns its record.
 
@@ -57,30 +57,28 @@ def keep(
     """
     compress = compress or Compress()
     identity = secrets.token_hex(8)
-    what = msgspec.structs.replace(what, record=identity)
+    contents = msgspec.structs.replace(contents, record=identity)
     folder = store.folder(identity)
     name = _NAMES[compress.codec]
     try:
         with _clean_unless_done(store, identity), contextlib.ExitStack() as later:
-            files = _Files()
+            files = _RootAndExe()
 
             def write(found: Found) -> Record:
-                files.keep(found, later)
-                record = _record(identity, found, what.capture)
+                files.duplicate(found, later)
+                record = _record(identity, found, contents.capture)
                 with atomic_file(folder / name) as fd:
                     fcntl.flock(fd, fcntl.LOCK_EX)  # in use: an agent's start leaves it alone
-                    core = write_found(found, what, sink(fd, compress), progress)
+                    core = write_found(found, contents, sink(fd, compress), progress)
                     size = os.fstat(fd).st_blocks * 512
-                _write_small(found, folder / SMALL_CORE)
+                _write_small(found, folder / EXPLAIN_CORE)
                 return _with_core(record, core, name, size)
 
-            key = None if occasion is None else occasion.key
-            record, facts = take(pid, wish, write, live, folder, key)
-            if occasion is not None:
-                record = msgspec.structs.replace(
-                    record, rule=occasion.rule, trigger=occasion.trigger
-                )
-            record = _explained(record, facts, folder / SMALL_CORE, files)
+            key = None if trigger is None else trigger.key
+            record, facts = take(pid, request, write, live, folder, key)
+            if trigger is not None:
+                record = msgspec.structs.replace(record, rule=trigger.rule, trigger=trigger.trigger)
+            record = _explained(record, facts, folder / EXPLAIN_CORE, files)
             store.put(record)
             return record
     except OSError as error:
@@ -149,18 +147,18 @@ def _write_small(found: Found, path: Path) -> None:
     small = msgspec.structs.replace(found, image=image)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
-        write_found(small, What(capture=Capture.STACKS), SparseWriter(fd))
+        write_found(small, CoreContents(capture=Capture.STACKS), SparseWriter(fd))
     finally:
         os.close(fd)
 
 
-class _Files:
+class _RootAndExe:
     """The process's root folder and executable, which may exist only in its container; O_PATH."""
 
     root: int | None = None
     exe: int | None = None
 
-    def keep(self, found: Found, until: contextlib.ExitStack) -> None:
+    def duplicate(self, found: Found, until: contextlib.ExitStack) -> None:
         self.root = _duplicate(found.opened.root_fd, until)
         if found.opened.exe_fd is not None:
             self.exe = _duplicate(found.opened.exe_fd, until)
@@ -172,7 +170,7 @@ def _duplicate(fd: int, until: contextlib.ExitStack) -> int:
     return own
 
 
-def _explained(record: Record, facts: SnapshotFacts, core: Path, files: _Files) -> Record:
+def _explained(record: Record, facts: SnapshotFacts, core: Path, files: _RootAndExe) -> Record:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     found = explain_core(core, exe=exe, root_fd=files.root)
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
