@@ -21,6 +21,7 @@ import msgspec
 
 from collector import __version__
 from collector.arch.x86_64 import IP, SP
+from collector.capture.core_file import core_name, core_writer
 from collector.capture.image import coredump_filter, image_of_job
 from collector.capture.job import (
     EXPLAIN_CORE,
@@ -35,12 +36,11 @@ from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
 from collector.capture.select import carve, select_none, select_stacks
 from collector.elfcore.notes import with_left_out
-from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
+from collector.elfcore.sink import SparseWriter
 from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
 from collector.errors import CorewardError
 from collector.model import Capture
-from collector.policy.types import Codec
 
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
 _CHECK_EVERY = 64 << 20  # bytes between looks at the free space
@@ -137,14 +137,13 @@ class Core:
         job, memory = self._job, self._memory
         limit = _least(job.memory.max, job.max_bytes)
         plan = plan_core(self._image, capture, memory, job.memory, coredump_filter(job.text), limit)
-        compressed = job.compress.codec is Codec.ZSTD
-        name = "core.zst" if compressed else "core"
+        name = core_name(job.compress)
         with atomic_file(self._folder / name) as fd:
             result = write_core(
                 self._image,
                 plan.segments,
                 memory,
-                self._sink(fd, compressed),
+                core_writer(fd, job.compress),
                 note=self._note(capture, plan),
                 overrides=self._patches,
                 should_stop=_space_watch(fd, job.min_free),
@@ -159,11 +158,6 @@ class Core:
             truncated=plan.truncated or result.truncated,
             lost=self._lost(capture, plan, result),
         )
-
-    def _sink(self, fd: int, compressed: bool) -> Writer:
-        if not compressed:
-            return SparseWriter(fd)
-        return ZstdWriter(fd, self._job.compress.level, self._job.compress.workers)
 
     def _note(self, capture: Capture, plan: Plan) -> CorewardNote:
         note = CorewardNote(

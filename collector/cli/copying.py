@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from collector.elfcore.sink import takes_holes
 from collector.elfcore.zeros import data_runs
 from collector.errors import StoreError, UsageError
 
@@ -38,7 +39,7 @@ def copy_core(core: Path, out: int) -> None:
         return
     fd = os.open(core, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if _takes_holes(out):
+        if takes_holes(out):
             _copy_sparse(fd, out)
         else:
             _copy_stream(fd, out)
@@ -118,11 +119,6 @@ def refuse_terminal(fd: int) -> None:
     """UsageError if this is a terminal: a core would only disturb it."""
     if os.isatty(fd):
         raise UsageError("a core is not for a terminal: name a file with -o FILE, or use a pipe")
-
-
-def _takes_holes(out: int) -> bool:
-    found = os.fstat(out)
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 def _copy_sparse(fd: int, out: int) -> None:

@@ -22,7 +22,7 @@ from collector.native.build import LIBRARY, find
 from collector.probe import pins
 from collector.store.store import Store
 
-_LIBRARIES = ("drgn", "msgspec", "prometheus-client", "pyelftools", "pyyaml", "zstandard")
+_LIBRARIES = ("drgn", "msgspec", "prometheus-client", "pyyaml", "zstandard")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,12 +14,11 @@ from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import FileEntry
 from collector.errors import CoreFormatError
 from collector.explain.files import reopen
-from collector.explain.mapped import build_id_in_memory
+from collector.explain.mapped import build_id_in_memory, build_id_of_file
 from collector.model import Record
 
 _AT_PHDR = 3  # <linux/auxvec.h>: where the main program's own headers are
 _AUXV = struct.Struct("<QQ")
-_GNU_BUILD_ID = "NT_GNU_BUILD_ID"
 
 
 def executable_of(record: Record, core: Path) -> tuple[Path | None, str | None]:
@@ -70,20 +69,12 @@ def build_id_of(path: Path) -> str | None:
 
     OSError if it cannot be opened or is not a regular file, CoreFormatError if it is not ELF.
     """
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
-
     unopened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         fd = reopen(unopened)
     finally:
         os.close(unopened)
-    with open(fd, "rb") as stream:
-        try:
-            for segment in ELFFile(stream).iter_segments("PT_NOTE"):
-                for note in segment.iter_notes():
-                    if note["n_type"] == _GNU_BUILD_ID:
-                        return str(note["n_desc"])
-        except (ELFError, ValueError, KeyError, UnicodeDecodeError) as error:
-            raise CoreFormatError(f"not an executable: {error}") from error
-    return None
+    try:
+        return build_id_of_file(fd)
+    finally:
+        os.close(fd)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from collector.cli.cores import warn_incomplete
 from collector.cli.interrupts import Check, interruptible
 from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
-from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, ZstdWriter
+from collector.elfcore.sink import Writer, ZstdWriter, plain_writer
 from collector.errors import ProbeError, StoreError, UsageError
 from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
@@ -187,13 +185,4 @@ def _to_file(todo: _Todo, codec: Codec, path: Path, *, force: bool) -> SnapshotF
 
 
 def _writer(fd: int, codec: Codec) -> Writer:
-    """A file that is ours alone gets holes; anything else is a stream."""
-    if codec is Codec.ZSTD:
-        return ZstdWriter(fd)
-    return SparseWriter(fd) if _takes_holes(fd) else StreamWriter(fd)
-
-
-def _takes_holes(fd: int) -> bool:
-    found = os.fstat(fd)
-    appending = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND  # pwrite(2) would append as well
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0 and not appending
+    return ZstdWriter(fd) if codec is Codec.ZSTD else plain_writer(fd)

@@ -1,8 +1,7 @@
 """Reading core files: plain ones, and those that ZstdWriter wrote, with random access to both.
 
-Headers and notes are read strictly, by the same code that reads the kernel's stream, because
-pyelftools takes seconds for 65,000 program headers and raises many kinds of errors for damaged
-files; `CoreFile.elf` gives the pyelftools view of the same bytes to those who want more of it.
+Headers and notes are read strictly, by the same code that reads the kernel's stream: pyelftools
+takes seconds for 65,000 program headers, and raises many kinds of errors for damaged files.
 
 A core that is cut off behind its head can be opened (there is much to be learnt from it); only
 reading what is missing fails. Nothing here looks at a running process.
@@ -11,13 +10,11 @@ reading what is missing fails. Nothing here looks at a running process.
 from __future__ import annotations
 
 import bisect
-import fcntl
-import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from collector.arch import elf as arch
 from collector.elfcore.layout import (
@@ -34,13 +31,10 @@ from collector.elfcore.layout import (
 )
 from collector.elfcore.notes import parse_notes
 from collector.elfcore.seekable import SKIPPABLE_MAGIC, ZSTD_MAGIC, FrameReader
-from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, WriterParams
+from collector.elfcore.sink import WriterParams, plain_writer
 from collector.elfcore.types import CorewardNote, Mapping, ParsedNotes, Thread
 from collector.elfcore.zeros import CHUNK, data_runs, nonzero_runs
 from collector.errors import CoreFormatError
-
-if TYPE_CHECKING:
-    from elftools.elf.elffile import ELFFile
 
 _COMPRESSED = (ZSTD_MAGIC, SKIPPABLE_MAGIC.to_bytes(4, "little"))
 
@@ -175,7 +169,7 @@ class CoreFile:
         An empty regular file gets holes where the core has them; anything else gets zeros.
         OSError as writing gives it, CoreFormatError if a frame is damaged.
         """
-        writer: Writer = SparseWriter(fd) if _takes_holes(fd) else StreamWriter(fd)
+        writer = plain_writer(fd)
         writer.init(WriterParams(size=self.size))
         position = 0
         for offset, data in self._data():
@@ -187,13 +181,6 @@ class CoreFile:
         if self.size > position:
             writer.extend(self.size - position)
         writer.close()
-
-    @property
-    def elf(self) -> ELFFile:
-        """The same file as pyelftools sees it; valid until `close`. It raises its own errors."""
-        from elftools.elf.elffile import ELFFile  # noqa: PLC0415 - heavy, and seldom wanted
-
-        return ELFFile(io.BufferedReader(_Stream(self._bytes), 1 << 16))
 
     def _read_head(self) -> CoreHead:
         prefix = self._bytes.read(0, HEAD_PREFIX)
@@ -233,35 +220,3 @@ class CoreFile:
         for start, end in data_runs(self._fd, self.size):
             for at in range(start, end, CHUNK):
                 yield at, bytearray(self._bytes.read(at, min(CHUNK, end - at)))
-
-
-class _Stream(io.RawIOBase):
-    """The bytes of a core as a file object."""
-
-    def __init__(self, source: _Bytes) -> None:
-        self._source = source
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.size}
-        self._position = base[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._source.read(self._position, len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def _takes_holes(fd: int) -> bool:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size:
-        return False
-    return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND

@@ -15,8 +15,10 @@ writer that raised can only be aborted. What the bytes mean is not known here.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import stat
 import threading
 from array import array
 from collections import deque
@@ -317,6 +319,22 @@ class ZstdWriter:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True)
             self._local.compressor = compressor
         return compressor.compress(data)
+
+
+def takes_holes(fd: int) -> bool:
+    """Whether a descriptor is of an empty regular file, which gets the holes of a core.
+
+    Not one that appends: pwrite(2) would append as well.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size:
+        return False
+    return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+
+
+def plain_writer(fd: int) -> SparseWriter | StreamWriter:
+    """The writer of a plain ELF core for any descriptor."""
+    return SparseWriter(fd) if takes_holes(fd) else StreamWriter(fd)
 
 
 def write_all(fd: int, data: Data) -> None:

@@ -1,11 +1,13 @@
 """Which object files a core says were mapped where, and their build-ids in memory.
 
-Pure; only what finding modules without the dynamic linker's list needs. All of it comes from the
-dead process: paths are names, not permissions, and memory may be absent or nonsense.
+Only what finding modules without the dynamic linker's list needs. All of it comes from the dead
+process: paths are names, not permissions, and memory may be absent or nonsense.
 """
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -68,18 +70,33 @@ def build_id_in_memory(read: Callable[[int, int], bytes], start: int) -> str | N
         return None
 
 
-def _build_id(read: Callable[[int, int], bytes], start: int) -> str | None:
+def build_id_of_file(fd: int) -> str | None:
+    """The build-id of an open object file, in hex; None if it has none.
+
+    OSError as reading gives it, CoreFormatError if it is not a 64-bit ELF file, or damaged.
+    """
+    header = os.pread(fd, arch.EHDR.size, 0)
+    if len(header) < arch.EHDR.size or header[:7] != arch.E_IDENT[:7]:
+        raise CoreFormatError("not an executable: not a 64-bit ELF file")
+    try:
+        return _build_id(lambda at, size: os.pread(fd, size, at), 0, mapped=False)
+    except (struct.error, OverflowError) as error:
+        raise CoreFormatError(f"not an executable: {error}") from error
+
+
+def _build_id(read: Callable[[int, int], bytes], start: int, *, mapped: bool = True) -> str | None:
+    """mapped: its segments are where the program headers say, not at their places in the file."""
     header = arch.EHDR.unpack(read(start, arch.EHDR.size))
     phoff, phentsize, phnum = header[5], header[9], header[10]
     if header[0][:7] != arch.E_IDENT[:7] or phentsize != arch.PHDR.size or phnum > _MAX_HEADERS:
         return None
     headers = list(arch.PHDR.iter_unpack(read(start + phoff, phnum * arch.PHDR.size)))
-    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -PAGE
-    for kind, _, _, vaddr, _, size, _, _ in headers:
+    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -PAGE if mapped else 0
+    for kind, _, offset, vaddr, _, size, _, _ in headers:
         if kind != arch.PT_NOTE or size > _MAX_NOTE_SEGMENT:
             continue
         try:
-            for note in iter_notes(read(start + vaddr - base, size)):
+            for note in iter_notes(read(start + vaddr - base if mapped else offset, size)):
                 if (note.owner, note.type) == (b"GNU", _NT_GNU_BUILD_ID):
                     return note.data.hex() if 2 <= len(note.data) <= 64 else None
         except CoreFormatError:  # notes aligned to 8, not to 4: not the build-id's

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 LIBRARY = "libbpf.so.1"
 BPF_ANY = 0  # <linux/bpf.h>
-BPF_LINK_TYPE_RAW_TRACEPOINT = 1  # enum bpf_link_type
 BPF_TRACE_FENTRY = 24  # enum bpf_attach_type
 BPF_TRACE_ITER = 28
 INSTRUCTION_BYTES = 8  # struct bpf_insn
@@ -73,20 +72,6 @@ class _ProgramLoadOpts(ctypes.Structure):
         ("kern_version", c_uint32),
         ("attach_btf_id", c_uint32),
         ("attach_prog_fd", c_uint32),
-    )
-
-
-class _RawTracepointInfo(ctypes.Structure):
-    """The head of struct bpf_link_info with its member `raw_tracepoint`."""
-
-    _fields_ = (
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("prog_id", c_uint32),
-        ("pad", c_uint32),
-        ("tp_name", c_uint64),
-        ("tp_name_len", c_uint32),
-        ("pad2", c_uint32),
     )
 
 
@@ -289,29 +274,6 @@ def load_program(
     count = len(code) // INSTRUCTION_BYTES
     made = load(kind, b"coreward_probe", b"Dual BSD/GPL", code, count, ctypes.byref(opts))
     return _checked(made, f"load a {kind.name.lower()} program")
-
-
-def count_raw_tracepoint_links(tracepoint: str) -> int:
-    """How many programs, anyone's, are attached to a raw tracepoint (BPF_LINK_GET_NEXT_ID)."""
-    following = _function("bpf_link_get_next_id", c_int, c_uint32, c_void_p)
-    opened = _function("bpf_link_get_fd_by_id", c_int, c_uint32)
-    info_of = _function("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, c_void_p)
-    name = ctypes.create_string_buffer(128)
-    number = c_uint32(0)
-    count = 0
-    while following(number.value, ctypes.byref(number)) == 0:
-        descriptor = opened(number.value)
-        if descriptor < 0:
-            continue  # it is gone meanwhile
-        info = _RawTracepointInfo(tp_name=ctypes.addressof(name), tp_name_len=len(name))
-        length = c_uint32(ctypes.sizeof(info))
-        try:
-            told = info_of(descriptor, ctypes.byref(info), ctypes.byref(length))
-        finally:
-            os.close(descriptor)
-        is_raw = told == 0 and info.type == BPF_LINK_TYPE_RAW_TRACEPOINT
-        count += is_raw and name.value.decode() == tracepoint
-    return count
 
 
 def pin(descriptor: int, path: str) -> None:

@@ -25,13 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE, SIGINFO_SIZE
+from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE
 from collector.arch.x86_64 import REGISTERS
 from collector.errors import CaptureError
 from collector.linux import procfs
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
-_SETOPTIONS, _GETEVENTMSG, _GETSIGINFO = 0x4200, 0x4201, 0x4202
+_SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _GETREGSET, _SETREGSET = 0x4204, 0x4205
 _SEIZE, _INTERRUPT, _LISTEN = 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
@@ -50,7 +50,6 @@ _STOP_SIGNALS = frozenset((19, 20, 21, 22))  # SIGSTOP, SIGTSTP, SIGTTIN, SIGTTO
 
 _MASK_BYTES = 8  # of the kernel's sigset_t
 _WORD = 8
-_MAX_XSTATE = 1 << 14  # an XSAVE area with AMX tiles has 11 KiB
 
 # How the kernel itself marks an interrupted system call, in rax of a stopped thread.
 ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 512, 513, 514, 516
@@ -325,15 +324,6 @@ def set_regs(tid: int, regs: Sequence[int]) -> None:
     _check(result, "SETREGSET", tid)
 
 
-def get_xstate(tid: int) -> bytes:
-    """The XSAVE area of a stopped thread in the standard format (NT_X86_XSTATE)."""
-    area = ctypes.create_string_buffer(_MAX_XSTATE)
-    vector = Iovec(ctypes.addressof(area), _MAX_XSTATE)
-    result = _ptrace(_GETREGSET, tid, NT_X86_XSTATE, ctypes.addressof(vector))
-    _check(result, "GETREGSET xstate", tid)
-    return area.raw[: vector.length]
-
-
 def get_sigmask(tid: int) -> int:
     """The blocked signals of a stopped thread: bit N-1 is signal N."""
     mask = ctypes.c_uint64()
@@ -347,13 +337,6 @@ def set_sigmask(tid: int, mask: int) -> None:
     words = ctypes.c_uint64(mask)
     result = _ptrace(_SETSIGMASK, tid, _MASK_BYTES, ctypes.addressof(words))
     _check(result, "SETSIGMASK", tid)
-
-
-def get_siginfo(tid: int) -> bytes:
-    """The siginfo_t of the signal that a stopped thread is about to get, verbatim."""
-    info = ctypes.create_string_buffer(SIGINFO_SIZE)
-    _check(_ptrace(_GETSIGINFO, tid, 0, ctypes.addressof(info)), "GETSIGINFO", tid)
-    return info.raw
 
 
 def get_event_message(tid: int) -> int:

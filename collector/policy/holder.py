@@ -26,7 +26,6 @@ class PolicyHolder:
         self.path = path
         self.policy = _load(path)
         self.error: PolicyError | None = None  # of the last reload
-        self.failures = 0  # reloads that failed, since the start
         self.needs_restart: tuple[str, ...] = ()  # keys that the file changes and we could not
 
     def reload(self) -> bool:
@@ -35,7 +34,6 @@ class PolicyHolder:
             new = _load(self.path)
         except PolicyError as error:
             self.error = error
-            self.failures += 1
             return False
         self.error = None
         self.needs_restart = _fixed_changes(self.policy, new)

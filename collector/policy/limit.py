@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import msgspec
@@ -35,18 +35,11 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
-class LimiterCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the start; every call of `admit` is in exactly one of the first two."""
-
-    admitted: dict[Capture, int]  # as asked for
-    reduced: dict[tuple[Capture, Capture], int]  # (asked for, admitted)
-    forgotten: int  # windows that were given up although they still held captures
-
-
 class Limiter:
     """The windows of all executables and sites; may be used from several threads.
 
-    `clock` gives seconds that never go back.
+    `clock` gives seconds that never go back. max_keys: windows at most; beyond that the one that
+    was used longest ago is forgotten.
     """
 
     def __init__(
@@ -56,9 +49,6 @@ class Limiter:
         self._max_keys = max_keys
         self._lock = threading.Lock()
         self._windows: OrderedDict[_Key, deque[float]] = OrderedDict()
-        self._admitted: Counter[Capture] = Counter()
-        self._reduced: Counter[tuple[Capture, Capture]] = Counter()
-        self._forgotten = 0
 
     def admit(
         self, action: Action, exe: str | None, site: CodeSite | None, now: float | None = None
@@ -69,22 +59,7 @@ class Limiter:
         counts; take it from `site_of`. `now` defaults to the clock.
         """
         with self._lock:
-            when = self._clock() if now is None else now
-            admission = self._judge(action, exe, site, when)
-            if admission.capture is action.capture:
-                self._admitted[action.capture] += 1
-            else:
-                self._reduced[action.capture, admission.capture] += 1
-            return admission
-
-    def counts(self) -> LimiterCounts:
-        """The totals at this moment."""
-        with self._lock:
-            return LimiterCounts(
-                admitted=dict(self._admitted),
-                reduced=dict(self._reduced),
-                forgotten=self._forgotten,
-            )
+            return self._judge(action, exe, site, self._clock() if now is None else now)
 
     def _judge(
         self, action: Action, exe: str | None, site: CodeSite | None, now: float
@@ -125,8 +100,7 @@ class Limiter:
         if window is None:
             window = self._windows[key] = deque()
             if len(self._windows) > self._max_keys:
-                (_, _, period, _), oldest = self._windows.popitem(last=False)
-                self._forgotten += bool(oldest and oldest[-1] > now - period)
+                self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         while window and window[0] <= now - key[2]:
             window.popleft()

@@ -176,20 +176,14 @@ class CopiedMemory:
 def remote_fork(
     stopped: StoppedProcess,
     injector: Injector,
-    *,
-    dirty_rate: float | None = None,
-    seconds: float | None = None,
-    checked: headroom.Need | None = None,
 ) -> Iterator[ProcessCopy]:
     """Copy a stopped process, and release it as soon as the copy exists.
 
-    checked: what headroom.check_room said before the stop; else it is asked now, with `dirty_rate`
-    (bytes/s) and `seconds` that the copy is expected to live. Only in the tracer's own thread,
-    from beginning to end. Raises headroom.NoRoom, inject.InjectionRefused (both before anything
-    was done; the process is still stopped), or CaptureError.
+    Only in the tracer's own thread, from beginning to end. Raises headroom.NoRoom,
+    inject.InjectionRefused (both before anything was done; the process is still stopped), or
+    CaptureError.
     """
-    if checked is None:
-        headroom.check_room(stopped.pid, dirty_rate=dirty_rate, seconds=seconds)
+    headroom.check_room(stopped.pid)
     with critical():
         forked = _fork(stopped, injector)
         stopped.release()

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-import msgspec
-
 from collector.errors import CaptureError
 from collector.linux.memory import MemoryFacts, read_facts
 from collector.linux.procfs import thread_with_memory
@@ -30,29 +28,14 @@ class NoRoom(CaptureError):
     """A copy of the process does not fit beside it; nothing was done."""
 
 
-class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What a copy of a process will cost, in bytes."""
+def price_of(facts: MemoryFacts) -> int | None:
+    """What a copy costs at most, in bytes: page tables at once, and a page for each page written.
 
-    tables: int  # at once
-    written: int  # at most, as long as it lives
-
-    @property
-    def total(self) -> int:
-        return self.tables + self.written
-
-
-def need_of(facts: MemoryFacts, dirty_rate: float | None, seconds: float | None) -> Need | None:
-    """The cost of a copy that lives for `seconds`, of a process that dirties `dirty_rate` bytes/s.
-
-    Where one of the two is not known: all private memory. Twice the rate is reckoned with. None:
-    the size of the process is not known.
+    All private memory may be written while the copy lives. None: the process's size is not known.
     """
     if facts.private is None:
         return None
-    written = facts.private
-    if dirty_rate is not None and seconds is not None:
-        written = min(written, int(2 * dirty_rate * seconds))
-    return Need(tables=facts.private // _PAGE_TABLES, written=written)
+    return facts.private // _PAGE_TABLES + facts.private
 
 
 def shortage(facts: MemoryFacts, need: int, reserve: int = RESERVE) -> str | None:
@@ -72,23 +55,15 @@ def shortage(facts: MemoryFacts, need: int, reserve: int = RESERVE) -> str | Non
     return None
 
 
-def check_room(
-    pid: int,
-    *,
-    dirty_rate: float | None = None,
-    seconds: float | None = None,
-    proc: Path = _PROC,
-    cgroups: Path = _CGROUPS,
-) -> Need:
-    """What a copy of process `pid` will cost. Raises NoRoom if that does not fit."""
+def check_room(pid: int, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> None:
+    """Raise NoRoom if a copy of process `pid` does not fit beside it."""
     facts = read_facts(thread_with_memory(pid), proc, cgroups)
-    need = need_of(facts, dirty_rate, seconds)
-    if need is None:
+    price = price_of(facts)
+    if price is None:
         raise NoRoom(f"no copy of process {pid}: its size is unknown")
-    lack = shortage(facts, need.total)
+    lack = shortage(facts, price)
     if lack is not None:
         raise NoRoom(f"no copy of process {pid}: {lack}")
-    return need
 
 
 class Watch:

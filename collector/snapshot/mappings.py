@@ -28,7 +28,7 @@ _FLAGS = {  # VmFlags of proc(5)
 _DELETED = " (deleted)"
 
 
-def mappings_of(pid: int) -> list[Mapping]:
+def list_mappings(pid: int) -> list[Mapping]:
     """All mappings by address. CaptureError if they may not be read."""
     try:
         with open(f"/proc/{thread_with_memory(pid)}/smaps", "rb") as file:

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import msgspec
 
+from collector.capture.core_file import core_name, core_writer
 from collector.capture.job import EXPLAIN_CORE
-from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
+from collector.elfcore.sink import SparseWriter
 from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
+from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
-from collector.policy.types import Codec, Compress
+from collector.policy.types import Compress
 from collector.probe.live import LiveProbe
 from collector.snapshot.take import Found, SnapshotRequest, take
 from collector.snapshot.write import Core, CoreContents, Progress, write_found
 from collector.store.store import Store
-
-_NAMES = {Codec.ZSTD: "core.zst", Codec.NONE: "core"}
 
 
 class TriggerContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ def store_snapshot(
     identity = secrets.token_hex(8)
     contents = msgspec.structs.replace(contents, record=identity)
     folder = store.folder(identity)
-    name = _NAMES[compress.codec]
+    name = core_name(compress)
     try:
         with _clean_unless_done(store, identity), contextlib.ExitStack() as later:
             files = _RootAndExe()
@@ -69,7 +69,7 @@ def store_snapshot(
                 record = _record(identity, found, contents.capture)
                 with atomic_file(folder / name) as fd:
                     fcntl.flock(fd, fcntl.LOCK_EX)  # in use: an agent's start leaves it alone
-                    core = write_found(found, contents, sink(fd, compress), progress)
+                    core = write_found(found, contents, core_writer(fd, compress), progress)
                     size = os.fstat(fd).st_blocks * 512
                 _write_small(found, folder / EXPLAIN_CORE)
                 return _with_core(record, core, name, size)
@@ -83,13 +83,6 @@ def store_snapshot(
             return record
     except OSError as error:
         raise StoreError(f"{folder / name}: cannot be written: {error.strerror}") from error
-
-
-def sink(fd: int, compress: Compress) -> Writer:
-    """The writer for a file."""
-    if compress.codec is Codec.NONE:
-        return SparseWriter(fd)
-    return ZstdWriter(fd, compress.level, compress.workers)
 
 
 @contextlib.contextmanager
@@ -174,7 +167,5 @@ def _explained(record: Record, facts: SnapshotFacts, core: Path, files: _RootAnd
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     found = explain_core(core, exe=exe, root_fd=files.root)
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
-    record = msgspec.structs.replace(
-        record, snapshot=facts, frames=found.frames, lost={**record.lost, **found.lost}
-    )
+    record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return msgspec.structs.replace(record, reason=reason(record))

@@ -36,7 +36,7 @@ from collector.snapshot.fork import SHARED as _SHARED
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.headroom import NoRoom
 from collector.snapshot.inject import InjectionRefused, Injector
-from collector.snapshot.mappings import mappings_of
+from collector.snapshot.mappings import list_mappings
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.rolling import roll
 from collector.snapshot.stop import Perturb, StoppedProcess, Unstopped
@@ -350,7 +350,7 @@ class _Taker:
                 found = decode_mappings(bytes(self._live.mappings(self._pid)), None)
                 if found:
                     return found
-        return mappings_of(self._pid)
+        return list_mappings(self._pid)
 
 
 def _need_room(folder: Path, size: int) -> None:

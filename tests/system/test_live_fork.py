@@ -21,7 +21,7 @@ from collector.snapshot.fork import (
     remote_fork,
 )
 from collector.snapshot.inject import Injector
-from collector.snapshot.mappings import read_mappings
+from collector.snapshot.mappings import list_mappings
 from collector.snapshot.stop import StoppedProcess
 from tests.system.cores import live_core
 from tests.system.live_targets import (
@@ -40,12 +40,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @contextlib.contextmanager
-def forked(pid: int, checked: headroom.Need | None = None) -> Iterator[ProcessCopy]:
+def forked(pid: int) -> Iterator[ProcessCopy]:
     """A copy of a process. In a tracer's thread."""
     with (
         Injector(pid) as injector,
         StoppedProcess(pid) as stopped,
-        remote_fork(stopped, injector, checked=checked) as copy,
+        remote_fork(stopped, injector) as copy,
     ):
         yield copy
 
@@ -59,7 +59,7 @@ def test_all_memory_is_of_one_instant(tmp_path: Path) -> None:
 
     def work() -> tuple[int, int]:
         with forked(target.pid) as copy:
-            memory = copy.memory(read_mappings(target.pid), {})
+            memory = copy.memory(list_mappings(target.pid), {})
             return word(memory, report.first), word(memory, report.second)
 
     with live_target(tmp_path, "lockstep", "spin:1", "futex:2", "memory:16") as target:
@@ -103,7 +103,7 @@ def test_its_memory_is_that_of_gcore(tmp_path: Path) -> None:
 
     def work() -> list[int]:
         with forked(target.pid) as copy:
-            return differences(core, copy.memory(read_mappings(target.pid), {}))
+            return differences(core, copy.memory(list_mappings(target.pid), {}))
 
     with live_target(tmp_path, "memory:48", "futex:2") as target:
         core = live_core(target.pid, tmp_path / "gcore")
@@ -119,7 +119,7 @@ def test_areas_that_a_fork_does_not_copy_are_named_and_read_all_the_same(tmp_pat
 
     def work() -> tuple[list[LeftOut], list[bytes]]:
         with forked(target.pid) as copy:
-            mappings = read_mappings(target.pid)
+            mappings = list_mappings(target.pid)
             named = [a for a in copy.not_of_instant(mappings) if a.start in pages]
             memory = copy.memory(mappings, {})
             return named, [memory.read(page, 12).rstrip(b"\0") for page in pages]
@@ -141,7 +141,7 @@ def test_a_filtered_process_is_forked_and_keeps_no_zombie(tmp_path: Path) -> Non
 
     def work() -> int:
         with forked(target.pid) as copy:
-            memory = copy.memory(read_mappings(target.pid), {})
+            memory = copy.memory(list_mappings(target.pid), {})
             return word(memory, report.first) - word(memory, report.second)
 
     with live_target(tmp_path, "lockstep", "seccomp", "futex:1", "spin:1") as target:
@@ -160,7 +160,7 @@ def test_huge_pages_of_an_idle_process_survive(tmp_path: Path) -> None:
 
     def work() -> int:
         with forked(target.pid) as copy:
-            memory = copy.memory(read_mappings(target.pid), {})
+            memory = copy.memory(list_mappings(target.pid), {})
             return len(memory.read(target.report.memory, target.report.size))
 
     with live_target(tmp_path, "thp:64", "futex:1") as target:
@@ -186,16 +186,20 @@ def test_a_copy_that_might_not_fit_is_refused_before_anything_is_done(tmp_path: 
         assert target.goes_on()
 
 
-def test_a_writer_near_its_memory_limit_outlives_its_copy(tmp_path: Path) -> None:
+def test_a_writer_near_its_memory_limit_outlives_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     GIVEN a process that writes to all of its 64 MiB, in a memory cgroup where 128 do not fit
     WHEN it is forked in spite of that, and the copy is kept
     THEN the copy is given up, whoever reads it is told why, and the process goes on unharmed
     """
 
+    monkeypatch.setattr(headroom, "check_room", lambda pid: None)
+
     def work() -> str:
-        with forked(target.pid, headroom.Need(tables=0, written=0)) as copy:
-            memory = copy.memory(read_mappings(target.pid), {})
+        with forked(target.pid) as copy:
+            memory = copy.memory(list_mappings(target.pid), {})
             assert waited_for(lambda: copy.lost is not None)
             with pytest.raises(CopyLost, match="was given up"):
                 list(memory.ranges(target.report.memory, target.report.memory + PAGE))
@@ -221,7 +225,7 @@ def test_a_process_that_dies_while_its_copy_is_read(tmp_path: Path) -> None:
 
     def work() -> tuple[int, int]:
         with forked(target.pid) as copy:
-            memory = copy.memory(read_mappings(target.pid), {})
+            memory = copy.memory(list_mappings(target.pid), {})
             target.victim.process.kill()
             status = target.victim.wait()
             return status, len(memory.read(address, size))
@@ -240,7 +244,7 @@ def test_a_stopped_process_stays_stopped(tmp_path: Path) -> None:
 
     def work() -> int:
         with forked(target.pid) as copy:
-            return len(copy.memory(read_mappings(target.pid), {}).read(address, size))
+            return len(copy.memory(list_mappings(target.pid), {}).read(address, size))
 
     with live_target(tmp_path, "memory:8", "spin:1", "futex:1") as target:
         address, size = target.report.memory, target.report.size

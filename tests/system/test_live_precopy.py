@@ -16,7 +16,7 @@ from collector.elfcore.writer import write_core
 from collector.linux.ptrace import run_as_tracer
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.inject import Injector
-from collector.snapshot.mappings import read_mappings
+from collector.snapshot.mappings import list_mappings
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.staging import StagedMemory
 from collector.snapshot.stop import StoppedProcess
@@ -163,7 +163,7 @@ def test_a_saturated_writer_is_forked_in_the_same_stop(tmp_path: Path) -> None:
         with StoppedProcess(target.pid) as stopped:
             fits = precopy.freeze()
             with remote_fork(stopped, injector) as copy:
-                memory = copy.memory(read_mappings(target.pid), {})
+                memory = copy.memory(list_mappings(target.pid), {})
                 return fits, word(memory, report.first) - word(memory, report.second)
 
     with live_target(tmp_path, "memory:64", "lockstep", "writer:2000") as target:

@@ -17,7 +17,6 @@ from elftools.elf.elffile import ELFFile
 
 from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot
-from collector.linux import libbpf
 from collector.model import (
     Access,
     CodeSite,
@@ -36,6 +35,7 @@ from tests.system.probe_support import (
     opened,
     overlay,
 )
+from tests.system.raw_tracepoints import count_raw_tracepoint_links
 from tests.system.victims import Victim, build, running
 
 SEGV_MAPERR = 1  # <asm-generic/siginfo.h>
@@ -148,7 +148,7 @@ def test_a_null_dereference_is_reported_whole(probe: Probe, tmp_path: Path, wher
 
 
 def test_the_crash_site_is_a_build_id_and_an_offset(probe: Probe, tmp_path: Path) -> None:
-    if libbpf.count_raw_tracepoint_links("signal_deliver") > 1:
+    if count_raw_tracepoint_links("signal_deliver") > 1:
         # With interrupts off, the kernel lets one program per CPU look up build-ids; the next
         # one at the same tracepoint gets none.
         pytest.skip("another probe runs on this machine")

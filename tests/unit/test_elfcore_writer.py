@@ -7,12 +7,14 @@ import random
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 from elfcore_samples import NOTE, Memory, image, segment
+from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +39,13 @@ DATA = random.Random(2).randbytes(CHUNK + 3 * 4096)
 def write(path: Path, make: Callable[[int], Writer], *args: object, **named: object) -> WriteResult:
     with path.open("wb") as file:
         return write_core(*args, make(file.fileno()), **named)  # type: ignore[arg-type]
+
+
+def segments_for_pyelftools(path: Path) -> int:
+    """How many program headers another reader sees in the plain ELF file."""
+    with CoreFile(path) as core, tempfile.TemporaryFile() as plain:
+        core.decompress_to(plain.fileno())
+        return int(ELFFile(plain).num_segments())
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -79,7 +88,7 @@ def test_a_core_round_trips_through_every_writer(
         for address, size in ((0x400000, 1), (BASE - 1, 2), (BASE + (64 << 20) + 4095, 2), (0, 1)):
             with pytest.raises(CoreFormatError, match="not in the core"):
                 core.read(address, size)
-        assert core.elf.num_segments() == 4
+    assert segments_for_pyelftools(path) == 4
 
 
 def test_holes_are_neither_read_nor_on_disk(tmp_path: Path) -> None:
@@ -230,7 +239,7 @@ def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
             assert [p.segment for p in core.segments] == segments
             at = segments[63_000].vaddr
             assert core.read(at, 8) == at.to_bytes(8, "little")
-            assert core.elf.num_segments() == 70_001
+        assert segments_for_pyelftools(path) == 70_001
 
 
 def test_notes_of_another_source_get_our_own_note(tmp_path: Path) -> None:

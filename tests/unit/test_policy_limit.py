@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from msgspec.structs import replace
 
 from collector.model import Capture, CodeSite, FatalSignal, Identity, ProcessKey
-from collector.policy.limit import Admission, Limiter, LimiterCounts, site_of
+from collector.policy.limit import Admission, Limiter, site_of
 from collector.policy.types import Action, Limit
 
 FULL, STACKS, THREADS = Capture.FULL, Capture.STACKS, Capture.THREADS
@@ -33,11 +33,8 @@ def test_a_crash_loop_gets_full_then_smaller_captures_then_records() -> None:
     # WHEN a program crashes 12 times
     got = admitted(limiter, limited(2), 12)
 
-    # THEN 2 are full, 4 times as many are smaller, the others are recorded; all are counted
+    # THEN 2 are full, 4 times as many are smaller, the others are recorded
     assert got == [FULL] * 2 + [STACKS] * 8 + [RECORD] * 2
-    assert limiter.counts() == LimiterCounts(
-        admitted={FULL: 2}, reduced={(FULL, STACKS): 8, (FULL, RECORD): 2}, forgotten=0
-    )
 
 
 def test_the_reason_says_which_budget_is_used_up() -> None:
@@ -100,24 +97,20 @@ def test_what_has_no_core_or_no_limit_is_always_admitted() -> None:
     assert admitted(limiter, limited(0, capture=RECORD), 3) == [RECORD] * 3
     assert admitted(limiter, limited(0, capture=NONE), 3) == [NONE] * 3
     assert admitted(limiter, replace(limited(0), limit=None), 3) == [FULL] * 3
-    assert limiter.counts() == LimiterCounts(
-        admitted={RECORD: 3, NONE: 3, FULL: 3}, reduced={}, forgotten=0
-    )
 
 
-def test_memory_is_bounded_and_forgetting_is_counted() -> None:
-    # GIVEN room for 10 windows
+def test_memory_is_bounded_by_forgetting_who_crashed_longest_ago() -> None:
+    # GIVEN room for 10 windows, and 10 executables that have used up theirs
     limiter, action = Limiter(max_keys=10), limited(1, RECORD)
+    for n in range(10):
+        limiter.admit(action, f"/bin/{n}", None, now=0.0)
 
-    # WHEN 15 executables crash within the period, and then 10 others long after it
-    for n in range(15):
-        limiter.admit(action, f"/bin/{n}", None, now=float(n))
-    for n in range(15, 25):
-        limiter.admit(action, f"/bin/{n}", None, now=10_000.0)
+    # WHEN one more crashes
+    limiter.admit(action, "/bin/10", None, now=1.0)
 
-    # THEN the windows that still held something when they were given up are counted
-    assert limiter.counts().forgotten == 5
-    assert limiter.admit(action, "/bin/0", None, now=10_001.0).capture is FULL
+    # THEN only the window that was used longest ago is forgotten
+    assert limiter.admit(action, "/bin/1", None, now=2.0).capture is RECORD
+    assert limiter.admit(action, "/bin/0", None, now=3.0).capture is FULL
 
 
 def test_the_clock_is_asked_when_no_time_is_given() -> None:
