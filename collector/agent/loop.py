@@ -43,7 +43,6 @@ from collector.policy.match import all_instant, wants_exits
 
 log = logging.getLogger(__name__)
 
-_INTERRUPTED_MAX = 1000  # of the newest records are looked at: more can not have been open at once
 _FINISH_S = 60.0  # for each lane, when the agent is to end
 _HANDOFF_MS = 3  # a hand-off follows its signal within so long, if there is one
 _IN_HAND_MS = 100  # a process that is in hand takes this long at most, or events are read meanwhile
@@ -147,9 +146,8 @@ class Agent:
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
-        for record in self._context.store.list(limit=_INTERRUPTED_MAX):
-            if record.reason is None:  # it was never closed
-                self._settler.closed(_interrupted(record))
+        for record in self._context.store.list(closed=False):
+            self._settler.closed(_interrupted(record))
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""

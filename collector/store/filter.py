@@ -21,6 +21,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     comm: str | None = None
     exe: str | None = None
     unit: str | None = None
+    closed: bool | None = None  # whether its writer has closed it: `reason` is its last word
 
     def matches(self, record: Record) -> bool:
         return (
@@ -31,6 +32,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             and glob(self.comm, record.comm)
             and glob(self.exe, record.exe)
             and glob(self.unit, record.unit)
+            and (self.closed is None or self.closed == (record.reason is not None))
         )
 
 

@@ -1,8 +1,9 @@
 """The index: an SQLite table that finds records fast. Not the truth: that is each `record.json`.
 
-Whatever is here can be made again from the folders, so commits are not synced to disk, and a
-damaged index is set aside and rebuilt. WAL mode (sqlite.org/wal.html): readers never block the
-writer. One connection may be used by several threads; the store's lock takes care of it.
+Whatever is here can be made again from the folders, so commits are not synced to disk, and an
+index that is damaged, or of an older version, is set aside and rebuilt. WAL mode
+(sqlite.org/wal.html): readers never block the writer. One connection may be used by several
+threads; the store's lock takes care of it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
 from collector.store.folders import FILE_MODE, Stamp
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = "index.db"
-DAMAGED = "index.db.damaged"
+ASIDE = "index.db.aside"
 _BUSY_S = 10.0  # how long a writer waits for another one
 _SUFFIXES = ("-wal", "-shm", "")  # the database last: until it goes, it is still damaged
 _SCHEMA = """
@@ -34,13 +35,15 @@ CREATE TABLE deaths (
   comm TEXT NOT NULL,
   exe TEXT,
   unit TEXT,
+  closed INTEGER NOT NULL,  -- 0: its writer has not closed it, or was killed before it did
   inode INTEGER NOT NULL,  -- inode and mtime_ns of the record.json that was read
   mtime INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX deaths_by_time ON deaths (time);
+CREATE INDEX deaths_open ON deaths (closed) WHERE NOT closed;
 """
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
-_UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class IndexUnusable(StoreError):
@@ -51,9 +54,13 @@ class IndexDamaged(IndexUnusable):
     """The file is not an SQLite database, or is corrupt; it can be rebuilt."""
 
 
+class IndexOutdated(IndexUnusable):
+    """The file is of an older version; it can be rebuilt."""
+
+
 class Index:
     """The open index. Every method raises StoreError: IndexUnusable if the file cannot be used,
-    IndexDamaged if rebuilding it would help."""
+    IndexDamaged or IndexOutdated if rebuilding it would help."""
 
     def __init__(self, path: Path, *, create: bool, readonly: bool) -> None:
         self.path = path
@@ -99,6 +106,7 @@ class Index:
             ("matches(?, comm)", wanted.comm),
             ("matches(?, exe)", wanted.exe),
             ("matches(?, unit)", wanted.unit),
+            ("closed = ?", wanted.closed),
         ):
             if value is not None:
                 conditions.append(condition)
@@ -141,6 +149,11 @@ class Index:
                     f"{self.path}: has version {version}, this coreward knows versions up to "
                     f"{SCHEMA_VERSION}: it was written by a newer coreward; use that one"
                 )
+            if 0 < version < SCHEMA_VERSION:
+                raise IndexOutdated(
+                    f"{self.path}: has version {version}, of an older coreward; the agent rebuilds "
+                    "it when it starts"
+                )
             if version == 0 and not create:
                 raise IndexDamaged(f"{self.path}: damaged: it has no tables")
             if version == 0:
@@ -165,17 +178,18 @@ class Index:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged index, so that a new one can be made in its place."""
+    """Rename an index, so that a new one can be made in its place."""
     with _one_opener(path.parent, alone=True):
         for suffix in _SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
-                path.with_name(path.name + suffix).rename(path.with_name(DAMAGED + suffix))
+                path.with_name(path.name + suffix).rename(path.with_name(ASIDE + suffix))
 
 
 def _row(record: Record, stamp: Stamp) -> tuple[object, ...]:
     time = microseconds(record.time)
     fields = (record.cause.value, record.signal, record.comm, record.exe, record.unit)
-    return record.id, time, *fields, *stamp
+    closed = record.reason is not None
+    return record.id, time, *fields, closed, *stamp
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

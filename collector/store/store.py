@@ -31,7 +31,7 @@ from collector.store import encoding, index
 from collector.store.filter import Filter, microseconds
 from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked
-from collector.store.index import Index, IndexDamaged, IndexUnusable
+from collector.store.index import Index, IndexDamaged, IndexOutdated, IndexUnusable
 
 LATEST = "latest"
 Records = list[Record]
@@ -156,12 +156,6 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self._folders.path}: not cleaned: {error.strerror}") from error
 
-    def reindex(self) -> int:
-        """Make the index anew from the folders; returns the number of records in it."""
-        self._writable()
-        with self._lock:
-            return self._rebuild()
-
     # ---------------------------------------------------------------- reading
 
     def resolve(self, name: str) -> str:
@@ -218,17 +212,26 @@ class Store:
         comm: str | None = None,
         exe: str | None = None,
         unit: str | None = None,
+        closed: bool | None = None,
         limit: int | None = None,
         on_damage: Damage | None = None,
     ) -> Records:
         """The records that match all conditions, newest first.
 
-        Times are aware: since <= time < until. comm, exe and unit are shell globs. What is
+        Times are aware: since <= time < until. comm, exe and unit are shell globs. closed: False
+        for records whose writer has not closed them, or was killed before it did. What is
         damaged is left out and told to `on_damage`, by default the log.
         """
         tell = on_damage or (lambda error: _log.warning("%s", error))
         wanted = Filter(
-            since=since, until=until, cause=cause, signal=signal, comm=comm, exe=exe, unit=unit
+            since=since,
+            until=until,
+            cause=cause,
+            signal=signal,
+            comm=comm,
+            exe=exe,
+            unit=unit,
+            closed=closed,
         )
         found = self._find(wanted, tell)
         records: Records = []
@@ -295,7 +298,7 @@ class Store:
             if not create:
                 self._index_problem = error
                 return
-            if not isinstance(error, IndexDamaged):
+            if not isinstance(error, IndexDamaged | IndexOutdated):
                 raise
             _log.warning("%s; it is rebuilt now", error)
             self._rebuild()
@@ -303,7 +306,7 @@ class Store:
         if create:
             self._catch_up()
 
-    def _rebuild(self) -> int:
+    def _rebuild(self) -> None:
         """Set the index aside, make a new one, fill it."""
         if self._index is not None:
             self._index.close()
@@ -312,7 +315,6 @@ class Store:
         index.set_aside(path)
         self._index = Index(path, create=True, readonly=False)
         self._catch_up()
-        return len(self._index.stamps())
 
     def _catch_up(self) -> None:
         """Bring the index to what the folders say: after a kill, they may differ."""

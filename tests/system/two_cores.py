@@ -12,7 +12,7 @@ import msgspec
 from collector.capture.dying import exit_patches
 from collector.capture.job import Explainable, Job, Written
 from collector.capture.process import OpenProcess
-from collector.capture.run import write_core
+from collector.capture.run import run_writer
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
 from collector.handoff.coredump_socket import SocketBackend
@@ -98,7 +98,7 @@ def _capture_both(
             urgent=True,
         )
         _save_stream(handoff.stream_fd(), kernel)
-        answer = write_core(job, _unexpected)
+        answer = run_writer(job, _unexpected)
     assert isinstance(answer, Written), answer
     assert answer.name is not None
     return TwoCores(kernel, folder / answer.name, answer)

@@ -119,10 +119,10 @@ def test_damaged_index_is_rebuilt_by_the_agent_and_not_needed_by_readers(
     assert damage[0].startswith(f"{index}: damaged: ")
 
     with caplog.at_level(logging.WARNING), Store(store.path, create=True) as agent:
-        assert agent.reindex() == 3
+        assert [record.start_ns for record in agent.list()] == [2, 1, 0]
     assert "it is rebuilt now" in caplog.text
     assert listed(store) == ([2, 1, 0], [])
-    assert (store.path / "index.db.damaged").exists()
+    assert (store.path / "index.db.aside").exists()
 
 
 def test_index_of_a_newer_version_is_refused(store: Store) -> None:
@@ -135,9 +135,39 @@ def test_index_of_a_newer_version_is_refused(store: Store) -> None:
         with pytest.raises(StoreError) as refused:
             Store(store.path, create=create)
         assert str(refused.value) == (
-            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 1: it "
+            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 2: it "
             "was written by a newer coreward; use that one"
         )
+
+
+def test_index_of_an_older_version_is_rebuilt_by_the_agent_and_not_needed_by_readers(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    # GIVEN two records, one closed, and the index that version 1 made of them
+    store.put(numbered(0, reason="killed"))
+    store.put(numbered(1))
+    store.close()
+    index = store.path / "index.db"
+    index.unlink()
+    db = sqlite3.connect(index)
+    db.execute("CREATE TABLE deaths (id TEXT PRIMARY KEY, time INTEGER NOT NULL)")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    index.chmod(0o600)
+
+    # WHEN a reader looks THEN it does without, and says so
+    numbers, damage = listed(store)
+    assert numbers == [1, 0]
+    assert damage == [
+        f"{index}: has version 1, of an older coreward; the agent rebuilds it when it starts"
+    ]
+
+    # WHEN the agent starts THEN it has an index of its own version, and readers have it too
+    with caplog.at_level(logging.WARNING), Store(store.path, create=True) as agent:
+        assert [record.start_ns for record in agent.list(closed=False)] == [1]
+    assert "of an older coreward" in caplog.text
+    assert listed(store) == ([1, 0], [])
+    assert (store.path / "index.db.aside").exists()
 
 
 def test_missing_index_is_made_again(store: Store) -> None:

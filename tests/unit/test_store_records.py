@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -205,6 +206,30 @@ def test_what_is_no_id_is_no_path(store: Store, name: str) -> None:
         store.put(msgspec.structs.replace(SEGFAULT, id=name))
 
 
+def test_records_that_nobody_closed(store: Store) -> None:
+    # GIVEN more records than anyone looks through, the oldest one left open by a killed agent
+    records = [numbered(number, reason="killed") for number in range(1200)]
+    left_open = numbered(0)
+    for record in (left_open, *records[1:]):
+        store.put(record)
+    # THEN it is found
+    assert store.list(closed=False) == [left_open]
+    # AND not once it is closed
+    store.put(records[0])
+    assert store.list(closed=False) == []
+    assert len(store.list(closed=True)) == 1200
+
+
+def test_a_record_that_the_index_misses_is_found_open_too(store: Store) -> None:
+    left_open = numbered(1)
+    store.put(left_open)
+    store.put(numbered(2, reason="killed"))
+    with sqlite3.connect(store.path / "index.db") as db:
+        db.execute("DELETE FROM deaths")
+    db.close()
+    assert store.list(closed=False) == [left_open]
+
+
 def test_remove_takes_the_core_along(store: Store) -> None:
     store.put(SEGFAULT)
     core = store.folder(SEGFAULT.id) / "core"
@@ -228,7 +253,6 @@ def test_readonly_writes_nothing(store: Store) -> None:
             lambda: reader.remove(SEGFAULT.id),
             lambda: reader.folder(SEGFAULT.id),
             reader.clean_partial,
-            reader.reindex,
         ):
             with pytest.raises(StoreError, match="is open for reading only"):
                 call()
