@@ -7,7 +7,6 @@ is left out of the segments and named.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 
 import msgspec
@@ -19,13 +18,11 @@ from collector.capture.select import (
     select_full,
     select_none,
     select_stacks,
-    union,
 )
 from collector.elfcore.types import LeftOut, ProcessImage, Segment
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
-
-Range = tuple[int, int]
+from collector.ranges import Range, outside, union
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +91,7 @@ def _bounded(plan: Plan, first: Sequence[Range], memory: Memory, limit: int) -> 
         budget.take(start, end)
     taken = budget.merged()
     for s in sorted((s for s in plan.segments if s.filesz), key=lambda s: s.filesz):
-        for start, end in _gaps((s.vaddr, s.vaddr + s.filesz), taken):
+        for start, end in outside([(s.vaddr, s.vaddr + s.filesz)], taken):
             budget.take(start, end)
     kept = budget.merged()
     segments = carve(plan.segments, kept)
@@ -102,7 +99,7 @@ def _bounded(plan: Plan, first: Sequence[Range], memory: Memory, limit: int) -> 
         LeftOut(start, end, f"beyond the limit of {limit} bytes")
         for s in plan.segments
         if s.filesz
-        for start, end in _gaps((s.vaddr, s.vaddr + s.filesz), kept)
+        for start, end in outside([(s.vaddr, s.vaddr + s.filesz)], kept)
     ]
     return Plan(segments=segments, left_out=[*plan.left_out, *lost], truncated=bool(lost))
 
@@ -129,20 +126,3 @@ class _Budget:
 
     def merged(self) -> list[Range]:
         return union(self._kept)
-
-
-def _gaps(whole: Range, kept: Sequence[Range]) -> list[Range]:
-    at, end = whole
-    gaps = []
-    index = max(bisect.bisect_right(kept, (at, 1 << 64)) - 1, 0)
-    for start, last in kept[index:]:
-        if last <= at:
-            continue
-        if start >= end:
-            break
-        if start > at:
-            gaps.append((at, start))
-        at = max(at, last)
-    if at < end:
-        gaps.append((at, end))
-    return gaps

@@ -19,9 +19,9 @@ from fnmatch import fnmatchcase
 from collector.arch.x86_64 import FS_BASE, PAGE, RED_ZONE, SP
 from collector.elfcore.types import VM_DONTDUMP, VM_HUGETLB, VM_IO, Mapping, Prot, Segment, Thread
 from collector.policy.types import MappingKind, MemoryChoice
+from collector.ranges import Range, union
 
 Read = Callable[[int, int], bytes]
-Range = tuple[int, int]
 
 # Bits of /proc/PID/coredump_filter (core(5)).
 ANON_PRIVATE, ANON_SHARED, MAPPED_PRIVATE, MAPPED_SHARED = 1, 2, 4, 8
@@ -163,17 +163,6 @@ def select_stacks(
             _add_messages(space, read(m.start, min(m.size, MAX_BSS)))
     _add_loader(space, auxv, read)
     return space.merged()
-
-
-def union(ranges: Iterable[Range]) -> list[Range]:
-    """The same addresses, as sorted and disjoint ranges."""
-    out: list[Range] = []
-    for start, end in sorted(ranges):
-        if out and start <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        else:
-            out.append((start, end))
-    return out
 
 
 def carve(segments: Sequence[Segment], keep: Sequence[Range]) -> list[Segment]:

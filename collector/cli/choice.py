@@ -1,4 +1,4 @@
-"""How the command line names records: an ID, a filter, a moment, an age, a signal.
+"""How the command line names records: an ID, a filter, a moment.
 
 Only words to values; what they select is the store's business.
 """
@@ -6,19 +6,19 @@ Only words to values; what they select is the store's business.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
-import re
-import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from collector.errors import UsageError
 from collector.model import Cause
+from collector.policy.units import parse_duration, parse_signal, quote
 from collector.store.filter import Filter
 from collector.store.store import LATEST, Store
 
-_SPANS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGE = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
-_REAL_TIME = re.compile(r"(RTMIN|RTMAX)(?:([+-])(\d{1,2}))?", re.ASCII)
+_T = TypeVar("_T")
 
 
 def id_argument(parser: argparse.ArgumentParser) -> None:
@@ -51,61 +51,58 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def filter_of(args: argparse.Namespace, now: datetime.datetime) -> Filter:
     """The filter that the arguments describe. UsageError if a value makes no sense."""
+
+    def when(option: str, text: str | None) -> datetime.datetime | None:
+        return None if text is None else parsed(option, lambda word: moment(word, now), text)
+
     return Filter(
-        since=None if args.since is None else moment(args.since, now),
-        until=None if args.until is None else moment(args.until, now),
+        since=when("--since", args.since),
+        until=when("--until", args.until),
         cause=None if args.cause is None else Cause(args.cause),
-        signal=None if args.signal is None else signal_number(args.signal),
+        signal=None if args.signal is None else parsed("--signal", parse_signal, args.signal),
         comm=args.comm,
         exe=args.exe,
         unit=args.unit,
     )
 
 
-def age(text: str) -> datetime.timedelta:
-    """`90s`, `30m`, `2h`, `7d`, `2w` as a span of time."""
-    found = _AGE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is not an age: give a number and s, m, h, d or w, as in 7d")
-    return datetime.timedelta(**{_SPANS[found[2]]: int(found[1])})
+def parsed(option: str, parse: Callable[[str], _T], text: str) -> _T:
+    """The value of an option; its parser's ValueError becomes a UsageError that names it."""
+    try:
+        return parse(text.strip())
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def before(now: datetime.datetime, seconds: float) -> datetime.datetime:
+    """So long before `now`; the beginning of time if that is longer ago."""
+    try:
+        return now - datetime.timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
 def moment(text: str, now: datetime.datetime) -> datetime.datetime:
-    """An age before `now`, `today`, `yesterday`, or an ISO 8601 time (local if it has no zone)."""
-    if _AGE.fullmatch(text.strip()):
-        try:
-            return now - age(text)
-        except OverflowError:
-            return datetime.datetime.min.replace(tzinfo=datetime.UTC)
+    """A duration before `now`, `today`, `yesterday`, or an ISO 8601 time (local if without zone).
+
+    Raises ValueError.
+    """
     midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    match text.strip().lower():
+    match text.lower():
         case "today":
             return midnight.astimezone()
         case "yesterday":
             return (midnight - datetime.timedelta(days=1)).astimezone()
+    with contextlib.suppress(ValueError):
+        return before(now, parse_duration(text))
     try:
-        found = datetime.datetime.fromisoformat(text.strip())
+        found = datetime.datetime.fromisoformat(text)
         return found if found.tzinfo else found.astimezone()
     except (ValueError, OverflowError):
-        raise UsageError(
-            f"{text!r} is not a time: give 2026-11-21, 2026-11-21T10:00, an age as in 2h, "
-            "today or yesterday"
+        raise ValueError(
+            f"{quote(text)} is not a time: give 2026-11-21, 2026-11-21T10:00, an age such as 2h or "
+            "7d, today or yesterday"
         ) from None
-
-
-def signal_number(text: str) -> int:
-    """The number of `SIGSEGV`, `segv`, `11` or `SIGRTMIN+3`."""
-    name = text.strip().upper().removeprefix("SIG")
-    if name.isdecimal() and name.isascii() and 1 <= int(name[:4]) <= signal.SIGRTMAX:
-        return int(name)
-    if f"SIG{name}" in signal.Signals.__members__:
-        return signal.Signals[f"SIG{name}"].value
-    if found := _REAL_TIME.fullmatch(name):
-        sign = -1 if found[2] == "-" else 1
-        number = signal.Signals[f"SIG{found[1]}"].value + sign * int(found[3] or 0)
-        if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-            return number
-    raise UsageError(f"{text!r} is not a signal: give a name as SIGSEGV, or its number")
 
 
 def reading(path: Path) -> Store:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from collector.cli.choice import parsed
 from collector.errors import UsageError
 from collector.model import Capture, Cause
 from collector.policy.facts import facts_of, is_container, unit_of_cgroup
@@ -126,10 +127,7 @@ def _facts(args: argparse.Namespace) -> Facts:
     if args.user is not None:
         given["uid"] = _uid(args.user)
     if args.signal is not None:
-        try:
-            given["signal"] = parse_signal(args.signal)
-        except ValueError as error:
-            raise UsageError(f"--signal: {error}") from None
+        given["signal"] = parsed("--signal", parse_signal, args.signal)
     return replace(facts, **given)
 
 

@@ -9,9 +9,10 @@ import datetime
 import msgspec
 
 from collector.cli import render
-from collector.cli.choice import age, json_argument
+from collector.cli.choice import before, json_argument, parsed
 from collector.errors import NotFound, StoreError, UsageError
 from collector.model import Record
+from collector.policy.units import parse_duration
 from collector.store.store import Store
 
 
@@ -58,10 +59,8 @@ def _chosen(store: Store, args: argparse.Namespace, damage: list[StoreError]) ->
     if args.all:
         return sorted(store.ids())
     if args.older_than is not None:
-        try:
-            limit = datetime.datetime.now(datetime.UTC) - age(args.older_than)
-        except OverflowError:
-            return []
+        age = parsed("--older-than", parse_duration, args.older_than)
+        limit = before(datetime.datetime.now(datetime.UTC), age)
         return [record.id for record in store.list(until=limit, on_damage=damage.append)]
     return list(dict.fromkeys(store.resolve(name) for name in args.ids))
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from collector.cli import places, render
-from collector.cli.choice import json_argument
+from collector.cli.choice import json_argument, parsed
 from collector.errors import ProbeError, ProcessError, Stalled, UsageError
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.linux.stall import with_stall_guard
@@ -53,9 +53,9 @@ class SampleVerb:
         json_argument(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        every = _value("--every", parse_duration, args.every)
-        span = _value("--for", parse_duration, args.span)
-        stack = _value("--stack", parse_size, args.stack)
+        every = parsed("--every", parse_duration, args.every)
+        span = parsed("--for", parse_duration, args.span)
+        stack = parsed("--stack", parse_size, args.stack)
         if every < _SHORTEST:
             raise UsageError(f"--every {args.every}: at least {_SHORTEST * 1000:.0f}ms")
         if not 0 < stack <= MAX_STACK:
@@ -76,13 +76,6 @@ class SampleVerb:
             )
         _print(report, as_json=args.json, stacks=args.stacks)
         return 0
-
-
-def _value(option: str, parse: Callable[[str], _T], text: str) -> _T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
 
 
 class _Target(msgspec.Struct):

@@ -25,13 +25,13 @@ from collector.elfcore.notes import build_notes, build_own, with_left_out
 from collector.elfcore.sink import HeadRewriter, Writer, WriterParams
 from collector.elfcore.types import CorewardNote, LeftOut, ProcessImage, Segment
 from collector.elfcore.zeros import CHUNK, ZEROS, nonzero_runs
+from collector.ranges import Range, outside, union
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 _READ_AHEAD = 256 << 10  # bytes from which on a piece is read by a thread of its own
 MAX_UNREADABLE = 1 << 16  # ranges that are named; more are only counted in bytes
-Range = tuple[int, int]
 
 
 class MemorySource(Protocol):
@@ -156,14 +156,8 @@ class Overrides:
 
     def uncovered(self, start: int, end: int) -> list[Range]:
         """The parts of [start, end) that no piece covers."""
-        left = []
-        for at, data in sorted(self.within(start, end)):
-            if at > start:
-                left.append((start, at))
-            start = max(start, at + len(data))
-        if start < end:
-            left.append((start, end))
-        return left
+        covered = union((at, at + len(data)) for at, data in self.within(start, end))
+        return outside([(start, end)], covered)
 
 
 class _Piece(NamedTuple):

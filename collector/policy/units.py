@@ -23,7 +23,7 @@ _SIZE_UNITS = {
     "TB": 10**12,
 }
 _SIZE_UNITS_BY_LOWER = {unit.lower(): unit for unit in _SIZE_UNITS}
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 # 15 digits of a whole number are exact in a float, and no host has more bytes
 _QUANTITY = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]*)")
 
@@ -60,8 +60,8 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `30s`, `5m`, `1h`, `1d` or `250ms`; greater than 0; raises ValueError."""
-    right = "expected a duration such as 30s, 5m, 1h or 1d"
+    """Seconds of `30s`, `5m`, `1h`, `1d`, `2w` or `250ms`; greater than 0; raises ValueError."""
+    right = "expected a duration such as 30s, 5m, 1h, 1d or 2w"
     number, unit = _quantity(text, right)
     if not unit:
         raise ValueError(f"{quote(text)} has no unit; {right}")

@@ -19,7 +19,6 @@ checked before and watched meanwhile (headroom.py); if it grows too dear the cop
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import os
 import signal
@@ -38,6 +37,7 @@ from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Options, PtraceError
+from collector.ranges import Range, holds
 from collector.snapshot import headroom
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess, critical
@@ -50,7 +50,6 @@ _VICTIM = 1000  # oom_score_adj: the first to be killed
 _STOPPED = "T"  # the state of a thread that SIGSTOP has stopped, proc_pid_stat(5)
 _STOP_PATIENCE = 10.0  # seconds
 _REAP_PATIENCE = 5.0  # seconds until the copy's memory is freed and it is reaped
-Range = tuple[int, int]
 
 
 class ForkFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,9 +100,9 @@ class ProcessCopy:
             flags = m.vm_flags or 0
             if m.shared:
                 found.append(LeftOut(m.start, m.end, SHARED))
-            elif flags & VM_WIPEONFORK or _touches(wiped, m):
+            elif flags & VM_WIPEONFORK or holds(wiped, m.start):
                 found.append(LeftOut(m.start, m.end, WIPEONFORK))
-            elif not _touches(there, m) and not m.special and m.path != "[vsyscall]":
+            elif not holds(there, m.start) and not m.special and m.path != "[vsyscall]":
                 found.append(LeftOut(m.start, m.end, DONTFORK))
         return found
 
@@ -278,9 +277,3 @@ def _tid_here(pid: int, own_tid: int) -> int:
 def _map_of(pid: int) -> list[Range]:
     with open(f"/proc/{pid}/maps", "rb") as maps:
         return [(m.start, m.end) for m in procfs.parse_maps(maps.read())]
-
-
-def _touches(ranges: Sequence[Range], m: Area) -> bool:
-    """Whether a mapping lies in one of the ranges (sorted, disjoint)."""
-    index = bisect.bisect_right(ranges, (m.start, 1 << 64)) - 1
-    return index >= 0 and m.start < ranges[index][1]

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from collector.arch.x86_64 import PAGE
 from collector.linux import process_vm
-
-Range = tuple[int, int]
+from collector.ranges import Range
 
 
 class Piece(NamedTuple):

@@ -20,7 +20,6 @@ split. When this object is closed, or we die, the kernel forgets all protection.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import os
 import time
@@ -39,6 +38,7 @@ from collector.elfcore.types import VM_HUGETLB, VM_IO, Prot
 from collector.errors import CaptureError
 from collector.linux.pagemap import Changes, WriteScan
 from collector.linux.procfs import thread_with_memory
+from collector.ranges import Range, inside, outside, union
 from collector.snapshot.gather import Gatherer
 from collector.snapshot.inject import Injector
 from collector.snapshot.staging import Area, StagedMemory, Staging
@@ -52,7 +52,6 @@ _SHRINKS = 0.7  # a round that is larger than this part of the one before does n
 _CHUNK = 4 << 20  # bytes that are copied at a time
 _SPAN = 1 << 30  # bytes of addresses that are looked through at a time
 _GAP = 64 << 20  # bytes of addresses that are not staged, but scanned to save a call
-Range = tuple[int, int]
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +164,7 @@ class PreCopy:
         except OSError as error:
             raise CaptureError(f"process {self.pid} ended, or began another program") from error
         whole = [(area.start, area.end) for area in new if area.whole]
-        for start, end in _clipped(written, self._areas) + whole:
+        for start, end in inside(written, self._areas) + whole:
             copied += self._copy(start, end, copied, progress)
         self.rounds.append(Round(bytes=copied, seconds=time.monotonic() - begun))
         return self.rounds[-1]
@@ -241,8 +240,8 @@ class PreCopy:
             except OSError as error:
                 raise CaptureError(f"process {self.pid} has ended") from error
             scanned = time.monotonic()
-            dirty = _clipped(self._changes.written, self._areas)
-            dirty += _outside(self._absent_files(), _joined(self._failed))
+            dirty = inside(self._changes.written, self._areas)
+            dirty += outside(self._absent_files(), union(self._failed))
             taken = self._gatherer.take(dirty)
             end = time.monotonic()
         if not taken:
@@ -258,7 +257,7 @@ class PreCopy:
     def _absent_files(self) -> list[Range]:
         """Pages of files that are staged but not present now: they are those of the file again."""
         files = [area for area in self._areas if area.whole]
-        return _clipped(self._changes.absent, files)
+        return inside(self._changes.absent, files)
 
     # --- afterwards -----------------------------------------------------------------------------
 
@@ -286,11 +285,11 @@ class PreCopy:
             self._staging.write(piece.address, self._gatherer.view(piece))
         live = ProcessMemory(self._mem, self._pagemap, self._mappings, shared_fds)
         taken = [(piece.address, piece.address + piece.size) for piece in self._gatherer.pieces]
-        failed = _outside(_joined(self._failed), sorted(taken))
+        failed = outside(union(self._failed), sorted(taken))
         return StagedMemory(
             self._staging,
             self._areas,
-            _outside([(a, b) for a, b, _ in self._areas], self._changes.absent),
+            outside([(a, b) for a, b, _ in self._areas], self._changes.absent),
             sorted(failed + self._gatherer.unreadable),
             live,
         )
@@ -304,48 +303,6 @@ class PreCopy:
 def _area(m: types.Mapping) -> Area:
     huge = (m.vm_flags or 0) & VM_HUGETLB or (m.path or "").startswith("/anon_hugepage")
     return Area(m.start, m.end, bool(m.inode) and not huge)
-
-
-def _clipped(ranges: Sequence[Range], areas: Sequence[Area]) -> list[Range]:
-    """The parts of rising ranges that lie inside areas (rising, disjoint)."""
-    found = []
-    starts = [area.start for area in areas]
-    for start, end in ranges:
-        index = max(bisect.bisect_right(starts, start) - 1, 0)
-        while index < len(areas) and areas[index].start < end:
-            low, high = max(start, areas[index].start), min(end, areas[index].end)
-            if low < high:
-                found.append((low, high))
-            index += 1
-    return found
-
-
-def _joined(ranges: Sequence[Range]) -> list[Range]:
-    """The same, rising and disjoint."""
-    found: list[Range] = []
-    for start, end in sorted(ranges):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return found
-
-
-def _outside(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
-    """The parts of ranges that no other covers; `others` rise and are disjoint."""
-    ends = [end for _, end in others]
-    found = []
-    for start, end in ranges:
-        at = start
-        index = bisect.bisect_right(ends, at)
-        while index < len(others) and others[index][0] < end:
-            if at < others[index][0]:
-                found.append((at, others[index][0]))
-            at = ends[index]
-            index += 1
-        if at < end:
-            found.append((at, end))
-    return found
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from collector.capture.memory import ProcessMemory
-
-Range = tuple[int, int]
+from collector.ranges import Range
 
 
 class Extent(NamedTuple):

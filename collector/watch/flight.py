@@ -18,7 +18,7 @@ import zstandard
 
 from collector import __version__
 from collector.arch.x86_64 import PAGE
-from collector.capture.select import carve, select_none, union
+from collector.capture.select import carve, select_none
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import Writer
 from collector.elfcore.types import CorewardNote, ProcessImage, PsInfo, Thread
@@ -27,6 +27,7 @@ from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError
 from collector.introspect.types import ProcessIdentity
 from collector.model import Capture, Frame, SamplesFacts
+from collector.ranges import union
 from collector.sample.report import ProcessReport, report_of
 from collector.sample.ring import SampleRing
 from collector.sample.types import KeptStack, Sample

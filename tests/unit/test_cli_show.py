@@ -464,11 +464,12 @@ def test_rm_by_age_and_all(store: Store, capsys: pytest.CaptureFixture[str]) -> 
         (["rm"], "rm: give either IDs, or --all, or --older-than AGE"),
         (["rm", "a", "--all"], "rm: give either IDs, or --all, or --older-than AGE"),
         (["rm", "--older-than", "x"],
-         "'x' is not an age: give a number and s, m, h, d or w, as in 7d"),
-        (["list", "--since", "soon"], "'soon' is not a time: give 2026-11-21, 2026-11-21T10:00, "
-         "an age as in 2h, today or yesterday"),
+         "--older-than: \"x\" is not understood; expected a duration such as 30s, 5m, 1h, 1d or "
+         "2w"),
+        (["list", "--since", "soon"], "--since: \"soon\" is not a time: give 2026-11-21, "
+         "2026-11-21T10:00, an age such as 2h or 7d, today or yesterday"),
         (["list", "--signal", "SIGNONE"],
-         "'SIGNONE' is not a signal: give a name as SIGSEGV, or its number"),
+         "--signal: \"SIGNONE\" is not a signal such as SIGSEGV, SEGV or 11"),
         (["list", "--limit", "-1"], "--limit -1: must not be negative"),
     ],
 )  # fmt: skip

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from collector.capture.memory import ProcessMemory
-from collector.snapshot.precopy import _clipped, _joined, _outside
+from collector.ranges import Range
 from collector.snapshot.staging import Area, StagedMemory, Staging
 
 PAGE = 4096
-Range = tuple[int, int]
 
 
 class Live:
@@ -100,29 +97,6 @@ def test_a_read_ends_where_memory_could_not_be_copied(tmp_path: Path) -> None:
         memory = staged(staging, area, present=[(0, 3 * PAGE)], bad=[(PAGE, 2 * PAGE)])
         sizes = [len(memory.read(at, 3 * PAGE - at)) for at in (0, PAGE, 2 * PAGE)]
         assert sizes == [PAGE, 0, PAGE]
-
-
-pages = st.sets(st.integers(0, 40))
-
-
-def ranges_of(numbers: set[int]) -> list[Range]:
-    return _joined([(number, number + 1) for number in numbers])
-
-
-def pages_of(ranges: list[Range]) -> set[int]:
-    return {page for start, end in ranges for page in range(start, end)}
-
-
-@given(pages, pages)
-def test_ranges_are_sets_of_pages(these: set[int], others: set[int]) -> None:
-    """
-    GIVEN two sets of pages, as ranges
-    WHEN one is clipped to the other, or the other taken away
-    THEN these are the pages in both, and in the one alone
-    """
-    areas = [Area(start, end, False) for start, end in ranges_of(others)]
-    assert pages_of(_clipped(ranges_of(these), areas)) == these & others
-    assert pages_of(_outside(ranges_of(these), ranges_of(others))) == these - others
 
 
 def test_no_room_on_the_disk_is_an_error_of_the_folder(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ PROBLEMS = [
     (
         "defaults: {limit: {period: 30}}",
         'f:1: defaults.limit.period: "30" has no unit; '
-        "expected a duration such as 30s, 5m, 1h or 1d",
+        "expected a duration such as 30s, 5m, 1h, 1d or 2w",
     ),
     (
         "defaults: {limit: {period: 0s}}",
