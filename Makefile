@@ -9,7 +9,7 @@ DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev mak
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
-NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-hold.so
+NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-hold.so $(BUILD)/coreward-cpu.so
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system kernels kernel-tests bench clean

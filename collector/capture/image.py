@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from collector.arch import xsave
+from collector.arch.xsave import layout_note
 from collector.capture.job import Job
 from collector.capture.process import ProcText
 from collector.capture.select import DEFAULT_FILTER
@@ -21,6 +21,7 @@ from collector.elfcore.notes import image_of
 from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Thread
 from collector.errors import CaptureError
 from collector.linux.procfs import MapsLine, field, parse_maps, parse_stat
+from collector.native.cpu import xsave_layout
 from collector.probe.iterators import decode_mappings, decode_threads
 
 _MAX_NAME = 15
@@ -47,7 +48,7 @@ def image_of_job(job: Job) -> ProcessImage:
         auxv=job.text.auxv,
         siginfo=job.siginfo,
         psinfo=_psinfo(job.text, threads, dying=threads[0].tid),
-        xsave_layout=xsave.xsave_layout(),
+        xsave_layout=_xsave_note(),
     )
 
 
@@ -120,8 +121,13 @@ def image_of_live(
         mappings=with_gate(mappings),
         auxv=text.auxv,
         psinfo=_psinfo(text, threads),
-        xsave_layout=xsave.xsave_layout(),
+        xsave_layout=_xsave_note(),
     )
+
+
+def _xsave_note() -> bytes | None:
+    own = xsave_layout()
+    return None if own is None else layout_note(own)
 
 
 def _psinfo(text: ProcText, threads: Sequence[Thread], dying: int | None = None) -> PsInfo:

@@ -1,5 +1,6 @@
 """Build the native parts: `python -m collector.native.build OUTDIR` makes coreward-pipe, the pipe
-helper, and coreward-hold.so, the agent's way to an instant release.
+helper, coreward-hold.so, the agent's way to an instant release, and coreward-cpu.so, which asks the
+CPU.
 
 Run when the project is set up; the agent only uses what was built. x86-64 gets a helper without
 libc, which starts and ends in 0.09 ms; other architectures a static one with it, 0.37 ms.
@@ -19,6 +20,8 @@ NAME = "coreward-pipe"
 SOURCE = Path(__file__).parent / "pipe_helper.c"
 LIBRARY = "coreward-hold.so"
 LIBRARY_SOURCE = Path(__file__).parent / "native.c"
+CPU_LIBRARY = "coreward-cpu.so"
+CPU_SOURCE = Path(__file__).parent / "cpu.c"
 _HEADERS = Path(__file__).parents[2] / "bpf"  # of the BPF programs' records
 
 _WARNINGS = ("-O2", "-Wall", "-Wextra", "-Werror")
@@ -47,6 +50,11 @@ def build(directory: Path, compiler: str = "gcc", libc: bool | None = None) -> P
 def build_library(directory: Path, compiler: str = "gcc") -> Path:
     """Compile the library into `directory`, as `build` does."""
     return _compile(directory / LIBRARY, LIBRARY_SOURCE, [compiler, *_SHARED, f"-I{_HEADERS}"])
+
+
+def build_cpu(directory: Path, compiler: str = "gcc") -> Path:
+    """Compile the library that asks the CPU into `directory`, as `build` does; x86-64 only."""
+    return _compile(directory / CPU_LIBRARY, CPU_SOURCE, [compiler, *_SHARED])
 
 
 def _compile(target: Path, source: Path, command: list[str]) -> Path:
@@ -78,7 +86,8 @@ if __name__ == "__main__":
     try:
         if len(sys.argv) != 2:
             raise UsageError("usage: python -m collector.native.build OUTDIR")
-        for built in (build(Path(sys.argv[1])), build_library(Path(sys.argv[1]))):
+        outdir = Path(sys.argv[1])
+        for built in (build(outdir), build_library(outdir), build_cpu(outdir)):
             print(built)
     except (HoldError, UsageError) as failure:
         print(f"coreward: {failure}", file=sys.stderr)

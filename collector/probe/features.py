@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 
 from collector import proof
-from collector.arch import xsave
 from collector.errors import CorewardError, ProbeError
 from collector.linux import libbpf
 from collector.model import Exit, FatalSignal
+from collector.native import cpu
 from collector.probe import btf, pins
 from collector.probe.probe import Probe, open_probe
 
@@ -145,7 +145,7 @@ def _clang() -> str:
 
 
 def _xsave() -> str:
-    found = xsave.probe()
-    if isinstance(found, xsave.Unavailable):
+    found = cpu.probe()
+    if isinstance(found, cpu.Unavailable):
         raise ProbeError(found.reason)
     return f"{found.size} bytes per thread, components {found.features:#x}"

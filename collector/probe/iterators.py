@@ -22,6 +22,7 @@ from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mappi
 from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.linux.procfs import parse_maps, thread_with_memory
+from collector.native.cpu import xsave_layout
 from collector.probe.events import text
 
 # Address space for the records of one process. It takes memory only where it is written, in huge
@@ -207,7 +208,7 @@ def decode_threads(raw: Raw) -> list[Thread]:
 
     `xstate` is None where the area could not be read or this CPU's layout is not known.
     """
-    layout = xsave.layout()
+    layout = xsave_layout()
     threads: list[Thread] = []
     leader: tuple[int, _ThreadFields] | None = None
     utime = stime = 0

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.arch import xsave
 from collector.arch.x86_64 import PAGE, RED_ZONE, Reg
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
@@ -23,6 +22,7 @@ from collector.linux import process_vm, procfs, ptrace
 from collector.linux.pagemap import resident_part
 from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Iovec, PtraceError, run_as_tracer
+from collector.native.cpu import xsave_layout
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.stop import XSTATE_SIZE, Perturb, Unstopped, Why, critical
 from collector.snapshot.tasks import TaskFacts
@@ -108,7 +108,7 @@ class _Rolling:
         self.left_out: list[Unstopped] = []
         self._pid, self._memory, self._pagemap = pid, memory, pagemap
         self._policy, self._deadline = policy, deadline
-        layout = xsave.layout()
+        layout = xsave_layout()
         self._file = ptrace.RegisterFile(1, layout.size if layout else XSTATE_SIZE)
         self._stack = ctypes.create_string_buffer(b"\xff" * max(stack_bytes, 1))
         self._most = stack_bytes

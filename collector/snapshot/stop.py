@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from collector.arch import xsave
 from collector.elfcore.types import Thread
 from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.procfs import Blocked
 from collector.linux.ptrace import Options, PtraceError, Stop
+from collector.native.cpu import xsave_layout
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.tasks import TaskFacts
 
@@ -194,7 +194,7 @@ class StoppedProcess:
                 call = procfs.blocked(self.pid, tid)
                 if restart.would_notice(self.pid, call):
                     self._why[tid], self._calls[tid] = Why.PERTURB, call
-        layout = xsave.layout()
+        layout = xsave_layout()
         capacity = procfs.thread_count(self.pid) + _SPARE
         self._file = ptrace.RegisterFile(capacity, layout.size if layout else XSTATE_SIZE)
         self._more = [self._file]
