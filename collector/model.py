@@ -116,7 +116,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     sp: int
 
 
-class CodeSite(msgspec.Struct, frozen=True, kw_only=True):
+class CrashSite(msgspec.Struct, frozen=True, kw_only=True):
     """A place in a binary that is the same over restarts: build-id (hex) and file offset."""
 
     build_id: str
@@ -167,7 +167,7 @@ class FatalSignal(msgspec.Struct, frozen=True, kw_only=True):
     sender: Sender | None
     regs: tuple[int, ...]  # 27 words in the order of struct user_regs_struct (<sys/user.h>)
     stack: tuple[StackPage, ...]
-    site: CodeSite | None
+    site: CrashSite | None
     last_fault: Fault | None
     thread_name: str | None = None
     fault_access: Access | None = None  # of a page fault, from the CPU's error code
@@ -276,7 +276,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     capture_s: float | None = None  # from the hand-off until the core was visible
     release: Release | None = None  # None: the process was never held
     release_reason: str | None = None
-    site: CodeSite | None = None
+    site: CrashSite | None = None
     reason: str | None = None
     abort_message: str | None = None  # what the C library said before it aborted
     frames: list[Frame] | None = None

@@ -1,6 +1,6 @@
-"""What a process loses when it ends although its address space is pinned, read while it is held.
+"""Words of memory that the kernel's exit path overwrites even under a pin; saved before release.
 
-The kernel's exit path alters a few words of memory; they are copied before.
+A pin keeps the address space, but not its contents: the exit path itself writes to a few words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The small core of a process that nobody held: what BPF saw while it died, as an ELF core.
+"""The event core: an ELF core made from BPF's events of a death that nobody held.
 
-Registers and up to 32 KiB of stack come from the fatal signal, the mapped objects from the exit.
-That is enough for one backtrace of one thread; there is no other memory to be had.
+Registers and up to 32 KiB of stack come from the event of the fatal signal, the mapped objects from
+the event of the exit. That is enough for one backtrace of one thread; there is no other memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from collector.model import Exit, FatalSignal, MappedObject
 def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
     """Write the core of `fatal`'s thread to `path` (0600).
 
-    Raises CaptureError if BPF told no mapped objects or no stack: then nothing can be unwound.
+    Raises CaptureError if the events have no mapped objects or no stack: then nothing can be
+    unwound.
     """
     if not ended.mapped:
         raise CaptureError(

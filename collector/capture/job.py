@@ -1,8 +1,8 @@
-"""What the agent hands to the process that writes a core, and what it hears back.
+"""The job that the agent gives to the process that writes a core, and that process's answers.
 
-The job goes through an anonymous file, the descriptors by inheritance, the answers as one JSON
-document a line on the writer's standard output. All decoding and all slow work is behind it, so
-that a hostile process can at worst break the writer of its own core.
+The job goes through an anonymous file, and descriptors are inherited. Each answer is one JSON
+document on a line of the writer's standard output. The writer does all decoding and all slow work,
+so a hostile process can at worst break the writer of its own core.
 """
 
 from __future__ import annotations

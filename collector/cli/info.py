@@ -124,7 +124,7 @@ def _why(record: Record) -> Lines:
     yield "it said", record.abort_message
     yield "at", None if record.ip is None else _registers(record.ip, record.sp)
     yield (
-        "code site",
+        "crash site",
         None
         if record.site is None
         else (f"build-id {record.site.build_id}, offset {record.site.offset:#x}"),

@@ -1,7 +1,7 @@
 """libbpf.so.1 through ctypes: objects, maps, pins, iterators, and the kernel's types as C.
 
 The only module that calls libbpf (>= 1.0; <bpf/libbpf.h>, <bpf/bpf.h>, <bpf/btf.h>) or knows
-numbers of bpf(2). It knows nothing of Coreward's own programs. Descriptors are plain ints that
+numbers of bpf(2). It knows nothing of what the programs do. Descriptors are plain ints that
 the caller closes; failures are ProbeError, or OSError where the caller may want the errno.
 """
 
@@ -272,7 +272,7 @@ def load_program(
         "bpf_prog_load", c_int, c_int, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p
     )
     count = len(code) // INSTRUCTION_BYTES
-    made = load(kind, b"coreward_probe", b"Dual BSD/GPL", code, count, ctypes.byref(opts))
+    made = load(kind, b"trial", b"Dual BSD/GPL", code, count, ctypes.byref(opts))
     return _checked(made, f"load a {kind.name.lower()} program")
 
 

@@ -1,7 +1,7 @@
 """How much memory there is for a process: of the host, and at each level of its memory cgroup.
 
 From /proc/meminfo, /proc/PID/status and the cgroup file systems (proc(5), cgroups(7), v1 and v2).
-What the figures mean for a process, or for its successor, is for the caller to decide.
+What the figures mean for a process, or for its restarted instance, is for the caller to decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CgroupLevel(msgspec.Struct, frozen=True, kw_only=True):
 class MemoryFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the decision needs to know of a process and its host. Bytes; None: not known."""
 
-    private: int | None  # anonymous and shared memory and swap: what a successor needs anew
+    private: int | None  # anonymous and shared memory, and swap
     host_total: int | None
     host_available: int | None
     levels: tuple[CgroupLevel, ...] | None  # from the process's cgroup upwards

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from collector.model import Capture, CodeSite, FatalSignal
+from collector.model import Capture, CrashSite, FatalSignal
 from collector.policy.types import Action, Limit
 from collector.policy.units import show_duration
 
@@ -25,7 +25,7 @@ FALLBACK_FACTOR = 4
 MAX_KEYS = 10_000
 
 _SMALLER = (Capture.STACKS, Capture.THREADS)
-_Key = tuple[str, str | CodeSite | None, float, bool]
+_Key = tuple[str, str | CrashSite | None, float, bool]
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class Limiter:
         self._windows: OrderedDict[_Key, deque[float]] = OrderedDict()
 
     def admit(
-        self, action: Action, exe: str | None, site: CodeSite | None, now: float | None = None
+        self, action: Action, exe: str | None, site: CrashSite | None, now: float | None = None
     ) -> Admission:
         """What of `action.capture` may be done now, charged to the windows.
 
@@ -62,7 +62,7 @@ class Limiter:
             return self._judge(action, exe, site, self._clock() if now is None else now)
 
     def _judge(
-        self, action: Action, exe: str | None, site: CodeSite | None, now: float
+        self, action: Action, exe: str | None, site: CrashSite | None, now: float
     ) -> Admission:
         limit, wanted = action.limit, action.capture
         if limit is None or wanted in (Capture.RECORD, Capture.NONE):
@@ -78,7 +78,7 @@ class Limiter:
         return Admission(capture=Capture.RECORD, reason="; ".join(reasons))
 
     def _charge(
-        self, limit: Limit, small: bool, exe: str | None, site: CodeSite | None, now: float
+        self, limit: Limit, small: bool, exe: str | None, site: CrashSite | None, now: float
     ) -> str | None:
         """Count one capture if every window has room; else say which has none."""
         most = limit.captures * (FALLBACK_FACTOR if small else 1)
@@ -107,7 +107,7 @@ class Limiter:
         return window
 
 
-def site_of(death: FatalSignal) -> CodeSite | None:
+def site_of(death: FatalSignal) -> CrashSite | None:
     """The site that a limit may count: that of a hardware fault.
 
     A signal that was sent (abort(3) too: the thread sends itself SIGABRT) leaves the thread in

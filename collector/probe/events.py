@@ -15,7 +15,7 @@ from collector.arch.x86_64 import PAGE
 from collector.errors import ProbeError
 from collector.model import (
     Access,
-    CodeSite,
+    CrashSite,
     Event,
     Exit,
     FatalSignal,
@@ -103,7 +103,7 @@ def _fault(record: bytes) -> Fault | None:
     )
 
 
-def _site(status: int, build_id: bytes, offset: int) -> CodeSite | None:
+def _site(status: int, build_id: bytes, offset: int) -> CrashSite | None:
     if status != BUILD_ID_VALID:
         return None
     # The kernel pads shorter build-ids (16: MD5 or UUID; 8: fast) with zeros.
@@ -111,7 +111,7 @@ def _site(status: int, build_id: bytes, offset: int) -> CodeSite | None:
         if not any(build_id[length:]):
             build_id = build_id[:length]
             break
-    return CodeSite(build_id=build_id.hex(), offset=offset)
+    return CrashSite(build_id=build_id.hex(), offset=offset)
 
 
 def _access(trap: int, error: int) -> Access | None:

@@ -1,12 +1,12 @@
-"""Which deaths were taken out of a ring and are not on record yet, told to the next reader.
+"""Which deaths were read from a ring and are not on record yet, for the reader that comes next.
 
-What was read stays in the ring until writers come round to it. So a reader that is killed needs to
-leave no more than a position behind: that of the oldest event whose death is not on record. It is
-kept in a map beside the ring, as long-lived as that. The ring's own position of the reader is not
-held back for it: the kernel wakes a reader only there, would find the ring full sooner, and a
-reader that polls would not sleep.
+An event that was read stays in the ring until writers overwrite it. So a reader that is killed
+needs to leave only a position: that of the oldest event whose death is not on record. The position
+is kept in a map beside the ring, which lives as long as the ring. We do not delay the ring's own
+consumer position for it: the kernel wakes pollers only when the consumer has caught up, and a
+lagging consumer makes the ring look full.
 
-Of a death whose events were overwritten nothing is left to read; it is counted, and told as well.
+A death whose events were overwritten cannot be read again; it is counted, and reported as lost.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Ledger:
             return not self._open and not self._overwritten
 
     def keep(self) -> None:
-        """Write down what a successor must know."""
+        """Write down what the next reader must know."""
         with self._lock:
             if self._map is None:
                 return

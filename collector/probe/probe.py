@@ -270,7 +270,7 @@ class Probe:
             yield event
 
     def _note_mapped(self, told: events.Mapped) -> None:
-        """Keep it for the exit of its process, which is the next to come."""
+        """Buffer it until the exit event of the same process, which follows in the ring."""
         if told.found is None:
             return
         if len(self._mapped) > _MAX_LEAVING:  # their exits were lost
@@ -295,7 +295,7 @@ class Probe:
     def mappings(self, pid: int) -> memoryview:
         """All mappings of a process as raw records for `decode_mappings`; empty if it has none.
 
-        A leader that called pthread_exit(3) has no memory any more; then another thread tells.
+        A leader that called pthread_exit(3) has no memory any more; then another thread is asked.
         """
         return self._iterate(iterators.iterate_mappings, self._mappings, pid)
 

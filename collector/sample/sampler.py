@@ -29,8 +29,8 @@ from collector.sample.unwind_context import UnwindContext, code_of
 STACK = 16 << 10  # bytes of each stack
 _CHANNELS = 64  # threads of one sample that /proc is asked about
 _LOOK_EVERY = 10  # samples between two looks at the mappings
-_GROUNDS = 8  # states of the mappings that are kept besides that of now
-_STRANGE = 4096
+_OLD_CONTEXTS = 8  # unwind contexts of earlier mappings that are kept besides the present one
+_UNKNOWN_PAGES = 4096  # pages that are remembered as looked into
 _IDLE = "I"  # so threads wait while their process dumps core, and hardly any others
 _UNWOUND_FROM = struct.Struct("<8Q")  # the registers that a backtrace depends on
 
@@ -52,7 +52,7 @@ class Sampler:
         self._contexts: dict[int, UnwindContext] = {}  # by number; the last one is of now
         self._made = 0  # contexts so far
         self._seen: dict[int, tuple[object, bytes]] = {}  # by tid: what tells a run, and its stack
-        self._strange: set[int] = set()  # pages without known code that were looked into
+        self._unknown: set[int] = set()  # pages without known code that were looked into
         self._taken = 0
         self._blind = False
         self.lost: dict[str, str] = {}
@@ -73,7 +73,7 @@ class Sampler:
             self._contexts.popitem()[1].close()
 
     def go_blind(self, why: str) -> None:
-        """From now on take states and registers alone; a sample that is being taken is none."""
+        """From now on take states and registers alone; a sample in progress is discarded."""
         self._blind, self._stack = True, 0
         self.lost["later stacks"] = why
 
@@ -140,13 +140,13 @@ class Sampler:
     def _look(self, threads: list[ThreadState]) -> None:
         """Look at the mappings now and then, and when a thread is where no code was."""
         due = self._taken % _LOOK_EVERY == 0
-        pages = {t.ip // PAGE for t in threads if t.exact and t.ip} - self._strange
+        pages = {t.ip // PAGE for t in threads if t.exact and t.ip} - self._unknown
         context = self._contexts.get(self._made - 1)
-        strange = {page for page in pages if context and not context.holds(page * PAGE)}
-        if len(self._strange) > _STRANGE:
-            self._strange.clear()
-        self._strange |= strange
-        if due or strange:
+        unknown = {page for page in pages if context and not context.holds(page * PAGE)}
+        if len(self._unknown) > _UNKNOWN_PAGES:
+            self._unknown.clear()
+        self._unknown |= unknown
+        if due or unknown:
             self.refresh()
 
     def refresh(self) -> None:
@@ -174,7 +174,7 @@ class Sampler:
         used = {kept.context for kept in self.ring.stacks.values()}
         old = [number for number in self._contexts if number < self._made - 1]
         for position, number in enumerate(old):
-            if number not in used or position < len(old) - _GROUNDS:
+            if number not in used or position < len(old) - _OLD_CONTEXTS:
                 if number in used:
                     self.lost["old stacks"] = "the process has changed its code too often"
                 self._contexts.pop(number).close()

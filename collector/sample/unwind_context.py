@@ -1,8 +1,8 @@
-"""What unwinding needs of a process besides its stacks, kept while it lives.
+"""The unwind context: what unwinding needs of a process besides its stacks, kept while it lives.
 
-Its mappings, the headers of its objects, its vdso and its loader's list, as a small core in
-memory; and descriptors of its executable and its root, so that stacks can be unwound when it is
-gone. Reading this neither stops the process nor writes to it.
+A small core in memory holds its mappings, the headers of its objects, its vdso and its loader's
+list. Descriptors of its executable and its root stay open, so that stacks can be unwound after its
+end. Reading all this neither stops the process nor writes to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How to take a full stop of a process: the facts, and the choice. The methods are in snapshot.py.
+"""How to take a full-stop snapshot: the facts, and the choice. The methods are in take.py.
 
 A fork is simplest, and costs a pause that grows with the page tables that the kernel has to copy:
 few, where pages are huge. A pre-copy has a short pause whatever the size, but takes longer, and
@@ -32,7 +32,7 @@ class Method(enum.StrEnum):
 
 
 class CopyFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the choice rests on."""
+    """Facts of a process that decide between the methods."""
 
     resident: int  # bytes
     huge: float | None  # share of the memory that huge pages map; None: not known

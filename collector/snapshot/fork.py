@@ -193,7 +193,7 @@ def remote_fork(
         copy = ProcessCopy(forked.pid, stopped.pid, forked.facts)
         try:
             injector.clear_in(copy.mem_fd)
-            with headroom.Watch(forked.pid, copy.give_up):
+            with headroom.RoomWatch(forked.pid, copy.give_up):
                 yield copy
         finally:
             copy.close()

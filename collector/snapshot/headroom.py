@@ -1,9 +1,9 @@
 """Is there room for a copy of a process beside it? And: is there still, while the copy lives?
 
 A forked copy costs page tables at once, and a page for each page that the process writes to until
-the copy is gone; both are charged to the process's own memory cgroup. Nobody may die for that: it
-is asked before, at each level of the cgroup tree and on the host, and watched meanwhile. The facts
-are those of linux.memory; what follows from a refusal is for the caller to decide.
+the copy is gone. The kernel charges both to the process's own memory cgroup. No copy may call the
+OOM killer: room is checked before, at each level of the cgroup tree and on the host, and watched
+while the copy lives. The facts come from linux.memory; the caller decides what a refusal means.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_room(pid: int, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Non
         raise NoRoom(f"no copy of process {pid}: {lack}")
 
 
-class Watch:
+class RoomWatch:
     """Calls `give_up` with the reason, once, as soon as the reserve is touched. A context manager.
 
     Looks every 10 ms, in a thread of its own.

@@ -1,8 +1,8 @@
 """Threads of a live process one at a time: each is held for some ten microseconds, never all.
 
-For those who may not use BPF, and for what BPF does not tell. Each thread's registers and stack
-are of one moment, but of another one than its neighbour's: together they are not consistent.
-The rules for what a thread may notice are those of `stop`.
+For users who may not use BPF, and for registers that BPF cannot read. The registers and the stack
+of one thread are of one moment, but each thread has another moment: together they are not
+consistent. What a thread may notice follows the rules of `stop`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def roll(
     deadline: float = DEADLINE,
     only: Sequence[int] | None = None,
 ) -> Rolled:
-    """Stop, read and let go each thread of `pid` (or those of `only`) in turn.
+    """Stop, read and resume each thread of `pid` (or those of `only`) in turn.
 
     stack_bytes: at most so much of each stack is read, which lengthens the hold. deadline: seconds
     to wait for one thread; one that has not stopped then comes later in the order, and is left out

@@ -1,10 +1,10 @@
 """Memory on its way into a core: copied piece by piece while the process runs, patched at the end.
 
 A `Staging` is a file without a name in the folder where the core will be: addresses get room in it
-when they are first seen, and are overwritten by later copies. A `StagedMemory` is what the core
-writer reads then (a MemorySource): which pages there were at the instant, and their contents from
-the staging file; what was never staged, because it does not change or is shared, is read from the
-process itself. Nothing here knows when a copy is good.
+when they are first seen, and later copies overwrite them. A `StagedMemory` is what the core writer
+reads then (a MemorySource): which pages there were at the instant, and their contents from the
+staging file. An area that was never staged, because it does not change or is shared, is read from
+the process itself. Deciding when a copy is consistent is the caller's job.
 """
 
 from __future__ import annotations

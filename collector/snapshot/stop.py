@@ -7,11 +7,12 @@
 
     run_as_tracer(work)
 
-All that takes time happens before or after: threads are traced first, which stops nobody, and
-described from /proc before and after. Threads that would get EINTR are set to start their system
-call again (`restart`); signals that arrive meanwhile are delivered at the end; a process that was
-stopped by SIGSTOP stays so. If this program dies, the kernel lets all go as they would be let go
-here. It reads no memory and changes none: that is for others to do while the process stands.
+Everything that takes time happens before or after the stop: threads are traced first, which stops
+nobody, and described from /proc before and after. A thread whose system call would fail with EINTR
+is set to start the call again (`restart`). Signals that arrive meanwhile are delivered at the end.
+A process that SIGSTOP had stopped stays stopped. If this program dies, the kernel resumes all
+threads as this module does. It neither reads nor changes memory: its caller does, while the process
+stands.
 """
 
 from __future__ import annotations
@@ -103,11 +104,11 @@ def critical() -> Iterator[None]:
             gc.enable()
 
 
-def let_go_late(pid: int, late: set[int], policy: Perturb, seconds: float) -> None:
-    """Let threads go that had been asked to stop and did not in time, as soon as they have.
+def resume_late(pid: int, late: set[int], policy: Perturb, seconds: float) -> None:
+    """Resume threads that were asked to stop and did not in time, as soon as they stop.
 
-    Those that let go, or have ended, are taken out of `late`. Waits at most `seconds`, and not for
-    threads that sleep uninterruptibly: the end of the tracer lets go of those.
+    Takes threads that it resumed, or that have ended, out of `late`. Waits at most `seconds`, and
+    not for threads that sleep uninterruptibly: the kernel resumes those when the tracer ends.
     """
     end = time.monotonic() + seconds
     for tid in list(late):
@@ -349,13 +350,13 @@ class StoppedProcess:
         worst, worst_tid = 0.0, self.pid
         with critical():
             for tid, stop in self.stops.items():
-                self._let_go(tid, stop.pass_on)
+                self._resume(tid, stop.pass_on)
                 held = time.monotonic() - self._asked.get(tid, self._stopping_at)
                 if held > worst:
                     worst, worst_tid = held, tid
             now = time.monotonic()
         late = {tid for tid, why in self._why.items() if why in (Why.LATE, Why.UNINTERRUPTIBLE)}
-        let_go_late(self.pid, late | set(self._pending), self._policy, _AFTER)
+        resume_late(self.pid, late | set(self._pending), self._policy, _AFTER)
         if self._held:
             total, traced = now - self._stopping_at, now - self._traced_at
             self.pause = Pause(total * 1e3, worst * 1e3, worst_tid, traced * 1e3)
@@ -363,7 +364,7 @@ class StoppedProcess:
             self.pause = Pause(0.0, 0.0, self.pid, 0.0)
 
     @staticmethod
-    def _let_go(tid: int, signal: int) -> None:
+    def _resume(tid: int, signal: int) -> None:
         try:
             ptrace.detach(tid, signal)
         except PtraceError:

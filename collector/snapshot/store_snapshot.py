@@ -1,6 +1,7 @@
 """A snapshot into the store: its core, its record, its explanation. Used by the verb and the agent.
 
-A snapshot has an id of its own each time; it is on record when its core is complete, or not at all.
+Each snapshot has an id of its own. It is on record once its core is complete; if it fails, nothing
+stays.
 """
 
 from __future__ import annotations

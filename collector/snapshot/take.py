@@ -42,7 +42,7 @@ from collector.snapshot.rolling import roll
 from collector.snapshot.stop import Perturb, StoppedProcess, Unstopped
 
 T = TypeVar("T")
-COPY_MAX = 64 << 20  # resident bytes of a process that `auto` lets stand for a plain copy
+COPY_MAX = 64 << 20  # largest RSS for which `auto` may stop the process during a plain copy, bytes
 STACK_BYTES = 64 << 10  # of each thread, where stacks are copied with the registers
 
 

@@ -1,7 +1,7 @@
 """A snapshot that a trigger asks for, taken by a process of its own, which runs this module.
 
-It may take long and much memory, and a sample must not wait for it. The request comes on standard
-input, the answer goes to standard output, one JSON document each.
+A snapshot may take long and need much memory, and a sample must not wait for it. The order comes on
+standard input, the answer goes to standard output, one JSON document each.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot
 from collector.model import (
     Access,
-    CodeSite,
+    CrashSite,
     Event,
     Exit,
     FatalSignal,
@@ -90,7 +90,7 @@ def facts_of(victim: Victim) -> Facts:
     return Facts(int(instruction, 16), int(pattern, 16), int(tid))
 
 
-def site_of(pid: int, address: int) -> CodeSite:
+def site_of(pid: int, address: int) -> CrashSite:
     """The build-id and file offset of an address of a live process."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         found = re.match(r"(\w+)-(\w+) \S+ (\w+) \S+ \d+ +(/.*)", line)
@@ -98,7 +98,7 @@ def site_of(pid: int, address: int) -> CodeSite:
             with open(found[4], "rb") as file:
                 notes = ELFFile(file).get_section_by_name(".note.gnu.build-id").iter_notes()
                 build_id = next(notes)["n_desc"]
-            return CodeSite(
+            return CrashSite(
                 build_id=build_id, offset=address - int(found[1], 16) + int(found[3], 16)
             )
     raise AssertionError(f"{address:#x} is in no file")

@@ -10,7 +10,7 @@ from collector.model import (
     Access,
     Capture,
     Cause,
-    CodeSite,
+    CrashSite,
     Fault,
     Frame,
     Outcome,
@@ -60,7 +60,7 @@ SEGFAULT = Record(
     capture_s=0.52,
     release=Release.INSTANT,
     release_reason="there is room for its successor",
-    site=CodeSite(build_id="ab" * 20, offset=0x1234),
+    site=CrashSite(build_id="ab" * 20, offset=0x1234),
     reason="SIGSEGV: wrote to address 0x0 in `inner` (victim.c:10), thread `worker-3`",
     frames=[
         Frame(

@@ -227,7 +227,7 @@ Why
   address       0x0 (write)
   last fault    SIGSEGV, SEGV_MAPERR, address 0x8; the process handled it; tid 815, ip 0x1, sp 0x2
   at            ip 0x55d0c0de1234, sp 0x7ffe00001000
-  code site     build-id abababababababababababababababababababab, offset 0x1234
+  crash site    build-id abababababababababababababababababababab, offset 0x1234
 
 Where
   #0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]

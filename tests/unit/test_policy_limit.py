@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec.structs import replace
 
-from collector.model import Capture, CodeSite, FatalSignal, Identity, ProcessKey
+from collector.model import Capture, CrashSite, FatalSignal, Identity, ProcessKey
 from collector.policy.limit import Admission, Limiter, site_of
 from collector.policy.types import Action, Limit
 
 FULL, STACKS, THREADS = Capture.FULL, Capture.STACKS, Capture.THREADS
 RECORD, NONE = Capture.RECORD, Capture.NONE
-HERE, THERE = CodeSite(build_id="ab", offset=1), CodeSite(build_id="ab", offset=2)
+HERE, THERE = CrashSite(build_id="ab", offset=1), CrashSite(build_id="ab", offset=2)
 
 
 def limited(captures: int, fallback: Capture = STACKS, capture: Capture = FULL) -> Action:

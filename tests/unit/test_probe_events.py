@@ -9,7 +9,7 @@ import pytest
 from collector.errors import ProbeError
 from collector.model import (
     Access,
-    CodeSite,
+    CrashSite,
     Exit,
     FatalSignal,
     Fault,
@@ -92,7 +92,7 @@ def test_a_fatal_signal_is_decoded_whole() -> None:
             StackPage(address=0x7000, data=b"\0" * 4096),
             StackPage(address=0x9000, data=b"\2" * 4096),
         ),
-        site=CodeSite(build_id=BUILD_ID.hex(), offset=0x1234),
+        site=CrashSite(build_id=BUILD_ID.hex(), offset=0x1234),
         last_fault=Fault(
             time_ns=41, tid=1235, signal=11, si_code=1, si_addr=0x20, ip=0x400, sp=0x7FF0
         ),
@@ -170,11 +170,11 @@ def test_without_siginfo_nothing_is_made_up() -> None:
     [
         ({"status": 2}, None),
         ({"status": -14}, None),
-        ({"build_id": BUILD_ID[:16]}, CodeSite(build_id=BUILD_ID[:16].hex(), offset=0x1234)),
-        ({"build_id": BUILD_ID[:8]}, CodeSite(build_id=BUILD_ID[:8].hex(), offset=0x1234)),
+        ({"build_id": BUILD_ID[:16]}, CrashSite(build_id=BUILD_ID[:16].hex(), offset=0x1234)),
+        ({"build_id": BUILD_ID[:8]}, CrashSite(build_id=BUILD_ID[:8].hex(), offset=0x1234)),
     ],
 )
-def test_the_site_is_known_or_absent(changes: dict[str, bytes], site: CodeSite | None) -> None:
+def test_the_site_is_known_or_absent(changes: dict[str, bytes], site: CrashSite | None) -> None:
     assert decoded(fatal(**changes)).site == site
 
 
