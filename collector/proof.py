@@ -5,14 +5,13 @@ Agents know such a death by its name, its user and its interpreter, and have no 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 
+from collector.linux import prctl
+
 NAME = "coreward-proof"
 SIGNAL = signal.SIGABRT
-_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die(*, dumpable: bool) -> int:
@@ -26,8 +25,8 @@ def die(*, dumpable: bool) -> int:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
         signal.signal(SIGNAL, signal.SIG_DFL)
-        _libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
-        _libc.prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
+        prctl.set_dumpable(dumpable)
+        prctl.set_name(NAME.encode())
         os.abort()
     finally:
         os._exit(1)

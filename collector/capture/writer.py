@@ -8,11 +8,8 @@ the agent dies it dies too; what it had not finished has a temporary name that t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
-import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ import msgspec
 from collector import __version__
 from collector.arch.x86_64 import IP, SP
 from collector.capture.core_file import core_name, core_writer
+from collector.capture.helper import become_helper
 from collector.capture.image import coredump_filter, image_of_job
 from collector.capture.job import (
     EXPLAIN_CORE,
@@ -44,10 +42,6 @@ from collector.model import Capture
 
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
 _CHECK_EVERY = 64 << 20  # bytes between looks at the free space
-_NICE = 19
-_OOM_SCORE = 900  # rather this process than any service
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # prctl(2)
-_IOPRIO_SET, _IOPRIO_IDLE = 251, 3 << 13  # ioprio_set(2), x86-64; class idle
 
 
 def main() -> int:
@@ -62,19 +56,6 @@ def main() -> int:
         answer = Failed(_why(error))
     _say(answer)
     return 0
-
-
-def become_helper(*, urgent: bool) -> None:
-    """Limits of a helper of the agent: dies with it, never dumps core, yields to services."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
-    if not urgent:  # a process that is held waits for us: then we are in a hurry
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-        libc.syscall(_IOPRIO_SET, 1, 0, _IOPRIO_IDLE)
 
 
 class Core:

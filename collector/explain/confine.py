@@ -18,12 +18,9 @@ import contextlib
 import ctypes
 import os
 import resource
-import signal
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_PR_SET_DUMPABLE = 4
-_PR_SET_KEEPCAPS = 8
-_PR_SET_NO_NEW_PRIVS = 38
+from collector.linux import prctl
+
 _CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
 _CAP_DAC_READ_SEARCH = 2
@@ -40,10 +37,10 @@ def confine(parent: int, memory: int, cpu_seconds: int, nice: int = 19) -> None:
     nice: how much it yields to others. parent: who must be alive; this process dies with it, or at
     once if it is gone already.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl.die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl.forbid_new_privileges()
     os.nice(nice)
     _limit(resource.RLIMIT_DATA, memory)
     _limit(resource.RLIMIT_CPU, cpu_seconds)
@@ -53,13 +50,13 @@ def confine(parent: int, memory: int, cpu_seconds: int, nice: int = 19) -> None:
     if os.geteuid() == 0:
         _become_nobody()
     # last, because setuid(2) changes it: no core, no ptrace, not even by another nobody
-    _prctl(_PR_SET_DUMPABLE, 0)
+    prctl.set_dumpable(False)
 
 
 def _become_nobody() -> None:
     with contextlib.suppress(OSError):  # a container may not be allowed to
         _check("unshare", _libc.unshare(_CLONE_NEWNET))
-    _prctl(_PR_SET_KEEPCAPS, 1)
+    prctl.keep_capabilities()
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
@@ -75,10 +72,6 @@ def _limit(which: int, value: int) -> None:
     hard = resource.getrlimit(which)[1]
     bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (bound, bound))
-
-
-def _prctl(option: int, value: int) -> None:
-    _check("prctl", _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
 
 
 def _check(call: str, result: int) -> None:

@@ -59,7 +59,7 @@ def trigger_snapshot(order: SnapshotOrder) -> str:
 
 def _main() -> None:
     # only this process needs all of it
-    from collector.capture.writer import become_helper  # noqa: PLC0415
+    from collector.capture.helper import become_helper  # noqa: PLC0415
     from collector.probe.live import open_live  # noqa: PLC0415
     from collector.snapshot.store_snapshot import TriggerContext, store_snapshot  # noqa: PLC0415
     from collector.snapshot.take import SnapshotRequest, usual_capture  # noqa: PLC0415

@@ -1,0 +1,28 @@
+"""What a helper process of the agent does first: it dies with the agent and yields to services."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+from pathlib import Path
+
+from collector.linux import prctl
+
+_NICE = 19
+_OOM_SCORE = 900  # the OOM killer rather takes this process than any service
+_IOPRIO_SET, _IOPRIO_IDLE = 251, 3 << 13  # ioprio_set(2), x86-64; class idle
+_WHO_PROCESS = 1  # IOPRIO_WHO_PROCESS
+
+
+def become_helper(*, urgent: bool) -> None:
+    """Limit this process. urgent: a process is held until this one is done, so it is not slowed."""
+    prctl.die_with_parent()
+    prctl.set_dumpable(False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    if not urgent:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        ctypes.CDLL(None).syscall(_IOPRIO_SET, _WHO_PROCESS, 0, _IOPRIO_IDLE)
