@@ -10,7 +10,8 @@ from collector.agent.assemble import CORE_BIT
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
-from collector.agent.finish import Files, Settler
+from collector.agent.facts import Placed
+from collector.agent.finish import Files, Finisher
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
 from collector.errors import CaptureError
@@ -31,12 +32,12 @@ CORE_SIGNALS = frozenset(
 )
 
 
-class Witness:
-    """Makes records from hearsay."""
+class Unheld:
+    """Makes records of deaths that no hand-off came for."""
 
-    def __init__(self, context: Context, settler: Settler) -> None:
+    def __init__(self, context: Context, finisher: Finisher) -> None:
         self._context = context
-        self._settler = settler
+        self._finisher = finisher
         self._interpreter = os.readlink("/proc/self/exe")
 
     def record(self, death: Death) -> None:
@@ -78,21 +79,24 @@ class Witness:
         )
         decision = decide(self._context.policy.policy, facts)
         if decision.action.capture is Capture.NONE:
-            self._settler.count(death.cause, death.signal, Outcome.IGNORED)
+            self._finisher.count(death.cause, death.signal, Outcome.IGNORED)
             return
         lost = {}
         if decision.action.capture is not Capture.RECORD and death.cause is not Cause.EXIT:
             lost["core"] = death.why or self._why_not_held(death, who, late)
         record = death.record(record_id(self._context.boot_id, who.key), late=late, lost=lost)
-        case = Case(record, self._context.store, self._settler.closed)
+        case = Case(record, self._context.store, self._finisher.closed)
         case.learn(
-            cgroup=group,
-            unit=facts.unit,
-            container=facts.container,
-            rule=decision.rule,
-            capture_wanted=decision.action.capture,
-            lost=None if group else {"cgroup": "it was gone when the event was read"},
+            Placed(
+                cgroup=group,
+                unit=facts.unit,
+                container=facts.container,
+                rule=decision.rule,
+                capture_wanted=decision.action.capture,
+            )
         )
+        if not group:
+            case.lose("cgroup", "it was gone when the event was read")
         case.begin("record")
         self._context.recorder.ask(case)
         self._explain_relic(case, death)
@@ -103,20 +107,21 @@ class Witness:
         if death.fatal is None or death.exit is None:
             return
         if case.record.container:
-            case.learn(lost={"frames": "its files lie in a container that may be gone"})
+            case.lose("frames", "its files lie in a container that may be gone")
             return
         if not death.exit.mapped and death.exit.status & CORE_BIT:
             # where crashes are handed over BPF does not tell the mappings of what dumps core
-            case.learn(lost={"frames": "they would have come from its core"})
+            case.lose("frames", "they would have come from its core")
             return
         core = self._context.store.folder(case.record.id) / SMALL_CORE
         try:
             write_relic(core, death.fatal, death.exit)
         except (CaptureError, OSError) as error:
-            case.learn(lost={"frames": str(error)})
+            case.lose("frames", str(error))
             return
-        case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
-        self._settler.queue_explanation(case, core, Files())
+        case.lose("symbols", "files were found by path: no build-id was left to check")
+        case.keep()
+        self._finisher.queue_explanation(case, core, Files())
 
     def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:
@@ -154,8 +159,7 @@ class Witness:
             late=True,
             lost={"comm": "only the pipe helper saw it", "core": "the agent was down"},
         )
-        case = Case(record, self._context.store, self._settler.closed)
-        case.learn()
+        case = Case(record, self._context.store, self._finisher.closed)
         case.end("record")
 
     def _on_record(self, key: ProcessKey, time: datetime.datetime) -> bool:
