@@ -18,6 +18,7 @@ from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Recor
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
+from collector.probe.events import PAGE, STACK_PAGES
 from collector.records import CORE_BIT, boot_to_utc
 from collector.signals import signal_name
 from collector.store.ids import record_id
@@ -114,7 +115,10 @@ class Witness:
             case.learn(lost={"frames": str(error)})
             return
         case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
-        self._settler.queue_explanation(case, core, Files())
+        cut = None
+        if len(death.fatal.stack) == STACK_PAGES:  # all that BPF takes: there may be more
+            cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
+        self._settler.queue_explanation(case, core, Files(), cut=cut)
 
     def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:
