@@ -8,6 +8,7 @@ import os
 from collector import cgroup, proof
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
+from collector.capture.select import RED_ZONE, SP
 from collector.case import Case
 from collector.deaths import TICK_NS, Death, same_process
 from collector.errors import CaptureError
@@ -116,7 +117,8 @@ class Witness:
             return
         case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
         cut = None
-        if len(death.fatal.stack) == STACK_PAGES:  # all that BPF takes: there may be more
+        base = death.fatal.regs[SP] - RED_ZONE & -PAGE
+        if death.fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
             cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
         self._settler.queue_explanation(case, core, Files(), cut=cut)
 
