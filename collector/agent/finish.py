@@ -36,7 +36,7 @@ from collector.capture.job import Explainable, Failed, Job, Told, Written
 from collector.capture.process import OpenProcess
 from collector.capture.run import write_core
 from collector.errors import CorewardError
-from collector.explain.reason import reason
+from collector.explain.reason import OUTERMOST, reason
 from collector.explain.run import explain_core
 from collector.handoff.handoff import HandOff
 from collector.model import Capture, Cause, Outcome, Record, Release, Sender
@@ -170,12 +170,15 @@ class Finisher:
         )
         self.queue_explanation(task.case, Path(small.path), files)
 
-    def queue_explanation(self, case: Case, core: Path, files: Files) -> None:
+    def queue_explanation(
+        self, case: Case, core: Path, files: Files, *, cut: str | None = None
+    ) -> None:
+        """cut: why outer frames are not in this core, if there are any."""
         case.begin("explanation")
         lanes = self._context.lanes
         lane = lanes.relics if files.root is None else lanes.explains
         task, give_up = (
-            partial(self._explain, case, core, files),
+            partial(self._explain, case, core, files, cut),
             partial(self._leave_unexplained, case, core, files),
         )
         if not lane.submit(task, dropped=partial(give_up, "the agent was stopped before")):
@@ -188,7 +191,7 @@ class Finisher:
         case.lose("frames", why)
         case.end("explanation")
 
-    def _explain(self, case: Case, core: Path, files: Files) -> None:
+    def _explain(self, case: Case, core: Path, files: Files, cut: str | None) -> None:
         exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
         try:
             found = explain_core(core, exe=exe, root_fd=files.root)
@@ -196,6 +199,8 @@ class Finisher:
             files.close()
             core.unlink(missing_ok=True)
         case.explained(found)
+        if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
+            case.lose("outer_frames", cut)
         case.end("explanation")
 
     def closed(self, record: Record) -> None:

@@ -12,6 +12,7 @@ from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.facts import Placed
 from collector.agent.finish import Files, Finisher
+from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
 from collector.errors import CaptureError
@@ -22,6 +23,7 @@ from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessK
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
+from collector.probe.events import STACK_PAGES
 from collector.signals import signal_name
 from collector.store.ids import record_id
 
@@ -121,7 +123,11 @@ class Unheld:
             return
         case.lose("symbols", "files were found by path: no build-id was left to check")
         case.keep()
-        self._finisher.queue_explanation(case, core, Files())
+        cut = None
+        base = death.fatal.regs[SP] - RED_ZONE & -PAGE
+        if death.fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
+            cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
+        self._finisher.queue_explanation(case, core, Files(), cut=cut)
 
     def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:
