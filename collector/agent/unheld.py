@@ -21,6 +21,7 @@ from collector.linux import cgroupfs
 from collector.linux.clock import boot_to_utc
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
+from collector.policy.limit import Limiter, site_of
 from collector.policy.match import decide
 from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
@@ -41,6 +42,8 @@ class Unheld:
         self._context = context
         self._finisher = finisher
         self._interpreter = os.readlink("/proc/self/exe")
+        # of explanations: a process that is killed again and again uses up no captures of crashes
+        self._limiter = Limiter()
 
     def record(self, death: Death) -> None:
         """A death that no hand-off came for, or one that failed: the record is what events say."""
@@ -101,7 +104,11 @@ class Unheld:
             case.lose("cgroup", "it was gone when the event was read")
         case.begin("record")
         self._context.recorder.ask(case)
-        self._explain_relic(case, death)
+        site = site_of(death.fatal) if death.fatal else None
+        if self._limiter.admit(decision.action, facts.exe, site).reason is None:
+            self._explain_relic(case, death)
+        else:
+            case.lose("frames", "not looked for: beyond the limit")
         case.end("record")
 
     def _explain_relic(self, case: Case, death: Death) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from collector.capture.job import Failed, Written
-from collector.model import Capture, Outcome, Record, Release
+from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
 from tests.unit.agent_fakes import FakeAgent
-from tests.unit.event_samples import KEY, ended, fatal
+from tests.unit.event_samples import KEY, OTHER, ended, fatal, who
 
 Make = Callable[..., FakeAgent]
 
@@ -239,3 +240,31 @@ def test_the_end_of_a_process_is_never_seen(make: Make) -> None:
     # THEN the record is closed without it
     assert agent.record().lost == {"core_bit": "its exit was not seen"}
     assert agent.record().reason is not None
+
+
+def test_a_process_that_is_killed_again_and_again_is_not_explained_each_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a limit of one capture
+    agent = make("defaults: {limit: {captures: 1, period: 1h, fallback: record}}")
+    monkeypatch.setattr(
+        "collector.agent.unheld.write_relic", lambda core, *_: core.write_bytes(b"")
+    )
+    page = StackPage(address=0, data=bytes(4096))
+    # WHEN two of a program are killed
+    for pid in (901, 902):
+        key = ProcessKey(pid, KEY.start_ns)
+        whose = msgspec.structs.replace(who(key), ns_pid=pid)  # of no container
+        died = fatal(key, who=whose, signal=9, sender=OTHER, stack=(page,))
+        agent.probe.tell(died, ended(key, who=whose, status=9))
+        agent.settle()
+    # THEN both are on record, and one is explained
+    assert [record.lost.get("frames") for record in agent.announced] == [
+        None,
+        "not looked for: beyond the limit",
+    ]
+    # AND a crash of it may still have its core
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.settle()
+    assert agent.jobs[-1].capture is Capture.FULL
