@@ -109,12 +109,11 @@ class OpenBackend:
 
         Raises HoldError if each died without, or took 2 s.
         """
-        for attempt in range(_PROOFS):
-            try:
-                return self._prove()
-            except HoldError:
-                if attempt == _PROOFS - 1:
-                    raise
+        for _ in range(_PROOFS - 1):
+            with contextlib.suppress(HoldError):
+                self._prove()
+                return
+        self._prove()
 
     def _prove(self) -> None:
         child = proof.die(dumpable=True)
