@@ -13,9 +13,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 Task = Callable[[], None]
+
+
+class _Waiting(NamedTuple):
+    run: Task
+    dropped: Task | None
 
 
 class Lane:
@@ -29,18 +35,21 @@ class Lane:
         # a token for each task. Not a Condition, which takes longer to wake a worker: a dying
         # process may wait for it
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._tasks: deque[Task] = deque()
+        self._tasks: deque[_Waiting] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._busy = 0
         self._closed = False
 
-    def submit(self, task: Task, *, first: bool = False) -> bool:
-        """Queue a task (`first`: before all others); False if the lane is full or closed."""
+    def submit(self, task: Task, *, first: bool = False, dropped: Task | None = None) -> bool:
+        """Queue a task (`first`: before all others); False if the lane is full or closed.
+
+        dropped: to be done instead if the lane is closed before the task was begun.
+        """
         with self._lock:
             if self._closed or len(self._tasks) >= self._limit:
                 return False
-            (self._tasks.appendleft if first else self._tasks.append)(task)
+            (self._tasks.appendleft if first else self._tasks.append)(_Waiting(task, dropped))
             if self._idle < len(self._tasks) and len(self._threads) < self._workers:
                 name = f"{self.name}-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -59,15 +68,18 @@ class Lane:
         with self._done:
             return self._done.wait_for(lambda: not self._tasks and not self._busy, timeout)
 
-    def close(self) -> list[Task]:
-        """Take no more work; returns the tasks that were never begun."""
+    def close(self) -> int:
+        """Take no more work, and drop what was never begun; returns how many tasks that were."""
         with self._lock:
             self._closed = True
             left = list(self._tasks)
             self._tasks.clear()
             for _ in self._threads:
                 self._calls.put(None)
-            return left
+        for waiting in left:
+            if waiting.dropped is not None:
+                self._do(waiting.dropped)
+        return len(left)
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):  # else it is that of whoever submitted first
@@ -80,14 +92,18 @@ class Lane:
                 self._idle -= 1
                 if not self._tasks:  # closed
                     return
-                task = self._tasks.popleft()
+                task = self._tasks.popleft().run
                 self._busy += 1
             try:
-                task()
-            except Exception:
-                log.exception("%s: a task failed", self.name)
+                self._do(task)
             finally:
                 del task  # and all that it holds, before waiting for the next one
                 with self._lock:
                     self._busy -= 1
                     self._done.notify_all()
+
+    def _do(self, task: Task) -> None:
+        try:
+            task()
+        except Exception:
+            log.exception("%s: a task failed", self.name)

@@ -1,7 +1,8 @@
-"""A case: the record of one death while it grows, kept in the store at every step.
+"""A case: the record of one death while it grows.
 
 A case has parts that are worked on at the same time (the core, the explanation). When the last of
-them is done the case is closed, once.
+them is done the case is closed, once. The record is on disk when the case opens, when its core is
+there, and when it closes; between these it grows in memory.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from collector.agent.facts import Facts, Sampled
 from collector.errors import CorewardError
-from collector.model import Record
+from collector.explain.facts import with_explanation
+from collector.explain.types import Explanation
+from collector.model import Record, SamplesFacts
 from collector.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,19 +32,41 @@ class Case:
         self._closed = closed
         self._lock = threading.Lock()
         self._open: set[str] = set()
-        self.on_disk = False  # whether the store has it, in some state
 
     def begin(self, part: str) -> None:
         """Something is still to be learnt: the case stays open until `end(part)`."""
         with self._lock:
             self._open.add(part)
 
-    def learn(self, *, lost: dict[str, str] | None = None, **facts: Any) -> None:
-        """Add facts, and what could not be had, to the record; both are on disk afterwards."""
+    def learn(self, facts: Facts) -> None:
+        """Add what a stage knows."""
         with self._lock:
-            merged = {**self.record.lost, **(lost or {})}
-            self.record = msgspec.structs.replace(self.record, lost=merged, **facts)
-            self._put()
+            self.record = facts.added_to(self.record)
+
+    def explained(self, explanation: Explanation) -> None:
+        """Add what its core said."""
+        with self._lock:
+            self.record = with_explanation(self.record, explanation)
+
+    def sampled(self, samples: SamplesFacts) -> None:
+        """Add what the flight recorder had of it."""
+        self.learn(Sampled(samples=samples))
+
+    def lose(self, part: str, why: str) -> None:
+        """Name a part that could not be had."""
+        with self._lock:
+            lost = {**self.record.lost, part: why}
+            self.record = msgspec.structs.replace(self.record, lost=lost)
+
+    def keep(self) -> bool:
+        """Put the record on disk as far as it goes; whether it is there."""
+        with self._lock:
+            try:
+                self._store.put(self.record)
+            except (CorewardError, OSError) as error:  # a full disk must not stop the agent
+                log.error("record %s cannot be stored: %s", self.record.id, error)
+                return False
+            return True
 
     def end(self, part: str) -> None:
         """A part is done; closes the case if it was the last."""
@@ -50,10 +75,3 @@ class Case:
             if self._open:
                 return
         self._closed(self.record)
-
-    def _put(self) -> None:
-        try:
-            self._store.put(self.record)
-            self.on_disk = True
-        except (CorewardError, OSError) as error:  # a full disk must not stop the agent
-            log.error("record %s can not be stored: %s", self.record.id, error)

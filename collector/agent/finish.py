@@ -12,7 +12,6 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -21,12 +20,23 @@ from collector.agent.assemble import CORE_BIT
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
+from collector.agent.facts import (
+    Counted,
+    DyingThread,
+    Ended,
+    Held,
+    Kept,
+    NotKept,
+    Signal,
+    SignalInfo,
+    SignalSender,
+)
 from collector.agent.release import ReleaseDecision
 from collector.capture.job import Explainable, Failed, Job, Told, Written
 from collector.capture.process import OpenProcess
 from collector.capture.run import run_writer
 from collector.errors import CorewardError
-from collector.explain.reason import reason
+from collector.explain.reason import OUTERMOST, reason
 from collector.explain.run import explain_core
 from collector.handoff.handoff import HandOff
 from collector.model import Capture, Cause, Outcome, Record, Release, Sender
@@ -60,7 +70,7 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
                 os.close(fd)
 
 
-class Settler:
+class Finisher:
     """Brings deaths to their end; called from every lane."""
 
     def __init__(self, context: Context) -> None:
@@ -74,7 +84,11 @@ class Settler:
             self._note_release(task)
         if not task.job.explain and task.job.capture is Capture.RECORD:
             self._settle(task, Written(capture=Capture.RECORD))
-        elif not self._context.lanes.captures.submit(partial(self._capture, task), first=held):
+        elif not self._context.lanes.captures.submit(
+            partial(self._capture, task),
+            first=held,
+            dropped=partial(self._settle, task, Failed("the agent was stopped before")),
+        ):
             self._context.metrics.queue_full.inc()
             self._settle(task, Failed("too many captures were waiting already"))
         self._context.metrics.queued.set(self._context.lanes.captures.waiting)
@@ -95,11 +109,11 @@ class Settler:
             self._note_release(task)
         if isinstance(answer, Failed):
             self._context.metrics.errors.labels("write").inc()
-            task.case.learn(
-                capture=Capture.RECORD, outcome=Outcome.FAILED, lost={"core": answer.why}
-            )
+            task.case.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
+            task.case.lose("core", answer.why)
         else:
             self._note_core(task, answer)
+        task.case.keep()
         task.case.end("core")
         if self._context.probe is None or self._context.deaths.settle(task.death):
             self.note_exit(task.case, task.death)
@@ -107,16 +121,16 @@ class Settler:
     def note_exit(self, case: Case, death: Death) -> None:
         """The end of a process that was held; the last fact that comes."""
         if death.exit is None:
-            case.learn(lost={"core_bit": "its exit was not seen"})
+            case.lose("core_bit", "its exit was not seen")
         else:
-            case.learn(core_bit=bool(death.exit.status & CORE_BIT))
+            case.learn(Ended(core_bit=bool(death.exit.status & CORE_BIT)))
         case.end("exit")
         self._context.recorded(death)
 
     def _note_release(self, task: Task) -> None:
         held_ms = task.handoff.release()
         self._context.metrics.hold.labels(task.release.mode.value).observe(held_ms / 1e3)
-        task.case.learn(held_ms=round(held_ms, 3))
+        task.case.learn(Held(held_ms=round(held_ms, 3)))
 
     def _note_core(self, task: Task, written: Written) -> None:
         wanted = task.case.record.capture_wanted
@@ -130,20 +144,23 @@ class Settler:
         if written.capture is not wanted:
             outcome = Outcome.REDUCED
         task.case.learn(
-            capture=written.capture,
-            outcome=outcome,
-            core=written.name,
-            core_size=written.size if written.name else None,
-            core_memory=written.memory if written.name else None,
-            capture_s=round(seconds, 3) if written.name else None,
-            lost=written.lost,
+            Kept(
+                capture=written.capture,
+                outcome=outcome,
+                core=written.name,
+                core_size=written.size if written.name else None,
+                core_memory=written.memory if written.name else None,
+                capture_s=round(seconds, 3) if written.name else None,
+            )
         )
+        for part, why in written.lost.items():
+            task.case.lose(part, why)
 
     def _explainable(self, task: Task, small: Explainable) -> None:
         """The writer has made the small core; its explanation can go on beside the large one."""
-        task.case.learn(threads=small.threads, thread_name=small.thread_name)
+        task.case.learn(Counted(threads=small.threads, thread_name=small.thread_name))
         if small.told is not None and task.death.fatal is None:
-            task.case.learn(**_facts_told(task.case.record, small.told))
+            _learn_told(task.case, small.told)
         # its files stay within reach: beneath its root, in its mount namespace
         dying = task.dying
         files = Files(
@@ -153,29 +170,37 @@ class Settler:
         )
         self.queue_explanation(task.case, Path(small.path), files)
 
-    def queue_explanation(self, case: Case, core: Path, files: Files) -> None:
+    def queue_explanation(
+        self, case: Case, core: Path, files: Files, *, cut: str | None = None
+    ) -> None:
+        """cut: why outer frames are not in this core, if there are any."""
         case.begin("explanation")
         lanes = self._context.lanes
         lane = lanes.relics if files.root is None else lanes.explains
-        if not lane.submit(partial(self._explain, case, core, files)):
-            files.close()
-            core.unlink()
-            case.learn(lost={"frames": "too many explanations were waiting already"})
-            case.end("explanation")
+        task, give_up = (
+            partial(self._explain, case, core, files, cut),
+            partial(self._leave_unexplained, case, core, files),
+        )
+        if not lane.submit(task, dropped=partial(give_up, "the agent was stopped before")):
+            give_up("too many explanations were waiting already")
 
-    def _explain(self, case: Case, core: Path, files: Files) -> None:
+    @staticmethod
+    def _leave_unexplained(case: Case, core: Path, files: Files, why: str) -> None:
+        files.close()
+        core.unlink(missing_ok=True)
+        case.lose("frames", why)
+        case.end("explanation")
+
+    def _explain(self, case: Case, core: Path, files: Files, cut: str | None) -> None:
         exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
         try:
             found = explain_core(core, exe=exe, root_fd=files.root)
         finally:
             files.close()
             core.unlink(missing_ok=True)
-        case.learn(
-            frames=found.frames,
-            abort_message=found.abort_message,
-            fault_access=case.record.fault_access or found.fault_access,
-            lost=found.lost,
-        )
+        case.explained(found)
+        if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
+            case.lose("outer_frames", cut)
         case.end("explanation")
 
     def closed(self, record: Record) -> None:
@@ -194,19 +219,25 @@ class Settler:
         self._context.metrics.deaths.labels(cause.value, name, outcome.value).inc()
 
 
-def _facts_told(record: Record, told: Told) -> dict[str, Any]:
+def _learn_told(case: Case, told: Told) -> None:
     """What the kernel's notes say of a death that BPF has not seen."""
-    facts: dict[str, Any] = {"ip": told.ip, "sp": told.sp}
+    case.learn(Signal(ip=told.ip, sp=told.sp))
     info = siginfo.decode(told.siginfo)
     if info is not None:
-        facts |= {"signal": info.signal, "signal_name": signal_name(info.signal)}
-        facts |= {"si_code": info.code, "si_addr": info.address, "syscall": info.syscall}
-    if record.container:
-        return facts  # ids in it are those of its own namespace
-    facts["tid"] = told.tid
+        case.learn(
+            SignalInfo(
+                signal=info.signal,
+                signal_name=signal_name(info.signal),
+                si_code=info.code,
+                si_addr=info.address,
+                syscall=info.syscall,
+            )
+        )
+    if case.record.container:
+        return  # ids in the notes are those of its own namespace
+    case.learn(DyingThread(tid=told.tid))
     if info is not None and info.sender is not None and info.sender[0]:
         pid, uid = info.sender
-        itself = pid == record.pid
-        facts["sender"] = Sender(pid=pid, uid=uid, comm=record.comm if itself else None)
-        facts["cause"] = Cause.SIGNAL if itself else Cause.KILLED
-    return facts
+        itself = pid == case.record.pid
+        sender = Sender(pid=pid, uid=uid, comm=case.record.comm if itself else None)
+        case.learn(SignalSender(sender=sender, cause=Cause.SIGNAL if itself else Cause.KILLED))

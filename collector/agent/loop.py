@@ -22,28 +22,30 @@ import os
 import select
 import signal
 import threading
+import time
 from functools import partial
 
 import msgspec
 
 from collector.agent.accept import Taker
 from collector.agent.context import HANDOFF_NICE, Context
-from collector.agent.correlate import Death
-from collector.agent.finish import Settler
+from collector.agent.events import Events
+from collector.agent.finish import Finisher
 from collector.agent.gather import Gathered
 from collector.agent.receive import Receiver
 from collector.agent.release import most_pinned
-from collector.agent.unheld import Witness
+from collector.agent.unheld import Unheld
 from collector.handoff.backends import NoBackend
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PipeBackend
-from collector.model import Capture, Event, Exit, Outcome, Record
+from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
 
 log = logging.getLogger(__name__)
 
-_FINISH_S = 60.0  # for each lane, when the agent is to end
+_FINISH_S = 45.0  # for all that is being worked on when the agent is to end
+_LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
 _HANDOFF_MS = 3  # a hand-off follows its signal within so long, if there is one
 _IN_HAND_MS = 100  # a process that is in hand takes this long at most, or events are read meanwhile
 _LOOK_MS = 5000  # how often deaths are looked at whose end does not come
@@ -54,9 +56,10 @@ class Agent:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._settler = Settler(context)
-        self._witness = Witness(context, self._settler)
-        self._receiver = Receiver(context, self._settler, self._take_events, self._ended)
+        self._finisher = Finisher(context)
+        self._unheld = Unheld(context, self._finisher)
+        self._events = Events(context, self._finisher, self._unheld)
+        self._receiver = Receiver(context, self._finisher, self._events)
         metrics, pins = context.metrics, context.pins
         metrics.pins.set_function(lambda: pins.totals().count)
         metrics.pinned.set_function(lambda: pins.totals().bytes)
@@ -75,7 +78,7 @@ class Agent:
         self._apply_policy()
         self._listen()
         self._give_up_interrupted()
-        self._take_events()
+        self._events.take()
         self._take_notes()
         self._take_handoffs()
         self._start_taker()
@@ -86,7 +89,7 @@ class Agent:
             if self._context.backend.fileno() in called:
                 self._take_handoffs()
             if not called or not self._in_hand:
-                self._take_events()
+                self._events.take()
             if self._reload:
                 self._reload = False
                 self._apply_reload()
@@ -147,7 +150,7 @@ class Agent:
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
         for record in self._context.store.list(closed=False):
-            self._settler.closed(_interrupted(record))
+            self._finisher.closed(_interrupted(record))
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
@@ -175,51 +178,33 @@ class Agent:
             log.error("policy: the old one stays in force: %s", self._context.policy.error)
 
     def _finish(self) -> None:
-        """Let go of what is held, finish what is being captured, give up what only waits."""
-        self._context.backend.close()
-        if self._context.probe is not None:
-            self._context.probe.set_has_handoff(False)
+        """Release what is held, and finish what is being worked on as far as the time goes.
+
+        What was not begun by then is dropped: it is on record with what it lacks, counted, and
+        logged. What is being written is left to its writer, which ends with us, and the next agent
+        says so in the record. Deaths that are not on record stay in BPF's ring for it.
+        """
+        until = time.monotonic() + _FINISH_S
+        context, lanes = self._context, self._context.lanes
+        context.backend.close()
+        if context.probe is not None:
+            context.probe.set_has_handoff(False)
         if self._taker is not None:
             self._taker.join()
-        lanes = self._context.lanes.all()
         for _ in range(2):  # what was held has ended meanwhile
-            self._take_events()
-            for lane in lanes:
-                lane.wait_idle(_FINISH_S)
-        for death in self._context.deaths.abandoned(all_settled=True):
-            self._ended(death)
-        self._context.recorder.close()
-        for lane in lanes:
-            lane.close()
-
-    # ---- probe: events
-
-    def _take_events(self) -> None:
-        if self._context.probe is None:
-            return
-        for event in self._context.probe.drain():
-            if event.time_ns < self._context.probe.attached_ns:
-                self._context.late.add(event.who.key)
-            self._note(event)
-        for death in self._context.deaths.abandoned():
-            self._context.record(partial(self._ended, death))
-
-    def _note(self, event: Event) -> None:
-        native, deaths = self._context.native, self._context.deaths
-        if native and isinstance(event, Exit) and native.has_in_hand(event.who.key.pid):
-            deaths.hold(event.who.key)  # it was let go so fast that its worker is still to come
-        death = deaths.note(event)
-        if death is not None:
-            self._context.record(partial(self._ended, death))
-
-    def _ended(self, death: Death) -> None:
-        """All that will be known of a death is known."""
-        if not death.held:
-            self._witness.record(death)
-        elif death.case is not None:
-            self._settler.note_exit(death.case, death)
-        else:
-            self._context.recorded(death)  # policy wants no record of it
+            self._events.take()
+            for lane in lanes.all():
+                lane.wait_idle(max(0.0, until - time.monotonic()))
+        dropped = {lane.name: lane.close() for lane in lanes.all() if lane is not lanes.records}
+        lanes.records.wait_idle(_LAST_S)
+        dropped[lanes.records.name] = lanes.records.close()
+        for death in context.deaths.abandoned(all_settled=True):
+            self._events.ended(death)
+        for name, count in dropped.items():
+            if count:
+                context.metrics.errors.labels("stop").inc(count)
+                log.warning("%s: %d not begun: the agent was stopped", name, count)
+        context.recorder.close(max(_LAST_S, until - time.monotonic()))
 
     # ---- hold: the kernel's hand-off
 
@@ -235,7 +220,8 @@ class Agent:
         if held:
             self._in_hand.add(handoff)
         work = partial(self._handle, handoff, gathered)
-        if (held and self._taker) or not self._context.lanes.handoffs.submit(work):
+        dropped = partial(self._let_go, handoff, gathered)
+        if (held and self._taker) or not self._context.lanes.handoffs.submit(work, dropped=dropped):
             work()
 
     def _handle(self, handoff: HandOff, gathered: Gathered | None) -> None:
@@ -246,11 +232,18 @@ class Agent:
             if not self._in_hand:
                 self._wake()
 
+    @staticmethod
+    def _let_go(handoff: HandOff, gathered: Gathered | None) -> None:
+        """Nobody will look at this process any more: what BPF saw of it is all."""
+        handoff.release()
+        if gathered is not None:
+            gathered.close()
+
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
         for note in spooled.notes:
-            self._context.record(partial(self._witness.record_note, note))
+            self._context.record(partial(self._unheld.record_note, note))
         if spooled.lost:
             self._context.metrics.errors.labels("spool").inc(spooled.lost)
             log.warning("%d deaths of the time without an agent are only counted", spooled.lost)

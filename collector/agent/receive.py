@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
 
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
-from collector.agent.finish import Settler, Task
+from collector.agent.events import Events
+from collector.agent.facts import Opened
+from collector.agent.finish import Finisher, Task
 from collector.agent.gather import Gathered, gather
 from collector.agent.release import ROOM, Governor, ReleaseDecision
 from collector.arch.x86_64 import SP
@@ -43,22 +43,12 @@ NO_CORE_WANTED = "the process's RLIMIT_CORE is 0"
 
 
 class Receiver:
-    """Takes handed-over processes, several at a time.
+    """Takes handed-over processes, several at a time."""
 
-    `take_events` brings in what BPF has said meanwhile; `ended` gets deaths whose hand-off failed.
-    """
-
-    def __init__(
-        self,
-        context: Context,
-        settler: Settler,
-        take_events: Callable[[], None],
-        ended: Callable[[Death], None],
-    ) -> None:
+    def __init__(self, context: Context, finisher: Finisher, events: Events) -> None:
         self._context = context
-        self._settler = settler
-        self._take_events = take_events
-        self._ended = ended
+        self._finisher = finisher
+        self._events = events
 
     def handle(self, handoff: HandOff, gathered: Gathered | None = None) -> None:
         """From hand-off to release, for one process. `gathered`: what is known of it already."""
@@ -86,7 +76,7 @@ class Receiver:
                 if context.native:
                     context.native.joined(handoff.pid)
         if death is not None and context.deaths.let_go(death, why):
-            context.record(partial(self._ended, death))
+            self._events.complete(death)
 
     def _decide(
         self, handoff: HandOff, gathered: Gathered, death: Death, held: contextlib.ExitStack
@@ -106,7 +96,7 @@ class Receiver:
         action = decision.action
         if action.capture is Capture.NONE:
             handoff.release()
-            self._settler.count(facts.cause, signo, Outcome.IGNORED)
+            self._finisher.count(facts.cause, signo, Outcome.IGNORED)
             self._context.deaths.settle(death)
             self._context.recorded(death)
             return
@@ -117,7 +107,7 @@ class Receiver:
         plan = self._plan_release(handoff, gathered, death, job, action.release, held)
         case = self._open_case(handoff, dying, death, facts, decision, admission, plan)
         if not job.explain:
-            case.learn(lost={"frames": "not looked for: beyond the limit"})
+            case.lose("frames", "not looked for: beyond the limit")
         task = Task(
             case=case,
             death=death,
@@ -127,7 +117,7 @@ class Receiver:
             release=plan,
             open=held.pop_all(),
         )
-        self._settler.queue(task)
+        self._finisher.queue(task)
 
     def _admit(self, dying: OpenProcess, death: Death, action: Action, facts: Facts) -> Admission:
         """How much may be captured of it, by its own limit and by policy's."""
@@ -138,7 +128,7 @@ class Receiver:
 
     def _join(self, dying: OpenProcess) -> Death:
         """The death that a held process belongs to, with the events that came before it."""
-        self._take_events()
+        self._events.take()
         return self._context.deaths.hold(dying.key)
 
     def _job(
@@ -233,24 +223,29 @@ class Receiver:
         else:
             identity = record_id(self._context.boot_id, death.who.key)
             record = death.record(identity, late=False, lost={})
-        case = death.case = Case(record, self._context.store, self._settler.closed)
+        case = death.case = Case(record, self._context.store, self._finisher.closed)
         case.begin("exit")
+        gone = plan.mode is Release.INSTANT
         case.learn(
-            exe=facts.exe,
-            cmdline=dying.cmdline,
-            cgroup=facts.cgroup,
-            unit=facts.unit,
-            container=facts.container,
-            resident_bytes=dying.resident,
-            rule=decision.rule,
-            capture_wanted=decision.action.capture,
-            capture=admission.capture,
-            outcome=Outcome.PENDING,
-            release=plan.mode,
-            release_reason=plan.reason,
-            lost=lost,
+            Opened(
+                exe=facts.exe,
+                cmdline=dying.cmdline,
+                cgroup=facts.cgroup,
+                unit=facts.unit,
+                container=facts.container,
+                resident_bytes=dying.resident,
+                rule=decision.rule,
+                capture_wanted=decision.action.capture,
+                capture=admission.capture,
+                outcome=Outcome.PENDING,
+                release=plan.mode,
+                release_reason=plan.reason,
+                held_ms=round(handoff.release(), 3) if gone else None,
+            )
         )
-        if case.on_disk:
+        for part, why in lost.items():
+            case.lose(part, why)
+        if case.keep():
             self._context.recorded(death)
         self._context.recorder.ask(case)
         return case

@@ -10,7 +10,9 @@ from collector.agent.assemble import CORE_BIT
 from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
-from collector.agent.finish import Files, Settler
+from collector.agent.facts import Placed
+from collector.agent.finish import Files, Finisher
+from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
 from collector.capture.job import EXPLAIN_CORE
 from collector.errors import CaptureError
@@ -19,8 +21,10 @@ from collector.linux import cgroupfs, procfs
 from collector.linux.clock import boot_to_utc
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
+from collector.policy.limit import Limiter, site_of
 from collector.policy.match import decide
 from collector.policy.types import Facts
+from collector.probe.events import STACK_PAGES
 from collector.signals import signal_name
 from collector.store.ids import record_id
 
@@ -31,13 +35,15 @@ CORE_SIGNALS = frozenset(
 )
 
 
-class Witness:
-    """Makes records from hearsay."""
+class Unheld:
+    """Makes records of deaths that no hand-off came for."""
 
-    def __init__(self, context: Context, settler: Settler) -> None:
+    def __init__(self, context: Context, finisher: Finisher) -> None:
         self._context = context
-        self._settler = settler
+        self._finisher = finisher
         self._interpreter = os.readlink("/proc/self/exe")
+        # of explanations: a process that is killed again and again uses up no captures of crashes
+        self._limiter = Limiter()
 
     def record(self, death: Death) -> None:
         """A death that no hand-off came for, or one that failed: the record is what events say."""
@@ -78,24 +84,31 @@ class Witness:
         )
         decision = decide(self._context.policy.policy, facts)
         if decision.action.capture is Capture.NONE:
-            self._settler.count(death.cause, death.signal, Outcome.IGNORED)
+            self._finisher.count(death.cause, death.signal, Outcome.IGNORED)
             return
         lost = {}
         if decision.action.capture is not Capture.RECORD and death.cause is not Cause.EXIT:
             lost["core"] = death.why or self._why_not_held(death, who, late)
         record = death.record(record_id(self._context.boot_id, who.key), late=late, lost=lost)
-        case = Case(record, self._context.store, self._settler.closed)
+        case = Case(record, self._context.store, self._finisher.closed)
         case.learn(
-            cgroup=group,
-            unit=facts.unit,
-            container=facts.container,
-            rule=decision.rule,
-            capture_wanted=decision.action.capture,
-            lost=None if group else {"cgroup": "it was gone when the event was read"},
+            Placed(
+                cgroup=group,
+                unit=facts.unit,
+                container=facts.container,
+                rule=decision.rule,
+                capture_wanted=decision.action.capture,
+            )
         )
+        if not group:
+            case.lose("cgroup", "it was gone when the event was read")
         case.begin("record")
         self._context.recorder.ask(case)
-        self._explain_relic(case, death)
+        site = site_of(death.fatal) if death.fatal else None
+        if self._limiter.admit(decision.action, facts.exe, site).reason is None:
+            self._explain_relic(case, death)
+        else:
+            case.lose("frames", "not looked for: beyond the limit")
         case.end("record")
 
     def _explain_relic(self, case: Case, death: Death) -> None:
@@ -103,20 +116,25 @@ class Witness:
         if death.fatal is None or death.exit is None:
             return
         if case.record.container:
-            case.learn(lost={"frames": "its files lie in a container that may be gone"})
+            case.lose("frames", "its files lie in a container that may be gone")
             return
         if not death.exit.mapped and death.exit.status & CORE_BIT:
             # where crashes are handed over BPF does not tell the mappings of what dumps core
-            case.learn(lost={"frames": "they would have come from its core"})
+            case.lose("frames", "they would have come from its core")
             return
         core = self._context.store.folder(case.record.id) / EXPLAIN_CORE
         try:
             write_event_core(core, death.fatal, death.exit)
         except (CaptureError, OSError) as error:
-            case.learn(lost={"frames": str(error)})
+            case.lose("frames", str(error))
             return
-        case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
-        self._settler.queue_explanation(case, core, Files())
+        case.lose("symbols", "files were found by path: no build-id was left to check")
+        case.keep()
+        cut = None
+        base = death.fatal.regs[SP] - RED_ZONE & -PAGE
+        if death.fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
+            cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
+        self._finisher.queue_explanation(case, core, Files(), cut=cut)
 
     def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:
@@ -154,8 +172,7 @@ class Witness:
             late=True,
             lost={"comm": "only the pipe helper saw it", "core": "the agent was down"},
         )
-        case = Case(record, self._context.store, self._settler.closed)
-        case.learn()
+        case = Case(record, self._context.store, self._finisher.closed)
         case.end("record")
 
     def _on_record(self, key: ProcessKey, time: datetime.datetime) -> bool:

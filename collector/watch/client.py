@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
-from collector.model import Record
+from collector.model import Record, SamplesFacts
 from collector.policy.types import Policy, RecorderSettings
 from collector.store.store import Store
 from collector.watch.messages import (
@@ -46,7 +46,8 @@ class Case(Protocol):
     @property
     def record(self) -> Record: ...
     def begin(self, part: str) -> None: ...
-    def learn(self, *, lost: dict[str, str] | None = None, **facts: Any) -> None: ...
+    def sampled(self, samples: SamplesFacts) -> None: ...
+    def lose(self, part: str, why: str) -> None: ...
     def end(self, part: str) -> None: ...
 
 
@@ -101,15 +102,15 @@ class FlightRecorder:
                 why = str(error)
         self._lose(case, f"the flight recorder gave {why}")
 
-    def close(self) -> None:
-        """Let it finish what it was asked for, and end it."""
+    def close(self, patience: float = _ANSWER_S) -> None:
+        """Let it finish what it was asked for, within `patience` seconds, and end it."""
         self._closing.set()
         with self._lock:
             channel, process, thread = self._channel, self._process, self._thread
         if channel is not None:
             _end(channel)
         if thread is not None:
-            thread.join(_ANSWER_S)
+            thread.join(patience)
         if process is not None and process.poll() is None:
             process.kill()
 
@@ -190,7 +191,7 @@ class FlightRecorder:
 
     @staticmethod
     def _lose(case: Case, why: str) -> None:
-        case.learn(lost={"samples": why})
+        case.lose("samples", why)
         case.end("samples")
 
     def _take(self, message: Samples | Fired | Counts) -> None:
@@ -207,9 +208,9 @@ class FlightRecorder:
         if case is None:
             return
         if answer.lost is not None:
-            case.learn(lost={"samples": answer.lost})
+            case.lose("samples", answer.lost)
         elif answer.facts is not None:
-            case.learn(samples=answer.facts)
+            case.sampled(answer.facts)
         case.end("samples")
 
     def _fired(self, fired: Fired) -> None:

@@ -218,7 +218,7 @@ def _is_there(place: str, address: int | None, record: Facts) -> bool:
         return address > 0 and address % PAGE == 0
     if place == "sp":
         return abs(address - int(record["sp"])) <= PAGE
-    return address == record["ip"]
+    return bool(address == record["ip"])
 
 
 def functions(record: Facts) -> list[str | None]:

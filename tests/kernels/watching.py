@@ -73,7 +73,8 @@ class Watching:
 
     def record(self, pid: int) -> Facts:
         """What `info` says of a death, once it is finished."""
-        return self.verb_json("info", self.agent.wait_record(pid), "--json")
+        found: Facts = self.verb_json("info", self.agent.wait_record(pid), "--json")
+        return found
 
     def verb_json(self, name: str, *words: object) -> Any:
         done = verb(name, "--store", self.agent.store, *words)

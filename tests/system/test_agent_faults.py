@@ -25,12 +25,13 @@ import pytest
 
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent, deaths_of
+from tests.system.needs import by_socket
 from tests.system.victims import Victim, build, running
 
 UNLIMITED = "defaults: {limit: none}"
 # A process must be gone 100 ms after its agent; the rest is for a machine that is busy otherwise.
 GONE_S = 3.0
-BACKENDS = ("socket", "pipe")
+BACKENDS = (by_socket("socket"), "pipe")
 KILLS = 100  # of the agent, for each way of hand-off
 
 

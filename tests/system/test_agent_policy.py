@@ -18,6 +18,7 @@ import pytest
 
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent
+from tests.system.needs import by_socket
 from tests.system.victims import build, running
 
 PAGE = 4096
@@ -43,7 +44,9 @@ rules:
 """
 
 
-@pytest.fixture(scope="module", params=[("core", "pipe"), ("bcc", "socket")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[("core", "pipe"), by_socket(("bcc", "socket"))], ids="-".join
+)
 def ruled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningAgent]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.system.agents import RunningAgent, agent
+from tests.system.needs import by_socket
 from tests.system.victims import Victim, build, descendants, running
 
 NOBODY = 65534
@@ -36,7 +37,7 @@ SI_TKILL = -6
 
 @pytest.fixture(
     scope="module",
-    params=[("core", "socket"), ("bcc", "pipe")],
+    params=[by_socket(("core", "socket")), ("bcc", "pipe")],
     ids="-".join,
 )
 def watching(

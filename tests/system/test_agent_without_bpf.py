@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.system.agents import RunningAgent, agent
+from tests.system.needs import by_socket
 from tests.system.victims import running
 
 SI_USER, SEGV_MAPERR = 0, 1
@@ -22,7 +23,7 @@ rules:
 WITHOUT = {"event": "the agent has no BPF", "core_bit": "its exit was not seen"}
 
 
-@pytest.fixture(scope="module", params=["socket", "pipe"])
+@pytest.fixture(scope="module", params=[by_socket("socket"), "pipe"])
 def blind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningAgent]:

@@ -20,9 +20,12 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.model import Capture
 from collector.policy.types import Codec
 from collector.probe import Probe, open_probe
+from tests.system.needs import needs
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import TwoCores, differences, dumped, plain_thread, two_cores
 from tests.system.victims import build
+
+pytestmark = needs("socket hand-off")
 
 GDB = ["gdb", "-batch", "-nx", "-ex", "thread apply all bt", "-ex", "info sharedlibrary"]
 GDB += [str(build("mixed")), "-c"]

@@ -24,12 +24,14 @@ from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.native.build import build
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
+from tests.system.needs import by_socket
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 LIMIT = Path("/proc/sys/kernel/core_pipe_limit")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+EITHER = (by_socket(Backend.SOCKET), Backend.PIPE)
 
 
 def sometimes(it_holds: Callable[[], bool]) -> bool:
@@ -49,7 +51,7 @@ def here() -> Iterator[Place]:
         yield where
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 @pytest.mark.parametrize("user", [None, 65534], ids=["root", "nobody"])
 def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: int | None) -> None:
     """
@@ -72,7 +74,7 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
         assert backend.refused == 0
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_the_core_bit_is_set_although_no_core_was_taken(here: Place, kind: Backend) -> None:
     with here.backend(kind) as backend:
         child = os.posix_spawn(
@@ -89,7 +91,7 @@ def test_the_core_bit_is_set_although_no_core_was_taken(here: Place, kind: Backe
         assert os.waitpid(child, 0) == (child, SEGV_WITH_CORE_BIT)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 @pytest.mark.parametrize("threads", [0, 200])
 def test_the_notes_at_the_head_of_the_stream(here: Place, kind: Backend, threads: int) -> None:
     """
@@ -131,7 +133,7 @@ def test_a_pipe_helper_and_a_store_that_no_core_pattern_can_name(here: Place, fo
     assert set(Path("/run").glob("coreward-*")) == short
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
     with here.backend(kind) as backend, contextlib.ExitStack() as alive:
         victims = [alive.enter_context(Victim(here)) for _ in range(50)]
@@ -170,7 +172,7 @@ def test_an_agent_that_has_others_to_hear_is_waited_for(here: Place) -> None:
         assert sometimes(all_are_held)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_an_impostor_is_refused_and_counted(
     here: Place, kind: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,7 +196,7 @@ def test_an_impostor_is_refused_and_counted(
             assert held.pid == victim.pid
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_other_users_cannot_even_connect(here: Place, kind: Backend) -> None:
     with here.backend(kind):
         path = str(next(here.run_dir.glob("*.sock")))
@@ -211,7 +213,7 @@ def test_other_users_cannot_even_connect(here: Place, kind: Backend) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
     """
     GIVEN an agent that holds a dying process
@@ -306,7 +308,7 @@ def test_a_full_spool_counts_what_it_cannot_keep(here: Place) -> None:
         assert (len(notes), lost) == (60000, 1)
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", EITHER)
 def test_the_settings_of_a_killed_agent_can_be_put_back(here: Place, kind: Backend) -> None:
     """
     GIVEN an agent that took the settings over and was killed

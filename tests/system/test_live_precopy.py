@@ -29,10 +29,14 @@ from tests.system.live_targets import (
     without_rseq,
     word,
 )
+from tests.system.needs import needs
 
 __all__ = ["without_rseq"]  # a fixture
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    needs("pre-copy"),
+]
 
 MIB = 1 << 20
 

@@ -19,6 +19,7 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.native.build import build_library
 from collector.probe import Probe, decode_threads, open_probe
 from tests.system.agents import agent
+from tests.system.needs import by_socket, needs
 from tests.system.settings import kernel_settings
 from tests.system.victims import Victim, build, running
 
@@ -69,8 +70,9 @@ def stable(gathered: Gathered) -> dict[str, object]:
     assert gathered.threads is not None and gathered.mappings is not None
     text = gathered.dying.text
     return {
-        "stat": text.stat.split()[:3],
-        "status": re.sub(rb"(?m)^(\w*ctxt\w*:.*|FDSize:.*|.* kB)\n", b"", text.status),
+        "stat": text.stat.split()[:2],
+        # its state is R until it has come to rest in the kernel's wait for us
+        "status": re.sub(rb"(?m)^(State:.*|\w*ctxt\w*:.*|FDSize:.*|.* kB)\n", b"", text.status),
         "texts": (text.cmdline, text.auxv, text.cgroup, text.coredump_filter, text.maps),
         "threads": [(t.tid, t.regs, t.xstate, t.name) for t in decode_threads(gathered.threads)],
         "mappings": bytes(gathered.mappings),
@@ -90,6 +92,7 @@ def stable(gathered: Gathered) -> dict[str, object]:
     }
 
 
+@needs("socket hand-off")
 @pytest.mark.parametrize(
     ("victim", "arguments"),
     [("mixed", ("mapped.bin",)), ("robust", ("600",)), ("threads", ("600",)), ("null_main", ())],
@@ -130,6 +133,7 @@ def take(native: Native, crashing: Crashing, victim: Victim) -> Gathered:
     return accepted.gathered
 
 
+@needs("socket hand-off")
 @pytest.mark.parametrize(
     ("instant", "pins", "pinned", "others", "at_once"),
     [
@@ -167,6 +171,7 @@ def test_it_lets_go_only_where_it_may(
         gathered.close()
 
 
+@needs("socket hand-off")
 def test_a_process_in_a_cgroup_with_a_limit_is_left_to_python(
     native: Native, crashing: Crashing, tmp_path: Path
 ) -> None:
@@ -190,7 +195,7 @@ def test_a_process_in_a_cgroup_with_a_limit_is_left_to_python(
         group.rmdir()
 
 
-@pytest.mark.parametrize("backend", ["socket", "pipe"])
+@pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
 def test_what_exit_changes_is_as_it_was(backend: str, tmp_path: Path) -> None:
     # GIVEN threads that hold robust mutexes
     with (
@@ -239,7 +244,7 @@ def test_a_library_of_another_version_is_refused(
     Native(*probe.iterators)
 
 
-@pytest.mark.parametrize("backend", ["socket", "pipe"])
+@pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
 def test_memory_that_keeps_readers_waiting(backend: str, tmp_path: Path) -> None:
     # GIVEN processes whose arguments and robust lists are where a reader waits for ever
     with agent(tmp_path, backend=backend, config=UNLIMITED) as one:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import threading
+import typing
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from collector.agent import facts
 from collector.agent.case import Case
+from collector.agent.facts import Kept
 from collector.errors import StoreError
-from collector.model import Cause, Outcome, Record
+from collector.explain.types import Explanation
+from collector.model import Capture, Cause, Outcome, Record
 from collector.store.store import Store
 
 RECORD = Record(
@@ -32,20 +36,33 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store", create=True)
 
 
-def test_what_is_learnt_is_on_disk_at_once(store: Store) -> None:
+def kept(core: str | None) -> Kept:
+    return Kept(
+        capture=Capture.FULL,
+        outcome=Outcome.COMPLETE,
+        core=core,
+        core_size=1,
+        core_memory=2,
+        capture_s=0.5,
+    )
+
+
+def test_what_is_learnt_is_on_disk_when_it_is_kept(store: Store) -> None:
     closed: list[Record] = []
     case = Case(RECORD, store, closed.append)
     # WHEN facts come in, and what could not be had
-    case.learn(resident_bytes=4096, lost={"cgroup": "it was gone"})
-    case.learn(outcome=Outcome.COMPLETE)
+    case.learn(kept("core.zst"))
+    case.lose("cgroup", "it was gone")
+    assert not store.has(RECORD.id)
+    # AND the record is kept
+    assert case.keep() is True
     # THEN both are in the store, with what was lost before
     expected = msgspec.structs.replace(
-        RECORD,
-        resident_bytes=4096,
-        outcome=Outcome.COMPLETE,
+        kept("core.zst").added_to(RECORD),
         lost={"exe": "its path could not be read", "cgroup": "it was gone"},
     )
     assert store.get(RECORD.id) == case.record == expected
+    assert (expected.core, expected.outcome) == ("core.zst", Outcome.COMPLETE)
     assert closed == []
 
 
@@ -56,13 +73,29 @@ def test_it_is_closed_with_its_last_part(store: Store) -> None:
     case.begin("core")
     case.begin("explanation")
     # WHEN one is done THEN it stays open
-    case.learn(core="core.zst")
+    case.learn(kept("core.zst"))
     case.end("core")
     assert closed == []
     # WHEN the other is done THEN it is closed with all facts
-    case.learn(reason="because")
+    case.explained(Explanation(abort_message="because"))
     case.end("explanation")
-    assert closed == [msgspec.structs.replace(RECORD, core="core.zst", reason="because")]
+    (record,) = closed
+    assert (record.core, record.abort_message) == ("core.zst", "because")
+
+
+def stages(kind: type[facts.Facts] = facts.Facts) -> list[type[facts.Facts]]:
+    below = [stage for child in kind.__subclasses__() for stage in stages(child)]
+    return [*kind.__subclasses__(), *below]
+
+
+@pytest.mark.parametrize("stage", stages(), ids=lambda stage: stage.__name__)
+def test_what_a_stage_knows_are_fields_of_the_record(stage: type[facts.Facts]) -> None:
+    of_record = {field.name: field.type for field in msgspec.structs.fields(Record)}
+    for field in msgspec.structs.fields(stage):
+        whole = of_record[field.name]
+        # the same type, or one of those that the record allows
+        members = [] if typing.get_origin(whole) is list else typing.get_args(whole)
+        assert field.type == whole or field.type in members, field.name
 
 
 def test_parts_that_end_at_the_same_time_close_it_once(store: Store) -> None:
@@ -89,7 +122,7 @@ def test_parts_that_end_at_the_same_time_close_it_once(store: Store) -> None:
 def test_a_full_disk_does_not_stop_it(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # GIVEN a store that can not be written
+    # GIVEN a store that cannot be written
     def full(record: Record) -> None:
         raise StoreError("no space left")
 
@@ -97,8 +130,9 @@ def test_a_full_disk_does_not_stop_it(
     closed: list[Record] = []
     case = Case(RECORD, store, closed.append)
     case.begin("core")
-    # WHEN facts come in THEN they are kept, and the trouble is logged
-    case.learn(outcome=Outcome.FAILED)
+    # WHEN facts come in THEN they are there to the end, and the trouble is logged
+    case.learn(kept(None))
+    assert case.keep() is False
     case.end("core")
-    assert closed == [msgspec.structs.replace(RECORD, outcome=Outcome.FAILED)]
-    assert f"record {RECORD.id} can not be stored: no space left" in caplog.text
+    assert closed == [kept(None).added_to(RECORD)]
+    assert f"record {RECORD.id} cannot be stored: no space left" in caplog.text

@@ -82,15 +82,19 @@ def test_waiting_has_an_end() -> None:
     lane.close()
 
 
-def test_a_closed_lane_gives_back_what_was_not_begun() -> None:
-    # GIVEN a lane with one running and one waiting task
-    lane, gate = Lane("test", 1, 10), Gate()
+def test_a_closed_lane_drops_what_was_not_begun(caplog: pytest.LogCaptureFixture) -> None:
+    # GIVEN a lane with one running task and three that wait, of which two say what to do instead
+    lane, gate, instead = Lane("test", 1, 10), Gate(), list[str]()
     lane.submit(gate)
     assert gate.running.wait(PATIENCE)
     left = Gate()
     lane.submit(left)
-    # WHEN it is closed
-    assert lane.close() == [left]
+    lane.submit(left, dropped=lambda: instead.append("failed"[9]))
+    lane.submit(left, dropped=partial(instead.append, "dropped"))
+    # WHEN it is closed THEN it says how many these were, and what they have to say is done
+    assert lane.close() == 3
+    assert instead == ["dropped"]
+    assert [record.message for record in caplog.records] == ["test: a task failed"]
     # THEN it takes nothing more, and what runs comes to its end
     assert lane.submit(left) is False
     gate.go.set()

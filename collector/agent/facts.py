@@ -1,0 +1,103 @@
+"""What each stage of a death learns: one type a stage, its fields those of `Record`.
+
+    Opened     decide   who it was, what policy wants of it, how it is released
+    Placed     decide   the same of a process that nobody held
+    Held       release  how long it waited, where that is known only later
+    Told       write    what the kernel's notes say, where BPF saw nothing
+    Counted    write    its threads
+    Kept       write    its core
+    NotKept    write    that there is none
+    Ended      exit     whether the kernel counts it as dumped
+    Sampled    export   what the flight recorder had
+
+What its core explains is an Explanation; what its events say is in the record from the start.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from collector.model import Capture, Cause, Outcome, Record, Release, SamplesFacts, Sender
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stage knows. Every field is one of `Record`, of the same type."""
+
+    def added_to(self, record: Record) -> Record:
+        return msgspec.structs.replace(record, **msgspec.structs.asdict(self))
+
+
+class Placed(Facts, frozen=True, kw_only=True):
+    """Of what service it was, and the rule that it falls under."""
+
+    cgroup: str | None
+    unit: str | None
+    container: bool | None
+    rule: str
+    capture_wanted: Capture
+
+
+class Opened(Placed, frozen=True, kw_only=True):
+    exe: str | None
+    cmdline: list[str] | None
+    resident_bytes: int | None
+    capture: Capture
+    outcome: Outcome
+    release: Release
+    release_reason: str
+    held_ms: float | None
+
+
+class Held(Facts, frozen=True, kw_only=True):
+    held_ms: float
+
+
+class Signal(Facts, frozen=True, kw_only=True):
+    """Of a signal that only the kernel's notes tell."""
+
+    ip: int
+    sp: int
+
+
+class SignalInfo(Facts, frozen=True, kw_only=True):
+    signal: int
+    signal_name: str | None
+    si_code: int
+    si_addr: int | None
+    syscall: int | None
+
+
+class DyingThread(Facts, frozen=True, kw_only=True):
+    tid: int
+
+
+class SignalSender(Facts, frozen=True, kw_only=True):
+    sender: Sender
+    cause: Cause
+
+
+class Counted(Facts, frozen=True, kw_only=True):
+    threads: int
+    thread_name: str | None
+
+
+class Kept(Facts, frozen=True, kw_only=True):
+    capture: Capture
+    outcome: Outcome
+    core: str | None
+    core_size: int | None
+    core_memory: int | None
+    capture_s: float | None
+
+
+class NotKept(Facts, frozen=True, kw_only=True):
+    capture: Capture
+    outcome: Outcome
+
+
+class Ended(Facts, frozen=True, kw_only=True):
+    core_bit: bool
+
+
+class Sampled(Facts, frozen=True, kw_only=True):
+    samples: SamplesFacts

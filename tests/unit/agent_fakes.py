@@ -1,0 +1,271 @@
+"""An agent's stages without a kernel: fakes for the probe, the hand-off and what was gathered.
+
+    agent = FakeAgent(tmp_path, policy="defaults: {capture: stacks}")
+    agent.probe.tell(fatal()); agent.hand_over(); agent.probe.tell(ended()); agent.settle()
+    agent.records()
+
+Lanes work when `settle` is called, in the order in which they hand work on; nothing runs beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from collector.agent.context import Context
+from collector.agent.correlate import Death
+from collector.agent.events import Events
+from collector.agent.finish import Finisher
+from collector.agent.gather import Gathered
+from collector.agent.receive import Receiver
+from collector.agent.unheld import Unheld
+from collector.capture.job import Explainable, Failed, Job, Written
+from collector.capture.process import ProcText
+from collector.errors import HoldError
+from collector.explain.types import Explanation
+from collector.export.metrics import Metrics
+from collector.handoff.handoff import HandOff
+from collector.model import Capture, Event, ProcessKey, Record
+from collector.policy.load import loads
+from collector.store.store import Store
+from tests.unit.event_samples import KEY, TICK
+
+GONE = OSError(3, "No such process")
+_STATUS = b"Name:\tvictim\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\nNSpid:\t812\n"
+
+
+class FakeLane:
+    """A lane whose tasks wait for `run`."""
+
+    def __init__(self, name: str, limit: int = 1000) -> None:
+        self.name = name
+        self.limit = limit
+        self.tasks: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
+
+    def submit(
+        self,
+        task: Callable[[], None],
+        *,
+        first: bool = False,
+        dropped: Callable[[], None] | None = None,
+    ) -> bool:
+        if len(self.tasks) >= self.limit:
+            return False
+        self.tasks.insert(0 if first else len(self.tasks), (task, dropped))
+        return True
+
+    @property
+    def waiting(self) -> int:
+        return len(self.tasks)
+
+    def run(self) -> bool:
+        """Work off what waits; whether that was anything."""
+        tasks, self.tasks = self.tasks, []
+        for task, _ in tasks:
+            task()
+        return bool(tasks)
+
+    def drop(self) -> None:
+        """What closing the lane does to what waits."""
+        tasks, self.tasks = self.tasks, []
+        for _, dropped in tasks:
+            if dropped is not None:
+                dropped()
+
+
+class FakeLanes:
+    def __init__(self) -> None:
+        self.handoffs, self.captures = FakeLane("handoff"), FakeLane("capture")
+        self.records, self.explains = FakeLane("record"), FakeLane("explain")
+        self.relics = FakeLane("relic")
+
+    def all(self) -> tuple[FakeLane, ...]:
+        return self.handoffs, self.records, self.captures, self.explains, self.relics
+
+
+class FakeProbe:
+    """BPF: events that a test tells, and which deaths it may forget."""
+
+    attached_ns = 0
+
+    def __init__(self) -> None:
+        self._waiting: list[Event] = []
+        self.settled: list[ProcessKey] = []
+
+    def tell(self, *events: Event) -> None:
+        self._waiting += events
+
+    def drain(self) -> list[Event]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def recorded(self, key: ProcessKey) -> None:
+        self.settled.append(key)
+
+    def was_taken(self, key: ProcessKey) -> bool:
+        return False
+
+
+class FakeHandOff(HandOff):
+    """A held process; `released` says when it was let go, as a number in the order of events."""
+
+    backend = "socket"
+
+    def __init__(self, agent: FakeAgent, pid: int = KEY.pid) -> None:
+        super().__init__(-1, pid, -1, 11)
+        self._agent = agent
+
+    def answer(self, stream: bool) -> None:
+        raise HoldError("a fake has been gathered already")
+
+    def stream_fd(self) -> int:
+        raise HoldError("a fake has no stream")
+
+    def release(self) -> float:
+        if self._held_ms is None:
+            self._held_ms = 1.5
+            self._agent.log.append("released")
+        return self._held_ms
+
+
+class FakeProcess:
+    """What OpenProcess has of a process, without one."""
+
+    tid = pid = KEY.pid
+    exe_fd = mount_fd = None
+    mem_fd = pagemap_fd = root_fd = -1
+    comm, cmdline, resident, uid, gid = "victim", ["victim", "-x"], 4096, 1000, 100
+    key = ProcessKey(KEY.pid, 5_000 * TICK)
+
+    def __init__(self, core_limit: int | None) -> None:
+        self.core_limit = core_limit
+        stat = b"812 (victim) S 1" + b" 0" * 17 + b" 5000" + b" 0" * 30
+        self.text = ProcText(
+            stat=stat,
+            status=_STATUS,
+            cmdline=b"victim\0-x\0",
+            auxv=b"",
+            cgroup=b"0::/system.slice/victim.service\n",
+            coredump_filter=b"33",
+            maps=None,
+        )
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FakePin:
+    def __init__(self, agent: FakeAgent) -> None:
+        self._agent = agent
+
+    def release(self) -> None:
+        self._agent.log.append("unpinned")
+
+
+class FakeNative:
+    def __init__(self) -> None:
+        self.in_hand: set[int] = set()
+
+    def has_in_hand(self, pid: int) -> bool:
+        return pid in self.in_hand
+
+    def joined(self, pid: int) -> None:
+        self.in_hand.discard(pid)
+
+    def entered(self, gathered: Gathered) -> None:
+        """It has an account of its own in the real one."""
+
+
+class FakeRecorder:
+    def ask(self, case: object) -> None:
+        """No watch rule."""
+
+
+class FakePolicy:
+    def __init__(self, text: str) -> None:
+        self.policy = loads(text, "test")
+
+
+class FakeAgent:
+    """The stages, wired as the agent wires them. `log`: what happened to processes, in order."""
+
+    def __init__(self, folder: Path, monkeypatch: Any, policy: str = "") -> None:
+        self.log: list[str] = []
+        self.announced: list[Record] = []
+        self.answer: Written | Failed = Written(capture=Capture.FULL, name="core.zst", memory=1)
+        self.jobs: list[Job] = []
+        self.explanation = Explanation(frames=[])
+        self.probe, self.lanes, self.native = FakeProbe(), FakeLanes(), FakeNative()
+        self.store = Store(folder / "store", create=True)
+        self.writes: list[Record] = []
+        self._count_writes(monkeypatch)
+        self.context = Context(
+            policy=FakePolicy(policy),  # type: ignore[arg-type]
+            probe=self.probe,  # type: ignore[arg-type]
+            store=self.store,
+            backend=None,  # type: ignore[arg-type]
+            metrics=Metrics(),
+            announce=self.announced.append,
+            lanes=self.lanes,  # type: ignore[arg-type]
+            recorder=FakeRecorder(),  # type: ignore[arg-type]
+            native=self.native,  # type: ignore[arg-type]
+            boot_id="0" * 32,
+        )
+        self.finisher = Finisher(self.context)
+        self.events = Events(self.context, self.finisher, Unheld(self.context, self.finisher))
+        self.receiver = Receiver(self.context, self.finisher, self.events)
+        stage = "collector.agent.finish"
+        monkeypatch.setattr(f"{stage}.run_writer", self._write)
+        monkeypatch.setattr(f"{stage}.explain_core", lambda *_, **__: self.explanation)
+        monkeypatch.setattr(f"{stage}.os.dup", lambda fd: fd)
+        monkeypatch.setattr(f"{stage}.Files.close", lambda _: None)
+
+    def _count_writes(self, monkeypatch: Any) -> None:
+        put = self.store.put
+
+        def counted(record: Record) -> None:
+            self.writes.append(record)
+            put(record)
+
+        monkeypatch.setattr(self.store, "put", counted)
+
+    def _write(self, job: Job, explainable: Callable[[Explainable], None]) -> Written | Failed:
+        self.jobs.append(job)
+        self.log.append(f"written as {job.capture.value}")
+        if job.explain:
+            core = Path(job.folder) / "small"
+            core.write_bytes(b"")
+            explainable(Explainable(str(core), 3, "worker-3", None))
+        return self.answer
+
+    def hand_over(self, *, pinned: bool = True, core_limit: int | None = None) -> FakeHandOff:
+        """The kernel hands the process over; `pinned`: the native part has released it."""
+        handoff = FakeHandOff(self)
+        if pinned:
+            handoff.release()
+        gathered = Gathered(
+            dying=FakeProcess(core_limit),  # type: ignore[arg-type]
+            threads=memoryview(b""),
+            mappings=memoryview(b""),
+            head=None,
+            patches=[],
+            shared_fds={},
+            pin=FakePin(self) if pinned else None,  # type: ignore[arg-type]
+            size=4096,
+        )
+        self.receiver.handle(handoff, gathered)
+        return handoff
+
+    def settle(self) -> None:
+        """Take in all events, and work until nothing waits."""
+        self.events.take()
+        while sum(lane.run() for lane in self.lanes.all()):
+            self.events.take()
+
+    def deaths(self) -> list[Death]:
+        return self.context.deaths.abandoned(all_settled=True)
+
+    def record(self) -> Record:
+        (record,) = self.store.list()
+        return record
