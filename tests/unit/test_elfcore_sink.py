@@ -180,7 +180,7 @@ def test_a_pipe_that_does_not_block_gets_everything() -> None:
     assert got == [RANDOM]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 40), max_size=12),
     st.integers(1, 20 * 4096),
@@ -236,7 +236,7 @@ def test_a_frame_that_hides_its_checksum_is_refused(packed: bytes, tmp_path: Pat
         FrameReader(file.fileno()).read(0, 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_changed_files_are_read_or_refused(packed: bytes, data: st.DataObject) -> None:
     # GIVEN a file with some bytes changed, or cut off WHEN it is read

@@ -386,7 +386,7 @@ def small_cores(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_changed_cores_are_read_or_refused(small_cores: list[bytes], data: st.DataObject) -> None:
     # GIVEN a core, plain or compressed, with words of its head changed, or cut off

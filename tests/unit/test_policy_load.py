@@ -582,7 +582,7 @@ _TREES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text() | _TREES.map(yaml.safe_dump) | _TREES.map(lambda tree: yaml.dump([tree])))
 def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
     try:
