@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from pathlib import Path
+
+from collector.linux import procfs
 
 _KEEP = 2 << 30  # bytes of free memory that are left alone
 
 
 def available_memory() -> int:
     """Bytes that can be had without swapping: MemAvailable of /proc/meminfo."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
+    return procfs.size(procfs.read("/proc/meminfo") or b"", b"MemAvailable") or 0
 
 
 def settle(size: int) -> None:

@@ -17,6 +17,7 @@ from bench.coreward import CorewardSession, coreward, warm_up
 from bench.launch import loaded
 from bench.model import MIB, Case, Figure, Say
 from bench.settle import settle
+from collector.linux import procfs
 
 _CONFIG = "defaults: {limit: none, compress: {codec: none}}\n"
 _CHUNK = 4 * MIB
@@ -108,12 +109,9 @@ def _copy_of_memory(session: CorewardSession, case: Case) -> float:
 
 def _largest(pid: int) -> tuple[int, int]:
     """Address and size of the largest mapping of a process."""
-    found = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        start, end = (int(word, 16) for word in line.split()[0].split("-"))
-        found.append((end - start, start))
-    size, start = max(found)
-    return start, size
+    maps = procfs.parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
+    largest = max(maps, key=lambda line: line.end - line.start)
+    return largest.start, largest.end - largest.start
 
 
 def _flush(path: Path) -> None:
