@@ -18,7 +18,7 @@ import msgspec
 
 from collector import __version__
 from collector.arch.x86_64 import IP, SP
-from collector.capture.core_file import core_name, core_writer
+from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper
 from collector.capture.image import coredump_filter, image_of_job
 from collector.capture.job import (
@@ -32,9 +32,7 @@ from collector.capture.job import (
 )
 from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
-from collector.capture.select import carve, select_none, select_stacks
 from collector.elfcore.notes import with_left_out
-from collector.elfcore.sink import SparseWriter
 from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import WriteResult, atomic_file, write_core
 from collector.errors import CorewardError
@@ -89,25 +87,8 @@ class Core:
     def _write_small(self) -> None:
         """The dying thread alone: its stack is enough to say where it died."""
         first = self._image.threads[0]
-        image = msgspec.structs.replace(self._image, threads=[first])
-        keep = select_stacks(
-            image.mappings, [first], image.auxv, self._memory.read, max_stack=EXPLAIN_STACK
-        )
         path = self._folder / EXPLAIN_CORE
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            write_core(
-                image,
-                carve(select_none(image.mappings), keep),
-                self._memory,
-                SparseWriter(fd),
-                overrides=self._patches,
-            )
-        except OSError:
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
+        write_explain_core(path, self._image, self._memory, self._patches, EXPLAIN_STACK)
         told = None
         if self._job.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from collector.capture.core_file import core_name, core_writer
+from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.job import EXPLAIN_CORE
-from collector.elfcore.sink import SparseWriter
 from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
 from collector.explain.facts import with_explanation
@@ -29,7 +28,7 @@ from collector.policy.facts import facts_of
 from collector.policy.types import Compress
 from collector.probe.live import LiveProbe
 from collector.snapshot.take import Found, SnapshotRequest, take
-from collector.snapshot.write import Core, CoreContents, Progress, write_found
+from collector.snapshot.write import Core, CoreContents, Progress, reading, write_found
 from collector.store.store import Store
 
 
@@ -72,7 +71,11 @@ def store_snapshot(
                     fcntl.flock(fd, fcntl.LOCK_EX)  # in use: an agent's start leaves it alone
                     core = write_found(found, contents, core_writer(fd, compress), progress)
                     size = os.fstat(fd).st_blocks * 512
-                _write_small(found, folder / EXPLAIN_CORE)
+                # while its memory is still there
+                with reading(found):
+                    write_explain_core(
+                        folder / EXPLAIN_CORE, found.image, found.memory, found.pieces
+                    )
                 return _with_core(record, core, name, size)
 
             key = None if trigger is None else trigger.key
@@ -133,17 +136,6 @@ def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
         outcome=Outcome.TRUNCATED if core.truncated else Outcome.COMPLETE,
         lost={} if core.lost is None else {"memory": core.lost},
     )
-
-
-def _write_small(found: Found, path: Path) -> None:
-    """The first thread alone, for the explainer; while the memory is still there."""
-    image = msgspec.structs.replace(found.image, threads=found.image.threads[:1])
-    small = msgspec.structs.replace(found, image=image)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        write_found(small, CoreContents(capture=Capture.STACKS), SparseWriter(fd))
-    finally:
-        os.close(fd)
 
 
 class _RootAndExe:

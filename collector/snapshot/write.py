@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -57,8 +58,15 @@ def write_found(
 
     Raises OSError as the writer does, and CaptureError if the process ends meanwhile.
     """
-    try:
+    with reading(found):
         return _write(found, contents, writer, progress, should_stop)
+
+
+@contextlib.contextmanager
+def reading(found: Found) -> Iterator[None]:
+    """Raise CaptureError for what went wrong with the process's memory, and not with the writer."""
+    try:
+        yield
     except CaptureError as error:  # a lost copy is an OSError too, but not the writer's
         raise CaptureError(str(error)) from error
     except ProcessLookupError as error:
