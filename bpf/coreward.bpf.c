@@ -62,12 +62,12 @@
 #define CW_DUMPED 0x80
 /* <linux/mm.h> */
 #define CW_VM_EXEC 0x4
-#define CW_MAPPED_MAX 256 /* objects of one process that are told */
+#define CW_MAPPED_MAX 1024 /* objects of one process that are told */
 /* <linux/maple_tree.h>: slots of a node; a tree of mappings with 65,530 leaves is 4 deep */
 #define CW_RANGE_SLOTS 16
 #define CW_ARANGE_SLOTS 10
 #define CW_TREE_DEPTH 8
-#define CW_TREE_STEPS 4096
+#define CW_TREE_STEPS (1 << 18)
 
 struct cw_death {
 	__u32 pid;
@@ -81,6 +81,8 @@ struct cw_walk {
 	u64 root;              /* struct path of its root directory */
 	u32 pid;
 	u32 told;
+	u32 unmapped;          /* enum cw_unmapped */
+	u32 reserved;
 	u64 mm;                /* what follows is for a walk without the kernel's iterator */
 	u64 depth;
 	u64 nodes[CW_TREE_DEPTH];
@@ -388,6 +390,8 @@ FN void report_exit(struct task_struct *t, u32 status)
 {
 	struct cw_exit *exit = bpf_ringbuf_reserve(&ring, sizeof(struct cw_exit), 0);
 	struct signal_struct *group = READ(t, signal);
+	struct cw_walk *walk;
+	u32 zero = 0;
 
 	if (!exit) {
 		count(CW_DROPPED_EXIT);
@@ -402,6 +406,11 @@ FN void report_exit(struct task_struct *t, u32 status)
 	exit->status = status;
 	/* mark_victim names only a thread id before 6.9; this is as old as the OOM reaper */
 	exit->oom = STATUS_SIGNAL(status) == CW_SIGKILL && READ(group, oom_mm);
+	exit->unmapped = CW_ALL_MAPPED;
+	exit->reserved = 0;
+	walk = bpf_map_lookup_elem(&walks, &zero); /* of this process, if it ended just now */
+	if (walk && walk->pid == exit->event.who.pid && walk->start_ns == exit->event.who.start_ns)
+		exit->unmapped = walk->unmapped;
 	bpf_ringbuf_submit(exit, 0);
 }
 
@@ -510,17 +519,19 @@ FN struct cw_walk *begin_walk(struct task_struct *t)
 	walk = bpf_map_lookup_elem(&walks, &zero);
 	if (!walk)
 		return 0;
-	/* A backtrace is worth less than another death: in a storm these would fill the ring. */
-	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > CW_RING_BYTES / 2) {
-		count(CW_DROPPED_MAPPED);
-		return 0;
-	}
 	leader = READ(t, group_leader);
 	fs = READ(t, fs);
 	walk->start_ns = READ(leader, start_boottime);
 	walk->root = fs ? (u64)ADDRESS(fs, root) : 0;
 	walk->pid = READ(t, tgid);
 	walk->told = 0; /* in a map, where the verifier does not count along */
+	walk->unmapped = CW_ALL_MAPPED;
+	/* A backtrace is worth less than another death: in a storm these would fill the ring. */
+	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > CW_RING_BYTES / 2) {
+		count(CW_DROPPED_MAPPED);
+		walk->unmapped = CW_UNMAPPED_RING;
+		return 0;
+	}
 	seen = bpf_map_lookup_elem(&dying, &walk->pid);
 	return seen && *seen == walk->start_ns ? walk : 0;
 }
@@ -530,8 +541,10 @@ FN int step_on(struct cw_walk *walk, struct vm_area_struct *vma)
 {
 	if (!is_worth_telling(vma))
 		return 1;
-	if (++walk->told > CW_MAPPED_MAX)
+	if (++walk->told > CW_MAPPED_MAX) {
+		walk->unmapped = CW_UNMAPPED_MANY;
 		return 0;
+	}
 	report_mapped(vma, walk->pid, walk->start_ns, (struct path *)walk->root);
 	return 1;
 }
@@ -607,7 +620,8 @@ FN void tell_mappings_of_tree(struct task_struct *t)
 	walk->depth = 0;
 	walk->nodes[0] = (u64)READ(mm, mm_mt.ma_root);
 	walk->slots[0] = 0;
-	bpf_loop(CW_TREE_STEPS, step_in_tree, 0, 0);
+	if (bpf_loop(CW_TREE_STEPS, step_in_tree, 0, 0) == CW_TREE_STEPS)
+		walk->unmapped = CW_UNMAPPED_MANY;
 }
 
 SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_args *ctx)

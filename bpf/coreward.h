@@ -52,6 +52,13 @@ enum cw_setting {
 	CW_SETTINGS
 };
 
+/* Why mapped objects of a process that ended were not told, or not all of them. */
+enum cw_unmapped {
+	CW_ALL_MAPPED,
+	CW_UNMAPPED_RING,      /* the ring was half full: deaths come first */
+	CW_UNMAPPED_MANY,      /* there are more than are told of one process */
+};
+
 struct cw_sender {
 	__u64 target_start_ns; /* which process of this pid was meant */
 	__u32 pid;
@@ -103,6 +110,8 @@ struct cw_exit {
 	struct cw_event event;
 	__u32 status;          /* as wait(2) gives it */
 	__u32 oom;             /* 1: the OOM killer had chosen it */
+	__u32 unmapped;        /* enum cw_unmapped: mapped objects that were not told */
+	__u32 reserved;
 };
 
 struct cw_fatal {

@@ -182,6 +182,7 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     sender: Sender | None  # of the signal that ended it, where one did
     last_fault: Fault | None
     oom: bool = False  # the out-of-memory killer had chosen it
+    unmapped: str | None = None  # why not all mapped objects were told
     mapped: tuple[MappedObject, ...] = ()  # for what was not handed over, where BPF can tell
 
 

@@ -16,7 +16,10 @@ _SENDER = struct.Struct("<16xiI")  # si_pid, si_uid
 _SYSCALL = struct.Struct("<24xi")  # si_syscall
 _SHORTEST = 32  # bytes that hold all of these
 SI_KERNEL = 0x80
-_SENT = frozenset({0, -1, -6})  # SI_USER, SI_QUEUE, SI_TKILL: si_pid and si_uid are set
+SYS_SECCOMP = 1  # of SIGSYS
+# SI_USER and SI_TKILL: si_pid and si_uid are those of the sender. The kernel lets no process say so
+# of another signal than one to itself (rt_sigqueueinfo(2)); of SI_QUEUE anybody may say anything.
+_SENT = frozenset({0, -6})
 
 
 class SigInfo(NamedTuple):
@@ -25,7 +28,7 @@ class SigInfo(NamedTuple):
     signal: int
     code: int
     address: int | None  # si_addr, of a fault that the hardware reported
-    sender: tuple[int, int] | None  # si_pid in the receiver's pid namespace, si_uid
+    sender: tuple[int, int] | None  # si_pid in the receiver's pid namespace (0: none), si_uid
     syscall: int | None  # the system call that a SIGSYS is about
 
 
@@ -35,11 +38,16 @@ def decode(info: bytes) -> SigInfo | None:
         return None
     signo, _, code = _HEAD.unpack_from(info)
     is_fault = code > 0 and code != SI_KERNEL
-    is_call = signo == signal.SIGSYS
+    is_call = signo == signal.SIGSYS and code == SYS_SECCOMP
     return SigInfo(
         signal=signo,
         code=code,
         address=_ADDRESS.unpack_from(info)[0] if is_fault else None,
-        sender=_SENDER.unpack_from(info) if code in _SENT else None,
+        sender=_sender(info) if code in _SENT else None,
         syscall=_SYSCALL.unpack_from(info)[0] if is_call else None,
     )
+
+
+def _sender(info: bytes) -> tuple[int, int] | None:
+    pid, uid = _SENDER.unpack_from(info)
+    return (pid, uid) if pid >= 0 else None

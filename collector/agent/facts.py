@@ -76,6 +76,12 @@ class SignalSender(Facts, frozen=True, kw_only=True):
     cause: Cause
 
 
+class ByOther(Facts, frozen=True, kw_only=True):
+    """A signal from a process that cannot be named."""
+
+    cause: Cause
+
+
 class Counted(Facts, frozen=True, kw_only=True):
     threads: int
     thread_name: str | None

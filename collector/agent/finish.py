@@ -21,6 +21,7 @@ from collector.agent.case import Case
 from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.facts import (
+    ByOther,
     Counted,
     DyingThread,
     Ended,
@@ -233,11 +234,18 @@ def _learn_told(case: Case, told: Told) -> None:
                 syscall=info.syscall,
             )
         )
-    if case.record.container:
-        return  # ids in the notes are those of its own namespace
-    case.learn(DyingThread(tid=told.tid))
-    if info is not None and info.sender is not None and info.sender[0]:
-        pid, uid = info.sender
-        itself = pid == case.record.pid
-        sender = Sender(pid=pid, uid=uid, comm=case.record.comm if itself else None)
-        case.learn(SignalSender(sender=sender, cause=Cause.SIGNAL if itself else Cause.KILLED))
+    nested = case.record.ns_pid not in (None, case.record.pid)
+    if not nested:
+        case.learn(DyingThread(tid=told.tid))  # else its id is one of its own namespace
+    if info is None or info.sender is None:
+        return
+    pid, uid = info.sender
+    if pid == (case.record.ns_pid or case.record.pid):
+        sender = Sender(pid=case.record.pid, uid=uid, comm=case.record.comm)
+        case.learn(SignalSender(sender=sender, cause=Cause.SIGNAL))
+    elif nested or not pid:
+        case.learn(ByOther(cause=Cause.KILLED))
+        case.lose("sender", "its pid is one of another pid namespace")
+    else:
+        case.learn(SignalSender(sender=Sender(pid=pid, uid=uid), cause=Cause.KILLED))
+        case.lose("sender", "as the signal says; the process itself could have forged it")

@@ -261,6 +261,7 @@ def _record_of_held(boot_id: str, handoff: HandOff, dying: OpenProcess) -> Recor
         cause=Cause.SIGNAL,
         comm=dying.comm,
         start_ns=dying.key.start_ns,
+        ns_pid=dying.ns_pid,
         uid=dying.uid,
         gid=dying.gid,
         signal=handoff.signal,

@@ -59,10 +59,10 @@ class Unheld:
     def _is_proof(self, death: Death, who: Identity) -> bool:
         """Whether it was a proof that a hand-off works: our own, a killed agent's or doctor's.
 
-        Only root's processes that run our own interpreter can pass for one.
+        Only root's processes that run our own interpreter, in our pid namespace, can pass for one.
         """
         looks = (who.comm, who.uid, death.signal) == (proof.NAME, 0, proof.SIGNAL)
-        return looks and who.exe == self._interpreter
+        return looks and who.exe == self._interpreter and who.ns_pid == who.key.pid
 
     def _is_known(self, death: Death, who: Identity, late: bool) -> bool:
         """Whether this death is on record: a killed agent's, or its end was waited for in vain."""
@@ -129,6 +129,8 @@ class Unheld:
             case.lose("frames", str(error))
             return
         case.lose("symbols", "files were found by path: no build-id was left to check")
+        if death.exit.unmapped is not None:
+            case.lose("modules", death.exit.unmapped)
         case.keep()
         cut = None
         base = death.fatal.regs[SP] - RED_ZONE & -PAGE
@@ -170,7 +172,7 @@ class Unheld:
             signal=note.signal,
             signal_name=signal_name(note.signal),
             late=True,
-            lost={"comm": "only the pipe helper saw it", "core": "the agent was down"},
+            lost={"comm": "only the pipe helper saw it", "core": "no agent answered the helper"},
         )
         case = Case(record, self._context.store, self._finisher.closed)
         case.end("record")

@@ -26,8 +26,8 @@ def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
     """
     if not ended.mapped:
         raise CaptureError(
-            "its mappings were not told (needs the loader `core`, and Linux >= 6.16, or >= 6.7 "
-            "with fentry)"
+            ended.unmapped
+            or "its mappings were not told (needs the loader `core`, and Linux >= 6.16 or fentry)"
         )
     if not fatal.stack:
         raise CaptureError("its stack could not be read")

@@ -141,6 +141,11 @@ class OpenProcess:
         return sum(size or 0 for size in sizes)
 
     @property
+    def ns_pid(self) -> int:
+        """Its pid in its own pid namespace."""
+        return int((procfs.field(self.text.status, b"NSpid") or b"0").split()[-1])
+
+    @property
     def uid(self) -> int:
         return procfs.number(self.text.status, b"Uid") or 0
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import msgspec
 
 from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
-from collector.errors import CorewardError
+from collector.errors import CorewardError, HoldError, ProbeError, TakeoverRefused
 from collector.handoff import pin
 from collector.handoff.backends import open_backend
 from collector.handoff.settings import SYSCTL, SettingsGuard
@@ -23,6 +26,9 @@ from collector.probe import pins
 from collector.store.store import Store
 
 _LIBRARIES = ("drgn", "msgspec", "prometheus-client", "pyyaml", "zstandard")
+
+
+_NOT_TRIED = "not tried"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +61,11 @@ class DoctorVerb:
         parser.add_argument("--pin-dir", type=Path, default=DEFAULT_PIN_DIR, metavar="DIR")
 
     def run(self, args: argparse.Namespace) -> int:
+        if os.geteuid() != 0:
+            raise HoldError("doctor needs root: it loads BPF programs and takes crashes over")
+        # as on Ctrl-C: what was changed for a moment is put back
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit(1))
         if args.restore or args.unpin:
             done = SettingsGuard(args.run_dir).restore() if args.restore else []
             if args.unpin:
@@ -74,6 +85,17 @@ class DoctorVerb:
 
 
 def _unpin(pin_dir: Path) -> list[str]:
+    """Those of an agent that is gone, and of doctors that were killed."""
+    from collector.probe.features import DOCTORS_PINS  # noqa: PLC0415 - as above
+
+    removed = []
+    for left in sorted(pins.BPFFS.glob(f"{DOCTORS_PINS}*")):
+        with contextlib.suppress(ProbeError):  # a doctor that is at work
+            removed += _unpin_one(left)
+    return removed + _unpin_one(pin_dir)
+
+
+def _unpin_one(pin_dir: Path) -> list[str]:
     if not pin_dir.is_dir():
         return []
     descriptor = pins.lock(pin_dir)  # no agent is at work
@@ -95,12 +117,9 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     for feature in probe_features():
         yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=False)
         bpf |= feature.ok and feature.name.startswith("BPF, ")
-    handed = []
-    for backend in (Backend.SOCKET, Backend.PIPE):
-        check = _handoff(backend, args.run_dir)
-        handed += [backend.value] if check.ok else []
-        yield check
-    yield _deaths(bpf, handed)
+    tried = [_handoff(backend, args.run_dir) for backend in (Backend.SOCKET, Backend.PIPE)]
+    yield from tried
+    yield _deaths(bpf, tried)
     yield _pin()
     yield _precopy()
     yield _native()
@@ -121,28 +140,35 @@ def _handoff(backend: Backend, run_dir: Path) -> Check:
     """Let the kernel hand over a crash of ours, as at the start of an agent."""
     name = f"hand-off by {backend.value}"
     guard = SettingsGuard(run_dir)
-    if guard.file.exists():
-        detail = "not tried: an agent's settings are in force"
-        return Check(name=name, ok=True, detail=detail, needed=False)
     try:
-        opened = open_backend(backend, run_dir, guard, takeover=False)
-        opened.close()
+        guard.lock()
+        if guard.file.exists():  # and nobody has the lock
+            detail = "a killed agent's settings are in force: `coreward doctor --restore` first"
+            return Check(name=name, ok=False, detail=detail, needed=False)
+        open_backend(backend, run_dir, guard, takeover=False).close()
+    except TakeoverRefused as error:
+        return Check(name=name, ok=False, detail=f"{_NOT_TRIED}: {error}", needed=False)
     except CorewardError as error:
         return Check(name=name, ok=False, detail=str(error), needed=False)
+    finally:
+        guard.unlock()
     return Check(name=name, ok=True, detail="the kernel handed over a crash", needed=False)
 
 
-def _deaths(bpf: bool, handed: list[str]) -> Check:
+def _deaths(bpf: bool, tried: list[Check]) -> Check:
     """Whether an agent would see deaths here at all."""
-    if bpf and handed:
-        detail = "every death is seen, and crashes keep their memory"
+    handed = any(check.ok for check in tried)
+    unknown = any(check.detail.startswith(_NOT_TRIED) for check in tried)
+    seen = "every death is seen" if bpf else "only what the kernel hands over is seen"
+    if handed:
+        detail = f"{seen}, and crashes keep their memory"
+    elif unknown:
+        detail = f"{seen}; whether crashes are handed over was not tried"
     elif bpf:
-        detail = "every death is seen; none keeps its memory: nothing is handed over"
-    elif handed:
-        detail = "only what the kernel hands over is seen: no kills, no exits"
+        detail = f"{seen}; none keeps its memory: nothing is handed over"
     else:
         detail = "an agent would see none: neither BPF nor a hand-off works"
-    return Check(name="deaths", ok=bpf or bool(handed), detail=detail)
+    return Check(name="deaths", ok=bpf or handed or unknown, detail=detail)
 
 
 def _precopy() -> Check:

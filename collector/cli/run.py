@@ -248,6 +248,7 @@ def _dropped(counters: Counters) -> dict[str, int]:
         "signal_deliver": counters.dropped_deliver,
         "sched_process_exit": counters.dropped_exit,
         "mark_victim": counters.dropped_oom,
+        "mappings": counters.dropped_mapped,
         "undecodable": counters.undecodable,
         "overwritten": counters.overwritten,
     }

@@ -252,6 +252,8 @@ def _abort(record: Record) -> str:
         return "std::terminate()" + (called_from or " called")
     if "abort" in functions:
         return "abort()" + (called_from or " called")
+    if record.si_code is None and record.sender is None:
+        return "the kernel does not say why" + _where(record)
     return "raised by the process itself" + _called_from(record.frames or (), "from")
 
 

@@ -130,7 +130,7 @@ class PipeBackend(SocketListener):
         self.helper = helper.resolve()
         self.helper_id = _trusted(self.helper)  # device and inode
         self._links: Path | None = None
-        fields = f"{patience_s * 1000:.0f} {FIELDS}"
+        fields = f"p{patience_s * 1000:.0f} {FIELDS}"
         self.pattern = f"|{self.helper} {self.run_dir} {fields}"
         if not _fits(self.pattern, fields):
             self._links = _link(self.helper, self.run_dir)
@@ -195,7 +195,7 @@ class PipeBackend(SocketListener):
             fd = _pidfd_of(who, helper)
             undo.callback(os.close, fd)
             pid = pidfd.pid_of(fd)
-            if not pidfd.is_dumping(fd, pid):
+            if not pidfd.is_dumping(fd, pid, who.tid):
                 raise HoldError(f"pid {pid} is not dumping core")
             try:
                 conn.send(_TAKEN, socket.MSG_NOSIGNAL)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SYSCTL = Path("/proc/sys/kernel")
 _PATTERN, _LIMIT = "core_pattern", "core_pipe_limit"
+_PATIENCE_S = 3.0
 _KERNEL_DEFAULT = "core"  # the kernel's built-in core_pattern
 
 
@@ -177,13 +179,14 @@ class SettingsGuard:
     def lock(self) -> None:
         """Keep other agents out until `restore`; again does nothing. Raises TakeoverRefused.
 
-        It is the setting itself that is locked (flock(2) on core_pattern): what two agents share.
+        Waits a moment: doctor has the lock for as long as it tries a hand-off. It is the setting
+        itself that is locked (flock(2) on core_pattern): what two agents share.
         """
         if self._lock is not None:
             return
         fd = os.open(self._sysctl / _PATTERN, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd)
         except OSError as error:
             os.close(fd)
             if error.errno == errno.EWOULDBLOCK:
@@ -192,6 +195,10 @@ class SettingsGuard:
                 ) from error
             raise HoldError(f"cannot lock kernel.core_pattern: {error.strerror}") from error
         self._lock = fd
+
+    def unlock(self) -> None:
+        """Let other agents in, whatever the settings are now."""
+        self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -209,3 +216,15 @@ class SettingsGuard:
     ) -> None:
         for line in self.restore():
             log.info("%s", line)
+
+
+def _flock(fd: int) -> None:
+    """flock(2) within `_PATIENCE_S`. OSError EWOULDBLOCK: somebody else has it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

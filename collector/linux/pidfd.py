@@ -101,7 +101,7 @@ def pid_of(pidfd: int) -> int:
     raise HoldError("the process is gone or not visible in this pid namespace")
 
 
-def is_dumping(pidfd: int, pid: int) -> bool:
+def is_dumping(pidfd: int, pid: int, tid: int) -> bool:
     """Whether the process is dumping core right now, or has just been.
 
     Asks the pidfd; before Linux 6.16 the `CoreDumping` line of /proc/PID/status (>= 4.15).
@@ -112,4 +112,5 @@ def is_dumping(pidfd: int, pid: int) -> bool:
             return dumped
     except HoldError:
         pass  # an older kernel; status tells as well
-    return procfs.is_dumping(procfs.read(f"/proc/{pid}/status") or b"")
+    # of the thread that died: the main thread may have ended before, and tells nothing then
+    return procfs.is_dumping(procfs.read(f"/proc/{pid}/task/{tid}/status") or b"")

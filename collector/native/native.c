@@ -190,17 +190,20 @@ static bool peer(int conn, int *pidfd, struct taken *t)
 	       because(t, "no process descriptor of a socket's peer: %s", strerror(errno));
 }
 
-/* Whether the process t->pid is dumping core, of a kernel that tells it only there. */
-static bool status_tells_dump(struct taken *t)
+/*
+ * Whether the process t->pid is dumping core, of a kernel that tells it only there: of a task that
+ * has its memory, so of the thread that died, `tid`; the main thread may have ended before.
+ */
+static bool status_tells_dump(struct taken *t, int tid)
 {
 	static const char wanted[] = "\nCoreDumping:\t1\n";
-	char path[32], text[4096];
+	char path[64], text[4096];
 	size_t kept = 0; /* the end of what was looked at, where the line may have begun */
 	bool found = false;
 	ssize_t got;
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%d/status", t->pid);
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", t->pid, tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	/* as long as it may be: a process can be in 65,536 groups, whose line comes before */
 	while (!found && fd >= 0 && (got = read(fd, text + kept, sizeof(text) - kept)) > 0) {
@@ -214,20 +217,21 @@ static bool status_tells_dump(struct taken *t)
 	return found || because(t, "pid %d is not dumping core", t->pid);
 }
 
-static bool identify(struct taken *t)
+/* tid: of the thread that died, where the helper told it; else that of the main thread. */
+static bool identify(struct taken *t, int tid)
 {
 	struct pidfd_info info = { .mask = HAS_PID | HAS_CREDS | HAS_COREDUMP | HAS_SIGNAL };
 
 	if (ioctl(t->pidfd, GET_INFO, &info)) {
 		if (errno != ESRCH && t->pid > 0)
-			return status_tells_dump(t);
+			return status_tells_dump(t, tid);
 		return because(t, "nothing is known of a process: %s", strerror(errno));
 	}
 	if (!(info.mask & HAS_PID) || !info.tgid)
 		return because(t, "the process is not visible in this pid namespace");
 	t->pid = (int32_t)info.tgid;
 	if (!(info.mask & HAS_COREDUMP))
-		return status_tells_dump(t);
+		return status_tells_dump(t, tid ? tid : t->pid);
 	if (!(info.coredump_mask & DUMPED))
 		return because(t, "pid %d (uid %u) is not dumping core", t->pid, info.ruid);
 	if (info.mask & HAS_SIGNAL)
@@ -922,7 +926,7 @@ static int admit_socket(int conn, struct taken *t)
 
 	if (setsockopt(conn, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) ||
 	    setsockopt(conn, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) ||
-	    !peer(conn, &t->pidfd, t) || !identify(t) || !negotiate(conn, t)) {
+	    !peer(conn, &t->pidfd, t) || !identify(t, 0) || !negotiate(conn, t)) {
 		close(conn);
 		return REFUSED;
 	}
@@ -987,8 +991,8 @@ static int authenticate(int conn, struct orders *o, struct taken *t, int *helper
 	return has_ended(*helper) ? LATE : REFUSED;
 }
 
-/* The numbers of the helper's line that matter here: pid, signal, and its pidfd or -1. */
-static bool parse(struct taken *t, int *pidfd)
+/* The numbers of the helper's line that matter here: pid, tid, signal, and its pidfd or -1. */
+static bool parse(struct taken *t, int *tid, int *pidfd)
 {
 	long words[8] = { 0 };
 	char *at = t->line;
@@ -1006,6 +1010,7 @@ static bool parse(struct taken *t, int *pidfd)
 		at = end + 1;
 	}
 	t->pid = (int32_t)words[0];
+	*tid = (int)words[1];
 	t->signal = (int32_t)words[2];
 	*pidfd = (int)words[7];
 	return *at == 0 || because(t, "not a line of the pipe helper");
@@ -1013,7 +1018,7 @@ static bool parse(struct taken *t, int *pidfd)
 
 static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 {
-	int got = authenticate(conn, o, t, helper), fd;
+	int got = authenticate(conn, o, t, helper), tid = 0, fd;
 	struct stat about;
 	ssize_t size;
 
@@ -1022,7 +1027,7 @@ static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 	if (poll(&(struct pollfd){ conn, POLLIN, 0 }, 1, MESSAGE_MS) != 1 ||
 	    (size = recv(conn, t->line, sizeof(t->line) - 1, 0)) <= 0)
 		return LATE;
-	if (!parse(t, &fd))
+	if (!parse(t, &tid, &fd))
 		return REFUSED;
 	t->hold = getfd(*helper, 0);
 	if (t->hold < 0) {
@@ -1038,7 +1043,7 @@ static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 		because(t, "pid %d is gone: %s", t->pid, strerror(errno));
 		return REFUSED;
 	}
-	if (!identify(t))
+	if (!identify(t, tid))
 		return REFUSED;
 	return send(conn, "\1", 1, MSG_NOSIGNAL) == 1 ? PROCESS : LATE;
 }

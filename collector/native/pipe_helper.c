@@ -6,7 +6,9 @@
  * gets more time for as long as it hears others of us. PATIENCE is the time in ms, of which the
  * helper takes MARGIN_MS off for its own start and end.
  *
- *     |/path/coreward-pipe RUNDIR PATIENCE %P %I %s %u %g %d %t %F
+ *     |/path/coreward-pipe RUNDIR pPATIENCE %P %I %s %u %g %d %t %F
+ *
+ * Without the p it is a pattern of an earlier version, which has no such word.
  *
  * It never passes the pipe on by itself: a descriptor in the queue of an agent that hangs would
  * hold the process for ever. The agent takes it with pidfd_getfd(2), and answers with one byte.
@@ -23,6 +25,9 @@
 #include <linux/time.h>
 #include <linux/un.h>
 
+#define LEAST_MS 50 /* as policy allows it */
+#define MOST_MS 60000
+#define USUAL_MS 100
 #define MARGIN_MS 20
 #define LOOK_MS 10 /* how often we see whether the agent gets on with others */
 #define PATIENCE_MAX_MS 5000 /* with an agent that does; or PATIENCE, if that is longer */
@@ -229,29 +234,34 @@ static void leave_note(const char *dir, struct text *line, const char *pid)
 		CALL(write, fd, lost, sizeof(lost) - 1, 0, 0);
 }
 
-static long number(const char *digits)
+/* The patience in ms, whatever the word says. */
+static long patience_of(const char *word)
 {
 	long value = 0;
 
-	for (; *digits >= '0' && *digits <= '9' && value < 1000000; digits++)
-		value = value * 10 + (*digits - '0');
-	return value;
+	for (word++; *word >= '0' && *word <= '9' && value < MOST_MS; word++)
+		value = value * 10 + (*word - '0');
+	return value < LEAST_MS ? LEAST_MS : value > MOST_MS ? MOST_MS : value;
 }
 
 static int report(long argc, char **argv)
 {
 	static struct text line;
-	long i;
+	long i, patience = USUAL_MS, first = 2;
 
-	if (argc < 4)
+	if (argc > 2 && argv[2][0] == 'p') {
+		patience = patience_of(argv[2]);
+		first = 3;
+	}
+	if (argc <= first)
 		return 2;
-	for (i = 3; i < 3 + FIELDS; i++) {
+	for (i = first; i < first + FIELDS; i++) {
 		/* an older kernel leaves out what it does not know */
 		add(&line, i < argc && argv[i][0] ? argv[i] : "-");
-		add(&line, i == 2 + FIELDS ? "\n" : " ");
+		add(&line, i == first + FIELDS - 1 ? "\n" : " ");
 	}
-	if (!agent_took_it(argv[1], number(argv[2]) - MARGIN_MS, &line))
-		leave_note(argv[1], &line, argv[3]);
+	if (!agent_took_it(argv[1], patience - MARGIN_MS, &line))
+		leave_note(argv[1], &line, argv[first]);
 	return 0;
 }
 

@@ -43,6 +43,8 @@ def kernel_hash() -> str:
     """Names the running kernel's types: hex SHA-256 of its BTF. ProbeError if it has none."""
     try:
         with BTF_FILE.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ProbeError(f"{BTF_FILE} is empty: it is not the kernel's own")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ProbeError(

@@ -42,7 +42,12 @@ SENDER = struct.Struct("<QIIiI16s")  # struct cw_sender
 FAULT = struct.Struct("<6QIiiI")  # struct cw_fault
 HEAD = struct.Struct("<IIQ")  # the head of struct cw_event
 EVENT_BYTES = HEAD.size + WHO.size + SENDER.size + FAULT.size
-EXIT = struct.Struct("<II")  # struct cw_exit behind its event
+# enum cw_unmapped, in words for the record
+UNMAPPED = {
+    1: "its mappings were not told: too many deaths at a time",
+    2: "more objects are mapped than BPF tells of one process",
+}
+EXIT = struct.Struct("<IIII")  # struct cw_exit behind its event
 FATAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cw_fatal behind its event, before stack
 MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cw_mapped
 FATAL_BYTES = EVENT_BYTES + FATAL.size + STACK_PAGES * PAGE
@@ -191,12 +196,13 @@ def decode(record: bytes) -> Event | Mapped:
     if kind == TYPE_FATAL:
         return _fatal(common, record)
     if kind == TYPE_EXIT:
-        status, oom = EXIT.unpack_from(record, EVENT_BYTES)
+        status, oom, unmapped, _ = EXIT.unpack_from(record, EVENT_BYTES)
         return Exit(
             who=common.who,
             time_ns=time_ns,
             status=status,
             oom=bool(oom),
+            unmapped=UNMAPPED.get(unmapped),
             sender=common.sender,
             last_fault=common.fault,
         )

@@ -25,6 +25,7 @@ from collector.native import cpu
 from collector.probe import btf, pins
 from collector.probe.probe import Probe, open_probe
 
+DOCTORS_PINS = "coreward-doctor-"  # in the bpffs, with a pid behind
 _PATIENCE_S = 10.0  # for the events of a death, which take microseconds
 
 
@@ -58,7 +59,7 @@ def _tried(name: str, attempt: Callable[[], str], *, cure: str = "") -> Feature:
 
 def _loader(loader: str) -> Iterator[Feature]:
     """What the programs tell of a real death when this loader has made them."""
-    directory = pins.BPFFS / f"coreward-doctor-{os.getpid()}"
+    directory = pins.BPFFS / f"{DOCTORS_PINS}{os.getpid()}"
     name = f"BPF, loader {loader}"
     try:
         with open_probe(loader, directory) as probe:
@@ -89,8 +90,8 @@ def _loader(loader: str) -> Iterator[Feature]:
         ok=mapped,
         detail=f"{len(ended.mapped)} mapped objects told"
         if ended and mapped
-        else "mappings are not told (needs the loader core, and Linux >= 6.16, or >= 6.7 with "
-        "fentry): such deaths have registers and a stack without names",
+        else "mappings are not told (needs the loader core, and Linux >= 6.16 or fentry): "
+        "such deaths have registers and a stack without names",
     )
 
 

@@ -135,6 +135,7 @@ class FakeProcess:
     tid = pid = KEY.pid
     exe_fd = mount_fd = None
     mem_fd = pagemap_fd = root_fd = -1
+    ns_pid = 7
     comm, cmdline, resident, uid, gid = "victim", ["victim", "-x"], 4096, 1000, 100
     key = ProcessKey(KEY.pid, 5_000 * TICK)
 

@@ -68,7 +68,8 @@ def fatal(**changes: bytes | int) -> bytes:
 def exit_record(**changes: bytes | int) -> bytes:
     size = events.SIZES[events.TYPE_EXIT]
     status, chosen = changes.get("wait_status", 0x8B), changes.get("oom", 0)
-    return common(events.TYPE_EXIT, size, **changes) + events.EXIT.pack(status, chosen)
+    part = events.EXIT.pack(status, chosen, changes.get("unmapped", 0), 0)
+    return common(events.TYPE_EXIT, size, **changes) + part
 
 
 def decoded(record: bytes) -> FatalSignal:
@@ -113,8 +114,14 @@ def test_an_exit_has_its_status_and_sender() -> None:
 
 
 def test_an_exit_tells_an_oom_victim() -> None:
-    assert events.decode(exit_record(wait_status=9, oom=1)) == Exit(
-        who=WHO, time_ns=42, status=9, sender=None, last_fault=None, oom=True
+    assert events.decode(exit_record(wait_status=9, oom=1, unmapped=1)) == Exit(
+        who=WHO,
+        time_ns=42,
+        status=9,
+        sender=None,
+        last_fault=None,
+        oom=True,
+        unmapped="its mappings were not told: too many deaths at a time",
     )
 
 
