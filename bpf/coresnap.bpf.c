@@ -510,6 +510,11 @@ FN struct cs_walk *begin_walk(struct task_struct *t)
 	walk = bpf_map_lookup_elem(&walks, &zero);
 	if (!walk)
 		return 0;
+	/* A backtrace is worth less than another death: in a storm these would fill the ring. */
+	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > CS_RING_BYTES / 2) {
+		count(CS_DROPPED_MAPPED);
+		return 0;
+	}
 	leader = READ(t, group_leader);
 	fs = READ(t, fs);
 	walk->start_ns = READ(leader, start_boottime);

@@ -40,6 +40,8 @@ _RUNTIME_FUNCTIONS = frozenset(
         *("__cxa_throw", "__cxa_rethrow"),
     ]
 )
+# Where a backtrace that was not cut ends: the entry of a program, or of a thread of its own.
+OUTERMOST = frozenset(["_start", "__clone", "clone", "__clone3", "clone3"])
 _VERBS = {Access.READ: "read from", Access.WRITE: "wrote to", Access.EXECUTE: "jumped to"}
 _FORBIDDEN = {Access.READ: "readable", Access.WRITE: "writable", Access.EXECUTE: "executable"}
 

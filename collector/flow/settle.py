@@ -23,7 +23,7 @@ from collector.capture.run import write_core
 from collector.case import Case
 from collector.deaths import Death
 from collector.errors import CoresnapError
-from collector.explain.reason import reason
+from collector.explain.reason import OUTERMOST, reason
 from collector.explain.run import explain_core
 from collector.flow.context import Context
 from collector.hold.governor import ReleaseDecision
@@ -153,17 +153,20 @@ class Settler:
         )
         self.queue_explanation(task.case, Path(small.path), files)
 
-    def queue_explanation(self, case: Case, core: Path, files: Files) -> None:
+    def queue_explanation(
+        self, case: Case, core: Path, files: Files, *, cut: str | None = None
+    ) -> None:
+        """cut: why outer frames are not in this core, if there are any."""
         case.begin("explanation")
         lanes = self._context.lanes
         lane = lanes.relics if files.root is None else lanes.explains
-        if not lane.submit(partial(self._explain, case, core, files)):
+        if not lane.submit(partial(self._explain, case, core, files, cut)):
             files.close()
             core.unlink()
             case.learn(lost={"frames": "too many explanations were waiting already"})
             case.end("explanation")
 
-    def _explain(self, case: Case, core: Path, files: Files) -> None:
+    def _explain(self, case: Case, core: Path, files: Files, cut: str | None) -> None:
         exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
         try:
             found = explain_core(core, exe=exe, root_fd=files.root)
@@ -176,6 +179,8 @@ class Settler:
             fault_access=case.record.fault_access or found.fault_access,
             lost=found.lost,
         )
+        if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
+            case.learn(lost={"outer_frames": cut})
         case.end("explanation")
 
     def closed(self, record: Record) -> None:

@@ -8,6 +8,7 @@ import os
 from collector import cgroup, proof
 from collector.capture.job import SMALL_CORE
 from collector.capture.relic import write_relic
+from collector.capture.select import RED_ZONE, SP
 from collector.case import Case
 from collector.deaths import TICK_NS, Death, same_process
 from collector.errors import CaptureError
@@ -18,6 +19,7 @@ from collector.model import Capture, Cause, Identity, Outcome, ProcessKey, Recor
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.types import Facts
+from collector.probe.events import PAGE, STACK_PAGES
 from collector.records import CORE_BIT, boot_to_utc
 from collector.signals import signal_name
 from collector.store.ids import record_id
@@ -114,7 +116,11 @@ class Witness:
             case.learn(lost={"frames": str(error)})
             return
         case.learn(lost={"symbols": "files were found by path: no build-id was left to check"})
-        self._settler.queue_explanation(case, core, Files())
+        cut = None
+        base = death.fatal.regs[SP] - RED_ZONE & -PAGE
+        if death.fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
+            cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
+        self._settler.queue_explanation(case, core, Files(), cut=cut)
 
     def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
         if death.signal not in CORE_SIGNALS:

@@ -70,8 +70,9 @@ def stable(gathered: Gathered) -> dict[str, object]:
     assert gathered.threads is not None and gathered.mappings is not None
     text = gathered.dying.text
     return {
-        "stat": text.stat.split()[:3],
-        "status": re.sub(rb"(?m)^(\w*ctxt\w*:.*|FDSize:.*|.* kB)\n", b"", text.status),
+        "stat": text.stat.split()[:2],
+        # its state is R until it has come to rest in the kernel's wait for us
+        "status": re.sub(rb"(?m)^(State:.*|\w*ctxt\w*:.*|FDSize:.*|.* kB)\n", b"", text.status),
         "texts": (text.cmdline, text.auxv, text.cgroup, text.coredump_filter, text.maps),
         "threads": [(t.tid, t.regs, t.xstate, t.name) for t in decode_threads(gathered.threads)],
         "mappings": bytes(gathered.mappings),
