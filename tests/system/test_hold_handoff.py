@@ -24,7 +24,7 @@ from collector.hold.pipe import PipeBackend, SpooledNotes
 from collector.hold.settings import SettingsGuard
 from collector.policy.types import Backend
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
-from tests.system.needs import by_socket
+from tests.system.needs import by_socket, needs
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -236,6 +236,7 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
     assert sometimes(holds_nobody)
 
 
+@needs("usual speed")
 def test_an_agent_that_hangs_is_given_up_within_100_ms(here: Place) -> None:
     with here.agent(Backend.PIPE, accepts=False):
         assert sometimes(lambda: goes_by_itself(here))
