@@ -136,6 +136,7 @@ def test_a_killed_tracer_leaves_a_process_that_runs_on(
         assert target.changed(before, ignored) == {}
 
 
+@needs("usual speed")  # a stop has 50 ms
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mix", [MIXES[0], MIXES[1]], ids="+".join)
 def test_a_tracer_that_dies_after_any_of_its_requests_does_no_harm(
