@@ -33,6 +33,7 @@ HOST = "host"
 RESULTS = CACHE / "results"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 LIMIT_S = 3 * 3600.0  # for one boot
+MEMORY = "8G"  # of a guest: some tests let 2 GiB die, and /tmp is memory
 SCENARIOS = [
     *("--scope", "agent", "live", "kernel", "--loader", "core", "bcc"),
     *("--handoff", "pipe", "none", "socket"),  # the doctor, at the end, is compared with all
@@ -67,6 +68,7 @@ class Machine:
             folder=ROOT,
             out=self.out,
             limit_s=LIMIT_S,
+            memory=MEMORY,
             env={"COREWARD_TEST_SLOWNESS": str(SLOWNESS)},
             live=sys.stdout.buffer,
         )

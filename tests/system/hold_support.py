@@ -18,9 +18,10 @@ from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.native.build import build
 from tests.system.settings import kernel_settings
+from tests.system.victims import SLOWNESS
 
 BOTH = (Backend.SOCKET, Backend.PIPE)
-PATIENCE_S = 60  # for events that must come; a test that waits as long has failed
+PATIENCE_S = 60 * SLOWNESS  # for events that must come; a test that waits as long has failed
 
 # Holds the first crash that arrives for as long as it lives. It gives nothing back.
 _AGENT = """
@@ -57,7 +58,8 @@ class Place:
     @contextlib.contextmanager
     def backend(self, kind: Backend) -> Iterator[OpenBackend]:
         with open_backend(
-            kind, self.run_dir, SettingsGuard(self.state_dir), False, self.helper
+            *(kind, self.run_dir, SettingsGuard(self.state_dir), False, self.helper),
+            **({"patience_s": 10.0} if SLOWNESS > 1 else {}),
         ) as backend:
             assert isinstance(backend, OpenBackend)
             yield backend

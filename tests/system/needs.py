@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from collector.errors import CorewardError
+from collector.errors import CorewardError, HoldError
 from collector.handoff.backends import open_backend
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.snapshot import userfault
 from tests.system.settings import kernel_settings
+from tests.system.victims import SLOWNESS
 
 MARK = "needs"
 
@@ -60,7 +61,13 @@ def _hand_over_a_crash() -> None:
         return
 
 
+def _be_quick() -> None:
+    if SLOWNESS > 1:
+        raise HoldError(f"tests are told that this machine may be {SLOWNESS:g} times slower")
+
+
 _TRIES: dict[str, Callable[[], object]] = {
     "socket hand-off": _hand_over_a_crash,
     "pre-copy": userfault.check_available,
+    "usual speed": _be_quick,  # where times are judged
 }

@@ -24,7 +24,8 @@ from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.native.build import build
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
-from tests.system.needs import by_socket
+from tests.system.needs import by_socket, needs
+from tests.system.victims import SLOWNESS
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -105,7 +106,7 @@ def test_the_notes_at_the_head_of_the_stream(here: Place, kind: Backend, threads
         with accept(backend) as held:
             held.answer(stream=True)
             notes = held.read_notes()
-        assert victim.is_gone(within_s=1)
+        assert victim.is_gone(within_s=SLOWNESS)
     elf = ELFFile(io.BytesIO(notes))
     segment = next(elf.iter_segments("PT_NOTE"))
     assert segment["p_offset"] + segment["p_filesz"] == len(notes)
@@ -144,7 +145,7 @@ def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
         assert not any(v.is_gone() for v in victims)
         for hand_off in held:
             hand_off.release()
-        assert all(v.is_gone(within_s=1) for v in victims)
+        assert all(v.is_gone(within_s=SLOWNESS) for v in victims)
         assert (backend.refused, backend.late) == (0, 0)
 
 
@@ -236,6 +237,7 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
     assert sometimes(holds_nobody)
 
 
+@needs("usual speed")
 def test_an_agent_that_hangs_is_given_up_within_100_ms(here: Place) -> None:
     with here.agent(Backend.PIPE, accepts=False):
         assert sometimes(lambda: goes_by_itself(here))

@@ -20,6 +20,7 @@ from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.stop import StoppedProcess
 from tests.system.live_targets import live_target
+from tests.system.needs import needs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -107,7 +108,10 @@ def call_it(pid: int, _folder: Path) -> None:
     call_getppid(pid)
 
 
-@pytest.mark.parametrize("way", [call_it, fork_it, precopy_it])
+WAYS = [call_it, fork_it, pytest.param(precopy_it, marks=needs("pre-copy"))]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mix", MIXES, ids="+".join)
 def test_a_killed_tracer_leaves_a_process_that_runs_on(
     mix: tuple[str, ...], way: Callable[[int, Path], None], tmp_path: Path
@@ -133,7 +137,8 @@ def test_a_killed_tracer_leaves_a_process_that_runs_on(
         assert target.changed(before, ignored) == {}
 
 
-@pytest.mark.parametrize("way", [call_it, fork_it, precopy_it])
+@needs("usual speed")  # a stop has 50 ms
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mix", [MIXES[0], MIXES[1]], ids="+".join)
 def test_a_tracer_that_dies_after_any_of_its_requests_does_no_harm(
     mix: tuple[str, ...], way: Callable[[int, Path], None], tmp_path: Path

@@ -32,6 +32,7 @@ from tests.system.live_victims import (
     wait_until,
     wait_untraced,
 )
+from tests.system.needs import needs
 from tests.system.probe_support import opened
 from tests.system.victims import ROOT, descendants, running
 
@@ -67,6 +68,7 @@ def pause_of(stopped: StoppedProcess) -> Pause:
     return stopped.pause
 
 
+@needs("usual speed")  # a stop has 50 ms
 def test_no_system_call_notices(tmp_path: Path) -> None:
     # GIVEN threads that block in each kind of system call, and two that compute
     file = tmp_path / "rows"
@@ -138,6 +140,7 @@ def _comparable(thread: Thread) -> tuple[object, ...]:
     return t.tid, general, t.xstate, t.name, t.ppid, t.pgrp, t.sid, t.sigpend, t.sighold
 
 
+@needs("usual speed")  # a stop has 50 ms
 def test_threads_are_born_all_the_time(tmp_path: Path) -> None:
     # GIVEN a process that creates and joins threads as fast as it can
     file = tmp_path / "counters"
