@@ -41,7 +41,7 @@ def confine(parent: int, memory: int, cpu_seconds: int, nice: int = 19) -> None:
     if os.getppid() != parent:
         os._exit(1)
     prctl.forbid_new_privileges()
-    os.nice(nice)
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     _limit(resource.RLIMIT_DATA, memory)
     _limit(resource.RLIMIT_CPU, cpu_seconds)
     _limit(resource.RLIMIT_CORE, 0)

@@ -64,6 +64,10 @@ def gdb(core: Path, executable: Path, *commands: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+# Which of them depends on the CPU: gdb 13 knows no AMX, for one.
+XSTATE_WARNINGS = ("warning: Section", "warning: Unexpected size of section `.reg-xstate")
+
+
 def backtraces(core: Path, executable: Path) -> dict[int, str]:
     """`thread apply all bt` by thread id, without what gdb 13 dislikes about xstate in any core
     but its own."""
@@ -72,7 +76,7 @@ def backtraces(core: Path, executable: Path) -> dict[int, str]:
         head, _, frames = part.partition("\n")
         lwp = re.search(r"LWP (\d+)", head)
         assert lwp is not None
-        lines = (line for line in frames.splitlines() if not line.startswith("warning: Section"))
+        lines = (line for line in frames.splitlines() if not line.startswith(XSTATE_WARNINGS))
         found[int(lwp[1])] = "\n".join(lines).strip()
     return found
 

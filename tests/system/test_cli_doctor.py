@@ -105,7 +105,7 @@ def test_beside_an_agent(tmp_path: Path) -> None:
         found = checks(other)
         # THEN the agent kept the hand-off, and has no record of the deaths that were made for it
         assert not found["hand-off by pipe"]["ok"]
-        assert found["hand-off by pipe"]["detail"].startswith("another coreward agent")
+        assert found["hand-off by pipe"]["detail"].startswith("not tried: another coreward")
         assert found["BPF, loader core"]["ok"]
         assert one.settings.read("core_pattern") == pattern
         with running("null_main", cwd=tmp_path) as victim:
