@@ -100,10 +100,7 @@ def _unpin_one(pin_dir: Path) -> list[str]:
         return []
     descriptor = pins.lock(pin_dir)  # no agent is at work
     try:
-        found = list(pins.builds(pin_dir))
-        for directory in found:
-            pins.remove(directory)
-        pins.remove_empty(pin_dir)
+        found = pins.remove_all(pin_dir)
     finally:
         os.close(descriptor)
     return [f"{directory} is removed: its programs are detached" for directory in found]

@@ -103,8 +103,9 @@ class RunVerb:
             store.clean_partial()
             probe = _open_probe(args, parts)
             backend = _open_backend(args.run_dir, policy, parts)
-            if probe is None and isinstance(backend, NoBackend):
-                _nothing_works(args, backend)
+            blind = probe is None and isinstance(backend, NoBackend)
+            if blind and not args.degraded:
+                raise _nothing_works(args, backend)
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend)
@@ -127,7 +128,6 @@ class RunVerb:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
-            blind = probe is None and isinstance(backend, NoBackend)
             print(
                 f"{'degraded, no death is seen' if blind else 'ready'}: "
                 f"{probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
@@ -163,14 +163,13 @@ def announce(record: Record) -> None:
     print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
 
 
-def _nothing_works(args: argparse.Namespace, backend: NoBackend) -> None:
-    """Neither way by which a death is seen works here. Raises HoldError unless that is wanted."""
-    if not args.degraded:
-        bpf = "--bpf none" if args.bpf == "none" else "see above"
-        raise HoldError(
-            f"no death can be seen: no BPF ({bpf}), and no hand-off ({backend.reason}); "
-            "`coreward doctor` says what is missing, --degraded starts the agent all the same"
-        )
+def _nothing_works(args: argparse.Namespace, backend: OpenBackend | NoBackend) -> HoldError:
+    """Neither way by which a death is seen works here."""
+    bpf = "--bpf none" if args.bpf == "none" else "see above"
+    return HoldError(
+        f"no death can be seen: no BPF ({bpf}), and no hand-off ({backend.reason}); "
+        "`coreward doctor` says what is missing, --degraded starts the agent all the same"
+    )
 
 
 def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe | None:

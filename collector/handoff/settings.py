@@ -65,7 +65,7 @@ class SettingsGuard:
         own = present == pattern or present in self._ours(saved)
         if present[:1] in ("|", "@") and not own and not allow:
             if not held_before:
-                self._unlock()
+                self.unlock()
             raise TakeoverRefused(
                 f"kernel.core_pattern is {present!r}: another crash handler is installed; "
                 "remove it, or set `hold.takeover: true` to replace it while coreward runs"
@@ -93,7 +93,7 @@ class SettingsGuard:
         put back; the save file stays then, so that it can be tried again.
         """
         if not self.file.exists():
-            self._unlock()
+            self.unlock()
             return []
         self.lock()
         done = []
@@ -107,7 +107,7 @@ class SettingsGuard:
                 done.append(f"kernel.{name} is {setting.original!r} again")
         self.file.unlink()
         self._sync_directory()
-        self._unlock()
+        self.unlock()
         return done
 
     def is_ours(self, pattern: str) -> bool:
@@ -198,9 +198,6 @@ class SettingsGuard:
 
     def unlock(self) -> None:
         """Let other agents in, whatever the settings are now."""
-        self._unlock()
-
-    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -71,7 +70,7 @@ def _loader(loader: str) -> Iterator[Feature]:
         yield Feature(name=name, ok=False, detail=str(error))
         return
     finally:
-        _remove(directory)
+        pins.remove_all(directory)  # what a loader that failed has left
     seen = fatal is not None and ended is not None
     detail = "loaded, attached; saw a process die" if seen else "loaded, but saw no process die"
     yield Feature(name=name, ok=seen, detail=detail)
@@ -113,14 +112,6 @@ def _death(probe: Probe) -> tuple[FatalSignal | None, Exit | None]:
             elif isinstance(event, Exit):
                 return fatal, event
     return fatal, None
-
-
-def _remove(directory: Path) -> None:
-    """What a loader that failed has left."""
-    if directory.is_dir():
-        for build in list(pins.builds(directory)):
-            pins.remove(build)
-        pins.remove_empty(directory)
 
 
 def _library() -> str:

@@ -137,6 +137,17 @@ def remove(directory: Path) -> None:
     directory.rmdir()
 
 
+def remove_all(pin_dir: Path) -> list[Path]:
+    """Remove the builds of a pin directory, and itself; returns their directories."""
+    if not pin_dir.is_dir():
+        return []
+    found = list(builds(pin_dir))
+    for directory in found:
+        remove(directory)
+    remove_empty(pin_dir)
+    return found
+
+
 def remove_empty(pin_dir: Path) -> None:
     """Remove the pin directory itself unless something is in it."""
     try:

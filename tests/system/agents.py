@@ -183,6 +183,12 @@ class RunningAgent:
         return status
 
 
+def functions(record: dict[str, Any]) -> list[str | None]:
+    """Of the program itself, innermost first; without the C library and the start-up code."""
+    frames = [f for f in record["frames"] or [] if f["module"] == record["exe"]]
+    return [f["function"] for f in frames if f["function"] != "_start"]
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:

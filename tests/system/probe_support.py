@@ -24,14 +24,6 @@ def pin_dir(name: str) -> Path:
     return Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}-{name}")
 
 
-def remove_pins(directory: Path) -> None:
-    """Detach whatever is pinned there."""
-    if directory.is_dir():
-        for path in list(pins.builds(directory)):
-            pins.remove(path)
-        pins.remove_empty(directory)
-
-
 @contextmanager
 def opened(loader: str, name: str) -> Iterator[Probe]:
     """A probe for one loader; its pins are removed at the end."""
@@ -42,7 +34,7 @@ def opened(loader: str, name: str) -> Iterator[Probe]:
         with open_probe(loader, directory) as probe:
             yield probe
     finally:
-        remove_pins(directory)
+        pins.remove_all(directory)
 
 
 def drain_until(probe: Probe, pid: int) -> list[Event]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.system.agents import RunningAgent, agent
+from tests.system.agents import RunningAgent, agent, functions
 from tests.system.needs import by_socket
 from tests.system.victims import Victim, build, descendants, running
 
@@ -47,12 +47,6 @@ def watching(
     folder = tmp_path_factory.mktemp("agent")
     with agent(folder, config=CONFIG, backend=backend, loader=loader) as running_agent:
         yield running_agent
-
-
-def functions(record: dict[str, Any]) -> list[str | None]:
-    """Of the program itself, innermost first; without the C library and the start-up code."""
-    frames = [f for f in record["frames"] or [] if f["module"] == record["exe"]]
-    return [f["function"] for f in frames if f["function"] != "_start"]
 
 
 def facts(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.agents import RunningAgent, agent
+from tests.system.agents import RunningAgent, agent, functions
 from tests.system.needs import by_socket
 from tests.system.victims import running
 
@@ -36,12 +36,6 @@ def facts(record: dict[str, Any]) -> dict[str, Any]:
     keys = ("cause", "signal_name", "si_code", "si_addr", "sender", "tid", "threads", "rule")
     keys += ("capture", "outcome", "lost")
     return {key: record[key] for key in keys}
-
-
-def functions(record: dict[str, Any]) -> list[str | None]:
-    """Of the program itself, innermost first."""
-    frames = [f for f in record["frames"] or [] if f["module"] == record["exe"]]
-    return [f["function"] for f in frames if f["function"] != "_start"]
 
 
 def test_a_fault(blind: RunningAgent, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.agents import RunningAgent, agent
+from tests.system.agents import RunningAgent, agent, functions
 from tests.system.victims import running
 
 NOT_HELD = "no hand-off: hold.backend is none"
@@ -25,12 +25,6 @@ def crash(alone: RunningAgent, name: str, folder: Path) -> dict[str, Any]:
         victim.go()
         victim.wait()
         return alone.record(victim.pid)
-
-
-def functions(record: dict[str, Any]) -> list[str | None]:
-    """Of the program itself, innermost first."""
-    frames = [f for f in record["frames"] or [] if f["module"] == record["exe"]]
-    return [f["function"] for f in frames if f["function"] != "_start"]
 
 
 def test_a_crash_has_its_backtrace(alone: RunningAgent, tmp_path: Path) -> None:

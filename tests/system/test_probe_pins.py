@@ -25,7 +25,6 @@ from tests.system.probe_support import (
     opened,
     pin_dir,
     reader_process,
-    remove_pins,
 )
 from tests.system.victims import running
 
@@ -39,7 +38,7 @@ def directory() -> Iterator[Path]:
     try:
         yield path
     finally:
-        remove_pins(path)
+        pins.remove_all(path)
 
 
 def die(cwd: Path) -> int:

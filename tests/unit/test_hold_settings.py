@@ -36,7 +36,7 @@ class Kernel:
 
     def crash(self, guard: SettingsGuard) -> None:
         """What is left of a guard when its process is killed: its lock is gone."""
-        guard._unlock()
+        guard.unlock()
 
 
 def test_what_was_there_comes_back(tmp_path: Path) -> None:
