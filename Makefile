@@ -4,15 +4,15 @@ SHELL  := /bin/bash
 PYTHON := /usr/bin/python3
 BIN    := .venv/bin
 BUILD  := build
-DEBS   := python3-bpfcc python3-venv clang llvm libbpf-dev gcc g++ libc6-dev make gdb elfutils \
-          binutils
+DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
+          gdb elfutils binutils
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
-NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-hold.so $(BUILD)/coreward-cpu.so
+NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-cpu.so
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo run test lint types unit system kernels kernel-tests bench clean
+.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench clean
 
 setup: $(BIN)/.ready $(OBJECT) $(NATIVE)
 
@@ -37,6 +37,20 @@ unit: $(BIN)/.ready
 
 system: setup
 	$(BIN)/pytest -q tests/system
+
+# The native part under the sanitizers of addresses and undefined behaviour, in real hand-offs. The
+# interpreter leaks by design at its end; a fault of another process is none of the sanitizer's.
+SANITIZE := COREWARD_SANITIZE=1 UBSAN_OPTIONS=print_stacktrace=1 \
+            ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0
+sanitize: setup
+	@$(SANITIZE) $(BIN)/python -m collector.native.build $(BUILD)/sanitize
+	@runtime=$$(gcc -print-file-name=libasan.so); \
+	$(SANITIZE) COREWARD_SANITIZER_RUNTIME=$$runtime LD_PRELOAD=$$runtime \
+	    $(BIN)/pytest -q -s tests/system/test_native.py tests/system/test_hold_handoff.py
+
+# Each parser of the native part for a minute; `make unit` does it for a second.
+fuzz: $(BIN)/.ready
+	@$(BIN)/python -m tests.fuzz 60
 
 # Debian's kernels 6.1 and 6.12 in a virtual machine; downloaded once into $(BUILD)/kernels.
 kernels: setup $(BUILD)/.kernel-debs
@@ -79,5 +93,5 @@ $(BIN)/.ready: pyproject.toml $(BUILD)/.debs
 $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 	@$(BIN)/python -m collector.probe.build $(BUILD)
 
-$(NATIVE) &: $(wildcard collector/*/*.c) bpf/coreward.h collector/native/build.py $(BIN)/.ready
+$(NATIVE) &: $(wildcard collector/native/*.[ch]) bpf/coreward.h collector/native/build.py $(BIN)/.ready
 	@$(BIN)/python -m collector.native.build $(BUILD)

@@ -9,11 +9,9 @@ import threading
 from collections.abc import Callable
 
 from collector.agent.context import HANDOFF_NICE
-from collector.agent.gather import Gathered
-from collector.agent.native import Native
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.handoff import HandOff
+from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PipeBackend
 
 log = logging.getLogger(__name__)
@@ -23,7 +21,7 @@ _END_S = 5.0
 
 
 class Taker:
-    """`arrived` is called in one of its threads, with a process that was let go or is still held.
+    """`arrived` is called in one of its threads, with a process that was released or is still held.
 
     The listener is theirs from now on; they end when it is closed.
     """
@@ -32,15 +30,12 @@ class Taker:
         self,
         native: Native,
         listener: SocketBackend | PipeBackend,
-        arrived: Callable[[HandOff, Gathered | None], None],
+        arrived: Callable[[Taken], None],
     ) -> None:
+        self._native = native
         self._listener = listener
         self._arrived = arrived
-        self._descriptor = listener.block()
-        self._accept = native.take_socket
-        if isinstance(listener, PipeBackend):
-            native.helpers(listener.helper_id, *listener.heard)
-            self._accept = native.take_pipe
+        listener.block()
         self._threads = [
             threading.Thread(target=self._take, name=f"take-{number}", daemon=True)
             for number in range(_THREADS)
@@ -58,10 +53,10 @@ class Taker:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
         while True:
             try:
-                accepted = self._accept(self._descriptor)
-                if accepted is None:
+                taken = self._native.take(self._listener)
+                if taken is None:
                     return
-                self._arrived(accepted.handoff, accepted.gathered)
+                self._arrived(taken)
             except HoldError as error:
                 self._listener.refuse(error)
             except Exception:

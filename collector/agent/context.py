@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from collector.agent.correlate import Death, Deaths
-from collector.agent.native import Native
 from collector.agent.release import Pins
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
+from collector.handoff.native import Native
 from collector.model import ProcessKey, Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
@@ -20,9 +20,9 @@ from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 from collector.workers import Lane
 
-HANDOFF_WORKERS = 8  # each holds one process, for about a millisecond
+HANDOFF_WORKERS = 8  # each decides for one process, which was released already
 HANDOFF_QUEUE = 4096
-HANDOFF_NICE = -10  # a process and its restart wait for this lane
+HANDOFF_NICE = -10  # of whoever takes processes: they and their restart wait for it
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 64
 
@@ -30,10 +30,8 @@ EXPLAIN_QUEUE = 64
 class Lanes:
     """Where the work is done: what waits in one lane does not hold up another."""
 
-    def __init__(self, settings: CaptureSettings, *, native: bool) -> None:
-        """native: a process does not wait for the lane of hand-offs any more."""
-        nice = 0 if native else HANDOFF_NICE
-        self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE, nice=nice)
+    def __init__(self, settings: CaptureSettings) -> None:
+        self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE)
         self.captures = Lane("capture", settings.workers, settings.queue)
         self.records = Lane("record", 1, RECORD_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
@@ -57,7 +55,7 @@ class Context:
     announce: Callable[[Record], None]
     lanes: Lanes
     recorder: FlightRecorder
-    native: Native | None = None  # None: Python does it all
+    native: Native
     boot_id: str = dataclasses.field(
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )

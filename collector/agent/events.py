@@ -50,7 +50,7 @@ class Events:
 
     def _note(self, event: Event) -> None:
         native, deaths = self._context.native, self._context.deaths
-        if native and isinstance(event, Exit) and native.has_in_hand(event.who.key.pid):
+        if isinstance(event, Exit) and native.has_in_hand(event.who.key):
             deaths.hold(event.who.key)  # it was released so fast that its worker is still to come
         death = deaths.note(event)
         if death is not None:

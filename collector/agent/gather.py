@@ -1,16 +1,15 @@
-"""Everything of a held process that its end would destroy: gathered before its release."""
+"""Everything of a process that its end destroys, as the native part has gathered it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 
-from collector.capture.dying import Patch, exit_patches
-from collector.capture.process import OpenProcess
-from collector.handoff.handoff import HandOff
+from collector.capture.job import Patch
+from collector.capture.process import OpenProcess, ProcText
+from collector.errors import HoldError
+from collector.handoff.native import Taken
 from collector.handoff.pin import Pin
-from collector.probe import Probe
-from collector.probe.iterators import exit_words, unlinked_shared
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -20,11 +19,12 @@ class Gathered:
     dying: OpenProcess
     threads: memoryview | None  # raw records of the task iterators
     mappings: memoryview | None
-    head: bytearray | None  # else: the head of the kernel's core stream
+    head: bytearray | None  # else: the head of the kernel's own core stream
     patches: list[Patch]
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    address: int  # of memory that can be read, for a pin; 0: none
     pin: Pin | None = None  # of a process that is not held any more
-    size: int = 0  # bytes that a successor of that needs anew
+    size: int = 0  # of that: private memory in bytes, what a restarted instance must allocate again
 
     def close(self) -> None:
         if self.pin is not None:
@@ -32,30 +32,40 @@ class Gathered:
         self.dying.close()
 
 
-def gather(handoff: HandOff, probe: Probe | None) -> Gathered:
-    """Gather without the native part. The process stays held.
+def gather(taken: Taken) -> Gathered:
+    """What was taken, whose descriptors and pin are the result's; the hand-off stays the caller's.
 
-    Raises CaptureError, ProbeError or HoldError if the process can not be had whole.
+    Without BPF the kernel's notes are read here. Raises HoldError if the process could not be had
+    whole.
     """
+    handoff = taken.handoff
+    if taken.why:
+        raise HoldError(f"it could not be gathered: {taken.why}")
     with contextlib.ExitStack() as undo:
-        # without BPF only /proc tells the names of mappings
-        dying = undo.enter_context(OpenProcess(handoff.pid, with_maps=probe is None))
-        handoff.answer(stream=probe is None)
-        threads = mappings = head = None
-        words: list[tuple[int, int]] = []
-        if probe is None:
-            head = handoff.read_notes()
-        else:
-            threads = probe.threads(handoff.pid)
-            mappings = probe.mappings(handoff.pid)
-            words = [(w.clear_child_tid, w.robust_list) for w in exit_words(threads)]
+        text = _text(taken)
+        dying = OpenProcess.adopt(
+            handoff.pid, taken.tid, list(taken.files.values()), text, taken.core_limit
+        )
+        undo.callback(dying.close)
+        for fd in taken.shared_fds.values():
+            dying.keep(fd)
         found = Gathered(
             dying=dying,
-            threads=threads,
-            mappings=mappings,
-            head=head,
-            patches=exit_patches(dying.tid, dying.pagemap_fd, words),
-            shared_fds=dying.open_shared(unlinked_shared(mappings)) if mappings else {},
+            threads=taken.threads,
+            mappings=taken.mappings,
+            head=handoff.read_notes() if taken.threads is None else None,
+            patches=[Patch(*word) for word in taken.words],
+            shared_fds=taken.shared_fds,
+            address=taken.address,
+            pin=taken.pin,
+            size=taken.size,
         )
         undo.pop_all()
         return found
+
+
+def _text(taken: Taken) -> ProcText:
+    """Only where there is no BPF the mappings come from /proc."""
+    texts = dict(taken.texts)
+    maps = texts.pop("maps")
+    return ProcText(**texts, maps=maps if taken.mappings is None else None)

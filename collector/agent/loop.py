@@ -10,8 +10,7 @@
     explain  another one unwinds the stack              (`explain` lane)
     export   store, metrics, one line                   (whoever is last)
 
-What happens before the release is as little as can be; whatever queues, queues behind it. Without
-the native part the main thread accepts, and the `handoff` lane does what takers do.
+What happens before the release is as little as can be; whatever queues, queues behind it.
 """
 
 from __future__ import annotations
@@ -19,26 +18,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
-import threading
 import time
 from functools import partial
 
 import msgspec
 
 from collector.agent.accept import Taker
-from collector.agent.context import HANDOFF_NICE, Context
+from collector.agent.context import Context
 from collector.agent.events import Events
 from collector.agent.finish import Finisher
-from collector.agent.gather import Gathered
 from collector.agent.receive import Receiver
 from collector.agent.release import most_pinned
 from collector.agent.unheld import Unheld
 from collector.handoff.backends import NoBackend
-from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.handoff import HandOff
-from collector.handoff.pipe import PipeBackend
+from collector.handoff.native import Taken
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
 
@@ -46,8 +40,6 @@ log = logging.getLogger(__name__)
 
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
-_HANDOFF_MS = 3  # a hand-off follows its signal within so long, if there is one
-_IN_HAND_MS = 100  # a process that is in hand takes this long at most, or events are read meanwhile
 _LOOK_MS = 5000  # how often deaths are looked at whose end does not come
 
 
@@ -64,8 +56,6 @@ class Agent:
         metrics.pins.set_function(lambda: pins.totals().count)
         metrics.pinned.set_function(lambda: pins.totals().bytes)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._calls, self._all = select.poll(), select.poll()  # without and with events of BPF
-        self._in_hand: set[HandOff] = set()  # held: nobody knows for how long
         self._taker: Taker | None = None
         self._stopping = False
         self._reload = False
@@ -76,76 +66,50 @@ class Agent:
         """Work until `stop`. What is then being captured is finished first."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
-        self._listen()
         self._give_up_interrupted()
         self._events.take()
         self._take_notes()
         self._take_handoffs()
         self._start_taker()
         while not self._stopping:
-            called = self._wait()
-            if self._wake_read in called:
-                os.read(self._wake_read, 4096)
-            if self._context.backend.fileno() in called:
-                self._take_handoffs()
-            if not called or not self._in_hand:
-                self._events.take()
+            self._wait()
+            self._events.take()
             if self._reload:
                 self._reload = False
                 self._apply_reload()
         self._finish()
 
-    def _listen(self) -> None:
-        for poll in (self._calls, self._all):
-            poll.register(self._wake_read, select.POLLIN)
-            if self._context.backend.fileno() >= 0:
-                poll.register(self._context.backend.fileno(), select.POLLIN)
-        if self._context.probe is not None:
-            self._all.register(self._context.probe.fileno(), select.POLLIN)
-
     def _start_taker(self) -> None:
-        """Leave the listener to the native part if it can, after what has come before."""
-        native, backend = self._context.native, self._context.backend
-        if native is None or isinstance(backend, NoBackend):
-            with contextlib.suppress(OSError):  # who accepts hand-offs must not wait for writers
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
-            return
-        assert isinstance(backend.listener, (SocketBackend, PipeBackend))
-        for poll in (self._calls, self._all):
-            poll.unregister(backend.fileno())
-        self._taker = Taker(native, backend.listener, self._arrived)
+        """Leave the listener to threads that wait there, after what has come before."""
+        backend = self._context.backend
+        if not isinstance(backend, NoBackend):
+            self._taker = Taker(self._context.native, backend.listener, self._arrived)
 
     def _apply_policy(self) -> None:
         context, policy = self._context, self._context.policy.policy
         if context.probe is not None:
             context.probe.set_want_exits(wants_exits(policy))
             context.probe.set_has_handoff(not isinstance(context.backend, NoBackend))
-        if context.native is not None:
-            context.native.allow(
-                instant=all_instant(policy),
-                max_pins=policy.release.max_pins,
-                max_pinned=most_pinned(policy.release),
-            )
+        context.native.allow(
+            instant=all_instant(policy),
+            max_pins=policy.release.max_pins,
+            max_pinned=most_pinned(policy.release),
+        )
         context.recorder.configure(policy)
 
-    def _wait(self) -> list[int]:
-        """The descriptors that have something to do, waited for.
+    def _wait(self) -> None:
+        """Wait until there is something to do.
 
         While a process waits for its release, or ends, nothing is done here that can be done after
         it: it needs the CPU that we are on, perhaps. An event of a signal comes before the
         hand-off of its process, which gets a moment to come first.
         """
-        if self._in_hand:
-            return [fd for fd, _ in self._calls.poll(_IN_HAND_MS)]
-        timeout_ms = _LOOK_MS if self._context.deaths.waits else None
-        probe, native = self._context.probe, self._context.native
-        if self._taker is not None and native is not None and probe is not None:
-            native.wait(self._wake_read, probe.fileno(), -1 if timeout_ms is None else timeout_ms)
-            return [fd for fd, _ in self._all.poll(0)]
-        ready = [fd for fd, _ in self._all.poll(timeout_ms)]
-        if probe is not None and ready == [probe.fileno()]:
-            ready += [fd for fd, _ in self._calls.poll(_HANDOFF_MS)]
-        return ready
+        probe = self._context.probe
+        ring = -1 if probe is None else probe.fileno()
+        timeout_ms = _LOOK_MS if self._context.deaths.waits else -1
+        self._context.native.wait(self._wake_read, ring, timeout_ms)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
@@ -209,35 +173,22 @@ class Agent:
     # ---- hold: the kernel's hand-off
 
     def _take_handoffs(self) -> None:
-        while (handoff := self._context.backend.accept()) is not None:
-            self._arrived(handoff, None)
+        while (taken := self._context.backend.accept()) is not None:
+            self._arrived(taken)
 
-    def _arrived(self, handoff: HandOff, gathered: Gathered | None) -> None:
-        """Have a worker see to a process. What is held is seen to by the taker itself, which is
-        more urgent than they; so is one for which there is no worker: the kernel's queue is long.
+    def _arrived(self, taken: Taken) -> None:
+        """Have a worker see to a process that was released. The taker itself sees to one that is
+        held, because its priority is higher; and to one for which there is no worker: meanwhile
+        the kernel's backlog holds new ones.
         """
-        held = gathered is None or gathered.pin is None
-        if held:
-            self._in_hand.add(handoff)
-        work = partial(self._handle, handoff, gathered)
-        dropped = partial(self._let_go, handoff, gathered)
-        if (held and self._taker) or not self._context.lanes.handoffs.submit(work, dropped=dropped):
+        if taken.pin is None:
+            with self._context.native.busy():
+                self._receiver.handle(taken)
+            return
+        work = partial(self._receiver.handle, taken)
+        # dropped: nobody will look at this process any more, and what BPF saw of it is all
+        if not self._context.lanes.handoffs.submit(work, dropped=taken.close):
             work()
-
-    def _handle(self, handoff: HandOff, gathered: Gathered | None) -> None:
-        try:
-            self._receiver.handle(handoff, gathered)
-        finally:
-            self._in_hand.discard(handoff)
-            if not self._in_hand:
-                self._wake()
-
-    @staticmethod
-    def _let_go(handoff: HandOff, gathered: Gathered | None) -> None:
-        """Nobody will look at this process any more: what BPF saw of it is all."""
-        handoff.release()
-        if gathered is not None:
-            gathered.close()
 
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""

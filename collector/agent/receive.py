@@ -1,6 +1,6 @@
 """Gather, decide, release: what happens to a process from its hand-off on.
 
-Where policy and room allow it the native part has let it go before this begins. Else it is held
+Where policy and room allow it the native part has released it before this begins. Else it is held
 while this runs, some milliseconds: what happens here is as little as can be. All decoding, and all
 memory, is left for later.
 """
@@ -19,16 +19,14 @@ from collector.agent.facts import Opened
 from collector.agent.finish import Finisher, Task
 from collector.agent.gather import Gathered, gather
 from collector.agent.release import ROOM, Governor, ReleaseDecision
-from collector.arch.x86_64 import SP
-from collector.capture.dying import pin_addresses
 from collector.capture.job import Job
 from collector.capture.process import OpenProcess
 from collector.errors import CorewardError, HoldError
 from collector.handoff.handoff import HandOff
+from collector.handoff.native import Taken
 from collector.handoff.pin import Pin
 from collector.handoff.pipe import PipeHandOff
 from collector.linux.clock import boot_to_utc
-from collector.linux.pagemap import resident
 from collector.model import Capture, Cause, Outcome, Record, Release
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission, site_of
@@ -50,21 +48,18 @@ class Receiver:
         self._finisher = finisher
         self._events = events
 
-    def handle(self, handoff: HandOff, gathered: Gathered | None = None) -> None:
-        """From hand-off to release, for one process. `gathered`: what is known of it already."""
-        context = self._context
+    def handle(self, taken: Taken) -> None:
+        """From hand-off to release, for one process."""
+        context, handoff = self._context, taken.handoff
         death: Death | None = None
         with contextlib.ExitStack() as held:
             held.callback(handoff.release)
             try:
-                if gathered is None and isinstance(handoff, PipeHandOff) and context.native:
-                    gathered = context.native.gather(handoff)
-                if gathered is None:
-                    gathered = gather(handoff, context.probe)
+                gathered = gather(taken)
                 held.callback(gathered.close)
-                if gathered.pin is not None and context.native:
+                if gathered.pin is not None:
                     held.callback(context.pins.release, context.pins.enter(gathered.size))
-                    context.native.entered(gathered)
+                    context.native.entered(gathered.size)
                 death = self._join(gathered.dying)
                 self._decide(handoff, gathered, death, held)
                 return
@@ -72,9 +67,6 @@ class Receiver:
                 context.metrics.errors.labels("handoff").inc()
                 log.error("process %d: %s", handoff.pid, error)
                 why = str(error)
-            finally:
-                if context.native:
-                    context.native.joined(handoff.pid)
         if death is not None and context.deaths.let_go(death, why):
             self._events.complete(death)
 
@@ -104,7 +96,7 @@ class Receiver:
         if admission.reason:
             self._context.metrics.limited.labels(admission.capture.value).inc()
         job = self._job(handoff, gathered, death, decision, admission)
-        plan = self._plan_release(handoff, gathered, death, job, action.release, held)
+        plan = self._plan_release(handoff, gathered, job, action.release, held)
         case = self._open_case(handoff, dying, death, facts, decision, admission, plan)
         if not job.explain:
             case.lose("frames", "not looked for: beyond the limit")
@@ -129,7 +121,9 @@ class Receiver:
     def _join(self, dying: OpenProcess) -> Death:
         """The death that a held process belongs to, with the events that came before it."""
         self._events.take()
-        return self._context.deaths.hold(dying.key)
+        death = self._context.deaths.hold(dying.key)
+        self._context.native.joined(dying.key)
+        return death
 
     def _job(
         self,
@@ -173,7 +167,6 @@ class Receiver:
         self,
         handoff: HandOff,
         gathered: Gathered,
-        death: Death,
         job: Job,
         wanted: Release,
         held: contextlib.ExitStack,
@@ -190,14 +183,8 @@ class Receiver:
             governor.admitted(handoff.pid, wanted, dying.text.status, dying.text.cgroup)
         )
         if plan.mode is Release.INSTANT:
-            stack_pointer = death.fatal.regs[SP] if death.fatal else None
-            addresses = [
-                address
-                for address in pin_addresses(job.text.auxv, stack_pointer)
-                if resident(dying.pagemap_fd, address, 8)
-            ]
             try:
-                held.enter_context(Pin(dying.mem_fd, addresses))
+                held.enter_context(Pin(dying.mem_fd, [gathered.address]))
             except HoldError as error:
                 plan = ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
             else:

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.capture.dying import Patch
 from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
 
 EXPLAIN_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
+
+
+class Patch(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of memory as they were before the exit of a thread changed them.
+
+    A pinned address space outlives its threads, and mm_release() (kernel/fork.c) then clears each
+    thread's `clear_child_tid` word and marks the robust futexes that it holds
+    (Documentation/locking/robust-futexes.rst).
+    """
+
+    address: int
+    data: bytes
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,9 +21,9 @@ from collector.linux import procfs
 from collector.linux.pagemap import has_arguments
 from collector.linux.procfs import Stat, parse_stat, thread_with_memory
 from collector.model import ProcessKey
+from collector.native.contract import MAX_CMDLINE
 
-_MAX_FILE = 16 << 20  # of any text of /proc: a maps file of 65,530 mappings has 6 MiB
-_MAX_CMDLINE = 16 << 10
+_MAX_FILE = 16 << 20  # of any text of /proc: `status` with the most groups has 700 KB
 
 
 class ProcText(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,25 +46,27 @@ class OpenProcess:
 
     tid: int  # of a thread that has its memory: the main thread, unless that has ended
 
-    def __init__(self, pid: int, *, with_maps: bool) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = self.tid = pid
         self._fds: list[int] = []
         self._core_limit: int | None = None  # soft RLIMIT_CORE, once it is known
         try:
-            self._open(with_maps)
+            self._open()
         except OSError as error:
             self.close()
             raise CaptureError(f"process {pid} left before it could be read: {error}") from error
 
     @classmethod
-    def adopt(cls, pid: int, files: Sequence[int], text: ProcText, core_limit: int) -> Self:
+    def adopt(
+        cls, pid: int, tid: int, files: Sequence[int], text: ProcText, core_limit: int
+    ) -> Self:
         """One that was opened by others; its descriptors are this one's from now on.
 
-        files: of its directory, mem, pagemap, root, exe and mount namespace; exe and the last may
-        be -1. core_limit: as of getrlimit(2).
+        tid: of a thread that has its memory. files: of the directory of that thread, mem, pagemap,
+        root, exe and mount namespace; exe and the last may be -1. core_limit: as of getrlimit(2).
         """
         self = cls.__new__(cls)
-        self.pid = self.tid = pid
+        self.pid, self.tid = pid, tid
         self._fds = [fd for fd in files if fd >= 0]
         self.dir_fd, self.mem_fd, self.pagemap_fd, self.root_fd, *may_lack = files
         self.exe_fd, self.mount_fd = (None if fd < 0 else fd for fd in may_lack)
@@ -72,7 +74,7 @@ class OpenProcess:
         self._core_limit = core_limit
         return self
 
-    def _open(self, with_maps: bool) -> None:
+    def _open(self) -> None:
         # one look-up of the pid: all else goes through this directory, whoever gets the pid next
         self.dir_fd = self._keep(os.open(f"/proc/{self.pid}", os.O_PATH | os.O_DIRECTORY))
         stat = self._read("stat")
@@ -83,15 +85,15 @@ class OpenProcess:
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))
         own = stat if self.tid == self.pid else self._read("stat")
-        can_read = has_arguments(self.pagemap_fd, parse_stat(own), _MAX_CMDLINE)
+        can_read = has_arguments(self.pagemap_fd, parse_stat(own), MAX_CMDLINE)
         self.text = ProcText(
             stat=stat,
             status=self._read("status"),
-            cmdline=self._read("cmdline", _MAX_CMDLINE) if can_read else b"",
+            cmdline=self._read("cmdline", MAX_CMDLINE) if can_read else b"",
             auxv=self._read("auxv"),
             cgroup=self._read("cgroup"),
             coredump_filter=self._read("coredump_filter"),
-            maps=self._read("maps") if with_maps else None,
+            maps=None,
         )
         self.exe_fd = self._keep_if("exe", os.O_PATH)
         # the mounts below its root are there only as long as somebody is in their namespace

@@ -19,9 +19,10 @@ from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
 from collector.errors import CorewardError, HoldError, ProbeError, TakeoverRefused
 from collector.handoff import pin
 from collector.handoff.backends import open_backend
+from collector.handoff.native import Native
 from collector.handoff.settings import SYSCTL, SettingsGuard
 from collector.model import Backend
-from collector.native.build import LIBRARY, find
+from collector.native import library
 from collector.probe import pins
 from collector.store.store import Store
 
@@ -142,7 +143,7 @@ def _handoff(backend: Backend, run_dir: Path) -> Check:
         if guard.file.exists():  # and nobody has the lock
             detail = "a killed agent's settings are in force: `coreward doctor --restore` first"
             return Check(name=name, ok=False, detail=detail, needed=False)
-        open_backend(backend, run_dir, guard, takeover=False).close()
+        open_backend(backend, run_dir, guard, Native(), takeover=False).close()
     except TakeoverRefused as error:
         return Check(name=name, ok=False, detail=f"{_NOT_TRIED}: {error}", needed=False)
     except CorewardError as error:
@@ -193,10 +194,11 @@ def _pin() -> Check:
 
 
 def _native() -> Check:
-    if (path := find(LIBRARY)) is None:
-        detail = f"{LIBRARY} was not built, run `make setup`: releases take some milliseconds more"
-        return Check(name="native", ok=False, detail=detail, needed=False)
-    return Check(name="native", ok=True, detail=f"{path}: releases without the interpreter")
+    try:
+        detail = str(library.load()._name)
+    except CorewardError as error:
+        return Check(name="native", ok=False, detail=str(error))
+    return Check(name="native", ok=True, detail=f"{detail}: takes crashes without the interpreter")
 
 
 def _settings(run_dir: Path) -> Iterator[Check]:

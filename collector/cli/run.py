@@ -14,13 +14,13 @@ from pathlib import Path
 
 from collector.agent.context import Context, Lanes
 from collector.agent.loop import Agent
-from collector.agent.native import Native
 from collector.agent.release import Pins
 from collector.cli.render import clean
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.handoff import pin
 from collector.handoff.backends import NoBackend, OpenBackend, open_backend
+from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
@@ -99,10 +99,13 @@ class RunVerb:
         policy = holder.policy
         with contextlib.ExitStack() as parts:
             path = args.store if args.store_given else policy.store.path
+            native = Native()
             store = parts.enter_context(Store(path, create=True))
             store.clean_partial()
             probe = _open_probe(args, parts)
-            backend = _open_backend(args.run_dir, policy, parts)
+            if probe is not None:
+                native.use_bpf(*probe.iterators)
+            backend = _open_backend(args.run_dir, policy, native, parts)
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
@@ -110,7 +113,6 @@ class RunVerb:
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend)
             recorder = FlightRecorder(store, metrics, announce)
-            native = _native(probe)
             agent = Agent(
                 Context(
                     policy=holder,
@@ -119,7 +121,7 @@ class RunVerb:
                     backend=backend,
                     metrics=metrics,
                     announce=announce,
-                    lanes=Lanes(policy.capture, native=native is not None),
+                    lanes=Lanes(policy.capture),
                     recorder=recorder,
                     native=native,
                     pins=Pins(native),
@@ -194,23 +196,16 @@ def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe 
 
 
 def _open_backend(
-    run_dir: Path, policy: Policy, parts: contextlib.ExitStack
+    run_dir: Path, policy: Policy, native: Native, parts: contextlib.ExitStack
 ) -> OpenBackend | NoBackend:
     guard = SettingsGuard(run_dir)
     hold = policy.hold
-    backend = open_backend(hold.backend, run_dir, guard, hold.takeover, patience_s=hold.patience)
+    backend = open_backend(
+        hold.backend, run_dir, guard, native, hold.takeover, patience_s=hold.patience
+    )
     parts.callback(backend.close)
     pin.prepare()
     return backend
-
-
-def _native(probe: Probe | None) -> Native | None:
-    """The native way to a release; it needs BPF."""
-    try:
-        return Native(*probe.iterators) if probe else None
-    except HoldError as error:
-        log.warning("hand-off: releases take some milliseconds more: %s", error)
-        return None
 
 
 def _serve(

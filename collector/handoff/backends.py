@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from collector import proof
 from collector.errors import HoldError, TakeoverRefused
 from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.handoff import HandOff
+from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
@@ -33,38 +32,31 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = "core.sock"
 _PROBE_TIMEOUT_S = 2.0
 _PROOFS = 3  # a busy machine may not let us answer in `hold.patience`
+_ACCEPT_BURST = 256  # connections looked at in one call
 _PR_SET_DUMPABLE, _PR_GET_DUMPABLE = 4, 3  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Listener(Protocol):
-    """What the two ways share."""
-
-    backend: str
-    pattern: str
-    pipe_limit: int | None
-    refused: int
-
-    def fileno(self) -> int: ...
-    def accept(self) -> HandOff | None: ...
-    def close(self) -> None: ...
+Listener = SocketBackend | PipeBackend
 
 
 class OpenBackend:
     """A way that works, with the kernel set up for it. A context manager.
 
-    Call `accept` until it returns None, then wait for `fileno` to be readable: a crash may have
+    Call `accept` until it returns None before others accept from the listener: a crash may have
     come in while the backend was opened. The agent must not be dumpable while this is open, or it
     would wait for itself if it crashed; so it is not.
     """
 
-    def __init__(self, listener: Listener, guard: SettingsGuard) -> None:
+    def __init__(self, listener: Listener, native: Native, guard: SettingsGuard) -> None:
         self.listener = listener
+        self._native = native
+        native.serve(listener)
         self.backend = listener.backend
         self.pattern = listener.pattern
         self.reason = ""  # why not a better one
         self._guard = guard
-        self._early: collections.deque[HandOff] = collections.deque()
+        self._early: collections.deque[Taken] = collections.deque()
         self._was_dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
@@ -82,9 +74,20 @@ class OpenBackend:
         """For poll(2): readable when `accept` has something to do."""
         return self.listener.fileno()
 
-    def accept(self) -> HandOff | None:
-        """The next dying process, or None; see the listener's."""
-        return self._early.popleft() if self._early else self.listener.accept()
+    def accept(self) -> Taken | None:
+        """The next dying process; None if there is none.
+
+        Connections that are no hand-offs are closed, counted in `refused` and logged.
+        """
+        return self._early.popleft() if self._early else self._take()
+
+    def _take(self) -> Taken | None:
+        for _ in range(_ACCEPT_BURST):
+            try:
+                return self._native.take(self.listener)
+            except HoldError as error:
+                self.listener.refuse(error)
+        return None
 
     def notes(self) -> SpooledNotes:
         """Deaths that nobody held while no agent ran; each is told once (pipe only)."""
@@ -99,7 +102,7 @@ class OpenBackend:
                 log.info("%s", line)
         finally:
             while self._early:
-                self._early.popleft().release()
+                self._early.popleft().close()
             self.listener.close()
             if self._was_dumpable == 1:
                 _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
@@ -125,11 +128,10 @@ class OpenBackend:
             poll.register(ended, select.POLLIN)
             while (left := deadline - time.monotonic()) > 0:
                 happened = dict(poll.poll(left * 1000))
-                while (hand_off := self.listener.accept()) is not None:
-                    if hand_off.pid == child:
-                        with hand_off:
-                            return hand_off.answer(stream=False)
-                    self._early.append(hand_off)
+                while (taken := self._take()) is not None:
+                    if taken.handoff.pid == child:
+                        return taken.close()
+                    self._early.append(taken)
                 if ended in happened:
                     break
             raise HoldError("the kernel took the core_pattern, but a crash did not arrive")
@@ -191,6 +193,7 @@ def open_backend(
     kind: Backend,
     run_dir: Path,
     guard: SettingsGuard,
+    native: Native,
     takeover: bool,
     helper: Path | None = None,
     patience_s: float = PATIENCE_S,
@@ -214,7 +217,7 @@ def open_backend(
     reasons: list[str] = []
     for name in ways if kind is Backend.AUTO else (kind,):
         try:
-            backend = _open_one(ways[name], guard, takeover)
+            backend = _open_one(ways[name], native, guard, takeover)
         except TakeoverRefused:
             raise
         except HoldError as error:
@@ -227,14 +230,16 @@ def open_backend(
     return NoBackend("; ".join(reasons))
 
 
-def _open_one(listen: Callable[[], Listener], guard: SettingsGuard, takeover: bool) -> OpenBackend:
+def _open_one(
+    listen: Callable[[], Listener], native: Native, guard: SettingsGuard, takeover: bool
+) -> OpenBackend:
     guard.lock()  # before the listener: it replaces the socket of an earlier run, not a live one
     try:
         listener = listen()
     except BaseException:
         guard.restore()
         raise
-    backend = OpenBackend(listener, guard)
+    backend = OpenBackend(listener, native, guard)
     try:
         guard.takeover(listener.pattern, listener.pipe_limit, takeover)
         backend.prove()

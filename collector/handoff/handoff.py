@@ -1,54 +1,47 @@
 """One dying process, held by the kernel until we let it go.
 
-A `HandOff` is the same whichever way the kernel hands the process over. It knows how to answer,
-how to read the head of the core stream, and how to let go; it knows nothing of policy or memory.
+A `HandOff` is the same whichever way the kernel hands the process over. It knows how to read the
+head of the core stream, and how to release; it knows nothing of policy or memory.
 Should the agent die, its descriptors close and the kernel lets the process go by itself, so no
 descriptor of a hand-off may be inherited by a child that stays.
 """
 
 from __future__ import annotations
 
-import abc
 import os
 import threading
 import time
 from types import TracebackType
 
+from collector.errors import HoldError
 from collector.handoff import stream
 
 
-class HandOff(abc.ABC):
+class HandOff:
     """A context manager: leaving it releases the process."""
 
     backend: str  # "socket" or "pipe"
 
-    def __init__(
-        self, holds: int, pid: int, pidfd: int, signal: int | None, accepted_ns: int | None = None
-    ) -> None:
-        """Owns `holds`, whose closing lets the process go, and `pidfd` from now on.
+    def __init__(self, holds: int, pid: int, pidfd: int, accepted_ns: int, streams: bool) -> None:
+        """Owns `holds`, whose closing releases the process, and `pidfd` from now on.
 
-        pid: that of the thread group, in our pid namespace. accepted_ns: of time.monotonic_ns();
-        None: now.
+        pid: that of the thread group, in our pid namespace. accepted_ns: of time.monotonic_ns().
+        streams: the kernel writes its core into `holds`.
         """
         self.holds = holds
         self.pid = pid
         self.pidfd = pidfd
-        self.signal = signal  # None: this backend is not told; the notes are
-        self.accepted_ns = accepted_ns or time.monotonic_ns()
+        self.signal: int | None = None  # None: this backend is not told; the notes are
+        self.streams = streams
+        self.accepted_ns = accepted_ns
         self._held_ms: float | None = None
         self._lock = threading.Lock()
 
-    @abc.abstractmethod
-    def answer(self, stream: bool) -> None:
-        """Tell the kernel to go on: with the core stream, or to wait without one.
-
-        To be called once, before anything else. Blocks for a few µs. Raises HoldError if the
-        kernel does not agree; the process is best released then.
-        """
-
-    @abc.abstractmethod
     def stream_fd(self) -> int:
         """The readable core stream; belongs to the hand-off. Raises HoldError if there is none."""
+        if not self.streams:
+            raise HoldError(f"pid {self.pid}: no core stream was asked for")
+        return self.holds
 
     def read_notes(self, limit: int = stream.NOTES_LIMIT, timeout_s: float = 10.0) -> bytearray:
         """ELF header, program headers and notes from the head of the stream, and no more.

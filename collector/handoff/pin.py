@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from collector.errors import HoldError
+from collector.native.contract import PIN_MS, PINS
 
 # <linux/userfaultfd.h>
 _SYS_USERFAULTFD = {"x86_64": 323}.get(os.uname().machine, 282)  # 282: <asm-generic/unistd.h>
@@ -37,7 +38,6 @@ _EVENT_PAGEFAULT = 0x12
 _PAGE = mmap.PAGESIZE
 _READ_SIZE = 8  # bytes
 _POLLIN = 1
-_SPARE_SLOTS = 8  # kept ready for the next crashes
 _AIO_THREADS = 4096  # at most; far above any policy's number of pins
 
 
@@ -159,7 +159,7 @@ class _Pool:
 
     def give(self, slot: Slot) -> None:
         with self._lock:
-            if len(self._spare) < _SPARE_SLOTS:
+            if len(self._spare) < PINS:
                 self._spare.append(slot)
                 return
         slot.close()
@@ -171,7 +171,7 @@ _pool = _Pool()
 class Pin:
     """An address space that stays until `release`. A context manager."""
 
-    def __init__(self, mem_fd: int, addresses: Sequence[int], timeout_ms: int = 50) -> None:
+    def __init__(self, mem_fd: int, addresses: Sequence[int], timeout_ms: int = PIN_MS) -> None:
         """Pin the process whose /proc/PID/mem is open as `mem_fd`, by one of its readable bytes.
 
         `addresses` are tried in order. Takes 0.03 ms, 0.2 ms on an idle machine. `mem_fd` stays
@@ -230,9 +230,9 @@ def take_slot() -> Slot:
     return _pool.take()
 
 
-def prepare(count: int = _SPARE_SLOTS) -> None:
+def prepare(count: int = PINS) -> None:
     """Make what the first `count` pins need. Raises HoldError if this process cannot pin at all."""
-    slots = [_pool.take() for _ in range(min(count, _SPARE_SLOTS))]
+    slots = [_pool.take() for _ in range(min(count, PINS))]
     for slot in slots:
         _pool.give(slot)
 

@@ -1,9 +1,10 @@
 """The pipe hand-off, `core_pattern = |/path/coreward-pipe RUNDIR PATIENCE ...` (core(5), every
 kernel).
 
-The kernel starts the helper (`pipe_helper.c`) for each crash; the helper tells us who is dying and
-we take its end of the pipe. From then on our descriptor alone holds the process. The helper leaves
-notes of deaths for which no agent answered in time; `notes` fetches them.
+The kernel starts the helper (native/pipe_helper.c) for each crash. The helper tells who is dying,
+and native/accept_pipe.c takes its end of the pipe. From then on our descriptor alone holds the
+process. The helper leaves notes of deaths for which no agent answered in time; `notes` fetches
+them.
 
 core_pipe_limit must not be 0, or the kernel does not wait; beyond that many crashes at a time it
 skips the dump.
@@ -11,24 +12,18 @@ skips the dump.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import re
-import select
 import shutil
-import socket
 import stat
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from collector.errors import HoldError
 from collector.handoff.handoff import HandOff
 from collector.handoff.listener import SocketListener
-from collector.linux import pidfd
 from collector.native.build import NAME
 
 log = logging.getLogger(__name__)
@@ -40,16 +35,11 @@ PATIENCE_S = 0.1  # of a helper, with an agent that does not answer
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
 SOCKET = "pipe.sock"  # in the run directory
 _HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
-_COUNT = struct.Struct("=Q")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 SHORT = Path("/run")  # for links to what a core_pattern cannot hold
 _PATTERN_MAX = 127  # bytes; CORENAME_MAX_SIZE less its NUL
-_NUMBER = re.compile(rb"[0-9]{1,18}")
-_LINE_MAX = 512  # bytes, as in the helper
-_STREAM_BUFFER = 1 << 20  # bytes of pipe: fewer wake-ups for the notes of many threads
-_MESSAGE_TIMEOUT_MS = 20  # the helper sends its line at once after it connects
-_TAKEN = b"\1"
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid (unix(7))
+DIGITS = 18  # of a number in a line, at most
+_NUMBER = re.compile(rb"[0-9]{1,%d}" % DIGITS)
 
 
 class PipeNote(NamedTuple):
@@ -95,22 +85,16 @@ class HelperGone(HoldError):
 
 
 class PipeHandOff(HandOff):
+    """The kernel writes its core in any case, and waits while the pipe is full or held open."""
+
     backend = "pipe"
 
     def __init__(
-        self, stream: int, who: PipeNote, pid: int, fd: int, accepted_ns: int | None = None
+        self, holds: int, pid: int, pidfd: int, accepted_ns: int, streams: bool, who: PipeNote
     ) -> None:
-        super().__init__(stream, pid, fd, who.signal, accepted_ns)
+        super().__init__(holds, pid, pidfd, accepted_ns, streams)
+        self.signal = who.signal
         self.identity = who
-
-    def answer(self, stream: bool) -> None:
-        """The kernel already writes, and waits when the pipe is full or we hold it open."""
-        if stream:
-            with contextlib.suppress(OSError):  # beyond the user's limit: slower, not wrong
-                fcntl.fcntl(self.holds, fcntl.F_SETPIPE_SZ, _STREAM_BUFFER)
-
-    def stream_fd(self) -> int:
-        return self.holds
 
 
 class PipeBackend(SocketListener):
@@ -137,7 +121,6 @@ class PipeBackend(SocketListener):
             self.pattern = f"|{self._links / NAME} {self._links / 'run'} {fields}"
         super().__init__(self.run_dir / SOCKET)
         self.late = 0  # helpers that had given up before we answered; they leave a note
-        self._heard = 0  # helpers of whom we took notice
         try:
             self._count = os.fdopen(os.open(self.run_dir / _HEARD, _CREATE, 0o600), "wb", 0)
             # through the link: a socket's path has 107 bytes
@@ -156,82 +139,9 @@ class PipeBackend(SocketListener):
             super().refuse(why)
 
     @property
-    def heard(self) -> tuple[int, int]:
-        """A descriptor of the file where helpers see how many were heard, and that number."""
-        return self._count.fileno(), self._heard
-
-    def _admit(self, conn: socket.socket) -> HandOff:
-        """The process whose helper connected, which is waited for 20 ms at most."""
-        self._heard += 1
-        with contextlib.suppress(OSError):  # a full disk: others have less patience, no more
-            os.pwrite(self._count.fileno(), _COUNT.pack(self._heard), 0)
-        taken = self._take(conn)
-        if taken is None:
-            raise HelperGone
-        return taken
-
-    def _take(self, conn: socket.socket) -> HandOff | None:
-        """Take the pipe of the helper that connected; None if it had given up."""
-        with contextlib.ExitStack() as undo:
-            helper = self._authenticate(conn)
-            if helper is None:
-                return None
-            undo.callback(os.close, helper)
-            poll = select.poll()
-            poll.register(conn, select.POLLIN)
-            line = conn.recv(_LINE_MAX) if poll.poll(_MESSAGE_TIMEOUT_MS) else b""
-            if not line:
-                return None
-            who = parse_line(line)
-            try:
-                stream = pidfd.getfd(helper, 0)
-            except HoldError:
-                if _has_ended(helper):
-                    return None
-                raise
-            undo.callback(os.close, stream)
-            if not stat.S_ISFIFO(os.fstat(stream).st_mode):
-                raise HoldError("the helper's standard input is no pipe")
-            fd = _pidfd_of(who, helper)
-            undo.callback(os.close, fd)
-            pid = pidfd.pid_of(fd)
-            if not pidfd.is_dumping(fd, pid, who.tid):
-                raise HoldError(f"pid {pid} is not dumping core")
-            try:
-                conn.send(_TAKEN, socket.MSG_NOSIGNAL)
-            except OSError:
-                return None
-            undo.pop_all()
-            os.close(helper)
-            return PipeHandOff(stream, who, pid, fd)
-
-    def _authenticate(self, conn: socket.socket) -> int | None:
-        """A pidfd of the helper at the other end; None if it is gone. HoldError: not a helper."""
-        pid, uid, _ = _UCRED.unpack(
-            conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
-        if uid != 0:
-            raise HoldError(f"pid {pid} (uid {uid}) is not the kernel's helper")
-        try:
-            helper = pidfd.peer_pidfd(conn.fileno())
-        except HoldError:  # before 6.5
-            try:
-                helper = os.pidfd_open(pid)
-            except OSError:
-                return None
-        try:
-            exe = Path(f"/proc/{pid}/exe").stat()
-        except OSError:
-            os.close(helper)
-            return None
-        # A helper that ended meanwhile may have left its pid to another program.
-        if (exe.st_dev, exe.st_ino) != self.helper_id:
-            gone = _has_ended(helper)
-            os.close(helper)
-            if gone:
-                return None
-            raise HoldError(f"pid {pid} is not the program {self.helper}")
-        return helper
+    def heard_fd(self) -> int:
+        """A descriptor of the file where helpers see how many of them were heard."""
+        return self._count.fileno()
 
     def notes(self) -> SpooledNotes:
         """Read and delete what helpers noted while no agent answered, oldest first.
@@ -303,23 +213,6 @@ def _trusted(helper: Path) -> tuple[int, int]:
             )
             break
     return about.st_dev, about.st_ino
-
-
-def _pidfd_of(who: PipeNote, helper: int) -> int:
-    """A pidfd of the dying process: the kernel's own where it passed one (%F)."""
-    if who.pidfd is not None:
-        return pidfd.getfd(helper, who.pidfd)
-    try:
-        return os.pidfd_open(who.pid)
-    except OSError as error:
-        raise HoldError(f"pid {who.pid} is gone: {error.strerror}") from error
-
-
-def _has_ended(fd: int) -> bool:
-    """Whether the process behind a pidfd has ended; its descriptors go a moment before."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(_MESSAGE_TIMEOUT_MS))
 
 
 def _take(path: Path) -> bytes:

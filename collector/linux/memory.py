@@ -15,7 +15,7 @@ import msgspec
 
 from collector.linux import procfs
 
-_NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
+NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
 
 
 class CgroupLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ def _level_v1(directory: str) -> CgroupLevel | None:
 
 
 def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) -> CgroupLevel | None:
-    if limit is None or limit >= _NO_LIMIT:
+    if limit is None or limit >= NO_LIMIT:
         return None
     used = _number(f"{directory}/{usage}")
     about = b"\n" + (procfs.read(f"{directory}/memory.stat") or b"")

@@ -9,16 +9,14 @@ meanwhile. Policy does not live here: what is worth keeping is the agent's matte
 
 from __future__ import annotations
 
-from collector.probe.iterators import ExitWords, decode_mappings, decode_threads, exit_words
+from collector.probe.iterators import decode_mappings, decode_threads
 from collector.probe.probe import PIN_DIR, Counters, Probe, open_probe
 
 __all__ = [
     "PIN_DIR",
     "Counters",
-    "ExitWords",
     "Probe",
     "decode_mappings",
     "decode_threads",
-    "exit_words",
     "open_probe",
 ]

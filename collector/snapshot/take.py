@@ -87,7 +87,7 @@ def take(
     """
     refusal.check(pid)
     # whatever keeps us waiting for its memory does so here, while nobody is stopped
-    with with_stall_guard(lambda: pid, lambda: OpenProcess(pid, with_maps=False)) as opened:
+    with with_stall_guard(lambda: pid, lambda: OpenProcess(pid)) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
         taker = _Taker(pid, request, opened, live)

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tests.system import sanitized
 from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import PATIENCE, ROOT, SLOWNESS
 
@@ -66,6 +67,7 @@ class RunningAgent:
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             text=True,
+            env=sanitized.environment(),
         )
         self._listener = threading.Thread(
             target=self._listen, args=(self.process.stdout,), daemon=True

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from collector.handoff.backends import OpenBackend, open_backend
 from collector.handoff.handoff import HandOff
+from collector.handoff.native import Native, Taken
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.native.build import build
+from tests.system import sanitized
 from tests.system.settings import kernel_settings
 from tests.system.victims import SLOWNESS
 
@@ -28,17 +30,17 @@ _AGENT = """
 import select, signal, sys
 from pathlib import Path
 from collector.handoff.backends import open_backend
+from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 kind, run_dir, state_dir, helper, accepts = sys.argv[1:]
 guard = SettingsGuard(Path(state_dir))
-backend = open_backend(Backend(kind), Path(run_dir), guard, False, Path(helper))
+backend = open_backend(Backend(kind), Path(run_dir), guard, Native(), False, Path(helper))
 print("open", flush=True)
-while accepts == "yes" and (held := backend.accept()) is None:
+while accepts == "yes" and (taken := backend.accept()) is None:
     select.select([backend], [], [])
 if accepts == "yes":
-    held.answer(stream=False)
-    print(f"held {held.pid}", flush=True)
+    print(f"held {taken.handoff.pid}", flush=True)
 signal.pause()
 """
 
@@ -58,7 +60,7 @@ class Place:
     @contextlib.contextmanager
     def backend(self, kind: Backend) -> Iterator[OpenBackend]:
         with open_backend(
-            *(kind, self.run_dir, SettingsGuard(self.state_dir), False, self.helper),
+            *(kind, self.run_dir, SettingsGuard(self.state_dir), Native(), False, self.helper),
             **({"patience_s": 10.0} if SLOWNESS > 1 else {}),
         ) as backend:
             assert isinstance(backend, OpenBackend)
@@ -69,7 +71,8 @@ class Place:
         """An agent in a process of its own that is ready for crashes; killed at the end."""
         arguments = (kind, self.run_dir, self.state_dir, self.helper, "yes" if accepts else "no")
         command = [sys.executable, "-c", _AGENT, *map(str, arguments)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+        environment = sanitized.environment()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as agent:
             try:
                 assert agent.stdout is not None
                 assert agent.stdout.readline() == "open\n"
@@ -134,11 +137,18 @@ class Victim:
         os.close(self.pidfd)
 
 
-def accept(backend: OpenBackend) -> HandOff:
+@contextlib.contextmanager
+def accept(backend: OpenBackend) -> Iterator[HandOff]:
     """The next hand-off, waited for."""
+    with contextlib.closing(take(backend)) as taken:
+        yield taken.handoff
+
+
+def take(backend: OpenBackend) -> Taken:
+    """The next process that is handed over, waited for."""
     deadline = time.monotonic() + PATIENCE_S
     while (left := deadline - time.monotonic()) > 0:
-        if (hand_off := backend.accept()) is not None:
-            return hand_off
+        if (taken := backend.accept()) is not None:
+            return taken
         select.select([backend], [], [], left)
     raise AssertionError("no crash arrived")

@@ -19,6 +19,7 @@ import pytest
 
 from collector.errors import CorewardError, HoldError
 from collector.handoff.backends import open_backend
+from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.snapshot import userfault
@@ -55,7 +56,8 @@ def _hand_over_a_crash() -> None:
         tempfile.TemporaryDirectory(prefix="cs-") as name,
         kernel_settings(core_pattern="core", core_pipe_limit="0"),
         open_backend(
-            *(Backend.SOCKET, Path(name, "run"), SettingsGuard(Path(name, "state")), False)
+            *(Backend.SOCKET, Path(name, "run"), SettingsGuard(Path(name, "state"))),
+            *(Native(), False),
         ),
     ):
         return

@@ -19,6 +19,7 @@ from elftools.elf.elffile import ELFFile
 from collector.errors import HoldError, TakeoverRefused
 from collector.handoff import backends
 from collector.handoff.backends import NoBackend, open_backend
+from collector.handoff.native import Native
 from collector.handoff.pipe import PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
@@ -63,7 +64,6 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
     with here.backend(kind) as backend, Victim(here, user=user) as victim:
         victim.crash()
         with accept(backend) as held:
-            held.answer(stream=False)
             told = signal.SIGSEGV if kind is Backend.PIPE else held.signal
             assert (held.backend, held.pid, held.signal) == (kind, victim.pid, told)
             assert not victim.is_gone(within_s=0.05)
@@ -87,8 +87,8 @@ def test_the_core_bit_is_set_although_no_core_was_taken(here: Place, kind: Backe
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
             ],
         )
-        with accept(backend) as held:
-            held.answer(stream=True)
+        with accept(backend):
+            pass
         assert os.waitpid(child, 0) == (child, SEGV_WITH_CORE_BIT)
 
 
@@ -104,7 +104,6 @@ def test_the_notes_at_the_head_of_the_stream(here: Place, kind: Backend, threads
         tids = {int(task.name) for task in Path(f"/proc/{victim.pid}/task").iterdir()}
         victim.crash()
         with accept(backend) as held:
-            held.answer(stream=True)
             notes = held.read_notes()
         assert victim.is_gone(within_s=SLOWNESS)
     elf = ELFFile(io.BytesIO(notes))
@@ -165,9 +164,9 @@ def test_an_agent_that_has_others_to_hear_is_waited_for(here: Place) -> None:
                     victim.crash()
                 for _ in victims:
                     select.select([], [], [], 0.02)
-                    if (held := backend.accept()) is None:
+                    if (taken := backend.accept()) is None:
                         return False
-                    alive.enter_context(held)
+                    alive.callback(taken.close)
                 return backend.late == late
 
         assert sometimes(all_are_held)
@@ -341,9 +340,9 @@ def test_another_crash_handler_is_not_replaced_unasked(here: Place) -> None:
     guard = SettingsGuard(here.state_dir)
     for kind in (Backend.AUTO, *BOTH):
         with pytest.raises(TakeoverRefused, match="/usr/lib/other/handler %p"):
-            open_backend(kind, here.run_dir, guard, False, here.helper)
+            open_backend(kind, here.run_dir, guard, Native(), False, here.helper)
         assert PATTERN.read_text() == other + "\n"
-    with open_backend(Backend.AUTO, here.run_dir, guard, True, here.helper) as backend:
+    with open_backend(Backend.AUTO, here.run_dir, guard, Native(), True, here.helper) as backend:
         assert PATTERN.read_text() == f"{backend.pattern}\n"
     assert (PATTERN.read_text(), LIMIT.read_text()) == (other + "\n", "0\n")
 
@@ -356,11 +355,11 @@ def test_auto_takes_what_works(here: Place) -> None:
     """
     unusable = here.run_dir / "a b"
     guard = SettingsGuard(here.state_dir)
-    backend = open_backend(Backend.AUTO, unusable, guard, False, here.run_dir / "absent")
+    backend = open_backend(Backend.AUTO, unusable, guard, Native(), False, here.run_dir / "absent")
     assert isinstance(backend, NoBackend)
     assert "socket: " in backend.reason and "pipe: " in backend.reason
     with pytest.raises(HoldError, match=r"hold.backend: pipe does not work here: .*make setup"):
-        open_backend(Backend.PIPE, unusable, guard, False, here.run_dir / "absent")
+        open_backend(Backend.PIPE, unusable, guard, Native(), False, here.run_dir / "absent")
     assert PATTERN.read_text() == "core\n"
 
 
@@ -376,5 +375,12 @@ def test_a_pattern_that_brings_nothing_is_found_out_at_once(
     shutil.copy("/bin/true", here.helper)
     monkeypatch.setattr(backends, "_PROBE_TIMEOUT_S", 3600.0)
     with pytest.raises(HoldError, match="a crash did not arrive"):
-        open_backend(Backend.PIPE, here.run_dir, SettingsGuard(here.state_dir), False, here.helper)
+        open_backend(
+            Backend.PIPE,
+            here.run_dir,
+            SettingsGuard(here.state_dir),
+            Native(),
+            False,
+            here.helper,
+        )
     assert (PATTERN.read_text(), LIMIT.read_text()) == ("core\n", "0\n")

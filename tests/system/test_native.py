@@ -1,7 +1,8 @@
-"""The native way to a release: it gathers what Python gathers, and says no where it must."""
+"""The native part: it gathers what the kernel tells as well, and releases only where it may."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -13,20 +14,25 @@ from pathlib import Path
 import pytest
 
 from collector.agent.gather import Gathered, gather
-from collector.agent.native import Native
+from collector.elfcore.reader import CoreFile
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.native import Native, Taken
+from collector.model import TICK_NS, ProcessKey
+from collector.native import library
 from collector.native.build import build_library
-from collector.probe import Probe, decode_threads, open_probe
+from collector.probe import Probe, decode_mappings, decode_threads, open_probe
 from tests.system.agents import agent
 from tests.system.needs import by_socket, needs
 from tests.system.settings import kernel_settings
-from tests.system.victims import Victim, build, running
+from tests.system.two_cores import differences, dumped, plain_thread, two_cores
+from tests.system.victims import PATIENCE, Victim, build, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 UNLIMITED = "defaults: {limit: none}\n"
 ROOM = 1 << 40  # bytes
+FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,12 @@ class Crashing:
     def __exit__(self, *_: object) -> None:
         self.backend.close()
 
-    def wait(self) -> None:
-        assert select.select([self.backend.fileno()], [], [], 60)[0]
+    def take(self, native: Native) -> Taken:
+        """The next crash, waited for."""
+        assert select.select([self.backend.fileno()], [], [], PATIENCE)[0]
+        taken = native.take(self.backend)
+        assert taken is not None
+        return taken
 
 
 @pytest.fixture
@@ -65,72 +75,131 @@ def crashing(tmp_path: Path) -> Iterator[Crashing]:
         yield one
 
 
-def stable(gathered: Gathered) -> dict[str, object]:
-    """What does not change from one look at a held process to the next."""
-    assert gathered.threads is not None and gathered.mappings is not None
-    text = gathered.dying.text
-    return {
-        "stat": text.stat.split()[:2],
-        # its state is R until it has come to rest in the kernel's wait for us
-        "status": re.sub(rb"(?m)^(State:.*|\w*ctxt\w*:.*|FDSize:.*|.* kB)\n", b"", text.status),
-        "texts": (text.cmdline, text.auxv, text.cgroup, text.coredump_filter, text.maps),
-        "threads": [(t.tid, t.regs, t.xstate, t.name) for t in decode_threads(gathered.threads)],
-        "mappings": bytes(gathered.mappings),
-        "patches": sorted((patch.address, patch.data) for patch in gathered.patches),
-        "shared": sorted((a, os.fstat(fd).st_ino) for a, fd in gathered.shared_fds.items()),
-        "files": [
-            fd is not None and os.readlink(f"/proc/self/fd/{fd}")
-            for fd in (
-                gathered.dying.mem_fd,
-                gathered.dying.pagemap_fd,
-                gathered.dying.root_fd,
-                gathered.dying.exe_fd,
-                gathered.dying.mount_fd,
-            )
-        ],
-        "core_limit": gathered.dying.core_limit,
-    }
+def lasting(status: bytes) -> bytes:
+    """Of a status file what does not change from one look at a held process to the next."""
+    return re.sub(rb"(?m)^(\w*ctxt\w*:.*|State:.*|FDSize:.*|.* kB)\n", b"", status)
+
+
+@contextlib.contextmanager
+def held(native: Native, crashing: Crashing, victim: Victim) -> Iterator[Gathered]:
+    """A process that has crashed, and is held: nobody has allowed its release."""
+    victim.go()
+    taken = crashing.take(native)
+    with taken.handoff, contextlib.closing(gather(taken)) as gathered:
+        assert gathered.pin is None and victim.process.poll() is None
+        yield gathered
+
+
+@needs("socket hand-off")
+@pytest.mark.parametrize("bpf", [True, False], ids=["bpf", "no bpf"])
+def test_texts_and_files_are_those_of_proc(
+    probe: Probe, crashing: Crashing, tmp_path: Path, bpf: bool
+) -> None:
+    native = Native(*probe.iterators) if bpf else Native()
+    arguments = (str(tmp_path / "mapped.bin"),)
+    with (
+        running("mixed", *arguments, cwd=tmp_path, core_limit=1 << 30) as victim,
+        held(native, crashing, victim) as gathered,
+    ):
+        dying, proc = gathered.dying, Path(f"/proc/{victim.pid}")
+        text = dying.text
+        assert text.stat.split()[:2] == (proc / "stat").read_bytes().split()[:2]
+        assert lasting(text.status) == lasting((proc / "status").read_bytes())
+        for name in ("cmdline", "auxv", "cgroup", "coredump_filter"):
+            assert getattr(text, name) == (proc / name).read_bytes()
+        assert text.maps == (None if bpf else (proc / "maps").read_bytes())
+        for name, fd in (
+            *(("mem", dying.mem_fd), ("pagemap", dying.pagemap_fd), ("root", dying.root_fd)),
+            *(("exe", dying.exe_fd), ("ns/mnt", dying.mount_fd)),
+        ):
+            assert fd is not None and os.fstat(fd).st_ino == (proc / name).stat().st_ino
+        assert dying.core_limit == 1 << 30
+        assert dying.key.start_ns // TICK_NS == int(text.stat.rpartition(b")")[2].split()[19])
+        # AND the files behind shared mappings that have no name are open, where BPF tells of them
+        lines = [line.split() for line in (proc / "maps").read_text().splitlines()]
+        unnamed = [w[0] for w in lines if w[1][3] == "s" and w[-1] == "(deleted)"]
+        assert len(unnamed) == 2
+        starts = [int(place.partition("-")[0], 16) for place in unnamed]
+        assert sorted(gathered.shared_fds) == (starts if bpf else [])
 
 
 @needs("socket hand-off")
 @pytest.mark.parametrize(
-    ("victim", "arguments"),
-    [("mixed", ("mapped.bin",)), ("robust", ("600",)), ("threads", ("600",)), ("null_main", ())],
+    ("victim", "arguments"), [("robust", ("600",)), ("threads", ("600",)), ("null_main", ())]
 )
-def test_it_gathers_what_python_gathers(
-    probe: Probe,
-    native: Native,
-    crashing: Crashing,
-    tmp_path: Path,
-    victim: str,
-    arguments: tuple[str, ...],
+def test_registers_mappings_and_memory_are_those_of_the_kernels_core(
+    probe: Probe, tmp_path: Path, victim: str, arguments: tuple[str, ...]
 ) -> None:
-    # GIVEN a process that is held, WHEN both gather it
-    with running(victim, *arguments, cwd=tmp_path) as process:
-        process.go()
-        crashing.wait()
-        handoff = crashing.backend.accept()
-        assert handoff is not None
-        with handoff:
-            by_python = gather(handoff, probe)
-            by_native = native.gather(handoff)
-            # THEN they have the same, and it is held still: nobody has allowed its release
-            assert by_native is not None and by_native.pin is None
-            assert stable(by_native) == stable(by_python)
-            assert process.process.poll() is None
-            by_python.close()
-            by_native.close()
+    """`mixed` is looked at more closely in test_core_equality."""
+    with kernel_settings() as settings, Crashing(tmp_path) as crashing:
+        cores = two_cores(probe, crashing.backend, settings, tmp_path, victim, *arguments)
+    with CoreFile(cores.kernel) as kernel, CoreFile(cores.ours) as ours:
+        by_tid = {thread.tid: plain_thread(thread) for thread in ours.threads}
+        assert by_tid == {thread.tid: plain_thread(thread) for thread in kernel.threads}
+        assert dumped(ours) == dumped(kernel)
+        assert (ours.siginfo, ours.auxv) == (kernel.siginfo, kernel.auxv)
+        assert differences(kernel, ours) == []
+
+
+@needs("socket hand-off")
+@pytest.mark.parametrize(("victim", "locks"), [("robust", 603), ("threads", 0)])
+def test_words_that_exit_changes(
+    native: Native, crashing: Crashing, tmp_path: Path, victim: str, locks: int
+) -> None:
+    # GIVEN a process with 600 threads beside the main one, which hold robust mutexes, or none
+    with (
+        running(victim, "600", cwd=tmp_path) as process,
+        held(native, crashing, process) as gathered,
+    ):
+        tids = {int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()}
+        values = [int.from_bytes(patch.data, "little") for patch in gathered.patches]
+        # THEN there is a word with the id of each thread, and one for each mutex that is held
+        assert len(values) == len(tids) + locks and len(tids) == 601
+        assert {value & FUTEX_TID_MASK for value in values} == tids
+        memory = gathered.dying.mem_fd
+        assert all(os.pread(memory, 4, p.address) == p.data for p in gathered.patches)
+
+
+@needs("socket hand-off")
+@pytest.mark.parametrize("bpf", [True, False], ids=["bpf", "no bpf"])
+def test_a_process_whose_main_thread_has_ended(
+    probe: Probe, crashing: Crashing, tmp_path: Path, bpf: bool
+) -> None:
+    # GIVEN a process of which only another thread is left
+    native = Native(*probe.iterators) if bpf else Native()
+    with running("probe_leaderless", cwd=tmp_path) as victim:
+        tids = {int(task.name) for task in Path(f"/proc/{victim.pid}/task").iterdir()}
+        (survivor,) = tids - {victim.pid}
+        # WHEN it is killed by a signal that dumps core
+        os.kill(victim.pid, signal.SIGSEGV)
+        taken = crashing.take(native)
+        # THEN the memory and the files are those of that thread
+        with taken.handoff, contextlib.closing(gather(taken)) as gathered:
+            dying = gathered.dying
+            assert (dying.pid, dying.tid) == (victim.pid, survivor)
+            assert dying.exe_fd is not None
+            assert os.readlink(f"/proc/self/fd/{dying.exe_fd}") == str(build("probe_leaderless"))
+            assert dying.cmdline == [str(build("probe_leaderless"))]
+            assert len(os.pread(dying.mem_fd, 8, gathered.address)) == 8
+            if gathered.threads is not None and gathered.mappings is not None:
+                assert survivor in {t.tid for t in decode_threads(gathered.threads)}
+                mappings = decode_mappings(gathered.mappings, None)
+                assert "[stack]" in {mapping.path for mapping in mappings}
+                words = {p.address: int.from_bytes(p.data, "little") for p in gathered.patches}
+                assert list(words.values()) == [survivor]
+            else:
+                assert gathered.head is not None and b"[stack]" in (dying.text.maps or b"")
+        assert victim.wait() == -signal.SIGSEGV
 
 
 def take(native: Native, crashing: Crashing, victim: Victim) -> Gathered:
     """Let it crash, and have it taken."""
     victim.go()
-    accepted = native.take_socket(crashing.backend.block())
-    assert accepted is not None and accepted.gathered is not None
-    if accepted.gathered.pin is None:
-        accepted.handoff.release()
+    taken = crashing.take(native)
+    gathered = gather(taken)
+    taken.handoff.release()
     assert victim.wait() == -signal.SIGSEGV
-    return accepted.gathered
+    return gathered
 
 
 @needs("socket hand-off")
@@ -160,14 +229,20 @@ def test_it_lets_go_only_where_it_may(
     with running("null_main", cwd=tmp_path) as victim:
         gathered = take(native, crashing, victim)
         assert (gathered.pin is not None) is at_once
-        # AND what it has let go is known by its pid, and counts until somebody takes it over
-        assert native.has_in_hand(victim.pid) is at_once
+        # AND what it has released is known, and counts until somebody takes it over; a later
+        # process of its pid is not taken for it
+        key = gathered.dying.key
+        assert native.has_in_hand(key) is at_once
+        later = ProcessKey(key.pid, key.start_ns + 3 * TICK_NS)
+        assert not native.has_in_hand(later)
         assert native.fresh() == ((1, gathered.size) if at_once else (0, 0))
+        native.joined(later)
+        assert native.has_in_hand(key) is at_once
         if at_once:
             assert 1 << 12 < gathered.size < 1 << 22
-            native.entered(gathered)
-            native.joined(victim.pid)
-        assert native.fresh() == (0, 0) and not native.has_in_hand(victim.pid)
+            native.entered(gathered.size)
+            native.joined(key)
+        assert native.fresh() == (0, 0) and not native.has_in_hand(key)
         gathered.close()
 
 
@@ -223,25 +298,20 @@ def test_what_exit_changes_is_as_it_was(backend: str, tmp_path: Path) -> None:
 
 
 def test_a_library_of_another_version_is_refused(
-    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(path: Path | None) -> None:
-        monkeypatch.setattr("collector.agent.native.find", lambda name: path)
-
     source = tmp_path / "other.c"
-    source.write_text("unsigned long coreward_sizes(void) { return 1; }\n")
+    names = ("take_socket", "take_pipe", "drop", "entered", "busy", "wait", "sizes")
+    source.write_text("".join(f"long coreward_{name}(void) {{ return 1; }}\n" for name in names))
     other = tmp_path / "other.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", other, source], check=True)
-    for path, why in [
-        (None, "was not built; run `make setup`"),
-        (other, "is of another version"),
-        (source, "build it with `make setup`"),
-    ]:
-        found(path)
+    for path, why in [(other, "is of another version"), (source, "build it with `make setup`")]:
         with pytest.raises(HoldError, match=why):
-            Native(*probe.iterators)
-    found(build_library(tmp_path))
-    Native(*probe.iterators)
+            Native(path=path)
+    Native(path=build_library(tmp_path))
+    monkeypatch.setattr(library, "find", lambda name: None)
+    with pytest.raises(HoldError, match="was not built; run `make setup`"):
+        Native()
 
 
 @pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])

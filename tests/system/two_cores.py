@@ -1,27 +1,28 @@
 """Two cores of one death: the kernel's own, which it streams to the hand-off, and ours, which is
-gathered of the same process, at the same moment, from BPF and /proc/PID/mem."""
+gathered of the same process, at the same moment, from BPF and /proc/PID/mem.
+
+The native part gathers as in an agent, but lets the kernel write its core as well."""
 
 from __future__ import annotations
 
 import os
 import select
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
-from collector.capture.dying import exit_patches
+from collector.agent.gather import gather
 from collector.capture.job import Explainable, Job, Written
-from collector.capture.process import OpenProcess
 from collector.capture.run import run_writer
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
 from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.handoff import HandOff
+from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PipeBackend
 from collector.model import Capture, FatalSignal
 from collector.policy.types import Codec, Compress, MemoryChoice
-from collector.probe import Probe, exit_words
-from collector.probe.iterators import unlinked_shared
+from collector.probe import Probe
 from tests.system.settings import KernelSettings
 from tests.system.victims import PATIENCE, running
 
@@ -57,23 +58,24 @@ def two_cores(
         probe.drain()
         process.go()
         assert select.select([backend.fileno()], [], [], PATIENCE)[0], "nothing was handed over"
-        handoff = backend.accept()
-        assert handoff is not None
-        with handoff:
-            return _capture_both(probe, handoff, folder, capture, codec)
+        native = Native(*probe.iterators, stream=True)
+        native.serve(backend)
+        taken = native.take(backend)
+        assert taken is not None and taken.pin is None
+        with taken.handoff:
+            return _capture_both(probe, taken, folder, capture, codec)
 
 
 def _capture_both(
-    probe: Probe, handoff: HandOff, folder: Path, capture: Capture, codec: Codec
+    probe: Probe, taken: Taken, folder: Path, capture: Capture, codec: Codec
 ) -> TwoCores:
-    handoff.answer(stream=True)
+    handoff = taken.handoff
     kernel = folder / "kernel.core"
-    with OpenProcess(handoff.pid, with_maps=False) as dying:
+    with closing(gather(taken)) as gathered:
+        dying = gathered.dying
         fatal = next(
             e for e in probe.drain() if isinstance(e, FatalSignal) and e.who.key.pid == handoff.pid
         )
-        threads, mappings = probe.threads(handoff.pid), probe.mappings(handoff.pid)
-        words = [(w.clear_child_tid, w.robust_list) for w in exit_words(threads)]
         job = Job(
             record_id="0" * 16,
             folder=str(folder),
@@ -82,13 +84,13 @@ def _capture_both(
             signal=fatal.signal,
             siginfo=fatal.siginfo,
             text=dying.text,
-            threads=threads,
-            mappings=mappings,
+            threads=gathered.threads,
+            mappings=gathered.mappings,
             head=None,
-            patches=exit_patches(handoff.pid, dying.pagemap_fd, words),
+            patches=gathered.patches,
             mem_fd=dying.mem_fd,
             pagemap_fd=dying.pagemap_fd,
-            shared_fds=dying.open_shared(unlinked_shared(mappings)),
+            shared_fds=gathered.shared_fds,
             capture=capture,
             memory=MemoryChoice(),
             compress=Compress(codec=codec),

@@ -9,6 +9,7 @@ Lanes work when `settle` is called, in the order in which they hand work on; not
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,30 @@ from collector.agent.context import Context
 from collector.agent.correlate import Death
 from collector.agent.events import Events
 from collector.agent.finish import Finisher
-from collector.agent.gather import Gathered
 from collector.agent.receive import Receiver
 from collector.agent.unheld import Unheld
 from collector.capture.job import Explainable, Failed, Job, Written
-from collector.capture.process import ProcText
-from collector.errors import HoldError
 from collector.explain.types import Explanation
 from collector.export.metrics import Metrics
 from collector.handoff.handoff import HandOff
+from collector.handoff.native import Taken
 from collector.model import Capture, Event, ProcessKey, Record
+from collector.native.contract import FILES
 from collector.policy.load import loads
 from collector.store.store import Store
-from tests.unit.event_samples import KEY, TICK
+from tests.unit.event_samples import KEY
 
-GONE = OSError(3, "No such process")
-_STATUS = b"Name:\tvictim\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\nNSpid:\t812\n"
+_NO_LIMIT = resource.RLIM_INFINITY
+_TEXTS = {  # of a process that started at tick 5000
+    "stat": b"812 (victim) S 1" + b" 0" * 17 + b" 5000" + b" 0" * 30,
+    "status": b"Name:\tvictim\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\n"
+    b"VmRSS:\t4 kB\nNSpid:\t812\n",
+    "cmdline": b"victim\0-x\0",
+    "auxv": b"",
+    "cgroup": b"0::/system.slice/victim.service\n",
+    "coredump_filter": b"33",
+    "maps": b"",
+}
 
 
 class FakeLane:
@@ -113,47 +122,15 @@ class FakeHandOff(HandOff):
     backend = "socket"
 
     def __init__(self, agent: FakeAgent, pid: int = KEY.pid) -> None:
-        super().__init__(-1, pid, -1, 11)
+        super().__init__(-1, pid, -1, 0, False)
+        self.signal = 11
         self._agent = agent
-
-    def answer(self, stream: bool) -> None:
-        raise HoldError("a fake has been gathered already")
-
-    def stream_fd(self) -> int:
-        raise HoldError("a fake has no stream")
 
     def release(self) -> float:
         if self._held_ms is None:
             self._held_ms = 1.5
             self._agent.log.append("released")
         return self._held_ms
-
-
-class FakeProcess:
-    """What OpenProcess has of a process, without one."""
-
-    tid = pid = KEY.pid
-    exe_fd = mount_fd = None
-    mem_fd = pagemap_fd = root_fd = -1
-    ns_pid = 7
-    comm, cmdline, resident, uid, gid = "victim", ["victim", "-x"], 4096, 1000, 100
-    key = ProcessKey(KEY.pid, 5_000 * TICK)
-
-    def __init__(self, core_limit: int | None) -> None:
-        self.core_limit = core_limit
-        stat = b"812 (victim) S 1" + b" 0" * 17 + b" 5000" + b" 0" * 30
-        self.text = ProcText(
-            stat=stat,
-            status=_STATUS,
-            cmdline=b"victim\0-x\0",
-            auxv=b"",
-            cgroup=b"0::/system.slice/victim.service\n",
-            coredump_filter=b"33",
-            maps=None,
-        )
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class FakePin:
@@ -166,15 +143,15 @@ class FakePin:
 
 class FakeNative:
     def __init__(self) -> None:
-        self.in_hand: set[int] = set()
+        self.in_hand: list[ProcessKey] = []
 
-    def has_in_hand(self, pid: int) -> bool:
-        return pid in self.in_hand
+    def has_in_hand(self, key: ProcessKey) -> bool:
+        return any(key.is_same(other) for other in self.in_hand)
 
-    def joined(self, pid: int) -> None:
-        self.in_hand.discard(pid)
+    def joined(self, key: ProcessKey) -> None:
+        self.in_hand = [other for other in self.in_hand if not key.is_same(other)]
 
-    def entered(self, gathered: Gathered) -> None:
+    def entered(self, size: int) -> None:
         """It has an account of its own in the real one."""
 
 
@@ -240,23 +217,30 @@ class FakeAgent:
             explainable(Explainable(str(core), 3, "worker-3", None))
         return self.answer
 
-    def hand_over(self, *, pinned: bool = True, core_limit: int | None = None) -> FakeHandOff:
-        """The kernel hands the process over; `pinned`: the native part has released it."""
+    def taken(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> Taken:
+        """What comes of the native part; `pinned`: it has released the process."""
         handoff = FakeHandOff(self)
         if pinned:
             handoff.release()
-        gathered = Gathered(
-            dying=FakeProcess(core_limit),  # type: ignore[arg-type]
+        return Taken(
+            handoff=handoff,
+            why="",
+            tid=KEY.pid,
+            files=dict.fromkeys(FILES, -1),
+            texts=_TEXTS,
             threads=memoryview(b""),
             mappings=memoryview(b""),
-            head=None,
-            patches=[],
+            words=[],
             shared_fds={},
+            core_limit=core_limit,
+            address=0,
             pin=FakePin(self) if pinned else None,  # type: ignore[arg-type]
             size=4096,
         )
-        self.receiver.handle(handoff, gathered)
-        return handoff
+
+    def hand_over(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> None:
+        """The kernel hands the process over, and a worker sees to it."""
+        self.receiver.handle(self.taken(pinned=pinned, core_limit=core_limit))
 
     def settle(self) -> None:
         """Take in all events, and work until nothing waits."""

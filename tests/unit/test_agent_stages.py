@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.agent.loop import Agent
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
 from tests.unit.agent_fakes import FakeAgent
@@ -56,7 +57,7 @@ def test_events_in_any_order_are_one_death(make: Make, order: str) -> None:
     agent = make()
     events = {"signal": [fatal()], "exit": [ended()], "late": []}
     # GIVEN a process that the native part has released: its end may be seen before its worker runs
-    agent.native.in_hand.add(KEY.pid)
+    agent.native.in_hand.append(KEY)
     for name in order.split(", ")[:-1]:
         agent.probe.tell(*events[name])
         agent.events.take()
@@ -213,11 +214,23 @@ def test_the_agent_stops_with_a_backlog(make: Make) -> None:
     assert agent.announced == [agent.record()]
 
 
+def test_the_agent_stops_before_a_worker_saw_to_a_hand_off(make: Make) -> None:
+    # GIVEN a process that the native part has released, and that no worker has looked at
+    agent = make()
+    agent.probe.tell(fatal())
+    Agent(agent.context)._arrived(agent.taken())
+    # WHEN the lane is closed
+    agent.lanes.handoffs.drop()
+    # THEN its memory is let go, and BPF is to tell the next agent of it
+    assert agent.log == ["released", "unpinned"]
+    assert agent.store.list() == [] == agent.probe.settled
+
+
 def test_no_explanation_when_the_agent_stops(make: Make) -> None:
     # GIVEN a crash that is written, and not explained yet
     agent = make()
     agent.probe.tell(fatal(), ended())
-    agent.native.in_hand.add(KEY.pid)
+    agent.native.in_hand.append(KEY)
     agent.hand_over()
     agent.lanes.captures.run()
     agent.lanes.records.run()

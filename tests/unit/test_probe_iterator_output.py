@@ -6,7 +6,7 @@ import pytest
 
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import ProbeError
-from collector.probe import ExitWords, decode_mappings, decode_threads, exit_words
+from collector.probe import decode_mappings, decode_threads
 from collector.probe.iterators import (
     HAS_ANON_VMA,
     HAS_FILE,
@@ -15,7 +15,6 @@ from collector.probe.iterators import (
     IS_WALK,
     MAPPING,
     THREAD,
-    unlinked_shared,
 )
 
 REGS = tuple(range(200, 227))
@@ -64,21 +63,6 @@ def test_states_are_those_of_proc(state: int, letter: str) -> None:
     assert [t.state for t in decode_threads(thread(5000, state=state))] == [letter]
 
 
-def test_exit_words_are_where_the_kernel_will_write() -> None:
-    assert exit_words(thread(5001)) == [ExitWords(4001, 0x7000, 0x7100, REGS[21])]
-
-
-@pytest.mark.parametrize("sizes", [(0, 0, 0), (8, 8, 8), (8, 0, 8), (4, 4, 4)])
-def test_exit_words_are_those_of_each_thread(sizes: tuple[int, ...]) -> None:
-    records = [
-        thread(5000 + number, size=THREAD.size + size, xstate=size) + bytes(size)
-        for number, size in enumerate(sizes)
-    ]
-    found = exit_words(b"".join(records))
-    assert [(w.clear_child_tid, w.robust_list) for w in found] == [(0x7000, 0x7100)] * 3
-    assert exit_words(b"") == []
-
-
 def test_a_mapping_is_decoded_whole() -> None:
     raw = mapping(0x1000, 0x3000, HAS_FILE | HAS_ANON_VMA, b"/lib/a b.so\0", vm=READ | SHARED)
     assert decode_mappings(raw, None) == [
@@ -122,38 +106,6 @@ def test_names_of_proc_go_first() -> None:
     )
     raw = mapping(0x6000, 0x7000, HAS_FILE, b"/old\0") + mapping(0x8000, 0x9000, HAS_FILE, b"/b\0")
     assert [m.path for m in decode_mappings(raw, text)] == ["/new\n name", "/b"]
-
-
-def test_shared_memory_without_a_name_is_found() -> None:
-    raw = (
-        mapping(0x1000, 0x2000, HAS_FILE, vm=READ | SHARED, nlink=0)
-        + mapping(0x2000, 0x3000, HAS_FILE, vm=READ | SHARED, nlink=1)
-        + mapping(0x3000, 0x4000, HAS_FILE, vm=READ, nlink=0)
-        + mapping(0x4000, 0x5000, vm=READ | SHARED, nlink=0)
-    )
-    assert unlinked_shared(raw) == [(0x1000, 0x2000)]
-
-
-def test_shared_memory_is_found_among_very_many_mappings() -> None:
-    def anonymous(count: int) -> bytes:
-        return b"".join(mapping(0x1000 * n, 0x1000 * n + 1) for n in range(1, count + 1))
-
-    def shared(at: int, path: bytes) -> bytes:
-        return mapping(at, at + 1, HAS_FILE, path, vm=READ | SHARED, nlink=0)
-
-    raw = (
-        shared(1, b"")
-        + anonymous(1000)
-        + shared(2, b"/dev/zero\0")
-        + anonymous(3)
-        + mapping(7, 8, IS_SPECIAL, b"[vdso]\0")
-        + shared(3, b"odd\0")
-        + anonymous(64)
-        + shared(4, b"")
-    )
-    assert unlinked_shared(raw) == [(1, 2), (2, 3), (3, 4), (4, 5)]
-    with pytest.raises(ProbeError):
-        unlinked_shared(raw + anonymous(9)[:-1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,245 @@
+"""The way in of every hand-off: the native part takes a process from the kernel, gathers what its
+end would destroy, and releases it where nothing has to be decided.
+
+An agent that has been idle for a second runs Python several times slower than a busy one: on a
+shared machine nothing of it is in a cache any more. So the way to the release is native code where
+BPF tells threads and mappings, policy releases every process at once, and there is room for a
+successor. Else the process stays held with the same facts, and Python decides. Where BPF is absent
+the native part lets the kernel stream its core, whose notes tell the threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from collector.errors import HoldError
+from collector.handoff.coredump_socket import SocketBackend, SocketHandOff
+from collector.handoff.handoff import HandOff
+from collector.handoff.pin import Pin, Slot, take_slot
+from collector.handoff.pipe import HelperGone, PipeBackend, PipeHandOff, parse_line
+from collector.model import TICK_NS, ProcessKey
+from collector.native import contract, library
+from collector.native.contract import EMPTY, PINS, READY, SHARED, WORD, Answer
+
+_NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY of <sys/resource.h>
+_HAND_INTS = ctypes.sizeof(contract.Hand) // 4
+
+
+@dataclasses.dataclass(kw_only=True)
+class Taken:
+    """A process that the kernel has handed over, and what the native part has of it.
+
+    Whoever has it owns `handoff`, the descriptors and the pin.
+    """
+
+    handoff: HandOff
+    why: str  # it could not be gathered, and the rest is empty; "": it was
+    tid: int  # of a thread that has its memory
+    files: dict[str, int]  # descriptors by the names of contract.FILES; -1: cannot be had
+    texts: dict[str, bytes]  # of contract.TEXTS; maps only where BPF does not tell mappings
+    threads: memoryview | None  # raw records of the task iterators; None: there is no BPF
+    mappings: memoryview | None
+    words: list[tuple[int, bytes]]  # of memory that its exit changes: address and content
+    shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
+    address: int  # of memory that can be read, for a pin; 0: none
+    pin: Pin | None  # of a process that is not held any more
+    size: int  # of that: private memory in bytes, what a restarted instance must allocate again
+
+    def close(self) -> None:
+        """Release the process, and close all that was opened of it."""
+        self.handoff.release()
+        if self.pin is not None:
+            self.pin.release()
+        for fd in (*self.files.values(), *self.shared_fds.values()):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Native:
+    """The library, and what it may do by itself. Thread-safe."""
+
+    def __init__(
+        self,
+        threads_program: int = -1,
+        mappings_program: int = -1,
+        *,
+        stream: bool | None = None,
+        path: Path | None = None,
+    ) -> None:
+        """For BPF iterators with these descriptors, which must stay open; -1: there are none.
+
+        stream: let the kernel write its core; by default where there are no iterators. path: of
+        the library, if it is not where it was installed or built. Raises HoldError if it was not
+        built, or not for this version.
+        """
+        self._library = library.load(path)
+        self._orders = contract.Orders(threads_program, mappings_program, heard_fd=-1)
+        self.streams = threads_program < 0 if stream is None else stream
+        self._orders.stream = self.streams
+        self._in_hand = memoryview(self._orders.in_hand).cast("B").cast("i")
+        self._slots: list[Slot | None] = [None] * PINS
+        self._lock = threading.Lock()
+        if threads_program >= 0:
+            self._refill()
+
+    # ---- what it may do
+
+    def use_bpf(self, threads_program: int, mappings_program: int) -> None:
+        """From now on BPF tells threads and mappings; the descriptors must stay open."""
+        self._orders.threads_program = threads_program
+        self._orders.mappings_program = mappings_program
+        self._orders.stream = self.streams = False
+        self._refill()
+
+    def allow(self, *, instant: bool, max_pins: int, max_pinned: int) -> None:
+        """instant: every process may go at once as far as policy goes. max_pinned: bytes."""
+        self._orders.max_pins, self._orders.max_pinned = max_pins, max_pinned
+        self._orders.instant = int(instant)
+
+    def count(self, pins: int, size: int) -> None:
+        """The pins that are in the account, and their bytes."""
+        self._orders.open_pins, self._orders.open_bytes = pins, size
+
+    def fresh(self) -> tuple[int, int]:
+        """The pins that are not in the account yet, and their bytes."""
+        return self._orders.fresh_pins, self._orders.fresh_bytes
+
+    def entered(self, size: int) -> None:
+        """The pin of a process that was released, so many bytes, is in the account now."""
+        self._library.coreward_entered(self._orders, size)
+
+    def wait(self, wake: int, ring: int, timeout_ms: int) -> None:
+        """Wait until `wake` or `ring` (-1: none) is readable; -1 ms: for ever.
+
+        Events in the ring are told some milliseconds later while a process is held.
+        """
+        self._library.coreward_wait(self._orders, wake, ring, timeout_ms)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """While Python holds a process: `wait` tells events later."""
+        self._library.coreward_busy(self._orders, 1)
+        try:
+            yield
+        finally:
+            self._library.coreward_busy(self._orders, -1)
+
+    def has_in_hand(self, key: ProcessKey) -> bool:
+        """Whether this process was released, and nobody has said `joined` of it yet."""
+        return self._index_in_hand(key) is not None
+
+    def joined(self, key: ProcessKey) -> None:
+        """Python has registered this process, so its exit event can be matched from now on."""
+        if (index := self._index_in_hand(key)) is not None:
+            self._orders.in_hand[index].pid = 0
+
+    def _index_in_hand(self, key: ProcessKey) -> int | None:
+        if key.pid in (pids := self._in_hand[::_HAND_INTS].tolist()):
+            for index, pid in enumerate(pids):
+                start_ns = self._orders.in_hand[index].start_ticks * TICK_NS
+                if pid == key.pid and key.is_same(ProcessKey(pid, start_ns)):
+                    return index
+        return None
+
+    # ---- hand-offs
+
+    def serve(self, listener: SocketBackend | PipeBackend) -> None:
+        """Tell the native part who the helpers of a pipe are, and where they see that it works."""
+        if isinstance(listener, PipeBackend):
+            self._orders.helper_device, self._orders.helper_inode = listener.helper_id
+            self._orders.heard_fd, self._orders.heard = listener.heard_fd, 0
+
+    def take(self, listener: SocketBackend | PipeBackend) -> Taken | None:
+        """The next process that is handed over at a listener that was served.
+
+        Waits for it if the listener blocks. None: it was shut down, or nobody waits there. Raises
+        HoldError if a connection was not the kernel's, or its hand-off broke off; HelperGone if a
+        pipe's helper had given up.
+        """
+        raw = contract.Taken()
+        pipe = isinstance(listener, PipeBackend)
+        function = self._library.coreward_take_pipe if pipe else self._library.coreward_take_socket
+        answer = function(listener.fileno(), self._orders, raw)
+        if answer == Answer.REFUSED:
+            raise HoldError(os.fsdecode(raw.why))
+        if answer == Answer.LATE:
+            raise HelperGone
+        if answer != Answer.PROCESS:
+            return None
+        try:
+            return self._taken(raw, self._handoff(raw, pipe))
+        finally:
+            self._library.coreward_drop(raw)
+
+    def _handoff(self, raw: contract.Taken, pipe: bool) -> HandOff:
+        handoff: HandOff
+        streams = pipe or self.streams
+        if pipe:
+            who = parse_line(raw.line)
+            handoff = PipeHandOff(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams, who)
+        else:
+            handoff = SocketHandOff(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams)
+        if raw.signal >= 0:
+            handoff.signal = raw.signal
+        if raw.hold < 0:
+            handoff.note_release(raw.released_ns)
+        return handoff
+
+    def _taken(self, raw: contract.Taken, handoff: HandOff) -> Taken:
+        pin = self._pin(raw)
+        bpf = self._orders.threads_program >= 0
+        texts = (text.copy() for text in raw.texts)
+        limit = resource.RLIM_INFINITY if raw.core_limit == _NO_LIMIT else raw.core_limit
+        return Taken(
+            handoff=handoff,
+            why="" if raw.gathered else os.fsdecode(raw.why),
+            tid=raw.tid,
+            files=dict(zip(contract.FILES, raw.fds, strict=True)),
+            texts=dict(zip(contract.TEXTS, texts, strict=True)),
+            threads=memoryview(raw.threads.copy()) if bpf else None,
+            mappings=memoryview(raw.mappings.copy()) if bpf else None,
+            words=list(WORD.iter_unpack(raw.words.copy())),
+            shared_fds=dict(SHARED.iter_unpack(raw.shared.copy())),
+            core_limit=limit,
+            address=raw.address,
+            pin=pin,
+            size=raw.private_size if pin is not None else 0,
+        )
+
+    def _pin(self, raw: contract.Taken) -> Pin | None:
+        """The pin of a process that was released. What was used for it is made ready anew."""
+        if raw.pin < 0:
+            return None
+        if not raw.begun:  # its read was not even begun
+            if raw.pin_fd >= 0:
+                os.close(raw.pin_fd)
+            self._orders.pins[raw.pin].state = READY
+            return None
+        with self._lock:
+            slot, self._slots[raw.pin] = self._slots[raw.pin], None
+            self._orders.pins[raw.pin].state = EMPTY
+        assert slot is not None
+        pin = Pin.adopt(slot, raw.pin_fd)
+        self._refill()
+        if raw.hold >= 0:  # it took too long
+            pin.release()
+            return None
+        return pin
+
+    def _refill(self) -> None:
+        with self._lock, contextlib.suppress(HoldError):  # without one, Python pins
+            for index in range(PINS):
+                if self._slots[index] is None:
+                    slot = self._slots[index] = take_slot()
+                    ready = self._orders.pins[index]
+                    ready.uffd, ready.page = slot.uffd, slot.address
+                    ready.request = ctypes.addressof(slot.request)
+                    ready.state = READY

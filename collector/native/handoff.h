@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract between the native part of the hand-off and Python: contract.py says the same, and
+ * tests/unit/test_native_contract.py compares both. Fixed-width fields in their natural alignment,
+ * no implicit padding. It is not an interface to anything outside of this project.
+ */
+#ifndef COREWARD_HANDOFF_H
+#define COREWARD_HANDOFF_H
+
+#include <stdint.h>
+
+#define COREWARD_API __attribute__((visibility("default")))
+
+#define PINS 8               /* pages that are ready for a pin; Python makes new ones */
+#define HANDS 64             /* processes that were released and are not known to Python yet */
+#define WHY 128              /* bytes of a reason, with its zero */
+#define LINE 256             /* bytes of a pipe helper's line, with a zero behind */
+#define DIGITS 18            /* of a number in it, at most */
+#define PIN_MS 50            /* a pin that does not hold within so long never will */
+#define MAX_CMDLINE (16 << 10) /* bytes of a process's arguments that are kept */
+#define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
+
+enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
+enum file { DIR_FD, MEM, PAGEMAP, ROOT, EXE, MOUNTS, FDS };
+enum pin_state { EMPTY, READY, TAKEN };
+enum answer { CLOSED = -1, REFUSED, PROCESS, LATE, NOBODY };
+
+/* A page that keeps its reader waiting; handoff/pin.py makes it. */
+struct pin {
+	_Atomic int32_t state;     /* enum pin_state; ours from READY to TAKEN */
+	int32_t uffd;
+	uint64_t page;             /* registered with uffd, and absent */
+	uint64_t request;          /* a struct aiocb */
+};
+
+/* A process that was released. Its pid alone may be another's by now. */
+struct hand {
+	_Atomic int32_t pid;       /* 0: this place is free, which Python says; negative: not yet whole */
+	int32_t unused;
+	uint64_t start_ticks;      /* field 22 of /proc/PID/stat: clock ticks since boot */
+};
+
+/* Shared with Python, which writes all of it but what is marked. */
+struct orders {
+	int32_t threads_program;   /* descriptors of the iterators; -1: there is no BPF */
+	int32_t mappings_program;
+	int32_t stream;            /* let the kernel write its core, for the sake of its notes */
+	_Atomic int32_t instant;   /* policy lets every process go at once */
+	_Atomic int32_t max_pins;
+	_Atomic int32_t busy;      /* ours: so many processes are between hand-off and end */
+	_Atomic int64_t max_pinned;/* bytes */
+	_Atomic int64_t open_pins; /* in Python's account */
+	_Atomic int64_t open_bytes;
+	int64_t fresh_pins;        /* ours: not in Python's account yet */
+	int64_t fresh_bytes;
+	struct pin pins[PINS];
+	struct hand in_hand[HANDS];/* ours */
+	int32_t heard_fd;          /* where pipe helpers see that we hear others; see pipe.py */
+	int32_t unused;
+	_Atomic uint64_t heard;    /* ours: so many helpers */
+	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
+	uint64_t helper_inode;
+};
+
+struct bytes {
+	uint64_t at;
+	uint64_t size;
+};
+
+/* One process, or why there is none. */
+struct taken {
+	int32_t hold;              /* the descriptor that holds the process; -1: it was released */
+	int32_t pidfd;
+	int32_t pid;
+	int32_t tid;               /* of a thread that has its memory: pid, if that has not ended */
+	int32_t signal;            /* -1: the kernel did not say */
+	int32_t gathered;          /* what follows `line` is there */
+	uint64_t start_ticks;
+	int64_t accepted_ns;       /* CLOCK_MONOTONIC */
+	int64_t released_ns;
+	char why[WHY];             /* why it is no process for us; or was not gathered */
+	char line[LINE];           /* the pipe helper's, with a zero behind */
+	int32_t fds[FDS];          /* -1: cannot be had */
+	int32_t pin;               /* index of the pin that was used, -1: none */
+	int32_t begun;             /* its read was begun: it may hold */
+	int32_t pin_fd;
+	int32_t unused;
+	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
+	int64_t private_size;      /* bytes that a successor must allocate again */
+	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
+	uint64_t entries;          /* of robust lists, so far */
+	struct bytes texts[TEXTS]; /* files of /proc/PID; maps only without BPF */
+	struct bytes threads;      /* struct cw_thread of coreward.h */
+	struct bytes mappings;     /* struct cw_mapping */
+	struct bytes words;        /* struct word */
+	struct bytes shared;       /* struct shared */
+	struct bytes area;         /* where all these are */
+};
+
+/* A word of memory that the exit of a thread changes, as it was. */
+struct word {
+	uint64_t address;
+	uint32_t value;
+	uint32_t unused;
+};
+
+/* The file behind a shared mapping that has no name. */
+struct shared {
+	uint64_t start;            /* of the mapping */
+	int32_t fd;
+	int32_t unused;
+};
+
+/*
+ * Wait for the next hand-off at a listener, and gather; an enum answer. PROCESS: if `gathered` is 0
+ * something could not be had, `why` says what, and it is held still; coreward_drop() in any case.
+ * REFUSED: not a process for us, `why` says why. LATE: the pipe's helper had given up, and leaves a
+ * note. CLOSED: the listener is. NOBODY: the listener does not block, and nobody waits there.
+ */
+COREWARD_API int coreward_take_socket(int listener, struct orders *o, struct taken *t);
+COREWARD_API int coreward_take_pipe(int listener, struct orders *o, struct taken *t);
+
+/* The memory that a gathered process takes here; its descriptors are Python's. */
+COREWARD_API void coreward_drop(struct taken *t);
+
+/* A pin of a process that was released is in Python's account now. */
+COREWARD_API void coreward_entered(struct orders *o, int64_t size);
+
+/* So many more, or fewer, processes are held by Python. */
+COREWARD_API void coreward_busy(struct orders *o, int more);
+
+/* Wait for `wake`, or an event of BPF in `ring`; a descriptor of -1 does not count. */
+COREWARD_API void coreward_wait(struct orders *o, int wake, int ring, int timeout_ms);
+
+/* The sizes of what is shared. */
+COREWARD_API uint64_t coreward_sizes(void);
+
+#endif

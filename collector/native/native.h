@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What stands between a crash and the restart of its service, without the interpreter: take the
+ * process from the kernel, gather what its end would destroy, pin its memory, let it go. Python
+ * decides where this may not (handoff.h says when), and does all that comes afterwards.
+ *
+ * Why not Python: an agent that has been idle runs a thousand calls whose code and data are in no
+ * cache any more, 6 ms; this takes 0.7.
+ *
+ * Everything read here comes from a hostile process. Nothing of it is decoded but numbers of
+ * /proc, of the task iterators and of a robust list; each is bounded.
+ *
+ * This header is what the files of the library know of each other.
+ */
+#ifndef COREWARD_NATIVE_H
+#define COREWARD_NATIVE_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coreward.h"
+#include "handoff.h"
+
+#define AREA (1UL << 30)     /* address space for one process; memory only where it is written */
+#define AREA_LEAST (1UL << 26)
+#define TEXT (1UL << 20)     /* of it for files of /proc, but for maps; then threads, or maps, to */
+			     /* its half; then mappings; exit words in the last eighth */
+#define CHUNK (1UL << 18)    /* the kernel fills at most 32 KiB of it per read */
+#define MAX_SHARED 1024      /* descriptors for one process */
+#define STAT_SIZE 2048       /* more than /proc/PID/stat has */
+
+struct robust_head {
+	uint64_t next;             /* Documentation/locking/robust-futexes.rst */
+	int64_t offset;
+	uint64_t pending;
+};
+
+/* accept.c */
+int64_t now_ns(void);
+void forget(int fd);
+__attribute__((format(printf, 2, 3))) bool because(struct taken *t, const char *format, ...);
+int open_pidfd(int pid);
+bool peer(int conn, int *pidfd, struct taken *t);
+bool identify(struct taken *t, int tid);
+int wait_for(int listener, struct taken *t, int *conn);
+
+/* accept_pipe.c */
+bool parse_line(struct taken *t, int *tid, int *pidfd);
+
+/* proc.c */
+bool read_text(int fd, size_t limit, char *to, size_t room, struct bytes *text);
+char *text_of(struct taken *t, int which, char *to, size_t size);
+bool resident(struct taken *t, uint64_t address, size_t size);
+uint64_t start_ticks(const char *stat);
+bool has_arguments(struct taken *t, const char *stat);
+int64_t field(const char *text, const char *name);
+bool small_file(const char *path, char *to, size_t size);
+
+/* gather.c, and its parts: process.c, iterate.c, exit_words.c, admit.c, pin.c */
+void gather(struct orders *o, struct taken *t);
+bool open_process(struct taken *t, bool maps);
+struct bytes iterate(int program, int pid, bool single, char *to, size_t room);
+void keep_words(struct taken *t);
+void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list);
+bool unlimited(const char *groups);
+bool admit(struct orders *o, struct taken *t);
+uint64_t readable(struct taken *t);
+bool pin_memory(struct orders *o, struct taken *t);
+
+#endif

@@ -1,0 +1,131 @@
+"""Words that exit changes are copied before: tid words and robust futexes, of this very process.
+
+By the native part's own files, built so that a test can call what is inside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collector.native.build import build_library
+from collector.native.contract import FILES, WORD, Taken
+from collector.probe.iterators import THREAD
+
+APART = 16  # from a tid word to the list's head, as glibc has them
+UNREADABLE = 8
+BLOCK = 256  # bytes of a Block
+ENTRIES = 16 << 10  # of the robust lists of one process: MAX_ENTRIES of exit_words.c
+AREA = 64 << 20
+Word = tuple[int, bytes]
+
+
+class Block:
+    """A thread's control block: a tid word, the head of a robust list, and a mutex."""
+
+    def __init__(self, tid: int, *, holds: bool = False) -> None:
+        self.memory = ctypes.create_string_buffer(BLOCK)
+        self.tid_word = ctypes.addressof(self.memory)
+        self.head = self.tid_word + APART
+        self.mutex = self.tid_word + 128
+        self.tid = tid
+        following = self.mutex if holds else self.head
+        struct.pack_into("<I", self.memory, 0, tid)
+        struct.pack_into("<QqQ", self.memory, APART, following, -32, 0)
+        struct.pack_into("<Q", self.memory, 128, self.head)
+        struct.pack_into("<I", self.memory, 128 - 32, tid | 1 << 31)
+
+    @property
+    def word(self) -> Word:
+        return self.tid_word, struct.pack("<I", self.tid)
+
+    @property
+    def futex(self) -> Word:
+        return self.mutex - 32, struct.pack("<I", self.tid | 1 << 31)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build_library(tmp_path_factory.mktemp("native"), inside=True)))
+
+
+@pytest.fixture
+def area() -> Iterator[mmap.mmap]:
+    with mmap.mmap(-1, AREA, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        yield memory
+
+
+def record(tid_word: int, head: int) -> bytes:
+    """A struct cw_thread without an XSAVE area."""
+    raw = bytearray(THREAD.size)
+    struct.pack_into("<I", raw, 0, THREAD.size)
+    struct.pack_into("<QQ", raw, 112, tid_word, head)
+    return bytes(raw)
+
+
+def kept(library: ctypes.CDLL, area: mmap.mmap, *words: tuple[int, int]) -> list[Word]:
+    """What is kept of a process whose threads have these tid words and robust lists."""
+    threads = b"".join(record(*word) for word in words)
+    taken = Taken(pid=os.getpid(), tid=os.getpid())
+    view = ctypes.c_char.from_buffer(area)
+    base = ctypes.addressof(view)
+    del view
+    area[: len(threads)] = threads
+    taken.threads.at, taken.threads.size = base, len(threads)
+    taken.words.at = base + AREA // 2
+    taken.area.at, taken.area.size = base, AREA
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        taken.fds[FILES.index("pagemap")] = pagemap.fileno()
+        library.keep_words(ctypes.byref(taken))
+    return sorted(WORD.iter_unpack(taken.words.copy()))
+
+
+@pytest.mark.parametrize("count", [1, 3, 1500])
+def test_threads_of_a_c_library(library: ctypes.CDLL, area: mmap.mmap, count: int) -> None:
+    blocks = [Block(1000 + number, holds=number % 2 == 1) for number in range(count)]
+    expected = [b.word for b in blocks] + [b.futex for b in blocks[1::2]]
+    found = kept(library, area, *((b.tid_word, b.head) for b in blocks))
+    assert found == sorted(expected)
+
+
+def test_unreadable_ones_cost_only_themselves(library: ctypes.CDLL, area: mmap.mmap) -> None:
+    first, last = Block(1), Block(2, holds=True)
+    found = kept(
+        library,
+        area,
+        (first.tid_word, first.head),
+        (UNREADABLE, UNREADABLE + APART),
+        ((1 << 64) - 4, (1 << 64) - 8),
+        (last.tid_word, last.head),
+    )
+    assert found == sorted([first.word, last.word, last.futex])
+
+
+def test_words_far_apart_or_absent(library: ctypes.CDLL, area: mmap.mmap) -> None:
+    block, other = Block(1, holds=True), Block(2)
+    found = kept(library, area, (0, block.head), (other.tid_word, 0), (block.tid_word, other.head))
+    assert found == sorted([block.futex, other.word, block.word])
+    assert kept(library, area) == []
+
+
+def test_endless_lists_of_many_threads_have_one_bound(
+    library: ctypes.CDLL, area: mmap.mmap
+) -> None:
+    # GIVEN a hundred threads whose robust lists have no end
+    blocks = [Block(1000 + number, holds=True) for number in range(100)]
+    for block in blocks:
+        struct.pack_into("<Q", block.memory, 128, block.mutex)
+    # WHEN their words are kept, THEN it ends soon: by the bound of the process, not of each thread
+    before = time.process_time()
+    found = kept(library, area, *((b.tid_word, b.head) for b in blocks))
+    assert time.process_time() - before < 1
+    futexes = [word for word in found if word in {b.futex for b in blocks}]
+    assert 0 < len(futexes) <= ENTRIES
+    assert len(found) == len(futexes) + len(blocks)
