@@ -25,10 +25,13 @@ class ProcessKey(NamedTuple):
     pid: int
     start_ns: int
 
+    def to_tick(self) -> ProcessKey:
+        """As exact as /proc/PID/stat is: equal for one process, wherever its key comes from."""
+        return ProcessKey(self.pid, self.start_ns - self.start_ns % TICK_NS)
+
     def is_same(self, other: ProcessKey) -> bool:
         """Whether both name one process, although one may be exact to a clock tick only."""
-        ticks = self.start_ns // TICK_NS - other.start_ns // TICK_NS
-        return self.pid == other.pid and abs(ticks) <= 1
+        return self.to_tick() == other.to_tick()
 
 
 class Cause(enum.StrEnum):

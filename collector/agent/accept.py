@@ -20,7 +20,7 @@ _THREADS = 4  # a hostile process may keep one waiting, by memory that does not 
 _END_S = 5.0
 
 
-class Taker:
+class Acceptor:
     """`arrived` is called in one of its threads, with a process that was released or is still held.
 
     The listener is theirs from now on; they end when it is closed.
@@ -37,7 +37,7 @@ class Taker:
         self._arrived = arrived
         listener.block()
         self._threads = [
-            threading.Thread(target=self._take, name=f"take-{number}", daemon=True)
+            threading.Thread(target=self._accept, name=f"accept-{number}", daemon=True)
             for number in range(_THREADS)
         ]
         for thread in self._threads:
@@ -48,7 +48,7 @@ class Taker:
         for thread in self._threads:
             thread.join(_END_S)
 
-    def _take(self) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
         while True:

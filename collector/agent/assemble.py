@@ -1,6 +1,6 @@
-"""From the events of one death to its record: pure functions, no I/O.
+"""The record of one death as far as its events tell, or its hand-off; no I/O.
 
-What the events say is put together here; what only a held process can tell is added by the agent.
+What only the process itself can tell is added stage by stage; see `facts`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ import signal
 import time
 from collections.abc import Mapping
 
+import msgspec
+
+from collector.capture.process import OpenProcess
 from collector.explain.facts import with_signal
+from collector.handoff.handoff import HandOff
+from collector.handoff.pipe import PipeHandOff
 from collector.linux.clock import boot_to_utc
 from collector.model import Cause, Exit, FatalSignal, Identity, OomVictim, Record, Sender
 from collector.signals import signal_name
@@ -17,8 +22,8 @@ from collector.signals import signal_name
 CORE_BIT = 0x80  # of a wait status: the kernel dumped core, or handed the process over (wait(2))
 
 
-class Parts:
-    """The events of one death as they come in. Not thread-safe; `agent.correlate` guards it."""
+class Seen:
+    """The events of one death as they come in. Not thread-safe; `agent.registry` guards it."""
 
     def __init__(self) -> None:
         self.fatal: FatalSignal | None = None
@@ -116,3 +121,28 @@ class Parts:
             lost=missing,
         )
         return with_signal(record, fatal) if fatal else record
+
+    def drop_memory(self) -> None:
+        """Forget stack and mappings, once they are in a core."""
+        if self.fatal is not None:
+            self.fatal = msgspec.structs.replace(self.fatal, stack=())
+        if self.exit is not None:
+            self.exit = msgspec.structs.replace(self.exit, mapped=())
+
+
+def record_of_held(record_id: str, handoff: HandOff, dying: OpenProcess) -> Record:
+    """The record of a process that was handed over although BPF saw nothing of it."""
+    return Record(
+        id=record_id,
+        time=boot_to_utc(time.clock_gettime_ns(time.CLOCK_BOOTTIME)),
+        pid=handoff.pid,
+        tid=handoff.identity.tid if isinstance(handoff, PipeHandOff) else handoff.pid,
+        cause=Cause.SIGNAL,
+        comm=dying.comm,
+        start_ns=dying.key.start_ns,
+        ns_pid=dying.ns_pid,
+        uid=dying.uid,
+        gid=dying.gid,
+        signal=handoff.signal,
+        signal_name=signal_name(handoff.signal),
+    )

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from collector.agent.correlate import Death, Deaths
+from collector.agent.registry import Registry
 from collector.agent.release import Pins
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
 from collector.handoff.native import Native
-from collector.model import ProcessKey, Record
+from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
@@ -36,11 +36,11 @@ class Lanes:
         self.records = Lane("record", 1, RECORD_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
         # of what was killed, which may be much on a busy host: no crash waits behind that
-        self.relics = Lane("relic", 1, EXPLAIN_QUEUE)
+        self.kills = Lane("kill", 1, EXPLAIN_QUEUE)
 
     def all(self) -> tuple[Lane, ...]:
         """In the order in which they hand work on."""
-        return self.handoffs, self.records, self.captures, self.explains, self.relics
+        return self.handoffs, self.records, self.captures, self.explains, self.kills
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,18 +59,13 @@ class Context:
     boot_id: str = dataclasses.field(
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )
-    deaths: Deaths = dataclasses.field(default_factory=Deaths)
+    registry: Registry = dataclasses.field(default_factory=Registry)
     limiter: Limiter = dataclasses.field(default_factory=Limiter)
+    # of explanations: a process that is killed again and again uses up no captures of crashes
+    kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
-    # died while the agent was down, seen by BPF
-    late: set[ProcessKey] = dataclasses.field(default_factory=set)
 
     def record(self, task: Callable[[], None]) -> None:
         """Have a record made, after those that wait already."""
         if not self.lanes.records.submit(task):
             self.metrics.errors.labels("record").inc()
-
-    def recorded(self, death: Death) -> None:
-        """It is on record, or is not to be: no later agent need be told of it again."""
-        if self.probe is not None and death.who is not None:
-            self.probe.recorded(death.who.key)

@@ -1,4 +1,4 @@
-"""What BPF has seen, joined to deaths; and where a death goes when all of it is known.
+"""probe: what BPF has seen, joined to deaths; and where a death goes when all of it is known.
 
 Any thread that needs the events of a death takes all that wait: the main thread when the ring has
 some, a worker before it decides on a process that was handed over.
@@ -9,49 +9,41 @@ from __future__ import annotations
 from functools import partial
 
 from collector.agent.context import Context
-from collector.agent.correlate import Death
-from collector.agent.finish import Finisher
-from collector.agent.unheld import Unheld
+from collector.agent.crash import Crash, State
+from collector.agent.export import end_of_process, recorded
+from collector.agent.unheld import record_unheld
 from collector.model import Event, Exit
 
 
-class Events:
-    """Thread-safe."""
+def take_events(context: Context) -> None:
+    """Take in the events that wait, and pass on the deaths that they complete."""
+    if context.probe is None:
+        return
+    for event in context.probe.drain():
+        _note(context, event, late=event.time_ns < context.probe.attached_ns)
+    for crash in context.registry.abandoned():
+        complete(context, crash)
 
-    def __init__(self, context: Context, finisher: Finisher, unheld: Unheld) -> None:
-        self._context = context
-        self._finisher = finisher
-        self._unheld = unheld
 
-    def take(self) -> None:
-        """Take in the events that wait, and pass on the deaths that they complete."""
-        context = self._context
-        if context.probe is None:
-            return
-        for event in context.probe.drain():
-            if event.time_ns < context.probe.attached_ns:
-                context.late.add(event.who.key)
-            self._note(event)
-        for death in context.deaths.abandoned():
-            self.complete(death)
+def _note(context: Context, event: Event, *, late: bool) -> None:
+    key = event.who.key
+    if isinstance(event, Exit) and context.native.has_in_hand(key):
+        context.registry.hold(key)  # it was released so fast that its worker is still to come
+    crash = context.registry.note(event, late=late)
+    if crash is not None:
+        complete(context, crash)
 
-    def complete(self, death: Death) -> None:
-        """All that will be known of a death is known: its record is made, after those before it."""
-        self._context.record(partial(self.ended, death))
 
-    def ended(self, death: Death) -> None:
-        """The same at once."""
-        if not death.held:
-            self._unheld.record(death)
-        elif death.case is not None:
-            self._finisher.note_exit(death.case, death)
-        else:
-            self._context.recorded(death)  # policy wants no record of it
+def complete(context: Context, crash: Crash) -> None:
+    """All that will be known of it is known: its record is made, after those before it."""
+    context.record(partial(ended, context, crash))
 
-    def _note(self, event: Event) -> None:
-        native, deaths = self._context.native, self._context.deaths
-        if isinstance(event, Exit) and native.has_in_hand(event.who.key):
-            deaths.hold(event.who.key)  # it was released so fast that its worker is still to come
-        death = deaths.note(event)
-        if death is not None:
-            self.complete(death)
+
+def ended(context: Context, crash: Crash) -> None:
+    """The same at once."""
+    if crash.state is State.SEEN:
+        record_unheld(context, crash)
+    elif crash.is_open:
+        end_of_process(context, crash)
+    else:
+        recorded(context, crash)  # policy wants no record of it

@@ -1,4 +1,4 @@
-"""Everything of a process that its end destroys, as the native part has gathered it."""
+"""gather: everything of a process that its end destroys, as the native part has it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import dataclasses
 from collector.capture.job import Patch
 from collector.capture.process import OpenProcess, ProcText
 from collector.errors import HoldError
+from collector.handoff.handoff import HandOff
 from collector.handoff.native import Taken
 from collector.handoff.pin import Pin
 
 
 @dataclasses.dataclass(kw_only=True)
 class Gathered:
-    """What was found. `close` ends its use."""
+    """A process that was handed over. `close` releases it, and ends the use of its memory."""
 
+    handoff: HandOff
     dying: OpenProcess
     threads: memoryview | None  # raw records of the task iterators
     mappings: memoryview | None
@@ -23,45 +25,49 @@ class Gathered:
     patches: list[Patch]
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
     address: int  # of memory that can be read, for a pin; 0: none
-    pin: Pin | None = None  # of a process that is not held any more
-    size: int = 0  # of that: private memory in bytes, what a restarted instance must allocate again
+    pin: Pin | None  # of a process that is not held any more
+    size: int  # of that: private memory in bytes, what a restarted instance must allocate again
+    open: contextlib.ExitStack  # all that is to be closed
 
     def close(self) -> None:
-        if self.pin is not None:
-            self.pin.release()
-        self.dying.close()
+        self.open.close()
 
 
 def gather(taken: Taken) -> Gathered:
-    """What was taken, whose descriptors and pin are the result's; the hand-off stays the caller's.
+    """What was taken; all that is open of it is the result's.
 
     Without BPF the kernel's notes are read here. Raises HoldError if the process could not be had
-    whole.
+    whole; then nothing of it is open any more.
     """
     handoff = taken.handoff
-    if taken.why:
-        raise HoldError(f"it could not be gathered: {taken.why}")
     with contextlib.ExitStack() as undo:
-        text = _text(taken)
-        dying = OpenProcess.adopt(
-            handoff.pid, taken.tid, list(taken.files.values()), text, taken.core_limit
-        )
-        undo.callback(dying.close)
-        for fd in taken.shared_fds.values():
-            dying.keep(fd)
-        found = Gathered(
-            dying=dying,
-            threads=taken.threads,
-            mappings=taken.mappings,
-            head=handoff.read_notes() if taken.threads is None else None,
-            patches=[Patch(*word) for word in taken.words],
-            shared_fds=taken.shared_fds,
-            address=taken.address,
-            pin=taken.pin,
-            size=taken.size,
-        )
+        undo.callback(taken.close)
+        if taken.why:
+            raise HoldError(f"it could not be gathered: {taken.why}")
+        head = handoff.read_notes() if taken.threads is None else None
+        files = list(taken.files.values())
+        dying = OpenProcess.adopt(handoff.pid, taken.tid, files, _text(taken), taken.core_limit)
         undo.pop_all()
-        return found
+    for fd in taken.shared_fds.values():
+        dying.keep(fd)
+    open_ = contextlib.ExitStack()
+    open_.callback(handoff.release)
+    open_.callback(dying.close)
+    if taken.pin is not None:
+        open_.callback(taken.pin.release)
+    return Gathered(
+        handoff=handoff,
+        dying=dying,
+        threads=taken.threads,
+        mappings=taken.mappings,
+        head=head,
+        patches=[Patch(*word) for word in taken.words],
+        shared_fds=taken.shared_fds,
+        address=taken.address,
+        pin=taken.pin,
+        size=taken.size,
+        open=open_,
+    )
 
 
 def _text(taken: Taken) -> ProcText:

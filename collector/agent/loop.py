@@ -1,16 +1,20 @@
-"""The agent: the flow from a death to its record, one stage after the other.
+"""The agent's main thread: it waits, takes events in, applies policy, and ends in order.
 
-    probe    events come in and are joined              (main thread)
-    hold     the kernel hands a process over            (taker threads, natively)
-    capture  registers, mappings, the pin               (the same)
-    release  the process is gone                        (the same, if nothing speaks against it)
-    decide   policy, limits; how to release, if it      (`handoff` lane; taker, if it is held)
-             is held still
-    write    a process of its own writes the core       (`capture` lane)
-    explain  another one unwinds the stack              (`explain` lane)
-    export   store, metrics, one line                   (whoever is last)
+A death goes from stage to stage, in this order and by these threads:
 
-What happens before the release is as little as can be; whatever queues, queues behind it.
+    probe    events come in and are joined           `events`    main thread, or who needs them
+    accept   the kernel hands a process over         `accept`    threads of its own, natively
+    gather   registers, mappings, files              `gather`    the same
+    release  pin and release, or hold                `hold`      the same; if something has to be
+                                                                 weighed, after `decide`
+    decide   policy, limits                          `decide`    lane `handoff`; if the process is
+                                                                 held, whoever accepted it
+    write    a process of its own writes the core    `write`     lane `capture`
+    explain  another one unwinds the stack           `explain`   lane `explain`, or `kill`
+    export   store, metrics, one line                `export`    whoever is last
+
+`flow` has it in one place. What no hand-off came for is recorded in `unheld`. What happens before
+the release is as little as can be; whatever queues, queues behind it.
 """
 
 from __future__ import annotations
@@ -24,15 +28,14 @@ from functools import partial
 
 import msgspec
 
-from collector.agent.accept import Taker
+from collector.agent.accept import Acceptor
 from collector.agent.context import Context
-from collector.agent.events import Events
-from collector.agent.finish import Finisher
-from collector.agent.receive import Receiver
+from collector.agent.events import ended, take_events
+from collector.agent.export import close
+from collector.agent.flow import arrived
 from collector.agent.release import most_pinned
-from collector.agent.unheld import Unheld
+from collector.agent.unheld import record_note
 from collector.handoff.backends import NoBackend
-from collector.handoff.native import Taken
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
 
@@ -48,15 +51,11 @@ class Agent:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._finisher = Finisher(context)
-        self._unheld = Unheld(context, self._finisher)
-        self._events = Events(context, self._finisher, self._unheld)
-        self._receiver = Receiver(context, self._finisher, self._events)
         metrics, pins = context.metrics, context.pins
         metrics.pins.set_function(lambda: pins.totals().count)
         metrics.pinned.set_function(lambda: pins.totals().bytes)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._taker: Taker | None = None
+        self._acceptor: Acceptor | None = None
         self._stopping = False
         self._reload = False
 
@@ -67,23 +66,24 @@ class Agent:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
         self._give_up_interrupted()
-        self._events.take()
+        take_events(self._context)
         self._take_notes()
         self._take_handoffs()
-        self._start_taker()
+        self._start_accepting()
         while not self._stopping:
             self._wait()
-            self._events.take()
+            take_events(self._context)
             if self._reload:
                 self._reload = False
                 self._apply_reload()
         self._finish()
 
-    def _start_taker(self) -> None:
+    def _start_accepting(self) -> None:
         """Leave the listener to threads that wait there, after what has come before."""
         backend = self._context.backend
         if not isinstance(backend, NoBackend):
-            self._taker = Taker(self._context.native, backend.listener, self._arrived)
+            take = partial(arrived, self._context)
+            self._acceptor = Acceptor(self._context.native, backend.listener, take)
 
     def _apply_policy(self) -> None:
         context, policy = self._context, self._context.policy.policy
@@ -106,7 +106,7 @@ class Agent:
         """
         probe = self._context.probe
         ring = -1 if probe is None else probe.fileno()
-        timeout_ms = _LOOK_MS if self._context.deaths.waits else -1
+        timeout_ms = _LOOK_MS if self._context.registry.waits else -1
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
@@ -114,7 +114,7 @@ class Agent:
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
         for record in self._context.store.list(closed=False):
-            self._finisher.closed(_interrupted(record))
+            close(self._context, _interrupted(record))
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
@@ -153,17 +153,17 @@ class Agent:
         context.backend.close()
         if context.probe is not None:
             context.probe.set_has_handoff(False)
-        if self._taker is not None:
-            self._taker.join()
+        if self._acceptor is not None:
+            self._acceptor.join()
         for _ in range(2):  # what was held has ended meanwhile
-            self._events.take()
+            take_events(self._context)
             for lane in lanes.all():
                 lane.wait_idle(max(0.0, until - time.monotonic()))
         dropped = {lane.name: lane.close() for lane in lanes.all() if lane is not lanes.records}
         lanes.records.wait_idle(_LAST_S)
         dropped[lanes.records.name] = lanes.records.close()
-        for death in context.deaths.abandoned(all_settled=True):
-            self._events.ended(death)
+        for crash in context.registry.abandoned(all_done=True):
+            ended(context, crash)
         for name, count in dropped.items():
             if count:
                 context.metrics.errors.labels("stop").inc(count)
@@ -174,27 +174,13 @@ class Agent:
 
     def _take_handoffs(self) -> None:
         while (taken := self._context.backend.accept()) is not None:
-            self._arrived(taken)
-
-    def _arrived(self, taken: Taken) -> None:
-        """Have a worker see to a process that was released. The taker itself sees to one that is
-        held, because its priority is higher; and to one for which there is no worker: meanwhile
-        the kernel's backlog holds new ones.
-        """
-        if taken.pin is None:
-            with self._context.native.busy():
-                self._receiver.handle(taken)
-            return
-        work = partial(self._receiver.handle, taken)
-        # dropped: nobody will look at this process any more, and what BPF saw of it is all
-        if not self._context.lanes.handoffs.submit(work, dropped=taken.close):
-            work()
+            arrived(self._context, taken)
 
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
         for note in spooled.notes:
-            self._context.record(partial(self._unheld.record_note, note))
+            self._context.record(partial(record_note, self._context, note))
         if spooled.lost:
             self._context.metrics.errors.labels("spool").inc(spooled.lost)
             log.warning("%d deaths of the time without an agent are only counted", spooled.lost)

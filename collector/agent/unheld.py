@@ -7,11 +7,11 @@ import os
 
 from collector import proof
 from collector.agent.assemble import CORE_BIT
-from collector.agent.case import Case
 from collector.agent.context import Context
-from collector.agent.correlate import Death
+from collector.agent.crash import Crash
+from collector.agent.explain import Files, explain
+from collector.agent.export import ask_recorder, close, count, end, recorded
 from collector.agent.facts import Placed
-from collector.agent.finish import Files, Finisher
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
 from collector.capture.job import EXPLAIN_CORE
@@ -21,12 +21,13 @@ from collector.linux import cgroupfs, procfs
 from collector.linux.clock import boot_to_utc
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
-from collector.policy.limit import Limiter, site_of
+from collector.policy.limit import site_of
 from collector.policy.match import decide
 from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
 from collector.signals import signal_name
 from collector.store.ids import record_id
+from collector.store.store import Store
 
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock
 CORE_SIGNALS = frozenset(
@@ -35,132 +36,131 @@ CORE_SIGNALS = frozenset(
 )
 
 
-class Unheld:
-    """Makes records of deaths that no hand-off came for."""
+def record_unheld(context: Context, crash: Crash) -> None:
+    """A death that no hand-off came for, or one that failed: the record is what events say."""
+    who = crash.seen.who
+    if who is None:
+        return
+    late = context.probe is not None and crash.seen.time_ns < context.probe.attached_ns
+    if not _is_proof(crash, who) and not _is_known(context, crash, who, late):
+        _open(context, crash, who, late)
+    recorded(context, crash)
 
-    def __init__(self, context: Context, finisher: Finisher) -> None:
-        self._context = context
-        self._finisher = finisher
-        self._interpreter = os.readlink("/proc/self/exe")
-        # of explanations: a process that is killed again and again uses up no captures of crashes
-        self._limiter = Limiter()
 
-    def record(self, death: Death) -> None:
-        """A death that no hand-off came for, or one that failed: the record is what events say."""
-        who = death.who
-        if who is None:
-            return
-        probe = self._context.probe
-        late = probe is not None and death.time_ns < probe.attached_ns
-        if not self._is_proof(death, who) and not self._is_known(death, who, late):
-            self._open_case(death, who, late)
-        self._context.recorded(death)
+def _is_proof(crash: Crash, who: Identity) -> bool:
+    """Whether it was a proof that a hand-off works: our own, a killed agent's or doctor's.
 
-    def _is_proof(self, death: Death, who: Identity) -> bool:
-        """Whether it was a proof that a hand-off works: our own, a killed agent's or doctor's.
+    Only root's processes that run our own interpreter, in our pid namespace, can pass for one.
+    """
+    looks = (who.comm, who.uid, crash.seen.signal) == (proof.NAME, 0, proof.SIGNAL)
+    return looks and who.exe == os.readlink("/proc/self/exe") and who.ns_pid == who.key.pid
 
-        Only root's processes that run our own interpreter, in our pid namespace, can pass for one.
-        """
-        looks = (who.comm, who.uid, death.signal) == (proof.NAME, 0, proof.SIGNAL)
-        return looks and who.exe == self._interpreter and who.ns_pid == who.key.pid
 
-    def _is_known(self, death: Death, who: Identity, late: bool) -> bool:
-        """Whether this death is on record: a killed agent's, or its end was waited for in vain."""
-        if self._context.store.has(record_id(self._context.boot_id, who.key)):
-            return True
-        return late and self._on_record(who.key, boot_to_utc(death.time_ns))
+def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool:
+    """Whether this death is on record: a killed agent's, or its end was waited for in vain."""
+    if context.store.has(record_id(context.boot_id, who.key)):
+        return True
+    return late and _on_record(context.store, who.key, boot_to_utc(crash.seen.time_ns))
 
-    def _open_case(self, death: Death, who: Identity, late: bool) -> None:
-        group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
-        facts = Facts(
-            cause=death.cause,
-            exe=who.exe,
-            comm=who.comm,
+
+def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
+    seen = crash.seen
+    group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
+    facts = Facts(
+        cause=seen.cause,
+        exe=who.exe,
+        comm=who.comm,
+        cgroup=group,
+        unit=unit_of_cgroup(group) if group else None,
+        uid=who.uid,
+        signal=seen.signal,
+        container=is_container(group, who.ns_pid != who.key.pid),
+    )
+    decision = decide(context.policy.policy, facts)
+    if decision.action.capture is Capture.NONE:
+        count(context, seen.cause, seen.signal, Outcome.IGNORED)
+        return
+    lost = {}
+    if decision.action.capture is not Capture.RECORD and seen.cause is not Cause.EXIT:
+        lost["core"] = crash.not_held or _why_not_held(context, crash, who, late)
+    identity = record_id(context.boot_id, who.key)
+    crash.open(seen.record(identity, late=late, lost=lost), "record")
+    crash.learn(
+        Placed(
             cgroup=group,
-            unit=unit_of_cgroup(group) if group else None,
-            uid=who.uid,
-            signal=death.signal,
-            container=is_container(group, who.ns_pid != who.key.pid),
+            unit=facts.unit,
+            container=facts.container,
+            rule=decision.rule,
+            capture_wanted=decision.action.capture,
         )
-        decision = decide(self._context.policy.policy, facts)
-        if decision.action.capture is Capture.NONE:
-            self._finisher.count(death.cause, death.signal, Outcome.IGNORED)
-            return
-        lost = {}
-        if decision.action.capture is not Capture.RECORD and death.cause is not Cause.EXIT:
-            lost["core"] = death.why or self._why_not_held(death, who, late)
-        record = death.record(record_id(self._context.boot_id, who.key), late=late, lost=lost)
-        case = Case(record, self._context.store, self._finisher.closed)
-        case.learn(
-            Placed(
-                cgroup=group,
-                unit=facts.unit,
-                container=facts.container,
-                rule=decision.rule,
-                capture_wanted=decision.action.capture,
-            )
-        )
-        if not group:
-            case.lose("cgroup", "it was gone when the event was read")
-        case.begin("record")
-        self._context.recorder.ask(case)
-        site = site_of(death.fatal) if death.fatal else None
-        if self._limiter.admit(decision.action, facts.exe, site).reason is None:
-            self._explain_relic(case, death)
-        else:
-            case.lose("frames", "not looked for: beyond the limit")
-        case.end("record")
+    )
+    if not group:
+        crash.lose("cgroup", "it was gone when the event was read")
+    ask_recorder(context, crash)
+    site = site_of(seen.fatal) if seen.fatal else None
+    if context.kill_limiter.admit(decision.action, facts.exe, site).reason is None:
+        _explain_events(context, crash)
+    else:
+        crash.lose("frames", "not looked for: beyond the limit")
+    end(context, crash, "record")
 
-    def _explain_relic(self, case: Case, death: Death) -> None:
-        """A backtrace from what BPF saw, where nobody held the process."""
-        if death.fatal is None or death.exit is None:
-            return
-        if case.record.container:
-            case.lose("frames", "its files lie in a container that may be gone")
-            return
-        if not death.exit.mapped and death.exit.status & CORE_BIT:
-            # where crashes are handed over BPF does not tell the mappings of what dumps core
-            case.lose("frames", "they would have come from its core")
-            return
-        core = self._context.store.folder(case.record.id) / EXPLAIN_CORE
-        try:
-            write_event_core(core, death.fatal, death.exit)
-        except (CaptureError, OSError) as error:
-            case.lose("frames", str(error))
-            return
-        case.lose("symbols", "files were found by path: no build-id was left to check")
-        if death.exit.unmapped is not None:
-            case.lose("modules", death.exit.unmapped)
-        case.keep()
-        cut = None
-        base = death.fatal.regs[SP] - RED_ZONE & -PAGE
-        if death.fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
-            cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
-        self._finisher.queue_explanation(case, core, Files(), cut=cut)
 
-    def _why_not_held(self, death: Death, who: Identity, late: bool) -> str:
-        if death.signal not in CORE_SIGNALS:
-            return f"{death.cause}: the kernel hands over only signals that dump core"
-        if late:
-            probe = self._context.probe
-            was_taken = probe is not None and probe.was_taken(who.key)
-            return "the agent was killed" if was_taken else "the agent was down"
-        if self._context.backend.backend == "none":
-            return f"no hand-off: {self._context.backend.reason}"
-        if death.exit is not None and death.exit.status & CORE_BIT:
-            return "the agent did not answer the kernel in time"
-        return "the kernel did not hand it over: not dumpable, as after a change of user"
+def _explain_events(context: Context, crash: Crash) -> None:
+    """A backtrace from what BPF saw, where nobody held the process."""
+    fatal, exited = crash.seen.fatal, crash.seen.exit
+    if fatal is None or exited is None:
+        return
+    if crash.record.container:
+        crash.lose("frames", "its files lie in a container that may be gone")
+        return
+    if not exited.mapped and exited.status & CORE_BIT:
+        # where crashes are handed over BPF does not tell the mappings of what dumps core
+        crash.lose("frames", "they would have come from its core")
+        return
+    core = context.store.folder(crash.record.id) / EXPLAIN_CORE
+    try:
+        write_event_core(core, fatal, exited)
+    except (CaptureError, OSError) as error:
+        crash.lose("frames", str(error))
+        return
+    crash.lose("symbols", "files were found by path: no build-id was left to check")
+    if exited.unmapped is not None:
+        crash.lose("modules", exited.unmapped)
+    crash.keep(context.store)
+    crash.seen.drop_memory()
+    cut = None
+    base = fatal.regs[SP] - RED_ZONE & -PAGE
+    if fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
+        cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
+    explain(context, crash, core, Files(), cut=cut)
 
-    def record_note(self, note: PipeNote) -> None:
-        """A death of the time without an agent; one that BPF saw as well is on record already."""
-        key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
-        time = datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
-        if any(key.is_same(seen) for seen in self._context.late):
-            return
-        if self._on_record(key, time):  # by an earlier agent, which was too slow for the helper
-            return
-        record = Record(
-            id=record_id(self._context.boot_id, key),
+
+def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> str:
+    seen = crash.seen
+    if seen.signal not in CORE_SIGNALS:
+        return f"{seen.cause}: the kernel hands over only signals that dump core"
+    if late:
+        was_taken = context.probe is not None and context.probe.was_taken(who.key)
+        return "the agent was killed" if was_taken else "the agent was down"
+    if context.backend.backend == "none":
+        return f"no hand-off: {context.backend.reason}"
+    if seen.exit is not None and seen.exit.status & CORE_BIT:
+        return "the agent did not answer the kernel in time"
+    return "the kernel did not hand it over: not dumpable, as after a change of user"
+
+
+def record_note(context: Context, note: PipeNote) -> None:
+    """A death of the time without an agent; one that BPF saw as well is on record already."""
+    key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
+    time = datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
+    if context.registry.was_late(key):
+        return
+    if _on_record(context.store, key, time):  # by an earlier agent, too slow for the helper
+        return
+    close(
+        context,
+        Record(
+            id=record_id(context.boot_id, key),
             time=time,
             pid=note.pid,
             tid=note.tid,
@@ -173,15 +173,15 @@ class Unheld:
             signal_name=signal_name(note.signal),
             late=True,
             lost={"comm": "only the pipe helper saw it", "core": "no agent answered the helper"},
-        )
-        case = Case(record, self._context.store, self._finisher.closed)
-        case.end("record")
+        ),
+    )
 
-    def _on_record(self, key: ProcessKey, time: datetime.datetime) -> bool:
-        """Whether the death of this process, at about that time, is in the store."""
-        near = self._context.store.list(since=time - NOTE_SLACK, until=time + NOTE_SLACK)
-        deaths = [record for record in near if record.cause is not Cause.SNAPSHOT]
-        return any(key.is_same(ProcessKey(r.pid, r.start_ns)) for r in deaths)
+
+def _on_record(store: Store, key: ProcessKey, time: datetime.datetime) -> bool:
+    """Whether the death of this process, at about that time, is in the store."""
+    near = store.list(since=time - NOTE_SLACK, until=time + NOTE_SLACK)
+    deaths = [record for record in near if record.cause is not Cause.SNAPSHOT]
+    return any(key.is_same(ProcessKey(r.pid, r.start_ns)) for r in deaths)
 
 
 def _live_cgroup(who: Identity) -> str | None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 
 import msgspec
 
@@ -20,13 +20,14 @@ from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Writte
 
 WRITER_NICE = 19
 _MAX_LINE = 1 << 20
-_answers = msgspec.json.Decoder(WriterAnswer)
+_decoder = msgspec.json.Decoder(WriterAnswer)
 
 
-def run_writer(job: Job, explainable: Callable[[Explainable], None]) -> Written | Failed:
-    """Run a writer for this job to its end. Never raises for what goes wrong in the writer.
+def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
+    """Run a writer for this job to its end: what it says, as soon as it does.
 
-    `explainable` is called as soon as the small core is there, while the rest is still written.
+    Explainable, if the small core is there, while the rest is still written; at last Written or
+    Failed, once. Raises nothing for what goes wrong in the writer.
     """
     job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
     try:
@@ -35,13 +36,16 @@ def run_writer(job: Job, explainable: Callable[[Explainable], None]) -> Written 
                 file.write(msgspec.msgpack.encode(job))
             os.lseek(job_fd, 0, os.SEEK_SET)
             writer = _start(job, job_fd)
+        last: Written | Failed | None = None
         with writer:
-            answer = _follow(writer, explainable)
-        if answer is None:
-            return Failed(f"the writer ended with status {writer.returncode} and no answer")
-        return answer
+            for answer in _answers_of(writer):
+                if isinstance(answer, Explainable):
+                    yield answer
+                else:
+                    last = answer
+        yield last or Failed(f"the writer ended with status {writer.returncode} and no answer")
     except OSError as error:
-        return Failed(f"the writer cannot be started: {error}")
+        yield Failed(f"the writer cannot be started: {error}")
     finally:
         os.close(job_fd)
 
@@ -72,19 +76,10 @@ def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _follow(
-    writer: subprocess.Popen[bytes], explainable: Callable[[Explainable], None]
-) -> Written | Failed | None:
-    last: Written | Failed | None = None
+def _answers_of(writer: subprocess.Popen[bytes]) -> Iterator[WriterAnswer]:
     assert writer.stdout is not None
     while line := writer.stdout.readline(_MAX_LINE):
         try:
-            answer = _answers.decode(line)
+            yield _decoder.decode(line)
         except (msgspec.MsgspecError, json.JSONDecodeError) as error:
-            last = Failed(f"the writer's answer cannot be read: {error}")
-            continue
-        if isinstance(answer, Explainable):
-            explainable(answer)
-        else:
-            last = answer
-    return last
+            yield Failed(f"the writer's answer cannot be read: {error}")

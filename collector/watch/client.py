@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
@@ -40,15 +39,8 @@ _RESTART_S = 5.0
 _LOOK_S = 1.0
 
 
-class Case(Protocol):
-    """A death whose record is still open: the samples become a part of it."""
-
-    @property
-    def record(self) -> Record: ...
-    def begin(self, part: str) -> None: ...
-    def sampled(self, samples: SamplesFacts) -> None: ...
-    def lose(self, part: str, why: str) -> None: ...
-    def end(self, part: str) -> None: ...
+# The samples of a death; why there are none; None: it was not watched
+Answered = Callable[[SamplesFacts | str | None], None]
 
 
 class FlightRecorder:
@@ -63,7 +55,7 @@ class FlightRecorder:
         self._rules = Rules(watch=(), settings=RecorderSettings())
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._asked: dict[str, tuple[Case, float]] = {}  # by record
+        self._asked: dict[str, tuple[Answered, float]] = {}  # by record
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._counted = Counts(processes=0, bytes=0, samples=0, refused=0)
@@ -80,14 +72,14 @@ class FlightRecorder:
             else:
                 _end(self._channel)
 
-    def ask(self, case: Case) -> None:
-        """A watched process has died: its samples become part of the case, which waits for them."""
-        record = case.record
+    def ask(self, record: Record, answered: Answered) -> bool:
+        """Ask for the samples of this death; whether there will be an answer, once, from any
+        thread. False: nothing is watched.
+        """
         with self._lock:
             if self._channel is None:
-                return
-            case.begin("samples")
-            self._asked[record.id] = case, time.monotonic() + _ANSWER_S
+                return False
+            self._asked[record.id] = answered, time.monotonic() + _ANSWER_S
             try:
                 ask = Ask(
                     record=record.id,
@@ -96,11 +88,12 @@ class FlightRecorder:
                     folder=str(self._store.folder(record.id)),
                 )
                 send(self._channel, ask)
-                return
+                return True
             except CorewardError as error:
                 del self._asked[record.id]
                 why = str(error)
-        self._lose(case, f"the flight recorder gave {why}")
+        answered(f"the flight recorder gave {why}")
+        return True
 
     def close(self, patience: float = _ANSWER_S) -> None:
         """Let it finish what it was asked for, within `patience` seconds, and end it."""
@@ -170,8 +163,8 @@ class FlightRecorder:
         self._metrics.watched.set(0)
         self._metrics.watched_bytes.set(0)
         status = process.wait() if process is not None else None
-        for case, _ in asked.values():
-            self._lose(case, "the flight recorder ended")
+        for answered, _ in asked.values():
+            answered("the flight recorder ended")
         if self._closing.is_set() or not self._rules.watch:
             return
         self._metrics.errors.labels("watch").inc()
@@ -185,14 +178,9 @@ class FlightRecorder:
         now = time.monotonic()
         with self._lock:
             late = [record for record, (_, until) in self._asked.items() if until < now]
-            cases = [self._asked.pop(record)[0] for record in late]
-        for case in cases:
-            self._lose(case, "the flight recorder did not answer")
-
-    @staticmethod
-    def _lose(case: Case, why: str) -> None:
-        case.lose("samples", why)
-        case.end("samples")
+            unanswered = [self._asked.pop(record)[0] for record in late]
+        for answered in unanswered:
+            answered("the flight recorder did not answer")
 
     def _take(self, message: Samples | Fired | Counts) -> None:
         if isinstance(message, Samples):
@@ -204,14 +192,9 @@ class FlightRecorder:
 
     def _answered(self, answer: Samples) -> None:
         with self._lock:
-            case, _ = self._asked.pop(answer.record, (None, 0.0))
-        if case is None:
-            return
-        if answer.lost is not None:
-            case.lose("samples", answer.lost)
-        elif answer.facts is not None:
-            case.sampled(answer.facts)
-        case.end("samples")
+            answered, _ = self._asked.pop(answer.record, (None, 0.0))
+        if answered is not None:
+            answered(answer.facts if answer.lost is None else answer.lost)
 
     def _fired(self, fired: Fired) -> None:
         self._metrics.triggers.labels(fired.rule, fired.trigger, fired.outcome).inc()

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from collector.agent.gather import gather
-from collector.capture.job import Explainable, Job, Written
+from collector.capture.job import Job, Written
 from collector.capture.run import run_writer
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
@@ -100,14 +100,10 @@ def _capture_both(
             urgent=True,
         )
         _save_stream(handoff.stream_fd(), kernel)
-        answer = run_writer(job, _unexpected)
+        (answer,) = run_writer(job)
     assert isinstance(answer, Written), answer
     assert answer.name is not None
     return TwoCores(kernel, folder / answer.name, answer)
-
-
-def _unexpected(answer: Explainable) -> None:
-    raise AssertionError(f"nobody asked for {answer}")
 
 
 def _save_stream(fd: int, path: Path) -> None:

@@ -10,17 +10,14 @@ Lanes work when `settle` is called, in the order in which they hand work on; not
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from collector.agent.context import Context
-from collector.agent.correlate import Death
-from collector.agent.events import Events
-from collector.agent.finish import Finisher
-from collector.agent.receive import Receiver
-from collector.agent.unheld import Unheld
-from collector.capture.job import Explainable, Failed, Job, Written
+from collector.agent.events import take_events
+from collector.agent.flow import handle
+from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Written
 from collector.explain.types import Explanation
 from collector.export.metrics import Metrics
 from collector.handoff.handoff import HandOff
@@ -87,10 +84,10 @@ class FakeLanes:
     def __init__(self) -> None:
         self.handoffs, self.captures = FakeLane("handoff"), FakeLane("capture")
         self.records, self.explains = FakeLane("record"), FakeLane("explain")
-        self.relics = FakeLane("relic")
+        self.kills = FakeLane("kill")
 
     def all(self) -> tuple[FakeLane, ...]:
-        return self.handoffs, self.records, self.captures, self.explains, self.relics
+        return self.handoffs, self.records, self.captures, self.explains, self.kills
 
 
 class FakeProbe:
@@ -156,8 +153,9 @@ class FakeNative:
 
 
 class FakeRecorder:
-    def ask(self, case: object) -> None:
+    def ask(self, record: Record, answered: object) -> bool:
         """No watch rule."""
+        return False
 
 
 class FakePolicy:
@@ -190,14 +188,11 @@ class FakeAgent:
             native=self.native,  # type: ignore[arg-type]
             boot_id="0" * 32,
         )
-        self.finisher = Finisher(self.context)
-        self.events = Events(self.context, self.finisher, Unheld(self.context, self.finisher))
-        self.receiver = Receiver(self.context, self.finisher, self.events)
-        stage = "collector.agent.finish"
-        monkeypatch.setattr(f"{stage}.run_writer", self._write)
-        monkeypatch.setattr(f"{stage}.explain_core", lambda *_, **__: self.explanation)
-        monkeypatch.setattr(f"{stage}.os.dup", lambda fd: fd)
-        monkeypatch.setattr(f"{stage}.Files.close", lambda _: None)
+        stages = "collector.agent"
+        monkeypatch.setattr(f"{stages}.write.run_writer", self._write)
+        monkeypatch.setattr(f"{stages}.write.os.dup", lambda fd: fd)
+        monkeypatch.setattr(f"{stages}.explain.explain_core", lambda *_, **__: self.explanation)
+        monkeypatch.setattr(f"{stages}.explain.Files.close", lambda _: None)
 
     def _count_writes(self, monkeypatch: Any) -> None:
         put = self.store.put
@@ -208,14 +203,14 @@ class FakeAgent:
 
         monkeypatch.setattr(self.store, "put", counted)
 
-    def _write(self, job: Job, explainable: Callable[[Explainable], None]) -> Written | Failed:
+    def _write(self, job: Job) -> Generator[WriterAnswer, None, None]:
         self.jobs.append(job)
         self.log.append(f"written as {job.capture.value}")
         if job.explain:
             core = Path(job.folder) / "small"
             core.write_bytes(b"")
-            explainable(Explainable(str(core), 3, "worker-3", None))
-        return self.answer
+            yield Explainable(str(core), 3, "worker-3", None)
+        yield self.answer
 
     def taken(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> Taken:
         """What comes of the native part; `pinned`: it has released the process."""
@@ -240,16 +235,16 @@ class FakeAgent:
 
     def hand_over(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> None:
         """The kernel hands the process over, and a worker sees to it."""
-        self.receiver.handle(self.taken(pinned=pinned, core_limit=core_limit))
+        handle(self.context, self.taken(pinned=pinned, core_limit=core_limit))
+
+    def take_events(self) -> None:
+        take_events(self.context)
 
     def settle(self) -> None:
         """Take in all events, and work until nothing waits."""
-        self.events.take()
+        self.take_events()
         while sum(lane.run() for lane in self.lanes.all()):
-            self.events.take()
-
-    def deaths(self) -> list[Death]:
-        return self.context.deaths.abandoned(all_settled=True)
+            self.take_events()
 
     def record(self) -> Record:
         (record,) = self.store.list()

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.agent.loop import Agent
+from collector.agent.events import ended as end_of
+from collector.agent.flow import arrived
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
 from tests.unit.agent_fakes import FakeAgent
@@ -60,7 +61,7 @@ def test_events_in_any_order_are_one_death(make: Make, order: str) -> None:
     agent.native.in_hand.append(KEY)
     for name in order.split(", ")[:-1]:
         agent.probe.tell(*events[name])
-        agent.events.take()
+        agent.take_events()
     agent.hand_over()
     if order == "late":
         agent.probe.tell(fatal(), ended())
@@ -183,11 +184,15 @@ def test_a_smaller_core_than_wanted(make: Make) -> None:
     )
 
 
-def test_a_hand_off_that_came_to_nothing(make: Make) -> None:
+def test_a_hand_off_that_came_to_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # GIVEN a process that cannot be decided on: its files are damaged
     agent = make()
     agent.probe.tell(fatal())
-    agent.receiver._decide = lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))  # type: ignore[method-assign]
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("collector.agent.flow.decide", broken)
     agent.hand_over()
     agent.probe.tell(ended())
     agent.settle()
@@ -204,7 +209,7 @@ def test_the_agent_stops_with_a_backlog(make: Make) -> None:
     agent.probe.tell(fatal())
     agent.hand_over()
     agent.probe.tell(ended())
-    agent.events.take()
+    agent.take_events()
     # WHEN the agent's lanes are closed
     for lane in agent.lanes.all():
         lane.drop() if lane is not agent.lanes.records else lane.run()
@@ -218,7 +223,7 @@ def test_the_agent_stops_before_a_worker_saw_to_a_hand_off(make: Make) -> None:
     # GIVEN a process that the native part has released, and that no worker has looked at
     agent = make()
     agent.probe.tell(fatal())
-    Agent(agent.context)._arrived(agent.taken())
+    arrived(agent.context, agent.taken())
     # WHEN the lane is closed
     agent.lanes.handoffs.drop()
     # THEN its memory is let go, and BPF is to tell the next agent of it
@@ -248,8 +253,8 @@ def test_the_end_of_a_process_is_never_seen(make: Make) -> None:
     agent.hand_over()
     agent.settle()
     # WHEN the agent gives up waiting for it
-    for death in agent.deaths():
-        agent.events.ended(death)
+    for crash in agent.context.registry.abandoned(all_done=True):
+        end_of(agent.context, crash)
     # THEN the record is closed without it
     assert agent.record().lost == {"core_bit": "its exit was not seen"}
     assert agent.record().reason is not None

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from collector.agent.assemble import Parts
+from collector.agent.assemble import Seen
 from collector.linux.clock import boot_to_utc
 from collector.model import Cause, Event, Fault, OomVictim, Record, Sender
 from tests.unit.event_samples import KEY, OTHER, TICK, ended, fatal, oom, who
@@ -18,8 +18,8 @@ SELF = Sender(pid=KEY.pid, comm="victim", uid=1000)
 FAULT = Fault(time_ns=1, tid=815, signal=11, si_code=1, si_addr=8, ip=2, sp=3)
 
 
-def parts(*events: Event) -> Parts:
-    found = Parts()
+def parts(*events: Event) -> Seen:
+    found = Seen()
     for event in events:
         if isinstance(event, OomVictim):
             found.oom = event
@@ -138,7 +138,7 @@ def test_the_record_of_an_oom_victim_without_a_path() -> None:
 
 def test_a_death_without_any_event_has_no_record() -> None:
     with pytest.raises(ValueError, match="without any event"):
-        Parts().record("0" * 16, late=False, lost={})
+        Seen().record("0" * 16, late=False, lost={})
 
 
 def test_a_death_happened_with_its_first_event() -> None:

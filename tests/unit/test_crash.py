@@ -1,4 +1,4 @@
-"""A record grows in the store, and is closed once, when its last part is done."""
+"""A record grows in memory and in the store, and is whole once, with its last part."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from collector.agent import facts
-from collector.agent.case import Case
+from collector.agent.crash import Crash
 from collector.agent.facts import Kept
 from collector.errors import StoreError
 from collector.explain.types import Explanation
-from collector.model import Capture, Cause, Outcome, Record
+from collector.model import Capture, Cause, Outcome, ProcessKey, Record
 from collector.store.store import Store
 
 RECORD = Record(
@@ -47,40 +47,40 @@ def kept(core: str | None) -> Kept:
     )
 
 
-def test_what_is_learnt_is_on_disk_when_it_is_kept(store: Store) -> None:
-    closed: list[Record] = []
-    case = Case(RECORD, store, closed.append)
+@pytest.fixture
+def crash() -> Crash:
+    crash = Crash(ProcessKey(RECORD.pid, RECORD.start_ns))
+    crash.open(RECORD, "core")
+    return crash
+
+
+def test_what_is_learnt_is_on_disk_when_it_is_kept(crash: Crash, store: Store) -> None:
     # WHEN facts come in, and what could not be had
-    case.learn(kept("core.zst"))
-    case.lose("cgroup", "it was gone")
+    crash.learn(kept("core.zst"))
+    crash.lose("cgroup", "it was gone")
     assert not store.has(RECORD.id)
     # AND the record is kept
-    assert case.keep() is True
+    assert crash.keep(store) is True
     # THEN both are in the store, with what was lost before
     expected = msgspec.structs.replace(
         kept("core.zst").added_to(RECORD),
         lost={"exe": "its path could not be read", "cgroup": "it was gone"},
     )
-    assert store.get(RECORD.id) == case.record == expected
+    assert store.get(RECORD.id) == crash.record == expected
     assert (expected.core, expected.outcome) == ("core.zst", Outcome.COMPLETE)
-    assert closed == []
 
 
-def test_it_is_closed_with_its_last_part(store: Store) -> None:
-    # GIVEN a case with two parts
-    closed: list[Record] = []
-    case = Case(RECORD, store, closed.append)
-    case.begin("core")
-    case.begin("explanation")
+def test_it_is_whole_with_its_last_part(crash: Crash) -> None:
+    # GIVEN a record with two parts
+    crash.begin("explanation")
     # WHEN one is done THEN it stays open
-    case.learn(kept("core.zst"))
-    case.end("core")
-    assert closed == []
-    # WHEN the other is done THEN it is closed with all facts
-    case.explained(Explanation(abort_message="because"))
-    case.end("explanation")
-    (record,) = closed
-    assert (record.core, record.abort_message) == ("core.zst", "because")
+    crash.learn(kept("core.zst"))
+    assert crash.end("core") is False
+    # WHEN the other is done THEN it is whole, with all facts, and that is said once
+    crash.explained(Explanation(abort_message="because"))
+    assert crash.end("explanation") is True
+    assert (crash.record.core, crash.record.abort_message) == ("core.zst", "because")
+    assert crash.end("explanation") is False
 
 
 def stages(kind: type[facts.Facts] = facts.Facts) -> list[type[facts.Facts]]:
@@ -98,41 +98,38 @@ def test_what_a_stage_knows_are_fields_of_the_record(stage: type[facts.Facts]) -
         assert field.type == whole or field.type in members, field.name
 
 
-def test_parts_that_end_at_the_same_time_close_it_once(store: Store) -> None:
+def test_parts_that_end_at_the_same_time_make_it_whole_once(crash: Crash) -> None:
     # GIVEN many parts, each ended by a thread of its own at the same moment
-    closed: list[Record] = []
-    case = Case(RECORD, store, closed.append)
     names = [str(number) for number in range(20)]
     start = threading.Barrier(len(names))
+    said: list[bool] = []
     for name in names:
-        case.begin(name)
+        crash.begin(name)
+    crash.end("core")
 
     def finish(name: str) -> None:
         start.wait()
-        case.end(name)
+        said.append(crash.end(name))
 
     threads = [threading.Thread(target=finish, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert closed == [RECORD]
+    assert sorted(said) == [False] * 19 + [True]
 
 
 def test_a_full_disk_does_not_stop_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    crash: Crash, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # GIVEN a store that cannot be written
     def full(record: Record) -> None:
         raise StoreError("no space left")
 
     monkeypatch.setattr(store, "put", full)
-    closed: list[Record] = []
-    case = Case(RECORD, store, closed.append)
-    case.begin("core")
     # WHEN facts come in THEN they are there to the end, and the trouble is logged
-    case.learn(kept(None))
-    assert case.keep() is False
-    case.end("core")
-    assert closed == [kept(None).added_to(RECORD)]
+    crash.learn(kept(None))
+    assert crash.keep(store) is False
+    assert crash.end("core") is True
+    assert crash.record == kept(None).added_to(RECORD)
     assert f"record {RECORD.id} cannot be stored: no space left" in caplog.text

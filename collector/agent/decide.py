@@ -1,0 +1,48 @@
+"""decide: what policy and the limits want of a process that was handed over."""
+
+from __future__ import annotations
+
+from collector.agent.context import Context
+from collector.agent.crash import Crash, Decided
+from collector.model import Capture, Cause
+from collector.policy.facts import exe_of, facts_from
+from collector.policy.limit import Admission, site_of
+from collector.policy.match import decide as match
+from collector.policy.types import Action
+
+NO_CORE_WANTED = "the process's RLIMIT_CORE is 0"
+
+
+def decide(context: Context, crash: Crash) -> Decided:
+    """Match it against policy, and count it against the limits."""
+    dying, seen = crash.gathered.dying, crash.seen
+    facts = facts_from(
+        # the kernel hands over what a signal kills, whether BPF has seen it or not
+        Cause.SIGNAL if seen.who is None else seen.cause,
+        seen.signal or crash.gathered.handoff.signal,
+        status=dying.text.status,
+        groups=dying.text.cgroup,
+        exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
+    )
+    decision = match(context.policy.policy, facts)
+    admission = _admit(context, crash, decision.action, facts.exe)
+    if admission.reason:
+        context.metrics.limited.labels(admission.capture.value).inc()
+    return Decided(
+        facts=facts,
+        decision=decision,
+        admission=admission,
+        # one that a limit reduced to a record was explained the first times
+        explain=admission.capture is not Capture.RECORD
+        or admission.reason in (None, NO_CORE_WANTED),
+    )
+
+
+def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> Admission:
+    """How much may be captured of it, by its own limit and by policy's."""
+    if action.capture is Capture.NONE:
+        return Admission(capture=Capture.NONE, reason=None)
+    if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
+        return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
+    site = site_of(crash.seen.fatal) if crash.seen.fatal else None
+    return context.limiter.admit(action, exe, site)

@@ -1,0 +1,66 @@
+"""explain: another process unwinds the stack of a small core, and says what happened in words."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from collector.agent.context import Context
+from collector.agent.crash import Crash
+from collector.agent.export import end
+from collector.explain.reason import OUTERMOST
+from collector.explain.run import explain_core
+
+
+class Files(msgspec.Struct, frozen=True, kw_only=True):
+    """Descriptors through which a dead process's files are found; None: by their paths."""
+
+    root: int | None = None
+    exe: int | None = None
+    mounts: int | None = None  # its mount namespace, else the mounts below its root may go
+
+    def close(self) -> None:
+        for fd in (self.root, self.exe, self.mounts):
+            if fd is not None:
+                os.close(fd)
+
+
+def explain(
+    context: Context, crash: Crash, core: Path, files: Files, *, cut: str | None = None
+) -> None:
+    """Have a core explained; never waits. The core and the descriptors are not the caller's more.
+
+    cut: why outer frames are not in this core, if there are any.
+    """
+    crash.begin("explanation")
+    # of what was killed, which may be much on a busy host, no crash waits behind that
+    lane = context.lanes.kills if files.root is None else context.lanes.explains
+    give_up = partial(_give_up, context, crash, core, files)
+    if not lane.submit(
+        partial(_explain, context, crash, core, files, cut),
+        dropped=partial(give_up, "the agent was stopped before"),
+    ):
+        give_up("too many explanations were waiting already")
+
+
+def _give_up(context: Context, crash: Crash, core: Path, files: Files, why: str) -> None:
+    files.close()
+    core.unlink(missing_ok=True)
+    crash.lose("frames", why)
+    end(context, crash, "explanation")
+
+
+def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str | None) -> None:
+    exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
+    try:
+        found = explain_core(core, exe=exe, root_fd=files.root)
+    finally:
+        files.close()
+        core.unlink(missing_ok=True)
+    crash.explained(found)
+    if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
+        crash.lose("outer_frames", cut)
+    end(context, crash, "explanation")

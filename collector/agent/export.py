@@ -1,0 +1,115 @@
+"""export: the record in the store, the metrics, one line. The last stage of every death."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import msgspec
+
+from collector.agent.assemble import CORE_BIT, record_of_held
+from collector.agent.context import Context
+from collector.agent.crash import Crash
+from collector.agent.facts import Ended, Opened, Sampled
+from collector.errors import CorewardError
+from collector.explain.reason import reason
+from collector.model import Cause, Outcome, Record, Release, SamplesFacts
+from collector.signals import signal_name
+from collector.store.ids import record_id
+
+log = logging.getLogger(__name__)
+
+
+def open_held(context: Context, crash: Crash) -> None:
+    """Begin the record of a process that was handed over; on disk before its core is begun."""
+    seen, gathered, decided = crash.seen, crash.gathered, crash.decided
+    dying, facts, action = gathered.dying, decided.facts, decided.decision.action
+    lost = {"memory": decided.admission.reason} if decided.admission.reason else {}
+    if seen.who is None:
+        identity = record_id(context.boot_id, dying.key)
+        record = record_of_held(identity, gathered.handoff, dying)
+        told = context.probe is not None
+        lost["event"] = "BPF did not report this death" if told else "the agent has no BPF"
+    else:
+        record = seen.record(record_id(context.boot_id, seen.who.key), late=False, lost={})
+    crash.open(record, "exit")
+    at_once = crash.release.mode is Release.INSTANT
+    crash.learn(
+        Opened(
+            exe=facts.exe,
+            cmdline=dying.cmdline,
+            cgroup=facts.cgroup,
+            unit=facts.unit,
+            container=facts.container,
+            resident_bytes=dying.resident,
+            rule=decided.decision.rule,
+            capture_wanted=action.capture,
+            capture=decided.admission.capture,
+            outcome=Outcome.PENDING,
+            release=crash.release.mode,
+            release_reason=crash.release.reason,
+            held_ms=round(gathered.handoff.release(), 3) if at_once else None,
+        )
+    )
+    for part, why in lost.items():
+        crash.lose(part, why)
+    if not decided.explain:
+        crash.lose("frames", "not looked for: beyond the limit")
+    if crash.keep(context.store):
+        recorded(context, crash)
+    ask_recorder(context, crash)
+
+
+def ask_recorder(context: Context, crash: Crash) -> None:
+    """If a watched process has died its samples become part of the record, which waits for them."""
+    crash.begin("samples")
+    if not context.recorder.ask(crash.record, partial(_sampled, context, crash)):
+        end(context, crash, "samples")
+
+
+def _sampled(context: Context, crash: Crash, answer: SamplesFacts | str | None) -> None:
+    if isinstance(answer, str):
+        crash.lose("samples", answer)
+    elif answer is not None:
+        crash.learn(Sampled(samples=answer))
+    end(context, crash, "samples")
+
+
+def end_of_process(context: Context, crash: Crash) -> None:
+    """Its end was seen, or is not waited for any more: the last fact that comes."""
+    exited = crash.seen.exit
+    if exited is None:
+        crash.lose("core_bit", "its exit was not seen")
+    else:
+        crash.learn(Ended(core_bit=bool(exited.status & CORE_BIT)))
+    end(context, crash, "exit")
+    recorded(context, crash)
+
+
+def end(context: Context, crash: Crash, part: str) -> None:
+    """A part of the record is done; the last one closes it."""
+    if crash.end(part):
+        close(context, crash.record)
+
+
+def close(context: Context, record: Record) -> None:
+    """Store the whole record, count the death, and say it in one line."""
+    record = msgspec.structs.replace(record, reason=reason(record))
+    try:
+        context.store.put(record)
+    except (CorewardError, OSError) as error:
+        log.error("record %s cannot be stored: %s", record.id, error)
+    count(context, record.cause, record.signal, record.outcome)
+    context.announce(record)
+
+
+def count(context: Context, cause: Cause, signo: int | None, outcome: Outcome) -> None:
+    """Every death is counted exactly once, here."""
+    name = signal_name(signo) or "none"
+    context.metrics.deaths.labels(cause.value, name, outcome.value).inc()
+
+
+def recorded(context: Context, crash: Crash) -> None:
+    """It is on record, or is not to be: no later agent need be told of it again."""
+    if context.probe is not None and crash.seen.who is not None:
+        context.probe.recorded(crash.seen.who.key)

@@ -1,0 +1,94 @@
+"""One hand-off, from the native part to the writer: the stages in their order.
+
+    gather               registers, mappings, files   (natively; taken over here)
+    pin and release, or  its memory stays, it goes    (natively, where nothing is to be weighed;
+    hold                 or it waits for its core      else `hold`, after `decide`)
+    decide               policy, limits
+    write                a process of its own writes the core       (`capture` lane)
+    explain              another one unwinds the stack              (`explain` lane)
+    export               store, metrics, one line                   (whoever is last)
+
+Where policy and room allow it the process was released before this begins. Else it is held while
+this runs, some milliseconds: what happens here is as little as can be. All decoding, and all
+memory, is left for later.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from collector.agent.context import Context
+from collector.agent.crash import Crash
+from collector.agent.decide import decide
+from collector.agent.events import complete, take_events
+from collector.agent.export import count, open_held, recorded
+from collector.agent.gather import Gathered, gather
+from collector.agent.hold import release_or_hold
+from collector.agent.write import write
+from collector.errors import CorewardError
+from collector.handoff.native import Taken
+from collector.model import Capture, Outcome
+
+log = logging.getLogger(__name__)
+
+
+def arrived(context: Context, taken: Taken) -> None:
+    """Have a worker see to a process that was released.
+
+    The caller itself sees to one that is held, because its priority is higher; and to one for
+    which there is no worker: meanwhile the kernel's backlog holds new ones.
+    """
+    if taken.pin is None:
+        with context.native.busy():
+            handle(context, taken)
+        return
+    work = partial(handle, context, taken)
+    # dropped: nobody will look at this process any more, and what BPF saw of it is all
+    if not context.lanes.handoffs.submit(work, dropped=taken.close):
+        work()
+
+
+def handle(context: Context, taken: Taken) -> None:
+    """From the hand-off to the writer's queue, for one process."""
+    crash: Crash | None = None
+    try:
+        gathered = gather(taken)
+        try:
+            crash = _join(context, gathered)
+            crash.decided = decide(context, crash)
+            if crash.decided.admission.capture is Capture.NONE:
+                _ignore(context, crash)
+                return
+            crash.release = release_or_hold(context, crash)
+            open_held(context, crash)
+        except BaseException:
+            gathered.close()
+            raise
+        write(context, crash)
+    except (CorewardError, OSError) as error:
+        context.metrics.errors.labels("handoff").inc()
+        log.error("process %d: %s", taken.handoff.pid, error)
+        if crash is not None and context.registry.give_back(crash, str(error)):
+            complete(context, crash)
+
+
+def _join(context: Context, gathered: Gathered) -> Crash:
+    """The death that a process belongs to, with the events that came before it."""
+    if gathered.pin is not None:
+        gathered.open.callback(context.pins.release, context.pins.enter(gathered.size))
+        context.native.entered(gathered.size)
+    take_events(context)
+    key = gathered.dying.key
+    crash = context.registry.hold(key)
+    crash.gathered = gathered
+    context.native.joined(key)
+    return crash
+
+
+def _ignore(context: Context, crash: Crash) -> None:
+    """Policy wants no record of it: it is counted."""
+    crash.let_go()
+    count(context, crash.decided.facts.cause, crash.decided.facts.signal, Outcome.IGNORED)
+    context.registry.settle(crash)
+    recorded(context, crash)

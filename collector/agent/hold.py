@@ -1,0 +1,34 @@
+"""pin and release, or hold: where the native part has not let a process go, for policy or room."""
+
+from __future__ import annotations
+
+from collector.agent.context import Context
+from collector.agent.crash import Crash
+from collector.agent.release import ROOM, Governor, ReleaseDecision
+from collector.errors import HoldError
+from collector.handoff.pin import Pin
+from collector.model import Capture, Release
+
+
+def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
+    """Pin its memory and release it at once, or say why it has to wait for its core."""
+    gathered, decided = crash.gathered, crash.decided
+    if decided.admission.capture is Capture.RECORD and not decided.explain:
+        gathered.handoff.release()
+        return ReleaseDecision(mode=Release.INSTANT, reason="no memory is kept")
+    if gathered.pin is not None:
+        return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
+    text = gathered.dying.text
+    governor = Governor(context.policy.policy.release, context.pins)
+    plan = gathered.open.enter_context(
+        governor.admitted(
+            gathered.handoff.pid, decided.decision.action.release, text.status, text.cgroup
+        )
+    )
+    if plan.mode is Release.INSTANT:
+        try:
+            gathered.open.enter_context(Pin(gathered.dying.mem_fd, [gathered.address]))
+        except HoldError as error:
+            return ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
+        gathered.handoff.release()
+    return plan

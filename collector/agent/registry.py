@@ -1,0 +1,111 @@
+"""The registry of deaths that are not yet on record: from pid and start time to the one value.
+
+Joins what is seen of one death: BPF events and the kernel's hand-off, in any order. A hand-off
+knows the start time to a clock tick, an event to a nanosecond: the tick is what counts. Nothing
+here reads the system.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from collector.agent.crash import Crash, State
+from collector.model import Event, Exit, FatalSignal, ProcessKey
+
+_FORGET_S = 120.0  # an unfinished death is looked at again after this long
+_EXIT_S = 5.0  # the end of a released process is waited for no longer
+
+
+class Registry:
+    """Thread-safe.
+
+    A death is given out once: by `note` when its end is seen, unless somebody holds it; by
+    `settle` or `give_back`, if its end was seen while it was held; else by `abandoned`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._crashes: dict[ProcessKey, Crash] = {}  # by ProcessKey.to_tick()
+        self._late: set[ProcessKey] = set()  # the same
+
+    def note(self, event: Event, *, late: bool = False) -> Crash | None:
+        """Take an event in; returns the death if that was its end and nobody works on it.
+
+        late: it happened while no agent ran.
+        """
+        with self._lock:
+            crash = self._of(event.who.key)
+            if late:
+                self._late.add(crash.key.to_tick())
+            if isinstance(event, FatalSignal):
+                crash.seen.fatal = crash.seen.fatal or event
+            elif isinstance(event, Exit):
+                crash.seen.exit = event
+                if crash.state is not State.HELD:
+                    return self._crashes.pop(crash.key.to_tick())
+            else:
+                crash.seen.oom = event
+            return None
+
+    def hold(self, key: ProcessKey) -> Crash:
+        """The death of a process that was handed over; the caller's until `settle`."""
+        with self._lock:
+            crash = self._of(key)
+            crash.state = State.HELD
+            return crash
+
+    def settle(self, crash: Crash) -> bool:
+        """The hand-off's work is done. True: its end was seen, the caller has all of it."""
+        with self._lock:
+            crash.state = State.DONE
+            return self._is_complete(crash)
+
+    def give_back(self, crash: Crash, why: str) -> bool:
+        """The hand-off came to nothing, so the events are all. True: they are complete."""
+        with self._lock:
+            crash.state, crash.not_held = State.SEEN, why
+            return self._is_complete(crash)
+
+    def _is_complete(self, crash: Crash) -> bool:
+        crash.since = time.monotonic()
+        if crash.seen.exit is None:
+            return False
+        self._crashes.pop(crash.key.to_tick(), None)
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether `abandoned` will have something to give out if no event comes."""
+        with self._lock:
+            return bool(self._crashes)
+
+    def abandoned(self, *, all_done: bool = False) -> list[Crash]:
+        """Deaths whose end was not seen in time (an event was lost); they are the caller's now.
+
+        all_done: those that only wait for their end, however short.
+        """
+        now = time.monotonic()
+        with self._lock:
+            old = [c for c in self._crashes.values() if _is_over(c, now, all_done)]
+            for crash in old:
+                del self._crashes[crash.key.to_tick()]
+            return old
+
+    def was_late(self, key: ProcessKey) -> bool:
+        """Whether BPF saw this death while no agent ran."""
+        with self._lock:
+            return key.to_tick() in self._late
+
+    def _of(self, key: ProcessKey) -> Crash:
+        at = key.to_tick()
+        crash = self._crashes.get(at)
+        if crash is None:
+            crash = self._crashes[at] = Crash(key)
+        return crash
+
+
+def _is_over(crash: Crash, now: float, all_done: bool) -> bool:
+    if crash.state is State.DONE:
+        return all_done or crash.since < now - _EXIT_S
+    return crash.state is State.SEEN and crash.since < now - _FORGET_S

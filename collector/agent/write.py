@@ -1,0 +1,186 @@
+"""write: a process of its own writes the core. The dead one is gone, or waits for that only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from collector import siginfo
+from collector.agent.context import Context
+from collector.agent.crash import Crash
+from collector.agent.explain import Files, explain
+from collector.agent.export import end, end_of_process
+from collector.agent.facts import (
+    ByOther,
+    Counted,
+    DyingThread,
+    Held,
+    Kept,
+    NotKept,
+    Signal,
+    SignalInfo,
+    SignalSender,
+)
+from collector.capture.job import Explainable, Failed, Job, Told, Written
+from collector.capture.run import run_writer
+from collector.model import Capture, Cause, Outcome, Release, Sender
+from collector.signals import signal_name
+
+
+def write(context: Context, crash: Crash) -> None:
+    """Have the core written, and the death explained; never waits."""
+    crash.begin("core")
+    captures = context.lanes.captures
+    held = crash.release.mode is Release.AFTER_WRITE
+    if not held:
+        _note_release(context, crash, crash.gathered.handoff.release())
+    if not crash.decided.explain and crash.decided.admission.capture is Capture.RECORD:
+        _settle(context, crash, Written(capture=Capture.RECORD))
+    elif not captures.submit(
+        partial(_write, context, crash),
+        first=held,
+        dropped=partial(_settle, context, crash, Failed("the agent was stopped before")),
+    ):
+        context.metrics.queue_full.inc()
+        _settle(context, crash, Failed("too many captures were waiting already"))
+    context.metrics.queued.set(captures.waiting)
+
+
+def _write(context: Context, crash: Crash) -> None:
+    """Run a writer for one process; the last use of its memory."""
+    context.metrics.queued.set(context.lanes.captures.waiting)
+    result: Written | Failed = Failed("the writer said nothing")
+    with contextlib.closing(run_writer(_job(context, crash))) as answers:
+        for answer in answers:
+            if isinstance(answer, Explainable):
+                _explain(context, crash, answer)
+            else:
+                result = answer
+    _settle(context, crash, result)
+
+
+def _job(context: Context, crash: Crash) -> Job:
+    """Everything of the process that is gone after its release, and what to do with it."""
+    gathered, decided, seen = crash.gathered, crash.decided, crash.seen
+    action = decided.decision.action
+    return Job(
+        record_id=crash.record.id,
+        folder=str(context.store.folder(crash.record.id)),
+        pid=gathered.handoff.pid,
+        tid=seen.who.ns_tid if seen.who else None,
+        signal=seen.signal or gathered.handoff.signal or 0,
+        siginfo=seen.fatal.siginfo if seen.fatal else b"",
+        text=gathered.dying.text,
+        threads=gathered.threads,
+        mappings=gathered.mappings,
+        head=gathered.head,
+        patches=gathered.patches,
+        mem_fd=gathered.dying.mem_fd,
+        pagemap_fd=gathered.dying.pagemap_fd,
+        shared_fds=gathered.shared_fds,
+        capture=decided.admission.capture,
+        memory=action.memory,
+        compress=action.compress,
+        max_bytes=gathered.dying.core_limit if action.honour_rlimit else None,
+        min_free=context.policy.policy.store.min_free,
+        explain=decided.explain,
+        urgent=crash.release.mode is Release.AFTER_WRITE,
+    )
+
+
+def _explain(context: Context, crash: Crash, small: Explainable) -> None:
+    """The small core is there; its explanation can go on beside the large one."""
+    crash.learn(Counted(threads=small.threads, thread_name=small.thread_name))
+    if small.told is not None and crash.seen.fatal is None:
+        _learn_told(crash, small.told)
+    # its files stay within reach: beneath its root, in its mount namespace
+    dying = crash.gathered.dying
+    files = Files(
+        root=os.dup(dying.root_fd),
+        exe=None if dying.exe_fd is None else os.dup(dying.exe_fd),
+        mounts=None if dying.mount_fd is None else os.dup(dying.mount_fd),
+    )
+    explain(context, crash, Path(small.path), files)
+
+
+def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
+    """What became of the core; the process and its memory are let go of."""
+    handoff = crash.gathered.handoff
+    crash.let_go()
+    if crash.release.mode is Release.AFTER_WRITE:
+        _note_release(context, crash, handoff.release())
+    if isinstance(answer, Failed):
+        context.metrics.errors.labels("write").inc()
+        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
+        crash.lose("core", answer.why)
+    else:
+        _note_core(context, crash, answer, time.monotonic() - handoff.accepted_ns / 1e9)
+    crash.keep(context.store)
+    end(context, crash, "core")
+    if context.probe is None or context.registry.settle(crash):
+        end_of_process(context, crash)
+
+
+def _note_release(context: Context, crash: Crash, held_ms: float) -> None:
+    context.metrics.hold.labels(crash.release.mode.value).observe(held_ms / 1e3)
+    crash.learn(Held(held_ms=round(held_ms, 3)))
+
+
+def _note_core(context: Context, crash: Crash, written: Written, seconds: float) -> None:
+    """seconds: since the hand-off."""
+    metrics = context.metrics
+    outcome = Outcome.RECORDED
+    if written.name is not None:
+        outcome = Outcome.TRUNCATED if written.truncated else Outcome.COMPLETE
+        metrics.capture.observe(seconds)
+        metrics.written.inc(written.size)
+        metrics.elided.inc(written.elided)
+    if written.capture is not crash.decided.decision.action.capture:
+        outcome = Outcome.REDUCED
+    crash.learn(
+        Kept(
+            capture=written.capture,
+            outcome=outcome,
+            core=written.name,
+            core_size=written.size if written.name else None,
+            core_memory=written.memory if written.name else None,
+            capture_s=round(seconds, 3) if written.name else None,
+        )
+    )
+    for part, why in written.lost.items():
+        crash.lose(part, why)
+
+
+def _learn_told(crash: Crash, told: Told) -> None:
+    """What the kernel's notes say of a death that BPF has not seen."""
+    crash.learn(Signal(ip=told.ip, sp=told.sp))
+    info = siginfo.decode(told.siginfo)
+    if info is not None:
+        crash.learn(
+            SignalInfo(
+                signal=info.signal,
+                signal_name=signal_name(info.signal),
+                si_code=info.code,
+                si_addr=info.address,
+                syscall=info.syscall,
+            )
+        )
+    record = crash.record
+    nested = record.ns_pid not in (None, record.pid)
+    if not nested:
+        crash.learn(DyingThread(tid=told.tid))  # else its id is one of its own namespace
+    if info is None or info.sender is None:
+        return
+    pid, uid = info.sender
+    if pid == (record.ns_pid or record.pid):
+        sender = Sender(pid=record.pid, uid=uid, comm=record.comm)
+        crash.learn(SignalSender(sender=sender, cause=Cause.SIGNAL))
+    elif nested or not pid:
+        crash.learn(ByOther(cause=Cause.KILLED))
+        crash.lose("sender", "its pid is one of another pid namespace")
+    else:
+        crash.learn(SignalSender(sender=Sender(pid=pid, uid=uid), cause=Cause.KILLED))
+        crash.lose("sender", "as the signal says; the process itself could have forged it")
