@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import logging
 import os
 import select
@@ -24,6 +23,7 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
+from collector.linux import prctl
 from collector.model import Backend
 from collector.native.build import NAME, find
 
@@ -33,8 +33,6 @@ SOCKET_NAME = "core.sock"
 _PROBE_TIMEOUT_S = 2.0
 _PROOFS = 3  # a busy machine may not let us answer in `hold.patience`
 _ACCEPT_BURST = 256  # connections looked at in one call
-_PR_SET_DUMPABLE, _PR_GET_DUMPABLE = 4, 3  # prctl(2)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 Listener = SocketBackend | PipeBackend
@@ -57,8 +55,8 @@ class OpenBackend:
         self.reason = ""  # why not a better one
         self._guard = guard
         self._early: collections.deque[Taken] = collections.deque()
-        self._was_dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
-        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        self._was_dumpable = prctl.is_dumpable()
+        prctl.set_dumpable(False)
 
     @property
     def refused(self) -> int:
@@ -104,8 +102,8 @@ class OpenBackend:
             while self._early:
                 self._early.popleft().close()
             self.listener.close()
-            if self._was_dumpable == 1:
-                _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+            if self._was_dumpable:
+                prctl.set_dumpable(True)
 
     def prove(self) -> None:
         """Let a child crash and see it arrive; on a busy machine, let another one.

@@ -16,24 +16,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
-import struct
 import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from collector.errors import HoldError
+from collector.linux import userfaultfd
 from collector.native.contract import PIN_MS, PINS
-
-# <linux/userfaultfd.h>
-_SYS_USERFAULTFD = {"x86_64": 323}.get(os.uname().machine, 282)  # 282: <asm-generic/unistd.h>
-_UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_ZEROPAGE = 0xC018AA3F, 0xC020AA00, 0xC020AA04
-_UFFD_API, _MODE_MISSING = 0xAA, 1
-_UFFD_MSG = struct.Struct("=B7xQQQ")  # event, then for a fault: flags, address, thread id
-_EVENT_PAGEFAULT = 0x12
 
 _PAGE = mmap.PAGESIZE
 _READ_SIZE = 8  # bytes
@@ -88,18 +80,17 @@ class Slot:
 
     def __init__(self) -> None:
         _init_aio()
-        self.uffd = int(_libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK))
-        if self.uffd < 0:
-            raise HoldError(
-                f"no userfaultfd: {os.strerror(ctypes.get_errno())}; "
-                "needs CAP_SYS_PTRACE, and seccomp to allow it"
-            )
         try:
-            fcntl.ioctl(self.uffd, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, 0, 0))
+            self.uffd = userfaultfd.new()
+        except OSError as error:
+            raise HoldError(
+                f"no userfaultfd: {error.strerror}; needs CAP_SYS_PTRACE, and seccomp to allow it"
+            ) from error
+        try:
+            userfaultfd.enable(self.uffd)
             self.page = mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.page))
-            register = struct.pack("=QQQQ", self.address, _PAGE, _MODE_MISSING, 0)
-            fcntl.ioctl(self.uffd, _UFFDIO_REGISTER, register)
+            userfaultfd.register(self.uffd, self.address, _PAGE, userfaultfd.MISSING)
         except OSError as error:
             os.close(self.uffd)
             raise HoldError(f"userfaultfd cannot watch a page: {error.strerror}") from error
@@ -121,17 +112,14 @@ class Slot:
             ctypes.byref(self.poll), ctypes.c_ulong(1), timeout_ms
         ):
             return False
-        event, *_ = _UFFD_MSG.unpack(os.read(self.uffd, _UFFD_MSG.size))
-        return bool(event == _EVENT_PAGEFAULT)
+        return userfaultfd.is_fault(self.uffd)
 
     def unblock(self) -> None:
         """Let the reader go, wait for its end, and make the page as new."""
         try:
-            zeropage = struct.pack("=QQQq", self.address, _PAGE, 0, 0)
-            fcntl.ioctl(self.uffd, _UFFDIO_ZEROPAGE, zeropage)
+            userfaultfd.fill_with_zeros(self.uffd, self.address, _PAGE)
         except OSError as error:
-            if error.errno != errno.EEXIST:
-                raise HoldError(f"a pin cannot be released: {error.strerror}") from error
+            raise HoldError(f"a pin cannot be released: {error.strerror}") from error
         pending = (ctypes.c_void_p * 1)(ctypes.addressof(self.request))
         while _quick.aio_error64(ctypes.byref(self.request)) == errno.EINPROGRESS:
             _libc.aio_suspend64(pending, 1, None)

@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 
-_PDEATHSIG, _DUMPABLE, _KEEPCAPS = 1, 4, 8  # PR_SET_* of <linux/prctl.h>
+_PDEATHSIG, _GET_DUMPABLE, _DUMPABLE, _KEEPCAPS = 1, 3, 4, 8  # PR_SET_* of <linux/prctl.h>
 _NAME, _NO_NEW_PRIVS = 15, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,6 +22,11 @@ def die_with_parent() -> None:
 def set_dumpable(dumpable: bool) -> None:
     """Whether this process may dump core and be traced by its user. A change of ids resets it."""
     _prctl("PR_SET_DUMPABLE", _DUMPABLE, int(dumpable))
+
+
+def is_dumpable() -> bool:
+    """Whether this process may dump core for its user. False also where only root may read it."""
+    return _prctl("PR_GET_DUMPABLE", _GET_DUMPABLE, 0) == 1
 
 
 def keep_capabilities() -> None:
@@ -40,8 +45,9 @@ def set_name(name: bytes) -> None:
     _prctl("PR_SET_NAME", _NAME, ctypes.addressof(buffer))
 
 
-def _prctl(name: str, option: int, value: int) -> None:
-    result = _libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0)))
+def _prctl(name: str, option: int, value: int) -> int:
+    result = int(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result

@@ -7,7 +7,7 @@
 
 #define MAX_ENTRIES (16 << 10) /* of the robust lists of one process: 20 ms */
 
-/* Read pieces of another process; a size of 0 says that one can not be read. */
+/* Read pieces of another process; a size of 0 says that one cannot be read. */
 static void read_pieces(int tid, struct iovec *to, struct iovec *from, size_t count)
 {
 	while (count) {
@@ -15,7 +15,7 @@ static void read_pieces(int tid, struct iovec *to, struct iovec *from, size_t co
 
 		for (; count && got >= (ssize_t)from->iov_len; to++, from++, count--)
 			got -= (ssize_t)from->iov_len;
-		if (count) { /* it stops at the first that can not be read: skip that one */
+		if (count) { /* it stops at the first that cannot be read: skip that one */
 			to->iov_len = 0;
 			to++, from++, count--;
 		}
@@ -47,7 +47,7 @@ void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list)
 	uint64_t entry = list->next, lock = list->pending;
 	uint32_t value;
 
-	/* ROBUST_LIST_LIMIT of <linux/futex.h>; all threads together can not keep us for long */
+	/* ROBUST_LIST_LIMIT of <linux/futex.h>; all threads together cannot keep us for long */
 	for (int left = 2048; left && t->entries < MAX_ENTRIES; left--, t->entries++) {
 		if (lock && read_piece(t, (lock & ~1UL) + (uint64_t)list->offset, &value, 4))
 			keep_word(t, (lock & ~1UL) + (uint64_t)list->offset, value);

@@ -2,7 +2,7 @@
 
 The process itself makes the descriptor (injected), we take it over: then the areas that we register
 are watched by the kernel alone. A write to a protected page costs the writer one fault, nobody
-waits for us, and PAGEMAP_SCAN (capture.pagemap) tells which pages were written. When the last copy
+waits for us, and PAGEMAP_SCAN (linux.pagemap) tells which pages were written. When the last copy
 of the descriptor is closed, also by our death, all is as before. Linux >= 6.7. What to protect and
 when is not known here.
 """
@@ -10,26 +10,17 @@ when is not known here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
-import struct
 from typing import Self
 
 from collector.arch import stub
 from collector.errors import CaptureError, HoldError
-from collector.linux import pidfd, ptrace
+from collector.linux import pidfd, ptrace, userfaultfd
 from collector.snapshot.inject import InjectionRefused, Injector
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_USER_MODE_ONLY = 1  # <linux/userfaultfd.h>
-_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
-_API = 0xAA
-_UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-_MODE_WP = 2
-_WP_HUGETLBFS_SHMEM, _WP_UNPOPULATED, _WP_ASYNC = 1 << 12, 1 << 13, 1 << 15
-_FEATURES = _WP_HUGETLBFS_SHMEM | _WP_UNPOPULATED | _WP_ASYNC
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | userfaultfd.USER_MODE_ONLY
+_FEATURES = userfaultfd.WP_HUGETLBFS_SHMEM | userfaultfd.WP_UNPOPULATED | userfaultfd.WP_ASYNC
 _HUGE = 2 << 20  # bytes of a huge page
 _STEP, _MAX_STEPS = 8 << 20, 4096
 _PIDFD_THREAD = os.O_EXCL  # pidfd_open(2), Linux >= 6.9
@@ -37,9 +28,10 @@ _PIDFD_THREAD = os.O_EXCL  # pidfd_open(2), Linux >= 6.9
 
 def check_available() -> None:
     """Raises CaptureError if this kernel has no asynchronous write protection."""
-    fd = int(_libc.syscall(stub.USERFAULTFD, _FLAGS))
-    if fd < 0:
-        raise CaptureError(f"no userfaultfd: {os.strerror(ctypes.get_errno())}")
+    try:
+        fd = userfaultfd.new(_FLAGS)
+    except OSError as error:
+        raise CaptureError(f"no userfaultfd: {error.strerror}") from error
     WriteProtection(fd).close()
 
 
@@ -53,7 +45,7 @@ class WriteProtection:
         """
         self._fd = fd
         try:
-            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("=QQQ", _API, _FEATURES, 0))
+            userfaultfd.enable(fd, _FEATURES)
         except OSError as error:
             os.close(fd)
             raise CaptureError(
@@ -63,8 +55,7 @@ class WriteProtection:
     def register(self, start: int, end: int) -> bool:
         """Watch an area. False: it cannot be (of another userfaultfd, or of a device)."""
         try:
-            area = struct.pack("=QQQQ", start, end - start, _MODE_WP, 0)
-            fcntl.ioctl(self._fd, _UFFDIO_REGISTER, area)
+            userfaultfd.register(self._fd, start, end - start, userfaultfd.WRITE_PROTECT)
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise
@@ -78,8 +69,7 @@ class WriteProtection:
         while at < end:
             stop = min(end, at + step & -_HUGE)  # the kernel splits the huge page at a border
             try:
-                area = struct.pack("=QQ", at, stop - at)
-                fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, area)
+                userfaultfd.unregister(self._fd, at, stop - at)
             except OSError:
                 return False
             at = stop

@@ -19,9 +19,8 @@ from tests.kernels.features import Here
 from tests.kernels.run import Finding, Scenarios, cannot, judged
 from tests.kernels.verbs import Done, live_loader, verb
 from tests.system.live_targets import Target, live_target
-from tests.system.live_victims import wait_until
 from tests.system.snapshots import backtraces, executable_of
-from tests.system.victims import running
+from tests.system.victims import running, wait_until
 
 THREADS = ("futex:3", "nanosleep:2", "epoll:1", "spin:1")
 STACKS = {"main": 1, "block_in_futex": 3, "block_in_nanosleep": 2, "block_in_epoll": 1, "spin": 1}

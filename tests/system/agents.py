@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.system import sanitized
+from tests.system.scratch import NAME
 from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import PATIENCE, ROOT, SLOWNESS
 
@@ -233,7 +233,7 @@ def agent(
     listen = f'"127.0.0.1:{port}"' if port else "off"
     hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}{_HOLD_PATIENCE}}}"
     file.write_text(f"hold: {hold}\nmetrics: {{listen: {listen}}}\n{config}")
-    pins = Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}")
+    pins = Path("/sys/fs/bpf") / NAME
     arguments = [
         *("--config", str(file), "--store", str(folder / "store")),
         *("--run-dir", str(folder / "run"), "--pin-dir", str(pins), "--bpf", loader),

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.system import guardian
 from tests.system.needs import MARK, missing
+
+
+def pytest_sessionstart() -> None:
+    guardian.start()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from collector.elfcore.reader import CoreFile
+from tests.system.memory_cgroups import MemoryCgroup
 from tests.system.victims import PATIENCE, Victim, build, running
 
 PAGE = 4096
@@ -160,27 +161,14 @@ def without_rseq(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def live_target(folder: Path, *what: str, group: Path | None = None) -> Iterator[Target]:
+def live_target(folder: Path, *what: str, group: MemoryCgroup | None = None) -> Iterator[Target]:
     """A live_target that does all this, in a cgroup from its start on."""
     file = folder / "report"
     build("live_target")
     with contextlib.ExitStack() as stack:
-        with _member_of(group):
+        with group.entered() if group else contextlib.nullcontext():
             victim = stack.enter_context(running("live_target", str(file), *what, cwd=folder))
         yield Target(victim, file)
-
-
-@contextlib.contextmanager
-def _member_of(group: Path | None) -> Iterator[None]:
-    """This process is in the cgroup for a moment, and all that it starts stays there."""
-    if group is None:
-        yield
-        return
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
 
 
 class Readable(Protocol):
@@ -208,19 +196,3 @@ def differences(core: Path, memory: Readable) -> list[int]:
                     found += [p for p in pages if opened.read(p, PAGE) != memory.read(p, PAGE)]
         assert sum(placed.segment.filesz for placed in opened.segments) > 1 << 20
     return found
-
-
-@contextlib.contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A memory cgroup (v1) with this limit in bytes. Whoever is put into it must have left."""
-    root = Path("/sys/fs/cgroup/memory")
-    if not (root / "cgroup.procs").exists():
-        pytest.skip("no memory controller of cgroup v1")
-    group = root / f"coreward-test-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-        yield group
-    finally:
-        assert waited_for(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import select
 import struct
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.system.victims import PATIENCE, Stuck, Victim
+from tests.system.victims import PATIENCE, Victim, wait_until
 
 _ROW = struct.Struct("<24sQQQq")  # struct row of live_blocked.c
 _COUNTERS = struct.Struct("<7Q")  # struct counters of live_busy.c
@@ -59,15 +57,6 @@ def rows(file: Path) -> dict[int, Row]:
 def counters(file: Path) -> Counters:
     """The counters of live_busy as they are now."""
     return Counters._make(_COUNTERS.unpack(file.read_bytes()))
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that is bound to happen."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Stuck(what)
-        time.sleep(0.0005)
 
 
 def states(pid: int) -> dict[int, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from collector.model import Event, Exit, ProcessKey
 from collector.probe import Probe, files, open_probe, pins
 from collector.probe.build import build
+from tests.system.scratch import NAME, tmpfs
 from tests.system.victims import PATIENCE, Stuck
 
 LOADERS = ("core", "bcc")
@@ -21,7 +22,7 @@ LOADERS = ("core", "bcc")
 
 def pin_dir(name: str) -> Path:
     """A pin directory that no agent and no other test uses."""
-    return Path(f"/sys/fs/bpf/coreward-test-{os.getpid()}-{name}")
+    return Path(f"/sys/fs/bpf/{NAME}-{name}")
 
 
 @contextmanager
@@ -94,16 +95,13 @@ def reader_process(loader: str, directory: Path) -> subprocess.Popen[bytes]:
 @contextmanager
 def overlay(folder: Path) -> Iterator[Path]:
     """An overlay file system over a scratch tmpfs; yields where it is mounted."""
-    subprocess.run(["mount", "-t", "tmpfs", "scratch", str(folder)], check=True)
-    try:
+    with tmpfs(folder):
         for name in ("lower", "upper", "work", "merged"):
             (folder / name).mkdir()
         options = ",".join(f"{name}dir={folder / name}" for name in ("lower", "upper", "work"))
         merged = folder / "merged"
-        subprocess.run(["mount", "-t", "overlay", "o", "-o", options, str(merged)], check=True)
+        subprocess.run(["mount", "-t", "overlay", NAME, "-o", options, str(merged)], check=True)
         try:
             yield merged
         finally:
             subprocess.run(["umount", str(merged)], check=True)
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -26,6 +26,7 @@ import pytest
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent, deaths_of
 from tests.system.needs import by_socket
+from tests.system.scratch import tmpfs
 from tests.system.victims import Victim, build, running
 
 UNLIMITED = "defaults: {limit: none}"
@@ -142,11 +143,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """The store's folder, on a file system of 160 MiB."""
     store = tmp_path / "store"
     store.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "small", store], check=True)
-    try:
+    with tmpfs(store, "160m"):
         yield store
-    finally:
-        subprocess.run(["umount", "-l", store], check=True)
 
 
 def large_death(one: RunningAgent, folder: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from collector.errors import ProcessError, ProcessGone, Unreadable
 from collector.introspect import LiveProbe, Process, Source, ThreadState, open_live
 from collector.model import ProcessKey
 from collector.probe.stacks import ThreadStack
-from tests.system.live_victims import rows, wait_blocked, wait_until
+from tests.system.live_victims import rows, wait_blocked
 from tests.system.probe_support import LOADERS, key_of
-from tests.system.victims import ROOT, running
+from tests.system.victims import ROOT, running, wait_until
 
 NOBODY = 65534
 EXTRA = 1000

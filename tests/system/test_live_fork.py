@@ -28,11 +28,11 @@ from tests.system.live_targets import (
     PAGE,
     differences,
     live_target,
-    memory_cgroup,
     waited_for,
     without_rseq,
     word,
 )
+from tests.system.memory_cgroups import memory_cgroup
 
 __all__ = ["without_rseq"]  # a fixture
 
@@ -180,7 +180,7 @@ def test_a_copy_that_might_not_fit_is_refused_before_anything_is_done(tmp_path: 
         live_target(tmp_path, "memory:64", "spin:1", group=group) as target,
     ):
         before = target.state()
-        with pytest.raises(headroom.NoRoom, match=f"memory cgroup {group} has .* of 100 MiB"):
+        with pytest.raises(headroom.NoRoom, match=f"memory cgroup {group.path} has .* of 100 MiB"):
             run_as_tracer(lambda: forked(target.pid).__enter__())
         assert target.changed(before) == {}
         assert target.goes_on()
@@ -210,7 +210,7 @@ def test_a_writer_near_its_memory_limit_outlives_its_copy(
         live_target(tmp_path, "memory:64", "writer:200", "spin:1", group=group) as target,
     ):
         before = target.state()
-        assert str(group) in run_as_tracer(work)
+        assert str(group.path) in run_as_tracer(work)
         assert target.changed(before) == {}
         written = target.report.writes
         assert waited_for(lambda: target.report.writes > written + 1000)

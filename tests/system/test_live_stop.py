@@ -29,12 +29,11 @@ from tests.system.live_victims import (
     states,
     tracers,
     wait_blocked,
-    wait_until,
     wait_untraced,
 )
 from tests.system.needs import needs
 from tests.system.probe_support import opened
-from tests.system.victims import ROOT, descendants, running
+from tests.system.victims import ROOT, descendants, running, wait_until
 
 STOPS = 20
 RAX = 10  # in struct user_regs_struct

@@ -20,10 +20,9 @@ from tests.system.live_victims import (
     rows,
     states,
     wait_blocked,
-    wait_until,
     wait_untraced,
 )
-from tests.system.victims import PATIENCE, running
+from tests.system.victims import PATIENCE, running, wait_until
 
 KILLS = 120  # of each kind of tracer
 LONGEST = 0.02  # seconds until the kill: several stops

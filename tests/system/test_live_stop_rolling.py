@@ -18,17 +18,9 @@ from collector.linux.pagemap import resident
 from collector.probe import decode_threads
 from collector.snapshot.rolling import Rolled, roll
 from collector.snapshot.stop import Perturb, Why
-from tests.system.live_victims import (
-    NOTICING,
-    counters,
-    rows,
-    states,
-    wait_blocked,
-    wait_until,
-    wait_untraced,
-)
+from tests.system.live_victims import NOTICING, counters, rows, states, wait_blocked, wait_untraced
 from tests.system.probe_support import opened
-from tests.system.victims import ROOT, running
+from tests.system.victims import ROOT, running, wait_until
 
 ROUNDS = 20
 RAX, RSP, FS_BASE = 10, 19, 21  # in struct user_regs_struct

@@ -23,6 +23,7 @@ from collector.native import library
 from collector.native.build import build_library
 from collector.probe import Probe, decode_mappings, decode_threads, open_probe
 from tests.system.agents import agent
+from tests.system.memory_cgroups import memory_cgroup
 from tests.system.needs import by_socket, needs
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import differences, dumped, plain_thread, two_cores
@@ -251,23 +252,13 @@ def test_a_process_in_a_cgroup_with_a_limit_is_left_to_python(
     native: Native, crashing: Crashing, tmp_path: Path
 ) -> None:
     # GIVEN a process whose memory cgroup has a limit
-    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    group = (v1 if v1.is_dir() else v2) / f"coreward-test-{os.getpid()}"
-    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
-    group.mkdir()
-    try:
-        if not limit.exists():
-            pytest.skip("no memory controller")
-        limit.write_text(str(1 << 30))
-        native.allow(instant=True, max_pins=2, max_pinned=ROOM)
-        with running("null_main", cwd=tmp_path) as victim:
-            (group / "cgroup.procs").write_text(str(victim.pid))
-            gathered = take(native, crashing, victim)
-            # THEN it is held, for whoever can weigh that
-            assert gathered.pin is None
-            gathered.close()
-    finally:
-        group.rmdir()
+    native.allow(instant=True, max_pins=2, max_pinned=ROOM)
+    with memory_cgroup(1 << 30) as group, running("null_main", cwd=tmp_path) as victim:
+        group.enter(victim.pid)
+        gathered = take(native, crashing, victim)
+        # THEN it is held, for whoever can weigh that
+        assert gathered.pin is None
+        gathered.close()
 
 
 @pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])

@@ -27,6 +27,7 @@ from collector.model import (
     Sender,
 )
 from collector.probe import Probe
+from tests.system.memory_cgroups import memory_cgroup
 from tests.system.probe_support import (
     LOADERS,
     drain_until,
@@ -275,33 +276,20 @@ def test_a_process_in_a_pid_namespace_has_both_pids(probe: Probe, tmp_path: Path
     assert who.exe == f"{inner}/null_main"
 
 
-def limited_cgroup(name: str, limit: int) -> Path:
-    """A memory cgroup, version 1 or 2."""
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    group = Path("/sys/fs/cgroup" if unified else "/sys/fs/cgroup/memory") / name
-    group.mkdir()
-    (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(limit))
-    return group
-
-
 def test_an_oom_kill_is_known_as_one(probe: Probe, tmp_path: Path) -> None:
-    group = limited_cgroup(f"coreward-test-{os.getpid()}", 16 << 20)
-    try:
-        with running("probe_hog", "64", cwd=tmp_path) as victim:
-            (group / "cgroup.procs").write_text(str(victim.pid))
-            victim.go()
-            assert victim.wait() == -signal.SIGKILL
-        events = events_of(probe, victim.pid)
-        assert shape(events) == [
-            (OomVictim, 0),
-            (FatalSignal, signal.SIGKILL),
-            (Exit, signal.SIGKILL),
-        ]
-        assert len({event.who.key for event in events}) == 1
-        assert events[0].who.exe == str(build("probe_hog"))
-        assert fatal_of(events).sender is None
-    finally:
-        group.rmdir()
+    with memory_cgroup(16 << 20) as group, running("probe_hog", "64", cwd=tmp_path) as victim:
+        group.enter(victim.pid)
+        victim.go()
+        assert victim.wait() == -signal.SIGKILL
+    events = events_of(probe, victim.pid)
+    assert shape(events) == [
+        (OomVictim, 0),
+        (FatalSignal, signal.SIGKILL),
+        (Exit, signal.SIGKILL),
+    ]
+    assert len({event.who.key for event in events}) == 1
+    assert events[0].who.exe == str(build("probe_hog"))
+    assert fatal_of(events).sender is None
 
 
 def test_a_killed_process_of_a_container_tells_its_objects(probe: Probe, tmp_path: Path) -> None:

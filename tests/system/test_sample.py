@@ -22,9 +22,9 @@ from collector.errors import ProcessGone
 from collector.introspect import Process, open_live
 from collector.sample.ring import SampleRing
 from collector.sample.sampler import Sampler
-from tests.system.live_victims import rows, wait_blocked, wait_until
+from tests.system.live_victims import rows, wait_blocked
 from tests.system.test_introspect import settled
-from tests.system.victims import PATIENCE, ROOT, Stuck, running
+from tests.system.victims import PATIENCE, ROOT, Stuck, running, wait_until
 
 NOBODY = 65534
 COMMAND = [sys.executable, "-m", "collector", "sample"]

@@ -15,6 +15,7 @@ import pytest
 from collector.elfcore.reader import CoreFile
 from tests.system.live_targets import Target, live_target, waited_for
 from tests.system.live_victims import wait_untraced
+from tests.system.scratch import tmpfs
 from tests.system.snapshots import (
     COMMAND,
     backtraces,
@@ -41,11 +42,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a tenth of the target's memory."""
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "small", folder], check=True)
-    try:
+    with tmpfs(folder, "6m"):
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(autouse=True)

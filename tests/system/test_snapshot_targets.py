@@ -17,7 +17,7 @@ from collector.elfcore.reader import CoreFile
 from collector.model import Record, SnapshotFacts
 from collector.snapshot.stop import Perturb
 from tests.system.live_targets import Target, live_target
-from tests.system.live_victims import counters, states, tracers, wait_until
+from tests.system.live_victims import counters, states, tracers
 from tests.system.snapshots import (
     COMMAND,
     NOBODY,
@@ -28,7 +28,7 @@ from tests.system.snapshots import (
     nobodys_folder,
     refused,
 )
-from tests.system.victims import ROOT, build, descendants, running
+from tests.system.victims import ROOT, build, descendants, running, wait_until
 
 MODES = [("--mode", "threads"), ("--mode", "nonstop"), ("--mode", "full-stop"), ("--no-inject",)]
 

@@ -19,7 +19,8 @@ import os
 import resource
 import select
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,15 @@ PATIENCE = 60.0 * SLOWNESS  # seconds until a victim counts as stuck; generous f
 
 class Stuck(AssertionError):
     """A victim did not do in time what it was waited for."""
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that is bound to happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Stuck(what)
+        time.sleep(0.0005)
 
 
 @functools.cache
