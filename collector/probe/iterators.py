@@ -37,7 +37,6 @@ MAPPING = struct.Struct("<IIQQQQQIIQQQiI")  # struct cw_mapping
 HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cw_mapping_flag
 
 _SIZE = struct.Struct("<I")
-# Of struct cw_thread only size, ns_tid, clear_child_tid, robust_list and regs[21] (fs_base).
 
 # task_struct.__state <linux/sched.h>, as /proc/PID/stat shows it
 _STATES = ((0x402, "I"), (0x1, "S"), (0x2, "D"), (0x4, "T"), (0x8, "t"), (0x40, "P"))

@@ -1,11 +1,17 @@
-"""Tests that need something which this kernel lacks are skipped; see needs.py."""
+"""Tests that need something which this kernel lacks are skipped; see needs.py.
+
+Tests of a module that borrows the kernel's settings come after each other, in one process; the
+others run beside them (`pytest -n 2 --dist loadgroup`).
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.system import guardian
+from tests.system import agents, cores, guardian, hold_support, settings, two_cores
 from tests.system.needs import MARK, missing
+
+BORROWERS = {module.__name__ for module in (agents, cores, hold_support, settings, two_cores)}
 
 
 def pytest_sessionstart() -> None:
@@ -18,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        assert isinstance(item, pytest.Function)
+        names = vars(item.module).values()
+        if BORROWERS & {getattr(name, "__module__", None) for name in names}:
+            item.add_marker(pytest.mark.xdist_group("settings"))
         for mark in item.iter_markers(MARK):
             if (why := missing(mark.args[0])) is not None:
                 item.add_marker(pytest.mark.skip(reason=why))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.arch.x86_64 import FS_BASE
 from collector.capture.image import decode_maps
 from collector.elfcore.types import VM_DONTDUMP, Mapping, Thread
 from collector.errors import ProbeError
@@ -156,7 +157,9 @@ def test_threads_have_the_ids_and_masks_of_proc(probe: Probe, tmp_path: Path) ->
     assert threads[0].tid == victim.pid
     # the word that the kernel clears holds the thread's id until then
     assert cleared == {tid: tid for tid in expected}
-    assert {w.tid: w.clear_child_tid - w.fs_base for w in words} == dict.fromkeys(expected, OWN_TID)
+    assert {w.tid: w.clear_child_tid - w.regs[FS_BASE] for w in words} == dict.fromkeys(
+        expected, OWN_TID
+    )
     assert all(w.robust_list for w in words)
 
 
