@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from settings import kernel_settings
-from victims import running
+from tests.system.settings import kernel_settings
+from tests.system.victims import running
 
 
 class KernelCore(NamedTuple):

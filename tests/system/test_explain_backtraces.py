@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cores import KernelCore, kernel_core
-from settings import kernel_settings
-from victims import build, running
 
 from collector.explain.run import explain_core
 from collector.explain.types import Explanation
 from collector.model import Access, Frame
+from tests.system.cores import KernelCore, kernel_core
+from tests.system.settings import kernel_settings
+from tests.system.victims import build, running
 
 SCENARIOS = [
     ("null_main", [], "null_main.c:6", ["inner", "outer", "main"]),

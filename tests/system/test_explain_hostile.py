@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from cores import KernelCore, kernel_core
 
 from collector.explain.run import explain_core
 from collector.explain.types import Explanation
+from tests.system.cores import KernelCore, kernel_core
 
 ROOT = Path(__file__).resolve().parents[2]
 
