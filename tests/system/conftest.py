@@ -1,7 +1,7 @@
 """Tests that need something which this kernel lacks are skipped; see needs.py.
 
-Tests of a module that borrows the kernel's settings come after each other, in one process; the
-others run beside them (`pytest -n 2 --dist loadgroup`).
+Tests of a module that borrows the kernel's settings are marked `settings`: they come one after the
+other, and the others run beside them; see __main__.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ def pytest_sessionstart() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(feature): of the kernel; see tests/system/needs.py")
+    config.addinivalue_line("markers", "settings: it borrows the kernel's settings")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks
+def pytest_itemcollected(item: pytest.Item) -> None:
+    assert isinstance(item, pytest.Function)
+    names = vars(item.module).values()
+    if BORROWERS & {getattr(name, "__module__", None) for name in names}:
+        item.add_marker("settings")
+
+
+@pytest.hookimpl(trylast=True)  # only what `-m` has left: to try a feature may take its time
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        assert isinstance(item, pytest.Function)
-        names = vars(item.module).values()
-        if BORROWERS & {getattr(name, "__module__", None) for name in names}:
-            item.add_marker(pytest.mark.xdist_group("settings"))
         for mark in item.iter_markers(MARK):
             if (why := missing(mark.args[0])) is not None:
                 item.add_marker(pytest.mark.skip(reason=why))
