@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from collector.agent.crash import Crash
 from collector.agent.export import end
 from collector.explain.reason import OUTERMOST
 from collector.explain.run import explain_core
+
+log = logging.getLogger(__name__)
 
 
 class Files(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +60,12 @@ def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str 
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
         found = explain_core(core, exe=exe, root_fd=files.root)
-    finally:
-        files.close()
-        core.unlink(missing_ok=True)
+    except Exception as error:  # its record must be closed all the same
+        log.exception("record %s", crash.record.id)
+        _give_up(context, crash, core, files, f"the agent failed: {error!r}")
+        return
+    files.close()
+    core.unlink(missing_ok=True)
     crash.explained(found)
     if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
         crash.lose("outer_frames", cut)

@@ -66,10 +66,12 @@ def handle(context: Context, taken: Taken) -> None:
             gathered.close()
             raise
         write(context, crash)
-    except (CorewardError, OSError) as error:
+    except Exception as error:  # whatever it is, what BPF saw of the death goes on record
+        usual = isinstance(error, CorewardError | OSError)
+        why = str(error) if usual else f"the agent failed: {error!r}"
         context.metrics.errors.labels("handoff").inc()
-        log.error("process %d: %s", taken.handoff.pid, error)
-        if crash is not None and context.registry.give_back(crash, str(error)):
+        log.error("process %d: %s", taken.handoff.pid, why, exc_info=not usual)
+        if crash is not None and context.registry.give_back(crash, why):
             complete(context, crash)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from functools import partial
@@ -29,6 +30,8 @@ from collector.capture.run import run_writer
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
+log = logging.getLogger(__name__)
+
 
 def write(context: Context, crash: Crash) -> None:
     """Have the core written, and the death explained; never waits."""
@@ -53,12 +56,16 @@ def _write(context: Context, crash: Crash) -> None:
     """Run a writer for one process; the last use of its memory."""
     context.metrics.queued.set(context.lanes.captures.waiting)
     result: Written | Failed = Failed("the writer said nothing")
-    with contextlib.closing(run_writer(_job(context, crash))) as answers:
-        for answer in answers:
-            if isinstance(answer, Explainable):
-                _explain(context, crash, answer)
-            else:
-                result = answer
+    try:
+        with contextlib.closing(run_writer(_job(context, crash))) as answers:
+            for answer in answers:
+                if isinstance(answer, Explainable):
+                    _explain(context, crash, answer)
+                else:
+                    result = answer
+    except Exception as error:  # its memory must be let go of all the same
+        log.exception("record %s", crash.record.id)
+        result = Failed(f"the agent failed: {error!r}")
     _settle(context, crash, result)
 
 

@@ -184,15 +184,14 @@ def test_a_smaller_core_than_wanted(make: Make) -> None:
     )
 
 
-def test_a_hand_off_that_came_to_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # GIVEN a process that cannot be decided on: its files are damaged
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("stat")], ids=repr)
+def test_a_hand_off_that_came_to_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # GIVEN a process that cannot be decided on: its files are damaged, or not as we know them
     agent = make()
     agent.probe.tell(fatal())
-
-    def broken(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("collector.agent.flow.decide", broken)
+    monkeypatch.setattr("collector.agent.flow.decide", failing(error))
     agent.hand_over()
     agent.probe.tell(ended())
     agent.settle()
@@ -200,7 +199,32 @@ def test_a_hand_off_that_came_to_nothing(make: Make, monkeypatch: pytest.MonkeyP
     assert agent.log == ["released", "unpinned"]
     record = agent.record()
     assert (record.outcome, record.release) == (Outcome.RECORDED, None)
-    assert "Input/output error" in record.lost["core"]
+    assert error.args[-1] in record.lost["core"]
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"), [("write.run_writer", "core"), ("explain.explain_core", "frames")]
+)
+def test_a_stage_that_fails_in_a_way_nobody_thought_of(
+    make: Make, monkeypatch: pytest.MonkeyPatch, stage: str, part: str
+) -> None:
+    agent = make()
+    monkeypatch.setattr(f"collector.agent.{stage}", failing(KeyError("never")))
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN its memory is let go, and the record is closed and says why
+    assert agent.log[-1] == "unpinned"
+    assert agent.announced == [agent.record()]
+    assert agent.record().lost[part] == "the agent failed: KeyError('never')"
 
 
 def test_the_agent_stops_with_a_backlog(make: Make) -> None:
