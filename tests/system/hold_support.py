@@ -20,10 +20,10 @@ from collector.model import Backend
 from collector.native.build import build
 from tests.system import sanitized
 from tests.system.settings import kernel_settings
-from tests.system.victims import SLOWNESS
+from tests.system.victims import PATIENCE, SLOWNESS
 
 BOTH = (Backend.SOCKET, Backend.PIPE)
-PATIENCE_S = 60 * SLOWNESS  # for events that must come; a test that waits as long has failed
+PATIENCE_S = PATIENCE
 
 # Holds the first crash that arrives for as long as it lives. It gives nothing back.
 _AGENT = """

@@ -148,6 +148,7 @@ def test_a_null_dereference_is_reported_whole(probe: Probe, tmp_path: Path, wher
     assert data[inside : inside + len(PATTERN)] == PATTERN
 
 
+@pytest.mark.settings  # so that no agent is at work beside it
 def test_the_crash_site_is_a_build_id_and_an_offset(probe: Probe, tmp_path: Path) -> None:
     if count_raw_tracepoint_links("signal_deliver") > 1:
         # With interrupts off, the kernel lets one program per CPU look up build-ids; the next

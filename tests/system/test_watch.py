@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.system.agents import COMMAND, RunningAgent, Stuck, agent, scrape
-from tests.system.victims import ROOT, Victim, build, running
+from tests.system.victims import PATIENCE, ROOT, Victim, build, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -29,7 +29,7 @@ watch:
     every: 20ms
     keep: 25
 """
-PATIENCE_S = 60
+PATIENCE_S = PATIENCE
 
 
 def watched_count(running: RunningAgent) -> float:
