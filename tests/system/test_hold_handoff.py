@@ -26,7 +26,7 @@ from collector.model import Backend
 from collector.native.build import build
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
 from tests.system.needs import by_socket, needs
-from tests.system.victims import SLOWNESS
+from tests.system.victims import PATIENCE, SLOWNESS
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -68,7 +68,7 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
             assert (held.backend, held.pid, held.signal) == (kind, victim.pid, told)
             assert not victim.is_gone(within_s=0.05)
             held_ms = held.release()
-        assert victim.is_gone(PATIENCE_S)
+        assert victim.is_gone(PATIENCE)
         assert 50 <= held_ms == held.release()
         assert victim.process.wait() == -signal.SIGSEGV
         assert backend.refused == 0
@@ -255,7 +255,7 @@ def test_without_an_answer_the_pipe_helper_leaves_a_note(here: Place, absent: bo
         start_ticks = int(Path(f"/proc/{victim.pid}/stat").read_text().rsplit(")")[1].split()[19])
         before = int(time.time())
         victim.crash()
-        assert victim.is_gone(PATIENCE_S)
+        assert victim.is_gone(PATIENCE)
         agent.kill()
         agent.wait()
     backend = PipeBackend(here.run_dir, here.helper)
@@ -293,7 +293,7 @@ def test_the_helper_for_other_architectures_does_the_same(here: Place) -> None:
         agent.wait()
         with Victim(here) as second:
             second.crash()
-            assert second.is_gone(PATIENCE_S)
+            assert second.is_gone(PATIENCE)
     with contextlib.closing(PipeBackend(here.run_dir, here.helper)) as backend:
         (note,), lost = backend.notes()
         assert (note.pid, note.signal, lost) == (second.pid, signal.SIGSEGV, 0)

@@ -146,8 +146,8 @@ def test_sparse_memory(tmp_path: Path) -> None:
         done(coreward("snapshot", found.pid, "-o", file))
         took = children_cpu() - before_cpu
         tables = page_tables(found.pid)
-    # THEN that is little work, the process has not got more page tables by it, and the core takes no more
-    # room than the memory did
+    # THEN that is little work, the process has not got more page tables by it, and the core takes
+    # no more room than the memory did
     assert took < 15
     assert tables == before
     assert file.stat().st_size > 20 << 30
