@@ -12,7 +12,7 @@ OBJECT := $(BUILD)/coreward.bpf.o
 NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-cpu.so
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench clean
+.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench wheel clean
 
 setup: $(BIN)/.ready $(OBJECT) $(NATIVE)
 
@@ -61,6 +61,19 @@ kernel-tests: setup $(BUILD)/.kernel-debs
 
 bench: setup
 	@$(BIN)/python -m bench
+
+# For machines without a compiler: with all that was built here, and the sources that bcc compiles.
+WHEEL := $(BUILD)/wheel
+wheel: setup
+	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/src/collector
+	@cp pyproject.toml README.md LICENSE $(WHEEL)/src
+	@git ls-files -z collector | xargs -0 cp --parents -t $(WHEEL)/src
+	@cp $(NATIVE) $(WHEEL)/src/collector/native
+	@cp -r $(BUILD)/*.bpf.o bpf $(WHEEL)/src/collector/probe
+	@$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation \
+	    -w $(WHEEL) \
+	    --config-settings=--build-option=--plat-name=linux_$$(uname -m) $(WHEEL)/src
+	@ls $(WHEEL)/*.whl
 
 clean:
 	rm -rf .venv $(BUILD) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,6 @@
-"""Where the BPF source and the built object are: in the checkout that this package is part of."""
+"""Where the BPF sources and the built objects are: in this package where it was installed from a
+wheel (`make wheel`), else in the checkout that it is part of.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ from collector.errors import ProbeError
 
 OBJECT_NAME = "coreward.bpf.o"
 LIVE_OBJECT_NAME = "live.bpf.o"
-_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parent
+_ROOT = _PACKAGE.parents[1]
 
 
 def source_file() -> Path:
-    """bpf/coreward.bpf.c. ProbeError if the sources are not installed."""
+    """bpf/coreward.bpf.c. ProbeError if the sources are not there."""
     return _source("coreward.bpf.c")
 
 
@@ -22,17 +25,23 @@ def live_source_file() -> Path:
 
 
 def _source(name: str) -> Path:
-    path = _ROOT / "bpf" / name
-    if not path.is_file():
-        raise ProbeError(f"{path} is missing: compiling needs a checkout of the sources")
-    return path
+    places = [folder / "bpf" / name for folder in (_PACKAGE, _ROOT)]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ProbeError(f"{places[-1]} is missing: install the whole package, or use a checkout")
 
 
 def object_file() -> Path:
-    """Where the built object belongs; it may not be there."""
-    return _ROOT / "build" / OBJECT_NAME
+    """Where the built object is, or belongs in a checkout; it may not be there."""
+    return _object(OBJECT_NAME)
 
 
 def live_object_file() -> Path:
-    """Where the built object of live.bpf.c belongs; it may not be there."""
-    return _ROOT / "build" / LIVE_OBJECT_NAME
+    """The same of live.bpf.c."""
+    return _object(LIVE_OBJECT_NAME)
+
+
+def _object(name: str) -> Path:
+    installed = _PACKAGE / name
+    return installed if installed.is_file() else _ROOT / "build" / name
