@@ -33,6 +33,7 @@ from tests.system.live_targets import (
     word,
 )
 from tests.system.memory_cgroups import memory_cgroup
+from tests.system.victims import PATIENCE
 
 __all__ = ["without_rseq"]  # a fixture
 
@@ -44,7 +45,7 @@ def forked(pid: int) -> Iterator[ProcessCopy]:
     """A copy of a process. In a tracer's thread."""
     with (
         Injector(pid) as injector,
-        StoppedProcess(pid) as stopped,
+        StoppedProcess(pid, deadline=PATIENCE) as stopped,
         remote_fork(stopped, injector) as copy,
     ):
         yield copy

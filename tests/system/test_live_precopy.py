@@ -30,6 +30,7 @@ from tests.system.live_targets import (
     word,
 )
 from tests.system.needs import needs
+from tests.system.victims import PATIENCE
 
 __all__ = ["without_rseq"]  # a fixture
 
@@ -51,7 +52,7 @@ def freeze(target: Target, precopy: PreCopy) -> bool:
     """Freeze in a stop of the whole process."""
 
     def work() -> bool:
-        with StoppedProcess(target.pid):
+        with StoppedProcess(target.pid, deadline=PATIENCE):
             return precopy.freeze()
 
     return run_as_tracer(work)
@@ -164,7 +165,7 @@ def test_a_saturated_writer_is_forked_in_the_same_stop(tmp_path: Path) -> None:
     """
 
     def work() -> tuple[bool, int]:
-        with StoppedProcess(target.pid) as stopped:
+        with StoppedProcess(target.pid, deadline=PATIENCE) as stopped:
             fits = precopy.freeze()
             with remote_fork(stopped, injector) as copy:
                 memory = copy.memory(list_mappings(target.pid), {})

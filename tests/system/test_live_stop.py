@@ -20,7 +20,7 @@ from collector.linux import procfs, ptrace
 from collector.linux.ptrace import Stop, StopKind, run_as_tracer
 from collector.probe import Probe, decode_threads
 from collector.snapshot import tasks
-from collector.snapshot.stop import Pause, Perturb, StoppedProcess, Unstopped, Why
+from collector.snapshot.stop import DEADLINE, Pause, Perturb, StoppedProcess, Unstopped, Why
 from tests.system.live_victims import (
     NOTICING,
     counters,
@@ -31,9 +31,8 @@ from tests.system.live_victims import (
     wait_blocked,
     wait_untraced,
 )
-from tests.system.needs import needs
 from tests.system.probe_support import opened
-from tests.system.victims import ROOT, descendants, running, wait_until
+from tests.system.victims import PATIENCE, ROOT, descendants, running, wait_until
 
 STOPS = 20
 RAX = 10  # in struct user_regs_struct
@@ -48,12 +47,17 @@ def probe() -> Iterator[Probe]:
 
 
 def stop(
-    pid: int, policy: Perturb = Perturb.TRANSPARENT, probe: Probe | None = None
+    pid: int,
+    policy: Perturb = Perturb.TRANSPARENT,
+    probe: Probe | None = None,
+    *,
+    deadline: float = PATIENCE,
 ) -> StoppedProcess:
     """Stop and release a process at once."""
+    registers_of = probe.threads if probe else None
 
     def work() -> StoppedProcess:
-        with StoppedProcess(pid, policy, registers_of=probe.threads if probe else None) as stopped:
+        with StoppedProcess(pid, policy, deadline, registers_of=registers_of) as stopped:
             found = states(pid)
             assert {found[tid] for tid in stopped.tids} == {"t"}
         stopped.threads()
@@ -67,7 +71,6 @@ def pause_of(stopped: StoppedProcess) -> Pause:
     return stopped.pause
 
 
-@needs("usual speed")  # a stop has 50 ms
 def test_no_system_call_notices(tmp_path: Path) -> None:
     # GIVEN threads that block in each kind of system call, and two that compute
     file = tmp_path / "rows"
@@ -139,7 +142,6 @@ def _comparable(thread: Thread) -> tuple[object, ...]:
     return t.tid, general, t.xstate, t.name, t.ppid, t.pgrp, t.sid, t.sigpend, t.sighold
 
 
-@needs("usual speed")  # a stop has 50 ms
 def test_threads_are_born_all_the_time(tmp_path: Path) -> None:
     # GIVEN a process that creates and joins threads as fast as it can
     file = tmp_path / "counters"
@@ -148,7 +150,7 @@ def test_threads_are_born_all_the_time(tmp_path: Path) -> None:
             before = counters(file)
 
             def work() -> tuple[bool, int, set[int]]:
-                with StoppedProcess(victim.pid) as stopped:
+                with StoppedProcess(victim.pid, deadline=PATIENCE) as stopped:
                     # WHEN it is stopped THEN nothing at all goes on
                     first = counters(file)
                     there = {t for t, state in states(victim.pid).items() if state not in "ZX"}
@@ -178,7 +180,7 @@ def test_a_thousand_threads(tmp_path: Path) -> None:
         assert {t.tid: t.name for t in threads[1:]} == {t: r.name[:15] for t, r in before.items()}
         assert stopped.left_out == []
         pause = pause_of(stopped)
-        assert 0 < pause.worst <= pause.total <= pause.traced < 1000
+        assert 0 < pause.worst <= pause.total <= pause.traced
         wait_blocked(victim.pid, file)
         assert rows(file) == before
 
@@ -203,7 +205,7 @@ def test_a_process_in_sigstop_stays_there(tmp_path: Path) -> None:
         wait_until(lambda: set(states(victim.pid).values()) == {"T"}, "SIGSTOP does not stop it")
 
         def work() -> None:
-            with StoppedProcess(victim.pid):
+            with StoppedProcess(victim.pid, deadline=PATIENCE):
                 os.kill(victim.pid, signal.SIGCONT)
 
         run_as_tracer(work)
@@ -220,7 +222,7 @@ def test_signals_are_delivered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         # GIVEN a process that is held WHEN signals come
         def work() -> None:
-            with StoppedProcess(pid):
+            with StoppedProcess(pid, deadline=PATIENCE):
                 os.kill(pid, signal.SIGUSR1)
                 os.kill(pid, signal.SIGUSR2)
                 os.kill(pid, signal.SIGRTMIN)
@@ -260,8 +262,7 @@ def test_who_waits_in_vfork_is_left_out(probe: Probe, tmp_path: Path) -> None:
         wait_until(lambda: sorted(states(victim.pid).values()) == ["D", "S", "S"], "no vfork")
         (waiting,) = [tid for tid, state in states(victim.pid).items() if state == "D"]
         # WHEN the process is stopped THEN that does not hang
-        stopped = stop(victim.pid, probe=probe)
-        assert pause_of(stopped).total < 1000
+        stopped = stop(victim.pid, probe=probe, deadline=DEADLINE)
         # AND the one is named, with what is known of it
         (other,) = stopped.left_out
         assert (other.tid, other.why) == (waiting, Why.UNINTERRUPTIBLE)
@@ -323,7 +324,7 @@ def test_dying_while_it_is_held(tmp_path: Path) -> None:
         wait_blocked(victim.pid, file)
 
         def work() -> list[Thread]:
-            with StoppedProcess(victim.pid) as stopped:
+            with StoppedProcess(victim.pid, deadline=PATIENCE) as stopped:
                 os.kill(victim.pid, signal.SIGKILL)
             return stopped.threads()
 
@@ -359,7 +360,7 @@ from collector.linux.ptrace import run_as_tracer
 from collector.snapshot.stop import StoppedProcess
 from collector.errors import CaptureError
 def work():
-    with StoppedProcess(int(sys.argv[1])) as stopped:
+    with StoppedProcess(int(sys.argv[1]), deadline=60) as stopped:
         pass
     return len(stopped.threads())
 try:
@@ -465,7 +466,7 @@ def test_ids_are_those_of_its_own_namespace() -> None:
         found: list[Thread] = []
 
         def work() -> None:
-            with StoppedProcess(inner) as stopped:
+            with StoppedProcess(inner, deadline=PATIENCE) as stopped:
                 pass
             found.extend(stopped.threads())
 
