@@ -31,6 +31,7 @@ from tests.system.live_victims import (
     wait_blocked,
     wait_untraced,
 )
+from tests.system.needs import needs
 from tests.system.probe_support import opened
 from tests.system.victims import PATIENCE, ROOT, descendants, running, wait_until
 
@@ -169,6 +170,7 @@ def test_threads_are_born_all_the_time(tmp_path: Path) -> None:
         wait_untraced(victim.pid)
 
 
+@needs("usual speed")  # it waits for a moment at which all of them sleep
 def test_a_thousand_threads(tmp_path: Path) -> None:
     file = tmp_path / "rows"
     with running("live_blocked", str(file), "0", "1000", cwd=tmp_path) as victim:
