@@ -1,6 +1,6 @@
 """`make kernels`: all that the product promises, tried on each kernel that the README names.
 
-    python -m tests.kernels [--kernel 6.1 ...] [--short] [--no-tests]
+    python -m tests.kernels [--kernel 6.1 ...] [--short] [--no-tests | --only-tests]
 
 Boots 6.1 and 6.12 one after the other, and takes this machine's kernel as it is ("host"). On each,
 all scenarios with both loaders and each hand-off, and then as much of tests/system as is meant for
@@ -84,7 +84,11 @@ def main() -> int:
     try:
         for name in args.kernel:
             print(f"=== {name}", flush=True)
-            good = try_kernel(Machine(name), short=args.short, tests=args.tests) and good
+            machine = Machine(name)
+            if args.only_tests:
+                good = try_tests(machine) and good
+            else:
+                good = try_kernel(machine, short=args.short, tests=args.tests) and good
     except KernelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -94,6 +98,17 @@ def main() -> int:
         write(DOCUMENT, known)
         print(f"{DOCUMENT.relative_to(ROOT)} is written")
     return 0 if good else 1
+
+
+def try_tests(machine: Machine) -> bool:
+    """Whether the system tests are as they should be there; what the scenarios found stays."""
+    known = _load(machine.name)
+    if known is None:
+        raise KernelError(f"{machine.name}: the scenarios were not tried there yet")
+    tested = _system_tests(machine)
+    _save(machine.name, msgspec.structs.replace(known, tests=tested))
+    _tell(tested)
+    return not tested.failed
 
 
 def try_kernel(machine: Machine, *, short: bool, tests: bool) -> bool:
@@ -113,13 +128,13 @@ def try_kernel(machine: Machine, *, short: bool, tests: bool) -> bool:
             cells=cells,
             tests=tested,
         )
-        (RESULTS / f"{machine.name}.json").write_bytes(msgspec.json.encode(result))
+        _save(machine.name, result)
     surprising = [cell for cell in cells if cell.surprising]
     print(f"--- {machine.name}: {len(cells)} cells, {len(surprising)} not as expected")
     for cell in surprising:
         print(f"{cell.loader} {cell.handoff} {cell.feature}: {cell.state}, {cell.detail}")
     if tested is not None:
-        print(f"{tested.passed} system tests passed; failed: {', '.join(tested.failed) or 'none'}")
+        _tell(tested)
     return status == 0 and bool(cells) and not (tested and tested.failed)
 
 
@@ -143,6 +158,14 @@ def _system_tests(machine: Machine) -> SystemTests:
     return SystemTests(passed=passed, failed=tuple(failed), skipped=dict(skipped))
 
 
+def _tell(tested: SystemTests) -> None:
+    print(f"{tested.passed} system tests passed; failed: {', '.join(tested.failed) or 'none'}")
+
+
+def _save(name: str, result: Result) -> None:
+    (RESULTS / f"{name}.json").write_bytes(msgspec.json.encode(result))
+
+
 def _load(name: str) -> Result | None:
     file = RESULTS / f"{name}.json"
     return msgspec.json.decode(file.read_bytes(), type=Result) if file.exists() else None
@@ -154,7 +177,9 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--kernel", nargs="+", default=[*KERNELS, HOST], choices=[*KERNELS, HOST])
     add("--short", action="store_true", help="one loader, one hand-off; nothing is kept")
-    add("--no-tests", dest="tests", action="store_false", help="without tests/system")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--no-tests", dest="tests", action="store_false", help="without tests/system")
+    only.add_argument("--only-tests", action="store_true", help="tests/system, and nothing else")
     args = parser.parse_args(words)
     if os.geteuid() != 0:
         parser.error("needs root")
