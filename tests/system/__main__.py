@@ -1,4 +1,4 @@
-"""All system tests: those that borrow the kernel's settings, and beside them the others.
+"""All system tests: one after the other those that are marked `alone`, and beside them the others.
 
     python -m tests.system [pytest's options]
 
@@ -17,10 +17,10 @@ def main() -> int:
     command = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:], "tests/system"]
     with tempfile.TemporaryFile() as said:
         beside = subprocess.Popen(
-            [*command, "-m", "not settings"], stdout=said, stderr=subprocess.STDOUT
+            [*command, "-m", "not alone"], stdout=said, stderr=subprocess.STDOUT
         )
         try:
-            status = subprocess.call([*command, "-m", "settings"])
+            status = subprocess.call([*command, "-m", "alone"])
         except BaseException:  # Ctrl-C
             beside.terminate()
             raise

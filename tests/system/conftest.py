@@ -1,7 +1,7 @@
 """Tests that need something which this kernel lacks are skipped; see needs.py.
 
-Tests of a module that borrows the kernel's settings are marked `settings`: they come one after the
-other, and the others run beside them; see __main__.py.
+Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that flood
+BPF's ring with deaths: they come one after the other, and the others run beside them; see __main__.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(feature): of the kernel; see tests/system/needs.py")
-    config.addinivalue_line("markers", "settings: it borrows the kernel's settings")
+    config.addinivalue_line("markers", "alone: not at the same time as others that are so marked")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks
@@ -28,7 +28,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     assert isinstance(item, pytest.Function)
     names = vars(item.module).values()
     if BORROWERS & {getattr(name, "__module__", None) for name in names}:
-        item.add_marker("settings")
+        item.add_marker("alone")
 
 
 @pytest.hookimpl(trylast=True)  # only what `-m` has left: to try a feature may take its time

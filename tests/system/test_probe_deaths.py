@@ -39,6 +39,7 @@ from tests.system.probe_support import (
 from tests.system.raw_tracepoints import count_raw_tracepoint_links
 from tests.system.victims import Victim, build, running
 
+pytestmark = pytest.mark.alone  # it floods the ring
 SEGV_MAPERR = 1  # <asm-generic/siginfo.h>
 SI_USER = 0
 SI_TKILL = -6
@@ -148,7 +149,6 @@ def test_a_null_dereference_is_reported_whole(probe: Probe, tmp_path: Path, wher
     assert data[inside : inside + len(PATTERN)] == PATTERN
 
 
-@pytest.mark.settings  # so that no agent is at work beside it
 def test_the_crash_site_is_a_build_id_and_an_offset(probe: Probe, tmp_path: Path) -> None:
     if count_raw_tracepoint_links("signal_deliver") > 1:
         # With interrupts off, the kernel lets one program per CPU look up build-ids; the next
