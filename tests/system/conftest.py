@@ -1,7 +1,7 @@
 """Tests that need something which this kernel lacks are skipped; see needs.py.
 
 Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that flood
-BPF's ring with deaths: they come one after the other, and the others run beside them; see __main__.py.
+BPF's ring with deaths: they come one after the other, and the others run beside them (__main__.py).
 """
 
 from __future__ import annotations
