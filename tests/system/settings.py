@@ -26,7 +26,9 @@ PATHS = {
     "core_pipe_limit": Path("/proc/sys/kernel/core_pipe_limit"),
     "core_uses_pid": Path("/proc/sys/kernel/core_uses_pid"),
     "suid_dumpable": Path("/proc/sys/fs/suid_dumpable"),
+    "pid_max": Path("/proc/sys/kernel/pid_max"),
 }
+_PID_MAX = "4194304"  # as many as there are on x86-64: no pid comes twice while a test looks
 
 
 class KernelSettings:
@@ -68,6 +70,7 @@ def kernel_settings(**values: str) -> Iterator[KernelSettings]:
         atexit.register(restore_at_exit)
         try:
             settings = KernelSettings()
+            settings.write("pid_max", _PID_MAX)
             for name, value in values.items():
                 settings.write(name, value)
             yield settings
