@@ -33,7 +33,8 @@ def settings() -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_a_killed_run_leaves_nothing(number: int) -> None:
     with kernel_settings():  # whatever an earlier one has left is put back
-        before = settings()
+        pass
+    before = settings()
     # GIVEN a run whose agent has taken crashes over
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
     with subprocess.Popen(
