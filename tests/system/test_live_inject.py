@@ -70,6 +70,7 @@ def test_a_thread_makes_a_call_and_nothing_remains_of_it(
         assert target.goes_on()
 
 
+@needs("pre-copy")
 def test_a_filtered_process_makes_calls_that_its_filter_forbids(tmp_path: Path) -> None:
     """
     GIVEN a process that its seccomp filter kills for userfaultfd(2)

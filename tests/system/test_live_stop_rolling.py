@@ -19,6 +19,7 @@ from collector.probe import decode_threads
 from collector.snapshot.rolling import Rolled, roll
 from collector.snapshot.stop import Perturb, Why
 from tests.system.live_victims import NOTICING, counters, rows, states, wait_blocked, wait_untraced
+from tests.system.needs import needs
 from tests.system.probe_support import opened
 from tests.system.victims import ROOT, running, wait_until
 
@@ -35,6 +36,7 @@ def memory(pid: int, address: int, size: int) -> bytes:
         return file.read(size)
 
 
+@needs("usual speed")  # a thread stands for microseconds
 def test_no_system_call_notices(tmp_path: Path) -> None:
     # GIVEN threads that block in each kind of system call, and two that compute
     file = tmp_path / "rows"
@@ -112,6 +114,7 @@ def ends_at(pid: int, address: int) -> bool:
     return untouched or any(m.end == address and m.prot & Prot.R for m in maps)
 
 
+@needs("usual speed")  # a thread has 5 ms to be found
 def test_threads_are_born_all_the_time(tmp_path: Path) -> None:
     file = tmp_path / "counters"
     with running("live_busy", str(file), cwd=tmp_path) as victim:

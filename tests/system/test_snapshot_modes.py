@@ -15,6 +15,7 @@ from collector.elfcore.reader import CoreFile
 from collector.model import Capture, Cause, Outcome, Record, SnapshotFacts
 from collector.snapshot.inject import Injector
 from tests.system.live_targets import Target, live_target
+from tests.system.needs import needs
 from tests.system.snapshots import backtraces, coreward, done, executable_of
 
 ROLLING = ("--mode", "threads", "--fpu")
@@ -185,6 +186,7 @@ def test_a_long_copy_is_made_only_when_asked_for(
     assert "another program is injecting" in said
 
 
+@needs("pre-copy")
 def test_a_process_of_huge_pages_is_forked(tmp_path: Path) -> None:
     # GIVEN 512 MiB in huge pages
     with live_target(tmp_path, "thp:512") as target:

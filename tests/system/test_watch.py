@@ -30,6 +30,7 @@ watch:
     keep: 25
 """
 PATIENCE_S = PATIENCE
+KEEP = 25
 
 
 def watched_count(running: RunningAgent) -> float:
@@ -60,10 +61,13 @@ def _recorder_of(running: RunningAgent) -> int | None:
     return next((pid for pid, name in names.items() if b"collector.watch\0" in name), None)
 
 
-def sampled(running: RunningAgent) -> None:
-    """Until the newly started process was seen, and sampled for a while."""
+def sampled(running: RunningAgent, processes: int = 1) -> None:
+    """Until each of so many processes that are watched has all the samples that are kept.
+
+    On a busy machine they are looked at in turn; up to three more may be other people's.
+    """
     so_far = running.metric("coreward_watch_samples_total")
-    until(running, "coreward_watch_samples_total", so_far + 50)
+    until(running, "coreward_watch_samples_total", so_far + (KEEP + 1) * (processes + 3))
 
 
 def gdb(core: Path) -> str:
@@ -171,7 +175,7 @@ def test_a_killed_process_leaves_its_samples(watching: RunningAgent, tmp_path: P
         victim.wait()
         record = watching.record(victim.pid)
     assert record["cause"] == "killed"
-    assert record["samples"]["count"] == 25
+    assert record["samples"]["count"] == KEEP
 
 
 def test_others_have_none(watching: RunningAgent, tmp_path: Path) -> None:
@@ -194,7 +198,7 @@ def test_a_hostile_name(watching: RunningAgent, tmp_path: Path) -> None:
         victim.go()
         victim.wait()
         record = watching.record(victim.pid)
-    assert record["samples"]["count"] == 25
+    assert record["samples"]["count"] == KEEP
     assert "\x1b" not in watching.command("info", record["id"])
 
 
@@ -208,7 +212,7 @@ def test_a_process_without_its_main_thread(watching: RunningAgent, tmp_path: Pat
         victim.wait()
         record = watching.record(victim.pid)
     # THEN its samples tell where the thread was that went on
-    assert record["samples"]["count"] == 25
+    assert record["samples"]["count"] == KEEP
     assert "survivor" in watching.command("info", record["id"])
 
 
@@ -224,7 +228,7 @@ def test_a_killed_recorder_is_replaced(watching: RunningAgent, tmp_path: Path) -
         victim.go()
         victim.wait()
         # THEN it does the same work
-        assert watching.record(victim.pid)["samples"]["count"] == 25
+        assert watching.record(victim.pid)["samples"]["count"] == KEEP
 
 
 def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_path: Path) -> None:
@@ -233,7 +237,7 @@ def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_pa
         running("watched", cwd=tmp_path) as victim,
         running("watched", cwd=tmp_path) as killed,
     ):
-        sampled(watching)
+        sampled(watching, 2)
         recorder = recorder_of(watching)
         with running("waiting_stack", "now", cwd=tmp_path) as waiting:
             # WHEN the recorder has given that one up
@@ -241,24 +245,24 @@ def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_pa
             killed.process.kill()
             killed.wait()
             # THEN it is still looked at, but for its stack
-            sampled(watching)
+            sampled(watching, 2)
             waiting.process.kill()
             waiting.wait()
             record = watching.record(waiting.pid)
-            assert record["samples"]["count"] == 25
+            assert record["samples"]["count"] == KEEP
             # AND the others have kept their samples, are sampled on, and have them when they die
             assert recorder_of(watching) == recorder
-            assert watching.record(killed.pid)["samples"]["count"] == 25
+            assert watching.record(killed.pid)["samples"]["count"] == KEEP
             sampled(watching)
             victim.go()
             victim.wait()
-            assert watching.record(victim.pid)["samples"]["count"] == 25
+            assert watching.record(victim.pid)["samples"]["count"] == KEEP
             # AND so has what is started later
             with running("watched", cwd=tmp_path) as later:
                 sampled(watching)
                 later.go()
                 later.wait()
-                assert watching.record(later.pid)["samples"]["count"] == 25
+                assert watching.record(later.pid)["samples"]["count"] == KEEP
 
 
 def test_deaths_while_the_recorder_hangs_are_recorded(
@@ -333,7 +337,7 @@ def wish(victim: Victim, what: str) -> None:
         ("s", "still", r"none of its 3 threads has run for 0 s", "nonstop"),
         ("d", "stuck", r"thread `stuck` \(\d+\) has not run .*, in state D, in vfork", "threads"),
         ("f", "leak", r"20\d open descriptors, more than 150", "threads"),
-        ("m", "fat", r"6\d MiB resident, more than 32 for 0 s", "full-stop"),
+        ("m", "fat", r"\d\d MiB resident, more than 32 for 0 s", "full-stop"),
         ("b", "hot", r"\d\.\d\d CPUs busy, more than 0.50 for 0 s", "threads"),
     ],
     ids=["blocked", "no-progress", "uninterruptible", "descriptors", "resident", "cpu"],
