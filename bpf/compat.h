@@ -28,7 +28,6 @@
 #define TASK_MAP(name, value_type) BPF_TASK_STORAGE(name, value_type)
 #define RING_MAP(name, bytes) BPF_RINGBUF_OUTPUT(name, (bytes) / 4096)
 #define OFFSET_OF(type, field) __builtin_offsetof(type, field)
-#define KERNEL_RELEASE LINUX_VERSION_CODE
 /* Offsets are taken by the compiler's front end, which is proved right (btf.py): bcc compiles for
  * x86 and then makes BPF of it, whose wide integers are aligned differently. */
 #define ADDRESS(p, field) \
@@ -75,9 +74,6 @@
 	__builtin_preserve_field_info(((type *)0)->field, BPF_FIELD_BYTE_OFFSET)
 #define ADDRESS(p, field) (&(p)->field)
 
-extern int LINUX_KERNEL_VERSION __kconfig; /* libbpf knows it */
-#define KERNEL_RELEASE LINUX_KERNEL_VERSION
-
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 #endif
@@ -108,9 +104,6 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 /* mark_victim passes the task since 6.9 (and where that was ported back), its pid before. */
 #define IS_KERNEL_POINTER(word) ((s64)(word) < 0)
 
-/* FMODE_BACKING <linux/fs.h>: moved in 6.14. */
-#define BACKING_FILE (KERNEL_RELEASE >= 0x060e00 ? 1U << 24 : 1U << 25)
-
 /* struct fpu moved from thread_struct to the end of task_struct in 6.16. */
 #ifdef COREWARD_BCC
 
@@ -123,8 +116,7 @@ FN struct fpu *task_fpu(struct task_struct *t)
 #endif
 }
 
-/* Of a file on overlayfs the mapped one is a backing file; user space knows its user_path (6.8). */
-FN struct path *file_user_path(struct file *file)
+FN struct path *backing_path(struct file *file)
 {
 #ifdef COREWARD_USER_PATH
 	return ADDRESS((struct backing_file *)file, user_path);
@@ -139,7 +131,7 @@ struct backing_file___since_6_8 {
 	struct path user_path;
 } __attribute__((preserve_access_index));
 
-FN struct path *file_user_path(struct file *file)
+FN struct path *backing_path(struct file *file)
 {
 	struct backing_file___since_6_8 *backing = (void *)file;
 
@@ -166,5 +158,19 @@ FN struct fpu *task_fpu(struct task_struct *t)
 }
 
 #endif
+
+/* FMODE_BACKING <linux/fs.h> is one of these: it moved in 6.14, and where that was ported back. The
+ * other has had several meanings. */
+#define MAY_BE_BACKING (3U << 24)
+
+/* Of a file on overlayfs the mapped one is a backing file (6.8); user space knows its user_path. 0:
+ * it is none. What lies behind another kind of file is no path: its parts do not fit together. */
+FN struct path *file_user_path(struct file *file)
+{
+	struct path *path = READ(file, f_mode) & MAY_BE_BACKING ? backing_path(file) : 0;
+	struct super_block *super = path ? READ(READ(path, dentry), d_sb) : 0;
+
+	return super && super == READ(READ(path, mnt), mnt_sb) ? path : 0;
+}
 
 #endif

@@ -475,7 +475,7 @@ FN int is_worth_telling(struct vm_area_struct *vma)
 FN void report_mapped(struct vm_area_struct *vma, u32 pid, u64 start_ns, struct path *root)
 {
 	struct file *file = READ(vma, vm_file);
-	struct path *path = READ(file, f_mode) & BACKING_FILE ? file_user_path(file) : 0;
+	struct path *path = file_user_path(file);
 	struct cw_mapped *out;
 
 	out = bpf_ringbuf_reserve(&ring, sizeof(*out), 0);

@@ -143,7 +143,7 @@ FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 	out->inode = GET(inode, i_ino);
 	out->nlink = GET(inode, i_nlink);
 	out->dev = GET(GET(inode, i_sb), s_dev);
-	user_path = GET(file, f_mode) & BACKING_FILE ? file_user_path(file) : 0;
+	user_path = file_user_path(file);
 	if (user_path)
 		return walked_path(out, bytes, user_path);
 	return bpf_d_path((struct path *)ADDRESS(file, f_path), bytes, CW_PAGE);
