@@ -6,6 +6,8 @@ import signal
 from typing import overload
 
 _NAMES = {int(member): member.name for member in signal.Signals}
+# signal(7), disposition "Core": the kernel hands over what dies of these
+CORE_SIGNALS = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
 _FIRST, _LAST = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
 
 

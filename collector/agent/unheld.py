@@ -25,15 +25,11 @@ from collector.policy.limit import site_of
 from collector.policy.match import decide
 from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
-from collector.signals import signal_name
+from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.ids import record_id
 from collector.store.store import Store
 
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock
-CORE_SIGNALS = frozenset(
-    # signal(7), disposition "Core"
-    {3, 4, 5, 6, 7, 8, 11, 24, 25, 31}
-)
 
 
 def record_unheld(context: Context, crash: Crash) -> None:
@@ -138,7 +134,8 @@ def _explain_events(context: Context, crash: Crash) -> None:
 def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> str:
     seen = crash.seen
     if seen.signal not in CORE_SIGNALS:
-        return f"{seen.cause}: the kernel hands over only signals that dump core"
+        name = signal_name(seen.signal) or seen.cause
+        return f"{name}: the kernel hands over only signals that dump core"
     if late:
         was_taken = context.probe is not None and context.probe.was_taken(who.key)
         return "the agent was killed" if was_taken else "the agent was down"

@@ -8,6 +8,7 @@ one line and an exit status happens here and nowhere else.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from collector import __version__
+from collector.cli.output import say_no_more
 from collector.errors import CorewardError
 
 DEFAULT_STORE = Path("/var/lib/coreward")
@@ -69,9 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"coreward: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        # the reader of our output left (`| head`): not an error; keep the interpreter quiet too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader of our output left (`| head`): not an error
+        say_no_more()
         return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        say_no_more()
+        print(f"coreward: stdout: cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -9,7 +9,7 @@ import msgspec
 
 from collector.cli import render
 from collector.cli.choice import id_argument, json_argument, reading
-from collector.cli.cores import core_of, plain_core, warn_incomplete
+from collector.cli.cores import being_worked_on, core_of, plain_core, warn_incomplete
 from collector.errors import NotFound
 from collector.explain.types import ThreadFrames
 from collector.model import Frame, Record
@@ -53,7 +53,7 @@ class BtVerb:
             if args.all:
                 return _all(store, record, as_json=args.json)
         if record.frames is None:
-            why = record.lost.get("frames") or "nobody has unwound it"
+            why = record.lost.get("frames") or being_worked_on(record) or "nobody has unwound it"
             raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}")
         if args.json:
             render.print_json(_backtrace(record, record.frames))
@@ -82,7 +82,9 @@ def _all(store: Store, record: Record, *, as_json: bool) -> int:
     from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
 
     with plain_core(core_of(store, record)) as core:
-        explanation = explain_core(core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY)
+        explanation = explain_core(
+            core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY, nice=0
+        )
     warn_incomplete(record)
     if explanation.threads is None:
         why = explanation.lost.get("threads") or explanation.lost.get("frames") or "not said why"

@@ -23,6 +23,11 @@ from collector.watch.flight import Flight, read
 _INCOMPLETE = (Outcome.TRUNCATED, Outcome.REDUCED)
 
 
+def being_worked_on(record: Record) -> str | None:
+    """Why something of a death of this moment may be missing; None: its record is closed."""
+    return None if record.reason else "the agent is still at work on it; try again in a moment"
+
+
 def core_of(store: Store, record: Record) -> Path:
     """Where the record's core is. NotFound says why there is none."""
     path = store.core_path(record)
@@ -30,7 +35,11 @@ def core_of(store: Store, record: Record) -> Path:
         return path
     if record.core is not None:
         raise NotFound(f"record {record.id}: its core ({record.core}) is gone from the store")
-    why = record.lost.get("core") or f"what was captured is `{record.capture.value}`"
+    why = (
+        record.lost.get("core")
+        or being_worked_on(record)
+        or f"what was captured is `{record.capture.value}`"
+    )
     raise NotFound(f"record {record.id} has no core: {clean(why)}")
 
 

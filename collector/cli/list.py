@@ -46,7 +46,7 @@ class ListVerb:
             render.print_json(records)
         elif records:
             print("\n".join(table(records, short_id_length(ids), render.Screen())))
-        else:
+        elif args.limit != 0:
             matching = "" if wanted == Filter() else " that match"
             print(f"no deaths{matching} on record in {render.clean(args.store)}")
         render.print_lost(damage)

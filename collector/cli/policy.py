@@ -21,7 +21,7 @@ from collector.policy.load import PolicyErrors, load
 from collector.policy.match import DEFAULTS, Trial, matcher, watch_rule
 from collector.policy.types import Action, Codec, Decision, Facts, Limit, Policy, Watch
 from collector.policy.units import parse_signal, quote, show_duration, show_size
-from collector.signals import signal_name
+from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.encoding import json_text
 
 
@@ -84,11 +84,12 @@ def _check(args: argparse.Namespace) -> int:
         ]
         _print_json({"file": str(args.file), "ok": False, "problems": problems})
         return errors.exit_status
-    rules = len(policy.rules)
+    rules, watch = len(policy.rules), len(policy.watch)
     if args.json:
-        _print_json({"file": str(args.file), "ok": True, "rules": rules})
+        _print_json({"file": str(args.file), "ok": True, "rules": rules, "watch": watch})
     else:
-        print(f"{args.file}: ok: {rules} rule{'' if rules == 1 else 's'}")
+        watched = f", {watch} of `watch`" if watch else ""
+        print(f"{args.file}: ok: {rules} rule{'' if rules == 1 else 's'}{watched}")
     return 0
 
 
@@ -162,6 +163,8 @@ def _report(facts: Facts, decision: Decision, trials: tuple[Trial, ...]) -> list
         lines.append(f"  + {DEFAULTS}: {decision.why}")
     lines.append("what would happen")
     lines += [f"  {setting:<13}{text}" for setting, text in _settings(decision.action)]
+    if facts.signal is not None and facts.signal not in CORE_SIGNALS:
+        lines.append(f"  {'but':<13}{signal_name(facts.signal)} dumps no core: a record at most")
     return lines
 
 

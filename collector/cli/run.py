@@ -15,6 +15,7 @@ from pathlib import Path
 from collector.agent.context import Context, Lanes
 from collector.agent.loop import Agent
 from collector.agent.release import Pins
+from collector.cli.output import say_no_more
 from collector.cli.render import clean
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
@@ -25,7 +26,7 @@ from collector.handoff.settings import SettingsGuard
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
-from collector.probe import Counters, Probe, open_probe
+from collector.probe import Counters, Probe, open_probe, pins
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 
@@ -102,7 +103,8 @@ class RunVerb:
             native = Native()
             store = parts.enter_context(Store(path, create=True))
             store.clean_partial()
-            probe = _open_probe(args, parts)
+            undo = parts.enter_context(contextlib.ExitStack())
+            probe = _open_probe(args, parts, undo)
             if probe is not None:
                 native.use_bpf(*probe.iterators)
             backend = _open_backend(args.run_dir, policy, native, parts)
@@ -143,6 +145,7 @@ class RunVerb:
             gc.collect()
             gc.freeze()
             sys.setswitchinterval(SWITCH_INTERVAL_S)
+            undo.pop_all()
             agent.run()
         return 0
 
@@ -162,7 +165,11 @@ def announce(record: Record) -> None:
     late = ", while the agent was down" if record.late else ""
     line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
     reason = record.reason or record.cause.value
-    print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
+    try:
+        print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
+    except OSError as error:  # nobody reads them any more, or the disk is full
+        say_no_more()
+        log.warning("no lines any more: stdout cannot be written: %s", error.strerror)
 
 
 def _nothing_works(args: argparse.Namespace, backend: OpenBackend | NoBackend) -> HoldError:
@@ -174,9 +181,13 @@ def _nothing_works(args: argparse.Namespace, backend: OpenBackend | NoBackend) -
     )
 
 
-def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe | None:
+def _open_probe(
+    args: argparse.Namespace, parts: contextlib.ExitStack, undo: contextlib.ExitStack
+) -> Probe | None:
+    """undo: for what must not stay if the agent does not start."""
     if args.bpf == "none":
         return None
+    is_new = not args.pin_dir.is_dir() or not list(pins.builds(args.pin_dir))
     try:
         probe = parts.enter_context(open_probe(args.bpf, args.pin_dir))
     except ProbeError as error:
@@ -186,6 +197,8 @@ def _open_probe(args: argparse.Namespace, parts: contextlib.ExitStack) -> Probe 
         return None
     if args.unpin:
         parts.callback(probe.unpin)
+    elif is_new:  # an agent that does not start leaves nothing behind
+        undo.callback(probe.unpin)
     if lost := probe.counters().overwritten:
         log.warning(
             "%d deaths are only counted: an agent was killed before it had them on record, "

@@ -34,8 +34,7 @@ _SHORTEST = 0.01  # seconds between two samples
 class SampleVerb:
     """Watches where the threads of live processes are, without stopping them: state, system call
     or wait channel, time on a CPU, and the user stack of every thread, again and again. Ctrl-C
-    ends it and shows what there is. Other users than root see their own processes, without
-    stacks."""
+    ends it and shows what there is. Other users than root see their own processes."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pids", nargs="+", type=int, metavar="PID")

@@ -41,13 +41,15 @@ def explain_core(
     root_fd: int | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
+    nice: int = 19,
 ) -> Explanation:
     """Backtraces and what else a plain ELF core says. Blocks for at most `timeout` seconds.
 
     all_threads: of all threads, not only the dying one. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
     dead process had as its root, O_PATH suffices; None: this process's. memory: bytes of private
-    memory that the child may have. Raises nothing for a bad core, or for a child that fails.
+    memory that the child may have. nice: 0 if somebody waits for it. Raises nothing for a bad core,
+    or for a child that fails.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -55,6 +57,7 @@ def explain_core(
             if not stat.S_ISREG(os.fstat(fds[0]).st_mode):
                 return _failed(f"{core} is not a regular file")
             command = _command(f"/proc/self/fd/{fds[0]}", timeout, memory)
+            command += ["--nice", str(nice)]
             if exe is not None:
                 with contextlib.suppress(OSError):  # then the core's own path is tried
                     fds.append(_open(exe, os.O_PATH, stack))

@@ -82,7 +82,9 @@ def store_snapshot(
             record, facts = take(pid, request, write, live, folder, key)
             if trigger is not None:
                 record = msgspec.structs.replace(record, rule=trigger.rule, trigger=trigger.trigger)
-            record = _explained(record, facts, folder / EXPLAIN_CORE, files)
+            # a person waits for it, or nobody does
+            nice = 0 if trigger is None else 19
+            record = _explained(record, facts, folder / EXPLAIN_CORE, files, nice=nice)
             store.put(record)
             return record
     except OSError as error:
@@ -156,9 +158,11 @@ def _duplicate(fd: int, until: contextlib.ExitStack) -> int:
     return own
 
 
-def _explained(record: Record, facts: SnapshotFacts, core: Path, files: _RootAndExe) -> Record:
+def _explained(
+    record: Record, facts: SnapshotFacts, core: Path, files: _RootAndExe, *, nice: int
+) -> Record:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
-    found = explain_core(core, exe=exe, root_fd=files.root)
+    found = explain_core(core, exe=exe, root_fd=files.root, nice=nice)
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return msgspec.structs.replace(record, reason=reason(record))

@@ -37,7 +37,7 @@ class Attempt:
         self.file.write_text(f"metrics: {{listen: off}}\n{config}")
         self.arguments = [
             *("run", "--config", str(self.file), "--store", str(folder / "store")),
-            *("--run-dir", str(folder / "run"), "--pin-dir", str(self.pins), "--unpin"),
+            *("--run-dir", str(folder / "run"), "--pin-dir", str(self.pins)),
         ]
 
     def run(self, *more: str, uid: int | None = None) -> subprocess.CompletedProcess[str]:

@@ -83,6 +83,52 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    Store(tmp_path / "store", create=True)
+    command = [sys.executable, "-m", "collector", "list", "--store", str(tmp_path / "store")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "coreward: stdout: cannot be written: No space left on device\n",
+    )
+
+
+def test_an_agent_goes_on_when_nobody_reads_its_lines(tmp_path: Path) -> None:
+    # GIVEN an agent's standard output, whose reader has left
+    code = (
+        "import datetime, logging, sys\n"
+        "from collector.cli.run import announce\n"
+        "from collector.model import Cause, Record\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "sys.stdin.read()\n"
+        "record = Record(id='1' * 16, time=datetime.datetime.now(datetime.UTC), pid=1, tid=1,\n"
+        "                cause=Cause.EXIT, comm='x', start_ns=1)\n"
+        "for _ in range(3): announce(record)\n"
+    )
+    agent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdin is not None and agent.stdout is not None
+    agent.stdout.close()
+    # WHEN deaths are announced THEN that is said once, and nothing fails
+    agent.stdin.close()
+    agent.stdin = agent.stdout = None
+    _, said = agent.communicate()
+    assert (agent.returncode, said) == (
+        0,
+        "no lines any more: stdout cannot be written: Broken pipe\n",
+    )
+
+
 def test_a_verb_imports_only_what_it_needs() -> None:
     # GIVEN a verb that reads records THEN neither compiler nor unwinder is loaded for it
     code = (

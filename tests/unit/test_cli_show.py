@@ -136,6 +136,8 @@ def test_list_of_nothing(store: Store, capsys: pytest.CaptureFixture[str]) -> No
         "",
     )
     assert shown(capsys, "list", "--json") == (0, "[]\n", "")
+    # and none, if none is asked for, is no statement
+    assert shown(capsys, "list", "--limit", "0") == (0, "", "")
 
 
 def test_list_filters(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,6 +381,20 @@ def test_bt_says_why_there_is_none(store: Store, capsys: pytest.CaptureFixture[s
         1,
         "",
         f"coreward: record {KILLED.id} has no backtrace: no core\\n, no stack\n",
+    )
+
+
+@pytest.mark.parametrize(("verb", "part"), [("bt", "backtrace"), ("core", "core")])
+def test_what_is_still_being_worked_on_is_said_to_be(
+    store: Store, capsys: pytest.CaptureFixture[str], verb: str, part: str
+) -> None:
+    store.put(msgspec.structs.replace(KILLED, lost={}, reason=None))
+
+    assert shown(capsys, verb, "latest") == (
+        1,
+        "",
+        f"coreward: record {KILLED.id} has no {part}: the agent is still at work on it; "
+        "try again in a moment\n",
     )
 
 

@@ -46,7 +46,27 @@ def test_check_says_that_a_file_is_right(
     assert main(["policy", "check", file, "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == [f"{file}: ok: 4 rules", f"{one}: ok: 1 rule"]
-    assert json.loads("\n".join(out[2:])) == {"file": file, "ok": True, "rules": 4}
+    assert json.loads("\n".join(out[2:])) == {
+        "file": file,
+        "ok": True,
+        "rules": 4,
+        "watch": 0,
+    }
+
+
+def test_check_counts_watch_rules_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "watch.yaml").write_text("watch: [{name: a, match: {comm: a}}]")
+    assert main(["policy", "check", str(tmp_path / "watch.yaml")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/watch.yaml: ok: 0 rules, 1 of `watch`\n"
+
+
+@pytest.mark.parametrize(("number", "said"), [("KILL", True), ("SEGV", False)])
+def test_test_says_what_dumps_no_core(
+    file: str, capsys: pytest.CaptureFixture[str], number: str, said: bool
+) -> None:
+    assert main(["policy", "test", file, "--signal", number]) == 0
+    line = "  but          SIGKILL dumps no core: a record at most\n"
+    assert (line in capsys.readouterr().out) is said
 
 
 def test_check_says_everything_that_is_wrong(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
