@@ -42,21 +42,32 @@ class Lane:
         self._closed = False
 
     def submit(self, task: Task, *, first: bool = False, dropped: Task | None = None) -> bool:
-        """Queue a task (`first`: before all others); False if the lane is full or closed.
+        """Queue a task (`first`: before all others); False if the lane is full or closed, or the
+        system has no thread for it.
 
         dropped: to be done instead if the lane is closed before the task was begun.
         """
         with self._lock:
             if self._closed or len(self._tasks) >= self._limit:
                 return False
+            if self._idle <= len(self._tasks) and len(self._threads) < self._workers:
+                self._start()
+            if not self._threads:
+                return False
             (self._tasks.appendleft if first else self._tasks.append)(_Waiting(task, dropped))
-            if self._idle < len(self._tasks) and len(self._threads) < self._workers:
-                name = f"{self.name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
             self._calls.put(None)
             return True
+
+    def _start(self) -> None:
+        """One thread more, if the system has one; else the others do the work, if there are any."""
+        name = f"{self.name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.error("%s: %s", self.name, error)
+        else:
+            self._threads.append(thread)
 
     @property
     def waiting(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,12 @@ class Context:
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
+    taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @property
+    def blind(self) -> bool:
+        """Whether there is no BPF: nobody tells the ends of processes."""
+        return self.probe is None
 
     def record(self, task: Callable[[], None]) -> None:
         """Have a record made, after those that wait already."""

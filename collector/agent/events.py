@@ -19,8 +19,9 @@ def take_events(context: Context) -> None:
     """Take in the events that wait, and pass on the deaths that they complete."""
     if context.probe is None:
         return
-    for event in context.probe.drain():
-        _note(context, event, late=event.time_ns < context.probe.attached_ns)
+    with context.taking_events:  # what one thread has taken, another must find noted
+        for event in context.probe.drain():
+            _note(context, event, late=event.time_ns < context.probe.attached_ns)
     for crash in context.registry.abandoned():
         complete(context, crash)
 
@@ -28,7 +29,7 @@ def take_events(context: Context) -> None:
 def _note(context: Context, event: Event, *, late: bool) -> None:
     key = event.who.key
     if isinstance(event, Exit) and context.native.has_in_hand(key):
-        context.registry.hold(key)  # it was released so fast that its worker is still to come
+        context.registry.expect(key)
     crash = context.registry.note(event, late=late)
     if crash is not None:
         complete(context, crash)

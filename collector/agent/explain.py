@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -24,6 +26,20 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
     root: int | None = None
     exe: int | None = None
     mounts: int | None = None  # its mount namespace, else the mounts below its root may go
+
+    @classmethod
+    def duplicate(cls, *fds: int | None) -> Self:
+        """New descriptors of root, exe and mounts. OSError: there are none left."""
+        with contextlib.ExitStack() as undo:
+            own: list[int | None] = []
+            for fd in fds:
+                copy = None if fd is None else os.dup(fd)
+                own.append(copy)
+                if copy is not None:
+                    undo.callback(os.close, copy)
+            root, exe, mounts = own
+            undo.pop_all()
+            return cls(root=root, exe=exe, mounts=mounts)
 
     def close(self) -> None:
         for fd in (self.root, self.exe, self.mounts):

@@ -25,7 +25,7 @@ from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
-from collector.agent.write import write
+from collector.agent.write import give_up, write
 from collector.errors import CorewardError
 from collector.handoff.native import Taken
 from collector.model import Capture, Outcome
@@ -56,31 +56,35 @@ def handle(context: Context, taken: Taken) -> None:
         gathered = gather(taken)
         try:
             crash = _join(context, gathered)
+            take_events(context)  # those that came before it
             crash.decided = decide(context, crash)
             if crash.decided.admission.capture is Capture.NONE:
                 _ignore(context, crash)
                 return
             crash.release = release_or_hold(context, crash)
             open_held(context, crash)
+            write(context, crash)
         except BaseException:
             gathered.close()
             raise
-        write(context, crash)
     except Exception as error:  # whatever it is, what BPF saw of the death goes on record
         usual = isinstance(error, CorewardError | OSError)
         why = str(error) if usual else f"the agent failed: {error!r}"
         context.metrics.errors.labels("handoff").inc()
         log.error("process %d: %s", taken.handoff.pid, why, exc_info=not usual)
-        if crash is not None and context.registry.give_back(crash, why):
+        if crash is None:
+            return
+        if crash.is_open:
+            give_up(context, crash, why)
+        elif context.registry.give_back(crash, why, blind=context.blind):
             complete(context, crash)
 
 
 def _join(context: Context, gathered: Gathered) -> Crash:
-    """The death that a process belongs to, with the events that came before it."""
+    """The death that a process belongs to."""
     if gathered.pin is not None:
         gathered.open.callback(context.pins.release, context.pins.enter(gathered.size))
         context.native.entered(gathered.size)
-    take_events(context)
     key = gathered.dying.key
     crash = context.registry.hold(key)
     crash.gathered = gathered
@@ -92,5 +96,5 @@ def _ignore(context: Context, crash: Crash) -> None:
     """Policy wants no record of it: it is counted."""
     crash.let_go()
     count(context, crash.decided.facts.cause, crash.decided.facts.signal, Outcome.IGNORED)
-    context.registry.settle(crash)
+    context.registry.settle(crash, blind=context.blind)
     recorded(context, crash)

@@ -35,6 +35,7 @@ from collector.agent.export import close
 from collector.agent.flow import arrived
 from collector.agent.release import most_pinned
 from collector.agent.unheld import record_note
+from collector.errors import HoldError
 from collector.handoff.backends import NoBackend
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
@@ -150,7 +151,10 @@ class Agent:
         """
         until = time.monotonic() + _FINISH_S
         context, lanes = self._context, self._context.lanes
-        context.backend.close()
+        try:
+            context.backend.close()
+        except HoldError as error:  # the settings cannot be put back; all else is done the same
+            log.error("%s", error)
         if context.probe is not None:
             context.probe.set_has_handoff(False)
         if self._acceptor is not None:

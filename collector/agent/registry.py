@@ -55,21 +55,31 @@ class Registry:
             crash.state = State.HELD
             return crash
 
-    def settle(self, crash: Crash) -> bool:
-        """The hand-off's work is done. True: its end was seen, the caller has all of it."""
+    def expect(self, key: ProcessKey) -> None:
+        """This process was released, and its worker is still to come; or it has come meanwhile."""
+        with self._lock:
+            crash = self._of(key)
+            if crash.state is State.SEEN and crash.not_held is None:
+                crash.state = State.HELD
+
+    def settle(self, crash: Crash, *, blind: bool) -> bool:
+        """The hand-off's work is done. True: its end was seen, the caller has all of it.
+
+        blind: nobody will tell its end, so it is complete.
+        """
         with self._lock:
             crash.state = State.DONE
-            return self._is_complete(crash)
+            return self._is_complete(crash, blind)
 
-    def give_back(self, crash: Crash, why: str) -> bool:
+    def give_back(self, crash: Crash, why: str, *, blind: bool) -> bool:
         """The hand-off came to nothing, so the events are all. True: they are complete."""
         with self._lock:
             crash.state, crash.not_held = State.SEEN, why
-            return self._is_complete(crash)
+            return self._is_complete(crash, blind)
 
-    def _is_complete(self, crash: Crash) -> bool:
+    def _is_complete(self, crash: Crash, blind: bool) -> bool:
         crash.since = time.monotonic()
-        if crash.seen.exit is None:
+        if crash.seen.exit is None and not blind:
             return False
         self._crashes.pop(crash.key.to_tick(), None)
         return True

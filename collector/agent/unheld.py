@@ -29,6 +29,7 @@ from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.ids import record_id
 from collector.store.store import Store
 
+_INTERPRETER = os.readlink("/proc/self/exe")  # now: it may be replaced while we run
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock
 
 
@@ -49,7 +50,7 @@ def _is_proof(crash: Crash, who: Identity) -> bool:
     Only root's processes that run our own interpreter, in our pid namespace, can pass for one.
     """
     looks = (who.comm, who.uid, crash.seen.signal) == (proof.NAME, 0, proof.SIGNAL)
-    return looks and who.exe == os.readlink("/proc/self/exe") and who.ns_pid == who.key.pid
+    return looks and who.exe == _INTERPRETER and who.ns_pid == who.key.pid
 
 
 def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -103,13 +102,14 @@ def _explain(context: Context, crash: Crash, small: Explainable) -> None:
     crash.learn(Counted(threads=small.threads, thread_name=small.thread_name))
     if small.told is not None and crash.seen.fatal is None:
         _learn_told(crash, small.told)
-    # its files stay within reach: beneath its root, in its mount namespace
     dying = crash.gathered.dying
-    files = Files(
-        root=os.dup(dying.root_fd),
-        exe=None if dying.exe_fd is None else os.dup(dying.exe_fd),
-        mounts=None if dying.mount_fd is None else os.dup(dying.mount_fd),
-    )
+    try:
+        # its files stay within reach: beneath its root, in its mount namespace
+        files = Files.duplicate(dying.root_fd, dying.exe_fd, dying.mount_fd)
+    except OSError as error:  # no descriptors left: the core is worth having all the same
+        Path(small.path).unlink(missing_ok=True)
+        crash.lose("frames", f"its files cannot be kept open: {error.strerror}")
+        return
     explain(context, crash, Path(small.path), files)
 
 
@@ -120,14 +120,25 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
     if crash.release.mode is Release.AFTER_WRITE:
         _note_release(context, crash, handoff.release())
     if isinstance(answer, Failed):
-        context.metrics.errors.labels("write").inc()
-        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
-        crash.lose("core", answer.why)
+        give_up(context, crash, answer.why)
     else:
         _note_core(context, crash, answer, time.monotonic() - handoff.accepted_ns / 1e9)
+        _end(context, crash)
+
+
+def give_up(context: Context, crash: Crash, why: str) -> None:
+    """There is no core, and will be none."""
+    context.metrics.errors.labels("write").inc()
+    crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
+    crash.lose("core", why)
+    _end(context, crash)
+
+
+def _end(context: Context, crash: Crash) -> None:
+    """The hand-off's work is done; only the end of the process may still be seen."""
     crash.keep(context.store)
     end(context, crash, "core")
-    if context.probe is None or context.registry.settle(crash):
+    if context.registry.settle(crash, blind=context.blind):
         end_of_process(context, crash)
 
 

@@ -96,12 +96,13 @@ class OpenBackend:
     def close(self) -> None:
         """Give the settings back, then stop listening. Hand-offs that were accepted stay held."""
         try:
-            for line in self._guard.restore():
+            for line in self._guard.restore(unlock=False):
                 log.info("%s", line)
         finally:
             while self._early:
                 self._early.popleft().close()
             self.listener.close()
+            self._guard.unlock()  # the next agent's socket has the same name
             if self._was_dumpable:
                 prctl.set_dumpable(True)
 

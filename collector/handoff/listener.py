@@ -36,7 +36,12 @@ class SocketListener:
         self._listener.setblocking(True)
 
     def close(self) -> None:
-        """Stop listening; who was not accepted yet is let go by the kernel, or by its helper."""
+        """Stop listening; who was not accepted yet is let go by the kernel, or by its helper.
+
+        Again does nothing: the path may be another agent's by then.
+        """
+        if self._listener.fileno() < 0:
+            return
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes those who wait in accept(2)
         self._listener.close()

@@ -174,8 +174,13 @@ class Native:
             raise HelperGone
         if answer != Answer.PROCESS:
             return None
+        handoff: HandOff | None = None
         try:
-            return self._taken(raw, self._handoff(raw, pipe))
+            handoff = self._handoff(raw, pipe)
+            return self._taken(raw, handoff)
+        except BaseException:  # nobody may be held for ever
+            _abandon(raw, handoff)
+            raise
         finally:
             self._library.coreward_drop(raw)
 
@@ -194,11 +199,10 @@ class Native:
         return handoff
 
     def _taken(self, raw: contract.Taken, handoff: HandOff) -> Taken:
-        pin = self._pin(raw)
         bpf = self._orders.threads_program >= 0
         texts = (text.copy() for text in raw.texts)
         limit = resource.RLIM_INFINITY if raw.core_limit == _NO_LIMIT else raw.core_limit
-        return Taken(
+        taken = Taken(
             handoff=handoff,
             why="" if raw.gathered else os.fsdecode(raw.why),
             tid=raw.tid,
@@ -210,9 +214,12 @@ class Native:
             shared_fds=dict(SHARED.iter_unpack(raw.shared.copy())),
             core_limit=limit,
             address=raw.address,
-            pin=pin,
-            size=raw.private_size if pin is not None else 0,
+            pin=None,
+            size=0,
         )
+        taken.pin = self._pin(raw)  # last: all that may fail has not
+        taken.size = raw.private_size if taken.pin is not None else 0
+        return taken
 
     def _pin(self, raw: contract.Taken) -> Pin | None:
         """The pin of a process that was released. What was used for it is made ready anew."""
@@ -243,3 +250,15 @@ class Native:
                     ready.uffd, ready.page = slot.uffd, slot.address
                     ready.request = ctypes.addressof(slot.request)
                     ready.state = READY
+
+
+def _abandon(raw: contract.Taken, handoff: HandOff | None) -> None:
+    """Release a process that was taken, and close all that is open of it."""
+    if handoff is not None:
+        handoff.release()
+    shared = (fd for _, fd in SHARED.iter_unpack(raw.shared.copy()))
+    held = () if handoff is not None else (raw.hold, raw.pidfd)
+    for fd in (*held, *raw.fds, *shared, raw.pin_fd):
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)

@@ -170,8 +170,12 @@ class Pin:
         self._lock = threading.Lock()
         self._slot: Slot | None = None
         slot = _pool.take()
-        # glibc queues requests on the same descriptor, so each pin keeps one of its own.
-        self._fd = os.dup(mem_fd)
+        try:
+            # glibc queues requests on the same descriptor, so each pin keeps one of its own.
+            self._fd = os.dup(mem_fd)
+        except OSError as error:
+            _pool.give(slot)
+            raise HoldError(f"no descriptor for a pin: {error.strerror}") from error
         try:
             held = slot.block_reader(self._fd, address, timeout_ms)
         except BaseException:

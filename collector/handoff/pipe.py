@@ -161,8 +161,9 @@ class PipeBackend(SocketListener):
         """Stop listening; helpers that were not accepted yet leave a note at once."""
         super().close()
         self._count.close()
-        if self._links is not None:
-            shutil.rmtree(self._links, ignore_errors=True)
+        links, self._links = self._links, None
+        if links is not None:
+            shutil.rmtree(links, ignore_errors=True)
 
 
 def _fits(pattern: str, fields: str) -> bool:

@@ -85,15 +85,17 @@ class SettingsGuard:
             self.restore()
             raise
 
-    def restore(self) -> list[str]:
+    def restore(self, *, unlock: bool = True) -> list[str]:
         """Put back what was before; returns what was done, a sentence each, for people.
 
         A setting that someone else has changed meanwhile is left alone. Does nothing the second
         time. Raises TakeoverRefused while another agent is at work, HoldError if a value cannot be
-        put back; the save file stays then, so that it can be tried again.
+        put back; the save file stays then, so that it can be tried again. unlock: other agents may
+        take over from now on.
         """
         if not self.file.exists():
-            self.unlock()
+            if unlock:
+                self.unlock()
             return []
         self.lock()
         done = []
@@ -107,7 +109,8 @@ class SettingsGuard:
                 done.append(f"kernel.{name} is {setting.original!r} again")
         self.file.unlink()
         self._sync_directory()
-        self.unlock()
+        if unlock:
+            self.unlock()
         return done
 
     def is_ours(self, pattern: str) -> bool:

@@ -24,7 +24,7 @@ _WPALLOWED, _WRITTEN = 1 << 0, 1 << 1
 _PRESENT, _SWAPPED, _PFNZERO = 1 << 3, 1 << 4, 1 << 5
 _HUGE = 1 << 6
 _WP_MATCHING = 1 << 0  # flag: protect what is found, in the same step
-_ENTRY_PRESENT, _ENTRY_SWAPPED = 1 << 63, 1 << 62
+_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_WRITE_PROTECTED = 1 << 63, 1 << 62, 1 << 57
 _STEP = 16 << 20  # bytes of addresses that are protected at a time; whole huge pages
 _REGIONS = 4096  # page regions fetched by one ioctl
 _CHUNK = 1 << 15  # entries read at a time on older kernels: 128 MiB of addresses
@@ -73,10 +73,15 @@ def resident_part(pagemap_fd: int, address: int, size: int) -> int:
         return 0
     end = first
     for entry in array.array("Q", entries[: len(entries) & -8]):
-        if not entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED):
+        if not entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) or _is_marker(entry):
             break
         end += 1
     return max(0, min(address + size, end * PAGE) - address)
+
+
+def _is_marker(entry: int) -> bool:
+    """Whether it only looks like swap: userfaultfd's write protection of a page that is absent."""
+    return not entry & _ENTRY_PRESENT and bool(entry & _ENTRY_WRITE_PROTECTED)
 
 
 def has_arguments(pagemap_fd: int, stat: Stat, most: int) -> bool:

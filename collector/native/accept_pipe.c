@@ -29,7 +29,7 @@ static bool has_ended(int pidfd)
 /* Whether the helper at the other end is what it should be. */
 static int authenticate(int conn, struct orders *o, struct taken *t, int *helper)
 {
-	struct ucred who;
+	struct ucred who = { 0 };
 	socklen_t size = sizeof(who);
 	struct stat about;
 	char path[64];

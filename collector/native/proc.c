@@ -40,6 +40,10 @@ char *text_of(struct taken *t, int which, char *to, size_t size)
 	return to;
 }
 
+#define PRESENT (UINT64_C(1) << 63)
+#define SWAPPED (UINT64_C(1) << 62)
+#define WRITE_PROTECTED (UINT64_C(1) << 57)
+
 /*
  * Whether memory of the process is there, or in swap. What is not is never touched: it may be a
  * page that keeps whoever touches it waiting, for ever (userfaultfd, FUSE). A held process makes no
@@ -56,7 +60,10 @@ bool resident(struct taken *t, uint64_t address, size_t size)
 
 		if (pread(t->fds[PAGEMAP], &entry, sizeof(entry), (off_t)(page * sizeof(entry))) !=
 			    sizeof(entry) ||
-		    !(entry >> 62))
+		    !(entry & (PRESENT | SWAPPED)))
+			return false;
+		/* a write-protected page that is absent only looks like swap (userfaultfd) */
+		if (!(entry & PRESENT) && entry & WRITE_PROTECTED)
 			return false;
 	}
 	return true;

@@ -68,6 +68,8 @@ static int open_other(struct taken *t)
 	}
 	if (list)
 		closedir(list);
+	else
+		forget(tasks);
 	return folder;
 }
 

@@ -164,7 +164,7 @@ class FlightRecorder:
         self._metrics.watched_bytes.set(0)
         status = process.wait() if process is not None else None
         for answered, _ in asked.values():
-            answered("the flight recorder ended")
+            self._answer(answered, "the flight recorder ended")
         if self._closing.is_set() or not self._rules.watch:
             return
         self._metrics.errors.labels("watch").inc()
@@ -180,7 +180,14 @@ class FlightRecorder:
             late = [record for record, (_, until) in self._asked.items() if until < now]
             unanswered = [self._asked.pop(record)[0] for record in late]
         for answered in unanswered:
-            answered("the flight recorder did not answer")
+            self._answer(answered, "the flight recorder did not answer")
+
+    def _answer(self, answered: Answered, answer: SamplesFacts | str | None) -> None:
+        try:
+            answered(answer)
+        except Exception:  # others wait for their answers as well
+            self._metrics.errors.labels("watch").inc()
+            log.exception("watch: an answer could not be taken")
 
     def _take(self, message: Samples | Fired | Counts) -> None:
         if isinstance(message, Samples):
@@ -194,7 +201,7 @@ class FlightRecorder:
         with self._lock:
             answered, _ = self._asked.pop(answer.record, (None, 0.0))
         if answered is not None:
-            answered(answer.facts if answer.lost is None else answer.lost)
+            self._answer(answered, answer.facts if answer.lost is None else answer.lost)
 
     def _fired(self, fired: Fired) -> None:
         self._metrics.triggers.labels(fired.rule, fired.trigger, fired.outcome).inc()

@@ -190,7 +190,7 @@ class FakeAgent:
         )
         stages = "collector.agent"
         monkeypatch.setattr(f"{stages}.write.run_writer", self._write)
-        monkeypatch.setattr(f"{stages}.write.os.dup", lambda fd: fd)
+        monkeypatch.setattr(f"{stages}.explain.os.dup", lambda fd: fd)
         monkeypatch.setattr(f"{stages}.explain.explain_core", lambda *_, **__: self.explanation)
         monkeypatch.setattr(f"{stages}.explain.Files.close", lambda _: None)
 

@@ -112,3 +112,21 @@ def test_a_lane_has_its_own_nice_value_whoever_fills_it() -> None:
     assert seen == [own + 5]
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
     lane.close()
+
+
+def test_a_system_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a system that has no thread for a while
+    lane = Lane("x", 1, 10)
+    start = threading.Thread.start
+
+    def once(_: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", once)
+    # THEN that is said, and the lane works as soon as there is one
+    assert lane.submit(lambda: None) is False
+    done = threading.Event()
+    assert lane.submit(done.set)
+    assert done.wait(60)
+    lane.close()

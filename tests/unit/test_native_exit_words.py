@@ -6,6 +6,7 @@ By the native part's own files, built so that a test can call what is inside.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import struct
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.linux import pagemap, userfaultfd
 from collector.native.build import build_library
 from collector.native.contract import FILES, WORD, Taken
 from collector.probe.iterators import THREAD
@@ -129,3 +131,29 @@ def test_endless_lists_of_many_threads_have_one_bound(
     futexes = [word for word in found if word in {b.futex for b in blocks}]
     assert 0 < len(futexes) <= ENTRIES
     assert len(found) == len(futexes) + len(blocks)
+
+
+def test_a_marker_of_write_protection_is_no_page(library: ctypes.CDLL) -> None:
+    # GIVEN a page that is absent, and that userfaultfd write-protects: pagemap calls it swapped
+    memfd = os.memfd_create("marked")
+    os.ftruncate(memfd, mmap.PAGESIZE)
+    page = mmap.mmap(memfd, mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    both = userfaultfd.MISSING | userfaultfd.WRITE_PROTECT
+    try:
+        uffd = userfaultfd.new()
+        userfaultfd.enable(uffd, userfaultfd.WP_HUGETLBFS_SHMEM)
+        userfaultfd.register(uffd, address, mmap.PAGESIZE, both)
+        protect = struct.pack("=QQQ", address, mmap.PAGESIZE, 1)
+        fcntl.ioctl(uffd, 0xC018AA06, protect)  # UFFDIO_WRITEPROTECT
+    except OSError as error:
+        pytest.skip(f"no write protection of shared memory: {error}")
+    taken = Taken()
+    taken.fds[FILES.index("pagemap")] = pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    # THEN it is not touched: whoever did would wait for whoever handles its faults
+    library.resident.restype = ctypes.c_bool
+    where = (ctypes.c_uint64(address), ctypes.c_size_t(8))
+    assert not library.resident(ctypes.byref(taken), *where)
+    assert not pagemap.resident(pagemap_fd, address, 8)
+    for fd in (uffd, memfd, pagemap_fd):
+        os.close(fd)

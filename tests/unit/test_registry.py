@@ -56,7 +56,7 @@ def test_a_held_death_is_not_given_out_before_it_is_settled() -> None:
     # WHEN its end is seen while it is worked on
     assert seen.note(ended()) is None
     # THEN it is complete when that work is done
-    assert seen.settle(death) is True
+    assert seen.settle(death, blind=False) is True
     assert death.seen.exit == ended()
     assert not seen.waits
 
@@ -66,7 +66,7 @@ def test_a_settled_death_waits_for_its_end() -> None:
     seen = Registry()
     seen.note(fatal())
     death = seen.hold(KEY)
-    assert seen.settle(death) is False
+    assert seen.settle(death, blind=False) is False
     # WHEN it is seen THEN the same death is given out, once
     assert seen.note(ended()) is death
     assert death.state is State.DONE
@@ -78,12 +78,12 @@ def test_a_hand_off_that_came_to_nothing() -> None:
     # GIVEN two deaths that were let go of, one before and one after its end
     seen = Registry()
     early = seen.hold(KEY)
-    assert seen.give_back(early, "it was gone") is False
+    assert seen.give_back(early, "it was gone", blind=False) is False
     late = seen.hold(ProcessKey(900, 7 * TICK))
     seen.note(ended(late.key))
     # THEN each is given out as one that nobody held, with the reason
     assert seen.note(ended()) is early
-    assert seen.give_back(late, "no room") is True
+    assert seen.give_back(late, "no room", blind=False) is True
     assert [(death.state, death.not_held) for death in (early, late)] == [
         (State.SEEN, "it was gone"),
         (State.SEEN, "no room"),
@@ -95,7 +95,7 @@ def test_an_end_that_never_comes(clock: list[float]) -> None:
     # GIVEN a settled death, one that is being worked on, and one that only BPF saw
     seen = Registry()
     settled = seen.hold(KEY)
-    seen.settle(settled)
+    seen.settle(settled, blind=False)
     seen.hold(ProcessKey(900, 0))
     seen.note(fatal(ProcessKey(901, 0)))
     # THEN none is given up at once
@@ -111,7 +111,7 @@ def test_an_end_that_never_comes(clock: list[float]) -> None:
 def test_a_stopping_agent_waits_for_no_end() -> None:
     seen = Registry()
     settled = seen.hold(KEY)
-    seen.settle(settled)
+    seen.settle(settled, blind=False)
     assert seen.abandoned(all_done=True) == [settled]
 
 
@@ -135,6 +135,6 @@ def test_the_same_pid_while_the_first_is_worked_on() -> None:
     seen.note(ended())
     assert seen.note(ended(LATER)) is not None
     # THEN settling the first neither fails nor takes the other's place
-    assert seen.settle(held) is True
+    assert seen.settle(held, blind=False) is True
     assert held.seen.exit == ended()
     assert not seen.waits

@@ -1,0 +1,223 @@
+"""What goes wrong in the agent itself: nobody stays held, every record is closed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from collector import proof
+from collector.agent.events import ended as end_of
+from collector.handoff.coredump_socket import SocketBackend
+from collector.handoff.native import Native
+from collector.model import Outcome, ProcessKey
+from tests.unit.agent_fakes import FakeAgent
+from tests.unit.event_samples import KEY, ended, fatal, who
+
+Make = Callable[..., FakeAgent]
+IGNORED = "defaults: {capture: none}"
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    return lambda policy="": FakeAgent(tmp_path, monkeypatch, policy)
+
+
+@pytest.mark.parametrize("policy", ["", IGNORED], ids=["recorded", "ignored"])
+def test_without_bpf_nothing_waits_for_ends(make: Make, policy: str) -> None:
+    # GIVEN an agent without BPF, which nobody tells the ends of processes
+    agent = make(policy)
+    agent.context.probe = None
+    # WHEN a process was handed over, and all is done
+    agent.hand_over()
+    agent.settle()
+    # THEN nothing of it is remembered
+    assert not agent.context.registry.waits
+
+
+@pytest.mark.parametrize("policy", ["", IGNORED], ids=["recorded", "ignored"])
+def test_a_worker_that_is_done_before_the_end_is_noted(
+    make: Make, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    # GIVEN an end that is being noted while the process is still to be looked at
+    agent = make(policy)
+    agent.probe.tell(fatal())
+    agent.take_events()
+    agent.native.in_hand.append(KEY)
+    in_hand = agent.native.has_in_hand
+
+    def overtaken(key: ProcessKey) -> bool:
+        # WHEN its worker does all its work meanwhile
+        answer = in_hand(key)
+        monkeypatch.setattr(agent.native, "has_in_hand", in_hand)
+        monkeypatch.setattr(agent.context, "taking_events", threading.RLock())
+        agent.hand_over()
+        agent.lanes.captures.run()
+        agent.lanes.explains.run()
+        return answer
+
+    monkeypatch.setattr(agent.native, "has_in_hand", overtaken)
+    monkeypatch.setattr(agent.context, "taking_events", threading.RLock())
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN the death is complete all the same
+    for crash in agent.context.registry.abandoned(all_done=True):
+        end_of(agent.context, crash)
+    assert not agent.context.registry.waits
+    assert len(agent.announced) == (0 if policy else 1)
+
+
+def test_an_event_of_somebody_else_that_cannot_be_taken(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a process that was released, and a ring that cannot be read once
+    agent = make()
+    agent.probe.tell(fatal())
+    agent.take_events()
+    agent.native.in_hand.append(KEY)
+    drain = agent.probe.drain
+
+    def once() -> Any:
+        monkeypatch.setattr(agent.probe, "drain", drain)
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(agent.probe, "drain", once)
+    # WHEN its worker runs into that
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN its place is free, and its death is on record
+    assert not agent.native.in_hand
+    assert "Cannot allocate memory" in agent.record().lost["core"]
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "held"])
+def test_a_writer_that_cannot_even_be_queued(
+    make: Make, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    agent = make("" if pinned else "defaults: {release: after-write}")
+    agent.probe.tell(fatal())
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(agent.lanes.captures, "submit", fail)
+    agent.hand_over(pinned=pinned)
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN it is let go, and its record is closed
+    assert agent.log[-1] == ("unpinned" if pinned else "released")
+    assert agent.announced == [agent.record()]
+    assert agent.record().outcome is Outcome.FAILED
+    assert agent.record().lost["core"] == "the agent failed: RuntimeError('no')"
+
+
+def test_events_that_another_thread_has_taken_are_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a thread that has taken the signal of a process from the ring, and not noted it yet
+    agent = make()
+    agent.probe.tell(fatal())
+    agent.native.in_hand.append(KEY)
+    drain = agent.probe.drain
+    taken = threading.Event()
+    worker = threading.Thread(target=lambda: (taken.wait(), agent.hand_over()))
+    worker.start()
+
+    def slowly() -> Any:
+        found = drain()
+        monkeypatch.setattr(agent.probe, "drain", drain)
+        # WHEN the process's worker runs: it comes to the lock, or past it
+        taken.set()
+        worker.join(0.2)
+        return found
+
+    monkeypatch.setattr(agent.probe, "drain", slowly)
+    agent.take_events()
+    worker.join()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN its record has the signal
+    assert "event" not in agent.record().lost
+
+
+def test_no_descriptors_for_an_explanation(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make()
+    agent.probe.tell(fatal())
+
+    def fail(fd: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("collector.agent.explain.os.dup", fail)
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN the core is kept
+    assert (agent.record().core, agent.record().outcome) == ("core.zst", Outcome.COMPLETE)
+    assert agent.record().lost == {"frames": "its files cannot be kept open: Too many open files"}
+
+
+def test_a_proof_after_our_interpreter_was_replaced(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a package update that has replaced the program that this process runs
+    agent = make()
+    exe = os.readlink("/proc/self/exe")
+    monkeypatch.setattr("collector.agent.unheld.os.readlink", lambda _: f"{exe} (deleted)")
+    # WHEN a proof that the hand-off works dies
+    ours = msgspec.structs.replace(who(), comm=proof.NAME, uid=0, exe=exe, ns_pid=KEY.pid)
+    agent.probe.tell(fatal(who=ours, signal=proof.SIGNAL), ended(who=ours, status=proof.SIGNAL))
+    agent.settle()
+    # THEN it is no death
+    assert not agent.announced
+
+
+def test_a_socket_that_is_closed_again_is_the_next_agents(tmp_path: Path) -> None:
+    old = SocketBackend(tmp_path / "core.sock")
+    old.close()
+    new = SocketBackend(tmp_path / "core.sock")
+    old.close()
+    assert new.path.exists()
+    new.close()
+
+
+class FakeLibrary:
+    """Hands over a process whose descriptors are these."""
+
+    def __init__(self, hold: int, pidfd: int) -> None:
+        self._fds = hold, pidfd
+
+    def coreward_take_socket(self, _listener: int, _orders: Any, raw: Any) -> int:
+        raw.hold, raw.pidfd = self._fds
+        raw.pid, raw.signal, raw.pin, raw.pin_fd = 5, -1, -1, -1
+        for index in range(len(raw.fds)):
+            raw.fds[index] = -1
+        return 1
+
+    def coreward_drop(self, _raw: Any) -> None:
+        """Nothing was allocated."""
+
+
+def test_what_cannot_be_taken_over_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a process that the native part has taken
+    read, hold = os.pipe()
+    other, pidfd = os.pipe()
+    native = Native()
+    native._library = FakeLibrary(hold, pidfd)  # type: ignore[assignment]
+
+    def fail(_raw: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(native, "_pin", fail)
+    # WHEN Python has no memory for it
+    with pytest.raises(MemoryError):
+        native.take(type("Listener", (), {"fileno": lambda _: -1})())
+    # THEN it is held by nobody
+    assert os.read(read, 1) == os.read(other, 1) == b""
+    os.close(read)
+    os.close(other)
