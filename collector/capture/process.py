@@ -80,7 +80,9 @@ class OpenProcess:
         stat = self._read("stat")
         try:
             self.mem_fd = self._keep(os.open("mem", os.O_RDONLY, dir_fd=self.dir_fd))
-        except ProcessLookupError:
+            # older kernels (6.1) open it also where there is no memory any more
+            os.readlink("exe", dir_fd=self.dir_fd)
+        except (ProcessLookupError, FileNotFoundError):
             self._open_other()
         self.pagemap_fd = self._keep(os.open("pagemap", os.O_RDONLY, dir_fd=self.dir_fd))
         self.root_fd = self._keep(os.open("root", os.O_PATH, dir_fd=self.dir_fd))

@@ -30,12 +30,11 @@ static bool read_file(int folder, const char *name, char *to, size_t size)
 }
 
 /* Whether a thread has not ended: then its exe leads somewhere, and proc_pid_exe(5) says so. */
-static bool has_memory(int tasks, const char *tid)
+static bool has_memory(int folder, const char *exe)
 {
-	char path[280], target[1];
+	char target[1];
 
-	snprintf(path, sizeof(path), "%s/exe", tid);
-	return readlinkat(tasks, path, target, sizeof(target)) >= 0;
+	return readlinkat(folder, exe, target, sizeof(target)) >= 0;
 }
 
 /*
@@ -48,12 +47,13 @@ static int open_other(struct taken *t)
 	int tasks = openat(t->fds[DIR_FD], "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC), folder = -1;
 	DIR *list = tasks < 0 ? NULL : fdopendir(tasks);
 	const struct dirent *entry;
-	char status[4096];
+	char exe[280], status[4096];
 
 	while (list && folder < 0 && (entry = readdir(list))) {
 		int tid = atoi(entry->d_name);
 
-		if (tid <= 0 || tid == t->pid || !has_memory(tasks, entry->d_name))
+		snprintf(exe, sizeof(exe), "%s/exe", entry->d_name);
+		if (tid <= 0 || tid == t->pid || !has_memory(tasks, exe))
 			continue;
 		folder = open_folder(tid);
 		if (folder < 0)
@@ -75,11 +75,19 @@ static int open_other(struct taken *t)
 
 static bool open_memory(struct taken *t)
 {
-	int folder;
+	int folder, error;
 
 	t->fds[MEM] = openat(t->fds[DIR_FD], "mem", O_RDONLY | O_CLOEXEC);
-	if (t->fds[MEM] >= 0 || errno != ESRCH || (folder = open_other(t)) < 0)
-		return t->fds[MEM] >= 0;
+	error = t->fds[MEM] < 0 ? errno : 0;
+	/* ESRCH says that it has none; older kernels (6.1) open the file even so */
+	if ((error && error != ESRCH) || (!error && has_memory(t->fds[DIR_FD], "exe")))
+		return !error;
+	folder = open_other(t);
+	if (folder < 0) {
+		errno = error;
+		return !error;
+	}
+	forget(t->fds[MEM]);
 	close(t->fds[DIR_FD]);
 	t->fds[DIR_FD] = folder;
 	t->fds[MEM] = openat(folder, "mem", O_RDONLY | O_CLOEXEC);
