@@ -38,7 +38,8 @@ from collector.native.cpu import xsave_layout
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.tasks import TaskFacts
 
-DEADLINE = 0.05  # seconds that all threads have to stop
+DEADLINE = 0.05  # seconds that all threads have to stop, from the first one on
+_FIRST = 1.0  # seconds that the first has, on a busy machine
 _PATIENCE = 0.005  # seconds for one that sleeps uninterruptibly: it will not stop
 _TRIES = 8  # looks at one thread before others are looked at
 _PRIORITY = 10  # of SCHED_FIFO, sched(7)
@@ -241,15 +242,14 @@ class StoppedProcess:
 
     def _stop(self) -> None:
         self._stopping_at = time.monotonic()
-        end = self._stopping_at + self._deadline
         for tid in list(self._pending):
             self._ask(tid)
         while True:
-            self._collect(end)
+            self._collect()
             # all that we know stand still; somebody may have been born before its maker stopped
             if not self._why and procfs.thread_count(self.pid) == len(self.stops):
                 break
-            if time.monotonic() >= end or not self._seize(ask=True):
+            if self._is_late() or not self._seize(ask=True):
                 break
         self._give_up(Why.LATE)
         if self._why and self._registers_of is not None:
@@ -257,7 +257,14 @@ class StoppedProcess:
                 self._raw_others = self._registers_of(self.pid)
         self._held = True
 
-    def _collect(self, end: float) -> None:
+    def _is_late(self) -> bool:
+        """Whether who does not stand by now is left out. As long as nobody stands nobody waits."""
+        now = time.monotonic()
+        if not self.stops:
+            return now >= self._stopping_at + max(self._deadline, _FIRST)
+        return now >= self._first_at + self._deadline
+
+    def _collect(self) -> None:
         """Wait for those that were asked; read the registers of each as soon as it stands."""
         waiting = deque(self._pending)
         patience = time.monotonic() + _PATIENCE
@@ -272,9 +279,9 @@ class StoppedProcess:
             tries += 1
             if tries > _TRIES:
                 waiting.rotate(-1)  # it may never stop, and others wait to be looked at
-            now = time.monotonic()
-            if now >= end:
+            if self._is_late():
                 return
+            now = time.monotonic()
             if now >= patience:
                 patience = now + _PATIENCE / 4
                 if all(self._is_uninterruptible(tid) for tid in waiting):
@@ -291,6 +298,8 @@ class StoppedProcess:
                 return False
         del self._pending[tid]
         if stop is not None and not stop.gone:
+            if not self.stops:
+                self._first_at = time.monotonic()
             self._take(tid, stop)
         return True
 

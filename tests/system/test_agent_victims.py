@@ -412,7 +412,7 @@ def test_killed_by_another_process(watching: RunningAgent, tmp_path: Path) -> No
         )
         lost = record["lost"]
         assert facts({**record, "lost": {}}) == expected
-        assert lost["core"] == "SIGKILL: the kernel hands over only signals that dump core"
+        assert lost["core"] == f"{name}: the kernel hands over only signals that dump core"
         assert lost["si_code"] == "the kernel passed none with the signal"
 
 
