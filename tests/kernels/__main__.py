@@ -1,6 +1,6 @@
 """`make kernels`: all that the product promises, tried on each kernel that the README names.
 
-    python -m tests.kernels [--kernel 6.1 ...] [--short] [--no-tests | --only-tests]
+    python -m tests.kernels [--kernel 6.1 ...] [--short] [--no-tests | --only-tests | --failed]
 
 Boots 6.1 and 6.12 one after the other, and takes this machine's kernel as it is ("host"). On each,
 all scenarios with both loaders and each hand-off, and then as much of tests/system as is meant for
@@ -85,8 +85,8 @@ def main() -> int:
         for name in args.kernel:
             print(f"=== {name}", flush=True)
             machine = Machine(name)
-            if args.only_tests:
-                good = try_tests(machine) and good
+            if args.only_tests or args.failed:
+                good = try_tests(machine, failed=args.failed) and good
             else:
                 good = try_kernel(machine, short=args.short, tests=args.tests) and good
     except KernelError as error:
@@ -100,12 +100,22 @@ def main() -> int:
     return 0 if good else 1
 
 
-def try_tests(machine: Machine) -> bool:
-    """Whether the system tests are as they should be there; what the scenarios found stays."""
+def try_tests(machine: Machine, *, failed: bool) -> bool:
+    """Whether the system tests are as they should be there; what the scenarios found stays.
+
+    failed: only those that failed the last time.
+    """
     known = _load(machine.name)
     if known is None:
         raise KernelError(f"{machine.name}: the scenarios were not tried there yet")
-    tested = _system_tests(machine)
+    before = known.tests
+    if failed and before is not None:
+        again = [f"tests/system/{name.replace('::', '.py::', 1)}" for name in before.failed]
+        tested = _system_tests(machine, again) if again else before
+        passed = before.passed + tested.passed if again else before.passed
+        tested = msgspec.structs.replace(tested, passed=passed, skipped=before.skipped)
+    else:
+        tested = _system_tests(machine)
     _save(machine.name, msgspec.structs.replace(known, tests=tested))
     _tell(tested)
     return not tested.failed
@@ -138,10 +148,10 @@ def try_kernel(machine: Machine, *, short: bool, tests: bool) -> bool:
     return status == 0 and bool(cells) and not (tested and tested.failed)
 
 
-def _system_tests(machine: Machine) -> SystemTests:
+def _system_tests(machine: Machine, files: Sequence[str] = ()) -> SystemTests:
     report = machine.out / "tests.xml"
     report.unlink(missing_ok=True)
-    files = [f"tests/system/{name}.py" for name in TESTS]
+    files = files or [f"tests/system/{name}.py" for name in TESTS]
     status = machine.run(
         "pytest", "-v", "-p", "no:cacheprovider", "--junitxml={out}/tests.xml", *files
     )
@@ -180,6 +190,7 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--no-tests", dest="tests", action="store_false", help="without tests/system")
     only.add_argument("--only-tests", action="store_true", help="tests/system, and nothing else")
+    only.add_argument("--failed", action="store_true", help="what failed of them the last time")
     args = parser.parse_args(words)
     if os.geteuid() != 0:
         parser.error("needs root")
