@@ -16,6 +16,7 @@ from collector.agent.events import ended as end_of
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native
 from collector.model import Outcome, ProcessKey
+from collector.native.build import build_library
 from tests.unit.agent_fakes import FakeAgent
 from tests.unit.event_samples import KEY, ended, fatal, who
 
@@ -203,11 +204,13 @@ class FakeLibrary:
         """Nothing was allocated."""
 
 
-def test_what_cannot_be_taken_over_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_taken_over_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # GIVEN a process that the native part has taken
     read, hold = os.pipe()
     other, pidfd = os.pipe()
-    native = Native()
+    native = Native(path=build_library(tmp_path))
     native._library = FakeLibrary(hold, pidfd)  # type: ignore[assignment]
 
     def fail(_raw: object) -> None:
