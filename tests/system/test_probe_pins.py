@@ -28,7 +28,6 @@ from tests.system.probe_support import (
 )
 from tests.system.victims import running
 
-pytestmark = pytest.mark.alone  # it floods the ring
 OTHER = {"core": "bcc", "bcc": "core"}
 FORTY_KILLS = "import os\nfor _ in range(40): os.fork() or os.kill(os.getpid(), 9)"
 
