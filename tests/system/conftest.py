@@ -1,7 +1,7 @@
 """Tests that need something which this kernel lacks are skipped; see needs.py.
 
-They run one after the other: many borrow the kernel's settings, and an agent sees every death on the
-machine, so a test that floods it would be in the way of one that looks at what an agent keeps.
+They run one after the other: many borrow the kernel's settings, and an agent sees every death on
+the machine, so a test that floods it would be in the way of one that looks at what it keeps.
 """
 
 from __future__ import annotations
