@@ -149,7 +149,8 @@ def test_what_is_dropped_moved_or_mapped_anew_between_the_rounds_is_seen(tmp_pat
             start, size = target.report.memory, target.report.size
             core = live_core(target.pid, tmp_path / "gcore")
             assert differences(core, memory) == []
-            assert populated(memory, start + size // 4, size // 4) == 4096
+            # one page, which is a huge one where the kernel gives them to everybody
+            assert populated(memory, start + size // 4, size // 4) in (4096, 2 << 20)
             assert populated(memory, start, size // 4) == 0
 
 
