@@ -28,8 +28,8 @@ def open_held(context: Context, crash: Crash) -> None:
     if seen.who is None:
         identity = record_id(context.boot_id, dying.key)
         record = record_of_held(identity, gathered.handoff, dying)
-        told = context.probe is not None
-        lost["event"] = "BPF did not report this death" if told else "the agent has no BPF"
+        blind, silent = "the agent has no BPF", "BPF did not report this death"
+        lost["event"] = blind if context.blind else silent
     else:
         record = seen.record(record_id(context.boot_id, seen.who.key), late=False, lost={})
     crash.open(record, "exit")

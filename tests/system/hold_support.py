@@ -23,7 +23,6 @@ from tests.system.settings import kernel_settings
 from tests.system.victims import PATIENCE, SLOWNESS
 
 BOTH = (Backend.SOCKET, Backend.PIPE)
-PATIENCE_S = PATIENCE
 
 # Holds the first crash that arrives for as long as it lives. It gives nothing back.
 _AGENT = """
@@ -121,7 +120,7 @@ class Victim:
 
     def gone_after(self, since: float) -> float:
         """Seconds from `since` until it is gone."""
-        assert self.is_gone(PATIENCE_S), "the process still hangs"
+        assert self.is_gone(PATIENCE), "the process still hangs"
         return time.monotonic() - since
 
     def __enter__(self) -> Victim:
@@ -146,7 +145,7 @@ def accept(backend: OpenBackend) -> Iterator[HandOff]:
 
 def take(backend: OpenBackend) -> Taken:
     """The next process that is handed over, waited for."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
         if (taken := backend.accept()) is not None:
             return taken

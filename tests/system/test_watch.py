@@ -29,7 +29,6 @@ watch:
     every: 20ms
     keep: 25
 """
-PATIENCE_S = PATIENCE
 KEEP = 25
 
 
@@ -39,7 +38,7 @@ def watched_count(running: RunningAgent) -> float:
 
 def until(running: RunningAgent, sample: str, least: float) -> None:
     """Until a metric is at least this."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + PATIENCE
     while running.metric(sample) < least:
         if time.monotonic() > end:
             raise Stuck(f"{sample} stays below {least}: {scrape(running.port)}")
@@ -48,7 +47,7 @@ def until(running: RunningAgent, sample: str, least: float) -> None:
 
 def recorder_of(running: RunningAgent) -> int:
     """The pid of the agent's flight recorder, which is there a moment after the agent is ready."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + PATIENCE
     while (pid := _recorder_of(running)) is None:
         assert time.monotonic() < end
     return pid
@@ -400,7 +399,7 @@ def test_without_rules_there_is_no_recorder(acting: RunningAgent, tmp_path: Path
     before = file.read_text()
     reload(acting, file, before.partition("watch:")[0])
     # THEN the recorder ends, and deaths are recorded all the same
-    assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    assert select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
     with running("watched", cwd=tmp_path) as victim:
         victim.go()
@@ -419,7 +418,7 @@ def test_a_killed_agent_leaves_no_recorder(tmp_path: Path, watching: RunningAgen
     watching.process.kill()
     watching.restart()
     # THEN its recorder ends by itself, and the next agent has another
-    assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    assert select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
     assert recorder_of(watching) != recorder
 
