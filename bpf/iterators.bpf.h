@@ -10,6 +10,8 @@
 #define CW_XSTATE_BASE 832
 #define CW_XSTATE_BASE_FEATURES (1ULL << 0 | 1ULL << 1 | 1ULL << 2 | 1ULL << 9)
 
+#define AGAIN 1 /* of an iterator: the reader gets EAGAIN, and this object next time */
+
 struct cw_scratch {
 	__u8 bytes[CW_XSTATE_MAX];
 };
@@ -18,8 +20,10 @@ struct cw_path_scratch {
 	char bytes[CW_PAGE];
 };
 
-PER_CPU_MAP(xstate_scratch, struct cw_scratch);
-PER_CPU_MAP(path_scratch, struct cw_path_scratch);
+/* Of the reader, not of the CPU: another one may come in between, and it must not have to wait until
+ * this one is through, for that may never be: the kernel lists mappings under the process's lock. */
+TASK_MAP(xstate_scratch, struct cw_scratch);
+TASK_MAP(path_scratch, struct cw_path_scratch);
 
 /* Ids as fill_prstatus() of the kernel gives them: its real_parent is a thread, too. */
 FN void fill_ids(struct cw_thread *out, struct task_struct *t)
@@ -81,14 +85,14 @@ ITERATE(task, threads)
 	struct cw_scratch *scratch;
 	struct fpstate *fpstate;
 	struct fpu *fpu;
-	u32 zero = 0;
 	u64 size;
 
 	if (!t || GET(t, exit_state) || (GET(t, flags) & NO_THREAD))
 		return 0;
-	scratch = bpf_map_lookup_elem(&xstate_scratch, &zero);
+	scratch = bpf_task_storage_get(&xstate_scratch, bpf_get_current_task_btf(), 0,
+				       BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!scratch)
-		return 0;
+		return AGAIN;
 	fill_thread(&out, t);
 	fpu = task_fpu(t);
 	fpstate = READ(fpu, fpstate);
@@ -156,14 +160,14 @@ ITERATE(task_vma, mappings)
 	struct cw_path_scratch *scratch;
 	struct mm_struct *mm;
 	struct file *file;
-	u32 zero = 0;
 	s64 size = 0;
 
 	if (!vma)
 		return 0;
-	scratch = bpf_map_lookup_elem(&path_scratch, &zero);
+	scratch = bpf_task_storage_get(&path_scratch, bpf_get_current_task_btf(), 0,
+				       BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!scratch)
-		return 0;
+		return AGAIN;
 	mm = GET(vma, vm_mm);
 	out.start = GET(vma, vm_start);
 	out.end = GET(vma, vm_end);

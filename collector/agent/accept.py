@@ -1,4 +1,4 @@
-"""Threads that take processes from the kernel by the native part, each one at a time."""
+"""Threads that see to what the native part has taken from the kernel, each to one at a time."""
 
 from __future__ import annotations
 
@@ -9,33 +9,24 @@ import threading
 from collections.abc import Callable
 
 from collector.agent.context import HANDOFF_NICE
-from collector.errors import HoldError
-from collector.handoff.coredump_socket import SocketBackend
-from collector.handoff.native import Native, Taken
-from collector.handoff.pipe import PipeBackend
+from collector.handoff.backends import OpenBackend
+from collector.handoff.native import Taken
 
 log = logging.getLogger(__name__)
 
-_THREADS = 4  # a hostile process may keep one waiting, by memory that does not come
+_THREADS = 4  # one decides about a process that is held while others wait for the next one
 _END_S = 5.0
 
 
 class Acceptor:
     """`arrived` is called in one of its threads, with a process that was released or is still held.
 
-    The listener is theirs from now on; they end when it is closed.
+    They end when the backend is closed.
     """
 
-    def __init__(
-        self,
-        native: Native,
-        listener: SocketBackend | PipeBackend,
-        arrived: Callable[[Taken], None],
-    ) -> None:
-        self._native = native
-        self._listener = listener
+    def __init__(self, backend: OpenBackend, arrived: Callable[[Taken], None]) -> None:
+        self._backend = backend
         self._arrived = arrived
-        listener.block()
         self._threads = [
             threading.Thread(target=self._accept, name=f"accept-{number}", daemon=True)
             for number in range(_THREADS)
@@ -53,11 +44,9 @@ class Acceptor:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
         while True:
             try:
-                taken = self._native.take(self._listener)
+                taken = self._backend.accept()
                 if taken is None:
                     return
                 self._arrived(taken)
-            except HoldError as error:
-                self._listener.refuse(error)
             except Exception:
                 log.exception("a hand-off failed")

@@ -53,6 +53,8 @@ def handle(context: Context, taken: Taken) -> None:
     """From the hand-off to the writer's queue, for one process."""
     crash: Crash | None = None
     try:
+        if taken.key is not None:
+            crash = context.registry.hold(taken.key)
         gathered = gather(taken)
         try:
             crash = _join(context, gathered)

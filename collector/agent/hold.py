@@ -11,7 +11,10 @@ from collector.model import Capture, Release
 
 
 def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
-    """Pin its memory and release it at once, or say why it has to wait for its core."""
+    """Pin its memory and release it at once, or say why it has to wait for its core.
+
+    Raises HoldError if it was not decided in time, and the watchdog has let it go.
+    """
     gathered, decided = crash.gathered, crash.decided
     if decided.admission.capture is Capture.RECORD and not decided.explain:
         gathered.handoff.release()
@@ -27,8 +30,11 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
     )
     if plan.mode is Release.INSTANT:
         try:
-            gathered.open.enter_context(Pin(gathered.dying.mem_fd, [gathered.address]))
+            gathered.open.enter_context(Pin(gathered.dying.mem_fd, gathered.address))
         except HoldError as error:
-            return ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
-        gathered.handoff.release()
+            plan = ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
+        else:
+            gathered.handoff.release()
+            return plan
+    gathered.handoff.keep()
     return plan

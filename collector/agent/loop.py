@@ -37,8 +37,10 @@ from collector.agent.release import most_pinned
 from collector.agent.unheld import record_note
 from collector.errors import HoldError
 from collector.handoff.backends import NoBackend
+from collector.handoff.native import Native
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
+from collector.policy.types import Policy
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,6 @@ class Agent:
         self._give_up_interrupted()
         take_events(self._context)
         self._take_notes()
-        self._take_handoffs()
         self._start_accepting()
         while not self._stopping:
             self._wait()
@@ -80,22 +81,17 @@ class Agent:
         self._finish()
 
     def _start_accepting(self) -> None:
-        """Leave the listener to threads that wait there, after what has come before."""
+        """Have threads see to what was handed over, also while we started."""
         backend = self._context.backend
         if not isinstance(backend, NoBackend):
-            take = partial(arrived, self._context)
-            self._acceptor = Acceptor(self._context.native, backend.listener, take)
+            self._acceptor = Acceptor(backend, partial(arrived, self._context))
 
     def _apply_policy(self) -> None:
         context, policy = self._context, self._context.policy.policy
         if context.probe is not None:
             context.probe.set_want_exits(wants_exits(policy))
             context.probe.set_has_handoff(not isinstance(context.backend, NoBackend))
-        context.native.allow(
-            instant=all_instant(policy),
-            max_pins=policy.release.max_pins,
-            max_pinned=most_pinned(policy.release),
-        )
+        allow(context.native, policy)
         context.recorder.configure(policy)
 
     def _wait(self) -> None:
@@ -176,10 +172,6 @@ class Agent:
 
     # ---- hold: the kernel's hand-off
 
-    def _take_handoffs(self) -> None:
-        while (taken := self._context.backend.accept()) is not None:
-            arrived(self._context, taken)
-
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
@@ -188,6 +180,16 @@ class Agent:
         if spooled.lost:
             self._context.metrics.errors.labels("spool").inc(spooled.lost)
             log.warning("%d deaths of the time without an agent are only counted", spooled.lost)
+
+
+def allow(native: Native, policy: Policy) -> None:
+    """Tell the native part what it may do by itself."""
+    native.allow(
+        instant=all_instant(policy),
+        max_pins=policy.release.max_pins,
+        max_pinned=most_pinned(policy.release),
+        patience_s=policy.hold.patience,
+    )
 
 
 def _interrupted(record: Record) -> Record:

@@ -182,7 +182,7 @@ def _precopy() -> Check:
 
 def _pin() -> Check:
     try:
-        pin.prepare(1)
+        pin.prepare()
     except CorewardError as error:
         return Check(
             name="pin",

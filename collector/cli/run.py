@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from collector.agent.context import Context, Lanes
-from collector.agent.loop import Agent
+from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
@@ -107,13 +107,14 @@ class RunVerb:
             probe = _open_probe(args, parts, undo)
             if probe is not None:
                 native.use_bpf(*probe.iterators)
+            allow(native, policy)  # crashes may come as soon as the kernel hands them over
             backend = _open_backend(args.run_dir, policy, native, parts)
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
-            _watch(metrics, probe, backend)
+            _watch(metrics, probe, backend, native)
             recorder = FlightRecorder(store, metrics, announce)
             agent = Agent(
                 Context(
@@ -234,7 +235,9 @@ def _serve(
         parts.callback(metrics.serve(*address))
 
 
-def _watch(metrics: Metrics, probe: Probe | None, backend: OpenBackend | NoBackend) -> None:
+def _watch(
+    metrics: Metrics, probe: Probe | None, backend: OpenBackend | NoBackend, native: Native
+) -> None:
     if probe is not None:
         metrics.watch(
             "probe_dropped",
@@ -246,8 +249,9 @@ def _watch(metrics: Metrics, probe: Probe | None, backend: OpenBackend | NoBacke
         "handoffs_refused",
         "Hand-offs that came to nothing, by why",
         "why",
-        lambda: {"impostor": backend.refused, "late": backend.late},
+        lambda: {"impostor": backend.refused, "late": backend.late, "memory": native.untold},
     )
+    metrics.left_behind.set_function(lambda: native.left_behind)
 
 
 def _dropped(counters: Counters) -> dict[str, int]:

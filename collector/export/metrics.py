@@ -86,6 +86,10 @@ class Metrics:
             "watch_refused",
             "Processes named by a watch rule, but left out: no room, or they keep readers waiting",
         )
+        self.left_behind = gauge(
+            "handoff_threads_left_behind",
+            "Threads that a dying process keeps waiting, for ever maybe",
+        )
         self.policy_bad = gauge("policy_reload_failed", "1 while the last reload was refused")
 
     def watch(

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SOCKET_NAME = "core.sock"
 _PROBE_TIMEOUT_S = 2.0
 _PROOFS = 3  # a busy machine may not let us answer in `hold.patience`
-_ACCEPT_BURST = 256  # connections looked at in one call
+_LOOK_S = 0.05  # whether a child that crashes has ended without being handed over
 
 
 Listener = SocketBackend | PipeBackend
@@ -41,9 +41,9 @@ Listener = SocketBackend | PipeBackend
 class OpenBackend:
     """A way that works, with the kernel set up for it. A context manager.
 
-    Call `accept` until it returns None before others accept from the listener: a crash may have
-    come in while the backend was opened. The agent must not be dumpable while this is open, or it
-    would wait for itself if it crashed; so it is not.
+    A crash may have come in while the backend was opened: `accept` gives it out first.
+    The agent must not be dumpable while this is open, or it would wait for itself if it crashed;
+    so it is not.
     """
 
     def __init__(self, listener: Listener, native: Native, guard: SettingsGuard) -> None:
@@ -68,24 +68,21 @@ class OpenBackend:
         """Hand-offs so far that were given up before we answered (pipe only)."""
         return self.listener.late if isinstance(self.listener, PipeBackend) else 0
 
-    def fileno(self) -> int:
-        """For poll(2): readable when `accept` has something to do."""
-        return self.listener.fileno()
+    def accept(self, timeout_s: float | None = None) -> Taken | None:
+        """The next dying process; None if there is none in that time, or it was closed.
 
-    def accept(self) -> Taken | None:
-        """The next dying process; None if there is none.
-
-        Connections that are no hand-offs are closed, counted in `refused` and logged.
+        Thread-safe. Connections that are no hand-offs are closed, counted in `refused` and logged.
         """
-        return self._early.popleft() if self._early else self._take()
+        with contextlib.suppress(IndexError):
+            return self._early.popleft()
+        return self._take(timeout_s)
 
-    def _take(self) -> Taken | None:
-        for _ in range(_ACCEPT_BURST):
+    def _take(self, timeout_s: float | None) -> Taken | None:
+        while True:
             try:
-                return self._native.take(self.listener)
+                return self._native.take(timeout_s)
             except HoldError as error:
                 self.listener.refuse(error)
-        return None
 
     def notes(self) -> SpooledNotes:
         """Deaths that nobody held while no agent ran; each is told once (pipe only)."""
@@ -122,16 +119,14 @@ class OpenBackend:
         ended = os.pidfd_open(child)
         try:
             deadline = time.monotonic() + _PROBE_TIMEOUT_S
-            poll = select.poll()
-            poll.register(self.fileno(), select.POLLIN)
-            poll.register(ended, select.POLLIN)
             while (left := deadline - time.monotonic()) > 0:
-                happened = dict(poll.poll(left * 1000))
-                while (taken := self._take()) is not None:
-                    if taken.handoff.pid == child:
-                        return taken.close()
+                has_ended = select.select([ended], [], [], 0)[0]  # before we look, not after
+                taken = self._take(0 if has_ended else min(left, _LOOK_S))
+                if taken is not None and taken.handoff.pid == child:
+                    return taken.close()
+                if taken is not None:
                     self._early.append(taken)
-                if ended in happened:
+                elif has_ended:
                     break
             raise HoldError("the kernel took the core_pattern, but a crash did not arrive")
         finally:
@@ -163,11 +158,7 @@ class NoBackend:
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    def fileno(self) -> int:
-        """-1: nothing to poll."""
-        return -1
-
-    def accept(self) -> None:
+    def accept(self, timeout_s: float | None = None) -> None:
         return None
 
     def notes(self) -> SpooledNotes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from collector.errors import HoldError
@@ -22,11 +23,20 @@ class HandOff:
 
     backend: str  # "socket" or "pipe"
 
-    def __init__(self, holds: int, pid: int, pidfd: int, accepted_ns: int, streams: bool) -> None:
+    def __init__(
+        self,
+        holds: int,
+        pid: int,
+        pidfd: int,
+        accepted_ns: int,
+        streams: bool,
+        unwatch: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Owns `holds`, whose closing releases the process, and `pidfd` from now on.
 
         pid: that of the thread group, in our pid namespace. accepted_ns: of time.monotonic_ns().
-        streams: the kernel writes its core into `holds`.
+        streams: the kernel writes its core into `holds`. unwatch: tells the watchdog that it need
+        not look any more; False if it has let the process go.
         """
         self.holds = holds
         self.pid = pid
@@ -35,6 +45,8 @@ class HandOff:
         self.streams = streams
         self.accepted_ns = accepted_ns
         self._held_ms: float | None = None
+        self._unwatch: Callable[[], bool] | None = unwatch
+        self._in_time = True
         self._lock = threading.Lock()
 
     def stream_fd(self) -> int:
@@ -59,6 +71,7 @@ class HandOff:
         """
         with self._lock:
             if self._held_ms is None:
+                self._end_of_watch()
                 os.close(self.holds)
                 self._held_ms = (time.monotonic_ns() - self.accepted_ns) / 1e6
                 os.close(self.pidfd)
@@ -68,7 +81,21 @@ class HandOff:
         """`holds` was closed already, at this time of time.monotonic_ns()."""
         with self._lock:
             self._held_ms = (released_ns - self.accepted_ns) / 1e6
-            os.close(self.pidfd)
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+
+    def keep(self) -> None:
+        """Let it wait as long as we want. Raises HoldError if it had to wait too long already."""
+        with self._lock:
+            if self._held_ms is None:
+                self._end_of_watch()
+            if not self._in_time:
+                raise HoldError("it was let go before: the agent took longer than hold.patience")
+
+    def _end_of_watch(self) -> None:
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:  # before `holds` is closed: its number is another file's then
+            self._in_time = unwatch()
 
     def __enter__(self) -> HandOff:
         return self

@@ -17,6 +17,7 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from collector.errors import HoldError
@@ -30,6 +31,7 @@ from collector.native.contract import EMPTY, PINS, READY, SHARED, WORD, Answer
 
 _NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY of <sys/resource.h>
 _HAND_INTS = ctypes.sizeof(contract.Hand) // 4
+_IN_USE: list[contract.Orders] = []
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,7 +42,8 @@ class Taken:
     """
 
     handoff: HandOff
-    why: str  # it could not be gathered, and the rest is empty; "": it was
+    key: ProcessKey | None  # exact to a clock tick; None: nobody could say when it started
+    why: str  # it could not be gathered, and was released, the rest is empty; "": it was
     tid: int  # of a thread that has its memory
     files: dict[str, int]  # descriptors by the names of contract.FILES; -1: cannot be had
     texts: dict[str, bytes]  # of contract.TEXTS; maps only where BPF does not tell mappings
@@ -87,6 +90,8 @@ class Native:
         self._in_hand = memoryview(self._orders.in_hand).cast("B").cast("i")
         self._slots: list[Slot | None] = [None] * PINS
         self._lock = threading.Lock()
+        self._pool: int | None = None
+        self._pipe = False
         if threads_program >= 0:
             self._refill()
 
@@ -99,8 +104,14 @@ class Native:
         self._orders.stream = self.streams = False
         self._refill()
 
-    def allow(self, *, instant: bool, max_pins: int, max_pinned: int) -> None:
-        """instant: every process may go at once as far as policy goes. max_pinned: bytes."""
+    def allow(
+        self, *, instant: bool, max_pins: int, max_pinned: int, patience_s: float = 0
+    ) -> None:
+        """instant: every process may go at once as far as policy goes. max_pinned: bytes.
+
+        patience_s: after so long a process is let go of which nothing has been decided; 0: never.
+        """
+        self._orders.patience_ns = round(patience_s * 1e9)
         self._orders.max_pins, self._orders.max_pinned = max_pins, max_pinned
         self._orders.instant = int(instant)
 
@@ -152,22 +163,54 @@ class Native:
     # ---- hand-offs
 
     def serve(self, listener: SocketBackend | PipeBackend) -> None:
-        """Tell the native part who the helpers of a pipe are, and where they see that it works."""
+        """Have threads of the native part take what is handed over at a listener, until it is
+        closed; from then on it is theirs.
+
+        Raises HoldError if there can be no threads.
+        """
+        pipe = isinstance(listener, PipeBackend)
         if isinstance(listener, PipeBackend):
             self._orders.helper_device, self._orders.helper_inode = listener.helper_id
             self._orders.heard_fd, self._orders.heard = listener.heard_fd, 0
+        listener.block()
+        self.leave()
+        ctypes.set_errno(0)
+        # they may be kept waiting for longer than we live: what they use stays
+        _IN_USE.append(self._orders)
+        self._pool = self._library.coreward_serve(listener.fileno(), pipe, self._orders)
+        self._pipe = pipe
+        if error := ctypes.get_errno():
+            raise HoldError(f"no threads to take processes with: {os.strerror(error)}")
 
-    def take(self, listener: SocketBackend | PipeBackend) -> Taken | None:
-        """The next process that is handed over at a listener that was served.
+    def leave(self) -> None:
+        """After the listener was closed: release what was taken and not asked for.
 
-        Waits for it if the listener blocks. None: it was shut down, or nobody waits there. Raises
-        HoldError if a connection was not the kernel's, or its hand-off broke off; HelperGone if a
-        pipe's helper had given up.
+        Nobody may be in `take`.
+        """
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self._library.coreward_leave(pool)
+
+    @property
+    def left_behind(self) -> int:
+        """Threads that a process keeps waiting."""
+        return int(self._orders.left_behind)
+
+    @property
+    def untold(self) -> int:
+        """Hand-offs that there was no memory for; what BPF saw of these deaths is all."""
+        return int(self._orders.untold)
+
+    def take(self, timeout_s: float | None = None) -> Taken | None:
+        """The next process that was handed over; None: for ever.
+
+        None: not in that time, or the listener was closed (`is_closed`). Raises HoldError if a
+        connection was not the kernel's, or its hand-off broke off; HelperGone if a pipe's helper
+        had given up.
         """
         raw = contract.Taken()
-        pipe = isinstance(listener, PipeBackend)
-        function = self._library.coreward_take_pipe if pipe else self._library.coreward_take_socket
-        answer = function(listener.fileno(), self._orders, raw)
+        timeout_ms = -1 if timeout_s is None else round(timeout_s * 1000)
+        answer = self._library.coreward_take(self._pool, raw, timeout_ms)
         if answer == Answer.REFUSED:
             raise HoldError(os.fsdecode(raw.why))
         if answer == Answer.LATE:
@@ -176,22 +219,27 @@ class Native:
             return None
         handoff: HandOff | None = None
         try:
-            handoff = self._handoff(raw, pipe)
+            handoff = self._handoff(raw)
             return self._taken(raw, handoff)
         except BaseException:  # nobody may be held for ever
-            _abandon(raw, handoff)
+            self._abandon(raw, handoff)
             raise
         finally:
             self._library.coreward_drop(raw)
 
-    def _handoff(self, raw: contract.Taken, pipe: bool) -> HandOff:
+    def _handoff(self, raw: contract.Taken) -> HandOff:
         handoff: HandOff
-        streams = pipe or self.streams
-        if pipe:
+        streams = self._pipe or self.streams
+        unwatch = partial(self._unwatch, raw.watch)
+        if self._pipe and raw.line:
             who = parse_line(raw.line)
-            handoff = PipeHandOff(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams, who)
+            handoff = PipeHandOff(
+                *(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams, unwatch), who
+            )
         else:
-            handoff = SocketHandOff(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams)
+            handoff = SocketHandOff(
+                *(raw.hold, raw.pid, raw.pidfd, raw.accepted_ns, streams, unwatch)
+            )
         if raw.signal >= 0:
             handoff.signal = raw.signal
         if raw.hold < 0:
@@ -204,6 +252,7 @@ class Native:
         limit = resource.RLIM_INFINITY if raw.core_limit == _NO_LIMIT else raw.core_limit
         taken = Taken(
             handoff=handoff,
+            key=ProcessKey(raw.pid, raw.start_ticks * TICK_NS) if raw.start_ticks else None,
             why="" if raw.gathered else os.fsdecode(raw.why),
             tid=raw.tid,
             files=dict(zip(contract.FILES, raw.fds, strict=True)),
@@ -251,14 +300,18 @@ class Native:
                     ready.request = ctypes.addressof(slot.request)
                     ready.state = READY
 
+    def _unwatch(self, watch: int) -> bool:
+        return bool(self._library.coreward_unwatch(watch))
 
-def _abandon(raw: contract.Taken, handoff: HandOff | None) -> None:
-    """Release a process that was taken, and close all that is open of it."""
-    if handoff is not None:
-        handoff.release()
-    shared = (fd for _, fd in SHARED.iter_unpack(raw.shared.copy()))
-    held = () if handoff is not None else (raw.hold, raw.pidfd)
-    for fd in (*held, *raw.fds, *shared, raw.pin_fd):
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    def _abandon(self, raw: contract.Taken, handoff: HandOff | None) -> None:
+        """Release a process that was taken, and close all that is open of it."""
+        if handoff is not None:
+            handoff.release()
+        else:
+            self._unwatch(raw.watch)
+        shared = (fd for _, fd in SHARED.iter_unpack(raw.shared.copy()))
+        held = () if handoff is not None else (raw.hold, raw.pidfd)
+        for fd in (*held, *raw.fds, *shared, raw.pin_fd):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)

@@ -19,13 +19,12 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from collector.errors import HoldError
 from collector.linux import userfaultfd
-from collector.native.contract import PIN_MS, PINS
+from collector.native.contract import PIN_MS
 
 _PAGE = mmap.PAGESIZE
 _READ_SIZE = 8  # bytes
@@ -61,11 +60,18 @@ class _AioInit(ctypes.Structure):
     )
 
 
+class _TimeSpec(ctypes.Structure):
+    """struct timespec of <time.h>."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
 class _PollFd(ctypes.Structure):
     _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
 
 
 _SIGEV_NONE = 1
+_END = _TimeSpec(0, PIN_MS * 1_000_000)  # for a reader that was unblocked
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Calls that return at once, or after microseconds: while a process waits for us, giving up the
@@ -114,17 +120,24 @@ class Slot:
             return False
         return userfaultfd.is_fault(self.uffd)
 
-    def unblock(self) -> None:
-        """Let the reader go, wait for its end, and make the page as new."""
+    def unblock(self) -> bool:
+        """Let the reader go, wait for its end, and make the page as new.
+
+        False if it has not come to the page yet, as where the other address space is locked: that
+        is the other one's to decide, and nobody waits for it.
+        """
         try:
             userfaultfd.fill_with_zeros(self.uffd, self.address, _PAGE)
         except OSError as error:
             raise HoldError(f"a pin cannot be released: {error.strerror}") from error
         pending = (ctypes.c_void_p * 1)(ctypes.addressof(self.request))
-        while _quick.aio_error64(ctypes.byref(self.request)) == errno.EINPROGRESS:
-            _libc.aio_suspend64(pending, 1, None)
+        if _quick.aio_error64(ctypes.byref(self.request)) == errno.EINPROGRESS:
+            _libc.aio_suspend64(pending, 1, ctypes.byref(_END))
+        if _quick.aio_error64(ctypes.byref(self.request)) == errno.EINPROGRESS:
+            return False
         _quick.aio_return64(ctypes.byref(self.request))
         self.page.madvise(mmap.MADV_DONTNEED)
+        return True
 
     def close(self) -> None:
         """Unmap the page. Nothing may be blocked on it."""
@@ -137,6 +150,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self._spare: list[Slot] = []
+        self._late: list[Slot] = []  # whose reader is still on its way
         self._lock = threading.Lock()
 
     def take(self) -> Slot:
@@ -145,28 +159,41 @@ class _Pool:
                 return self._spare.pop()
         return Slot()
 
+    def give_back(self, slot: Slot) -> None:
+        """A slot that may still have its reader."""
+        with self._lock:
+            late, self._late = [*self._late, slot], []
+        for one in late:
+            if one.unblock():
+                self.give(one)
+            else:
+                with self._lock:
+                    self._late.append(one)
+
     def give(self, slot: Slot) -> None:
         with self._lock:
-            if len(self._spare) < PINS:
+            if len(self._spare) < SPARE:
                 self._spare.append(slot)
                 return
         slot.close()
 
 
+SPARE = 8  # slots
 _pool = _Pool()
 
 
 class Pin:
     """An address space that stays until `release`. A context manager."""
 
-    def __init__(self, mem_fd: int, addresses: Sequence[int], timeout_ms: int = PIN_MS) -> None:
-        """Pin the process whose /proc/PID/mem is open as `mem_fd`, by one of its readable bytes.
+    def __init__(self, mem_fd: int, address: int, timeout_ms: int = PIN_MS) -> None:
+        """Pin the process whose /proc/PID/mem is open as `mem_fd`, by a byte that can be read.
 
-        `addresses` are tried in order. Takes 0.03 ms, 0.2 ms on an idle machine. `mem_fd` stays
-        the caller's: it can be read while the pin holds, also after the process was reaped.
-        Raises HoldError if no address can be read, or the pin does not take within `timeout_ms`.
+        Takes 0.03 ms, 0.2 ms on an idle machine. `mem_fd` stays the caller's: it can be read while
+        the pin holds, also after the process was reaped. Raises HoldError if `address` is 0, or
+        the pin does not take within `timeout_ms`.
         """
-        address = _readable(mem_fd, addresses)
+        if not address:
+            raise HoldError("no memory to pin: none of its addresses can be read")
         self._lock = threading.Lock()
         self._slot: Slot | None = None
         slot = _pool.take()
@@ -201,9 +228,8 @@ class Pin:
         with self._lock:
             slot, self._slot = self._slot, None
         if slot is not None:
-            slot.unblock()
+            _pool.give_back(slot)
             os.close(self._fd)
-            _pool.give(slot)
 
     def __enter__(self) -> Pin:
         return self
@@ -222,21 +248,11 @@ def take_slot() -> Slot:
     return _pool.take()
 
 
-def prepare(count: int = PINS) -> None:
-    """Make what the first `count` pins need. Raises HoldError if this process cannot pin at all."""
-    slots = [_pool.take() for _ in range(min(count, PINS))]
+def prepare() -> None:
+    """Make what the first pins need. Raises HoldError if this process cannot pin at all."""
+    slots = [_pool.take() for _ in range(SPARE)]
     for slot in slots:
         _pool.give(slot)
-
-
-def _readable(mem_fd: int, addresses: Sequence[int]) -> int:
-    for address in addresses:
-        try:
-            if len(os.pread(mem_fd, _READ_SIZE, address)) == _READ_SIZE:
-                return address
-        except (OSError, OverflowError):
-            continue
-    raise HoldError("no memory to pin: none of its addresses can be read")
 
 
 def _init_aio() -> None:

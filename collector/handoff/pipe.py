@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 # %P pid and %I tid in the initial pid namespace, %s signal, %u %g real ids, %d dump mode,
 # %t seconds since the epoch, %F pidfd (>= 6.16; earlier kernels leave it out)
 FIELDS = "%P %I %s %u %g %d %t %F"
-PATIENCE_S = 0.1  # of a helper, with an agent that does not answer
+PATIENCE_S = 0.25  # of a helper, with an agent that does not answer
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
 SOCKET = "pipe.sock"  # in the run directory
 _HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
@@ -90,9 +91,16 @@ class PipeHandOff(HandOff):
     backend = "pipe"
 
     def __init__(
-        self, holds: int, pid: int, pidfd: int, accepted_ns: int, streams: bool, who: PipeNote
+        self,
+        holds: int,
+        pid: int,
+        pidfd: int,
+        accepted_ns: int,
+        streams: bool,
+        unwatch: Callable[[], bool],
+        who: PipeNote,
     ) -> None:
-        super().__init__(holds, pid, pidfd, accepted_ns, streams)
+        super().__init__(holds, pid, pidfd, accepted_ns, streams, unwatch)
         self.signal = who.signal
         self.identity = who
 

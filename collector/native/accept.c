@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -55,6 +56,7 @@ struct pidfd_info {
 #define GET_INFO _IOWR(0xFF, 11, struct pidfd_info)
 #define HAS_PID 1
 #define HAS_CREDS 2
+#define HAS_CGROUP 4
 #define HAS_COREDUMP 16
 #define HAS_SIGNAL 64
 #define DUMPED 1
@@ -107,12 +109,40 @@ static bool status_tells_dump(struct taken *t, int tid)
 	return found || because(t, "pid %d is not dumping core", t->pid);
 }
 
-/* tid: of the thread that died, where the helper told it; else 0. */
-bool identify(struct taken *t, int tid)
+/*
+ * Whose share of us it uses: its user's. root's processes, and those of containers' roots, are told
+ * apart by their cgroup; others could make as many of these as they like.
+ */
+static uint64_t owner_of(const struct pidfd_info *info, int pid)
 {
-	struct pidfd_info info = { .mask = HAS_PID | HAS_CREDS | HAS_COREDUMP | HAS_SIGNAL };
+	struct stat about;
+	char path[32];
+
+	if (info->mask & HAS_CREDS && (info->ruid || !(info->mask & HAS_CGROUP)))
+		return info->ruid;
+	if (info->mask & HAS_CREDS)
+		return UINT64_C(1) << 63 | info->cgroupid;
+	snprintf(path, sizeof(path), "/proc/%d", pid);
+	return stat(path, &about) ? 0 : about.st_uid;
+}
+
+static uint64_t start_of(int pid)
+{
+	char path[32], text[STAT_SIZE];
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	return small_file(path, text, sizeof(text)) ? start_ticks(text) : 0;
+}
+
+static bool tells(struct taken *t, int tid)
+{
+	struct pidfd_info info = {
+		.mask = HAS_PID | HAS_CREDS | HAS_CGROUP | HAS_COREDUMP | HAS_SIGNAL
+	};
 
 	if (ioctl(t->pidfd, GET_INFO, &info)) {
+		info.mask = 0;
+		t->owner = owner_of(&info, t->pid);
 		if (errno != ESRCH && t->pid > 0)
 			return status_tells_dump(t, tid ? tid : t->pid);
 		return because(t, "nothing is known of a process: %s", strerror(errno));
@@ -120,6 +150,7 @@ bool identify(struct taken *t, int tid)
 	if (!(info.mask & HAS_PID) || !info.tgid)
 		return because(t, "the process is not visible in this pid namespace");
 	t->pid = (int32_t)info.tgid;
+	t->owner = owner_of(&info, t->pid);
 	if (!(info.mask & HAS_COREDUMP))
 		return status_tells_dump(t, tid ? tid : t->pid);
 	if (!(info.coredump_mask & DUMPED))
@@ -129,17 +160,31 @@ bool identify(struct taken *t, int tid)
 	return true;
 }
 
+/* tid: of the thread that died, where the helper told it; else 0. */
+bool identify(struct taken *t, int tid)
+{
+	if (!tells(t, tid))
+		return false;
+	t->start_ticks = start_of(t->pid);
+	return is_there(t) || because(t, "pid %d has gone", t->pid);
+}
+
+void reset(struct taken *t)
+{
+	memset(t, 0, sizeof(*t));
+	t->hold = t->pidfd = t->signal = t->pin = t->pin_fd = t->watch = -1;
+	for (int i = 0; i < FDS; i++)
+		t->fds[i] = -1;
+}
+
 /* Wait for a connection: an enum answer. PROCESS: the descriptor is in `conn`. */
 int wait_for(int listener, struct taken *t, int *conn)
 {
 	static const struct timespec pause = { 0, 20 * 1000000 };
 
 	*conn = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	memset(t, 0, sizeof(*t));
+	reset(t);
 	t->accepted_ns = now_ns();
-	t->hold = t->pidfd = t->signal = t->pin = t->pin_fd = -1;
-	for (int i = 0; i < FDS; i++)
-		t->fds[i] = -1;
 	if (*conn >= 0)
 		return PROCESS;
 	if (errno == EAGAIN)

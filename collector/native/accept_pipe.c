@@ -104,32 +104,23 @@ static int admit_pipe(int conn, struct orders *o, struct taken *t, int *helper)
 	}
 	if (!identify(t, tid))
 		return REFUSED;
+	if (!watch_move(t, t->hold))
+		return LATE;
 	if (o->stream) /* it fails beyond the user's limit: slower, not wrong */
 		fcntl(t->hold, F_SETPIPE_SZ, STREAM_BUFFER);
 	return send(conn, "\1", 1, MSG_NOSIGNAL) == 1 ? PROCESS : LATE;
 }
 
-int coreward_take_pipe(int listener, struct orders *o, struct taken *t)
+/* An enum answer; the connection stays the caller's. */
+int take_pipe(int conn, struct orders *o, struct taken *t)
 {
-	int conn, helper = -1, got = wait_for(listener, t, &conn);
-	uint64_t heard;
+	uint64_t heard = ++o->heard;
+	int helper = -1, got;
 
-	if (got != PROCESS)
-		return got;
-	o->busy++;
-	heard = ++o->heard;
 	/* a full disk: others have less patience, no more */
 	if (pwrite(o->heard_fd, &heard, sizeof(heard), 0) < 0)
 		errno = 0;
 	got = admit_pipe(conn, o, t, &helper);
-	close(conn);
 	forget(helper);
-	if (got == PROCESS) {
-		gather(o, t);
-	} else {
-		forget(t->hold);
-		forget(t->pidfd);
-	}
-	o->busy--;
 	return got;
 }

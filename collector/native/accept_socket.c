@@ -47,32 +47,15 @@ static bool negotiate(int conn, bool stream, struct taken *t)
 	return true;
 }
 
-static int admit_socket(int conn, bool stream, struct taken *t)
+/* An enum answer; the connection stays the caller's. */
+int take_socket(int conn, struct orders *o, struct taken *t)
 {
 	static const struct timeval patience = { KERNEL_S, 0 };
 
+	t->hold = conn;
 	if (setsockopt(conn, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) ||
 	    setsockopt(conn, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) ||
-	    !peer(conn, &t->pidfd, t) || !identify(t, 0) || !negotiate(conn, stream, t)) {
-		close(conn);
+	    !peer(conn, &t->pidfd, t) || !identify(t, 0) || !negotiate(conn, o->stream, t))
 		return REFUSED;
-	}
-	t->hold = conn;
 	return PROCESS;
-}
-
-int coreward_take_socket(int listener, struct orders *o, struct taken *t)
-{
-	int conn, got = wait_for(listener, t, &conn);
-
-	if (got != PROCESS)
-		return got;
-	o->busy++;
-	got = admit_socket(conn, o->stream, t);
-	if (got == PROCESS)
-		gather(o, t);
-	else
-		forget(t->pidfd);
-	o->busy--;
-	return got;
 }

@@ -26,8 +26,8 @@ LIBRARY = "coreward-handoff.so"
 LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
-        *("accept", "accept_socket", "accept_pipe", "proc", "process", "gather", "iterate"),
-        *("exit_words", "admit", "pin"),
+        *("pool", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
+        *("gather", "iterate", "exit_words", "admit", "pin"),
     )
 )
 CPU_LIBRARY = "coreward-cpu.so"

@@ -7,8 +7,9 @@ import enum
 import struct
 from ctypes import c_char, c_int32, c_int64, c_uint32, c_uint64
 
-PINS = 8  # pages that are ready for a pin
-HANDS = 64  # processes that were released and are not known to Python yet
+PINS = 64  # pages that are ready for a pin
+HANDS = 256  # processes that were released and are not known to Python yet
+TAKERS = 64  # threads at most that take processes from the kernel
 WHY, LINE = 128, 256  # bytes
 PIN_MS = 50  # a pin that does not hold within so long never will
 MAX_CMDLINE = 16 << 10  # bytes of a process's arguments that are kept
@@ -62,6 +63,9 @@ class Orders(ctypes.Structure):
         ("heard", c_uint64),
         ("helper_device", c_uint64),
         ("helper_inode", c_uint64),
+        ("patience_ns", c_int64),
+        ("left_behind", c_int32),
+        ("untold", c_int32),
     )
 
 
@@ -93,11 +97,13 @@ class Taken(ctypes.Structure):
         ("pin", c_int32),
         ("begun", c_int32),
         ("pin_fd", c_int32),
-        ("unused", c_int32),
+        ("watch", c_int32),
         ("address", c_uint64),
         ("private_size", c_int64),
         ("core_limit", c_uint64),
         ("entries", c_uint64),
+        ("robust_until_ns", c_int64),
+        ("owner", c_uint64),
         ("texts", Bytes * len(TEXTS)),
         ("threads", Bytes),
         ("mappings", Bytes),

@@ -6,6 +6,8 @@
 #include "native.h"
 
 #define MAX_ENTRIES (16 << 10) /* of the robust lists of one process: 20 ms */
+#define LOOK_EVERY 64        /* entries */
+#define ROBUST_MS 50         /* for all of them: each look may have to wait for a lock */
 
 /* Read pieces of another process; a size of 0 says that one cannot be read. */
 static void read_pieces(int tid, struct iovec *to, struct iovec *from, size_t count)
@@ -42,6 +44,15 @@ static void keep_word(struct taken *t, uint64_t address, uint32_t value)
 	}
 }
 
+static bool is_late(struct taken *t)
+{
+	int64_t now = now_ns();
+
+	if (!t->robust_until_ns)
+		t->robust_until_ns = now + ROBUST_MS * INT64_C(1000000);
+	return now > t->robust_until_ns;
+}
+
 void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list)
 {
 	uint64_t entry = list->next, lock = list->pending;
@@ -49,6 +60,8 @@ void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list)
 
 	/* ROBUST_LIST_LIMIT of <linux/futex.h>; all threads together cannot keep us for long */
 	for (int left = 2048; left && t->entries < MAX_ENTRIES; left--, t->entries++) {
+		if (t->entries % LOOK_EVERY == 0 && is_late(t))
+			t->entries = MAX_ENTRIES;
 		if (lock && read_piece(t, (lock & ~1UL) + (uint64_t)list->offset, &value, 4))
 			keep_word(t, (lock & ~1UL) + (uint64_t)list->offset, value);
 		if (entry == head || !entry)

@@ -15,10 +15,6 @@
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
 #define EXIT_MS 50           /* for the end of a process that was let go */
 
-/* One at a time: each iterator has one scratch page per CPU. */
-static pthread_mutex_t listing_threads = PTHREAD_MUTEX_INITIALIZER;
-static pthread_mutex_t listing_mappings = PTHREAD_MUTEX_INITIALIZER;
-
 /* Files without a name behind shared mappings: they tell which pages exist at all. */
 static void open_shared(struct taken *t)
 {
@@ -48,7 +44,7 @@ static void open_shared(struct taken *t)
 }
 
 /* From now on it is known that this process was taken, whoever sees its end first. */
-static bool enter_hand(struct orders *o, struct taken *t)
+static struct hand *enter_hand(struct orders *o, struct taken *t)
 {
 	for (int i = 0; i < HANDS; i++) {
 		int32_t nobody = 0;
@@ -56,10 +52,10 @@ static bool enter_hand(struct orders *o, struct taken *t)
 		if (atomic_compare_exchange_strong(&o->in_hand[i].pid, &nobody, -1)) {
 			o->in_hand[i].start_ticks = t->start_ticks;
 			o->in_hand[i].pid = t->pid;
-			return true;
+			return &o->in_hand[i];
 		}
 	}
-	return false;
+	return NULL;
 }
 
 /* ---- all of it */
@@ -74,10 +70,8 @@ static void *list_mappings(void *of)
 	struct taken *t = ((struct job *)of)->taken;
 	uint64_t to = t->area.at + t->area.size / 2;
 
-	pthread_mutex_lock(&listing_mappings);
 	t->mappings = iterate(((struct job *)of)->orders->mappings_program, t->tid, true,
 			      (char *)(uintptr_t)to, t->shared.at - to);
-	pthread_mutex_unlock(&listing_mappings);
 	open_shared(t);
 	return NULL;
 }
@@ -122,10 +116,8 @@ static bool list(struct orders *o, struct taken *t)
 	pthread_t beside;
 	bool many = thread_count(t) >= MANY && !pthread_create(&beside, NULL, list_mappings, &job);
 
-	pthread_mutex_lock(&listing_threads);
 	t->threads = iterate(o->threads_program, t->pid, false, area + TEXT,
 			     t->area.size / 2 - TEXT);
-	pthread_mutex_unlock(&listing_threads);
 	if (many)
 		pthread_join(beside, NULL);
 	else
@@ -143,7 +135,8 @@ static bool collect(struct orders *o, struct taken *t)
 	if (!make_area(t) || !open_process(t, !bpf) || (bpf && !list(o, t)))
 		return false;
 	t->address = readable(t);
-	return true;
+	/* the iterators go by its number, which is another's once it was killed and reaped */
+	return is_there(t) || because(t, "it has gone meanwhile");
 }
 
 /* Close everything that collect() has opened. */
@@ -160,26 +153,66 @@ static void abandon(struct taken *t)
 	}
 }
 
-/* Gather all of a held process that goes with it, and release it if nothing speaks against that. */
-void gather(struct orders *o, struct taken *t)
+/* Of what was taken nothing is wanted. */
+void discard(struct taken *t)
 {
-	t->gathered = collect(o, t);
-	if (!t->gathered) {
-		abandon(t);
-		return;
-	}
-	/* its core is wanted if it is streamed */
+	watch_end(t->watch);
+	abandon(t);
+	forget(t->hold);
+	forget(t->pidfd);
+	coreward_drop(t);
+}
+
+/* Pin its memory, and let it go. False: it is held still. */
+static bool pin_and_release(struct orders *o, struct taken *t, bool *in_time)
+{
+	struct hand *hand;
+
 	if (!o->instant || o->stream || !admit(o, t))
-		return;
-	if (!pin_memory(o, t) || !enter_hand(o, t)) {
+		return false;
+	hand = enter_hand(o, t);
+	if (!hand || !pin_memory(o, t)) {
+		if (hand)
+			hand->pid = 0;
 		coreward_entered(o, t->private_size);
-		return;
+		return false;
+	}
+	*in_time = watch_end(t->watch);
+	t->watch = -1;
+	if (!*in_time) {
+		hand->pid = 0;
+		coreward_entered(o, t->private_size);
+		return false;
 	}
 	t->released_ns = now_ns();
 	close(t->hold);
 	t->hold = -1;
-	/* its threads need the CPU that Python would be on now */
-	poll(&(struct pollfd){ t->pidfd, POLLIN, 0 }, 1, EXIT_MS);
+	return true;
+}
+
+/*
+ * Gather all of a held process that goes with it, and release it if nothing speaks against that.
+ * False: its time was over, and there is nothing left of it.
+ */
+bool gather(struct orders *o, struct taken *t)
+{
+	bool in_time = true;
+
+	t->gathered = collect(o, t);
+	if (!t->gathered) {
+		abandon(t);
+		return true;
+	}
+	if (pin_and_release(o, t, &in_time)) {
+		/* its threads need the CPU that Python would be on now */
+		poll(&(struct pollfd){ t->pidfd, POLLIN, 0 }, 1, EXIT_MS);
+		return true;
+	}
+	if (in_time && watch_hand_on(t))
+		return true;
+	discard(t);
+	unpin(o, t);
+	return false;
 }
 
 void coreward_drop(struct taken *t)

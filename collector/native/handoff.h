@@ -11,8 +11,9 @@
 
 #define COREWARD_API __attribute__((visibility("default")))
 
-#define PINS 8               /* pages that are ready for a pin; Python makes new ones */
-#define HANDS 64             /* processes that were released and are not known to Python yet */
+#define PINS 64              /* pages that are ready for a pin; Python makes new ones */
+#define HANDS 256            /* processes that were released and are not known to Python yet */
+#define TAKERS 64            /* threads at most that take processes from the kernel */
 #define WHY 128              /* bytes of a reason, with its zero */
 #define LINE 256             /* bytes of a pipe helper's line, with a zero behind */
 #define DIGITS 18            /* of a number in it, at most */
@@ -60,6 +61,9 @@ struct orders {
 	_Atomic uint64_t heard;    /* ours: so many helpers */
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;
+	_Atomic int64_t patience_ns; /* a process waits no longer, unless Python wants it to; 0: it may */
+	_Atomic int32_t left_behind; /* ours: threads that a process keeps waiting */
+	_Atomic int32_t untold;    /* ours: deaths that there was no memory for */
 };
 
 struct bytes {
@@ -84,11 +88,13 @@ struct taken {
 	int32_t pin;               /* index of the pin that was used, -1: none */
 	int32_t begun;             /* its read was begun: it may hold */
 	int32_t pin_fd;
-	int32_t unused;
+	int32_t watch;             /* its place in the watchdog's table, -1: none */
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
 	uint64_t entries;          /* of robust lists, so far */
+	int64_t robust_until_ns;   /* for the rest of them */
+	uint64_t owner;            /* whose share it uses: a uid, or root's cgroup */
 	struct bytes texts[TEXTS]; /* files of /proc/PID; maps only without BPF */
 	struct bytes threads;      /* struct cw_thread of coreward.h */
 	struct bytes mappings;     /* struct cw_mapping */
@@ -112,13 +118,29 @@ struct shared {
 };
 
 /*
- * Wait for the next hand-off at a listener, and gather; an enum answer. PROCESS: if `gathered` is 0
- * something could not be had, `why` says what, and it is held still; coreward_drop() in any case.
- * REFUSED: not a process for us, `why` says why. LATE: the pipe's helper had given up, and leaves a
- * note. CLOSED: the listener is. NOBODY: the listener does not block, and nobody waits there.
+ * Have threads take what is handed over at a listener, which blocks, and must stay open until it was
+ * shut down and coreward_take() has said CLOSED. Returns what they are known by; NULL, or errno, if
+ * there can be none.
  */
-COREWARD_API int coreward_take_socket(int listener, struct orders *o, struct taken *t);
-COREWARD_API int coreward_take_pipe(int listener, struct orders *o, struct taken *t);
+COREWARD_API void *coreward_serve(int listener, int pipe, struct orders *o);
+
+/*
+ * The next hand-off that they have taken, and gathered; an enum answer. -1 ms: wait for ever.
+ * PROCESS: if `hold` is not -1 it is held, and coreward_unwatch() is to be called before that is
+ * closed. If `gathered` is 0 something could not be had, `why` says what, and it was released. In
+ * any case coreward_drop(). REFUSED: not a process for us, `why` says why. LATE: the pipe's helper
+ * had given up, and leaves a note. CLOSED: the listener is, and all was taken. NOBODY: in that time.
+ */
+COREWARD_API int coreward_take(void *pool, struct taken *t, int timeout_ms);
+
+/* They are not needed any more; no other call is under way, nor follows. */
+COREWARD_API void coreward_leave(void *pool);
+
+/*
+ * A held process is about to be released, or waits because Python wants it to: its time does not
+ * count any more. 0: that was over, and it was let go.
+ */
+COREWARD_API int coreward_unwatch(int watch);
 
 /* The memory that a gathered process takes here; its descriptors are Python's. */
 COREWARD_API void coreward_drop(struct taken *t);

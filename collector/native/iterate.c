@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Threads and mappings: iter/task and iter/task_vma (BPF_LINK_CREATE, BPF_ITER_CREATE). */
+#include <errno.h>
 #include <linux/bpf.h>
 #include <stddef.h>
 #include <string.h>
@@ -7,6 +8,8 @@
 #include <unistd.h>
 
 #include "native.h"
+
+#define AGAIN_MAX 10         /* the program had no memory of its own at that moment */
 
 /* `single`: of one thread, else of a thread group. Returns a descriptor. */
 static int open_iterator(int program, int pid, bool single)
@@ -39,10 +42,13 @@ struct bytes iterate(int program, int pid, bool single, char *to, size_t room)
 	int iterator = open_iterator(program, pid, single);
 	uint64_t start, last = 0;
 	size_t size = 0;
+	int again = 0;
 	ssize_t got = -1;
 
 	while (iterator >= 0 && room - size >= CHUNK) {
 		got = read(iterator, to + size, CHUNK);
+		if (got < 0 && errno == EAGAIN && again++ < AGAIN_MAX)
+			continue;
 		if (got <= 0)
 			break;
 		if (single && (size_t)got >= sizeof(struct cw_mapping)) {

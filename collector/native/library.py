@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int, c_int64, c_uint64
+from ctypes import POINTER, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from collector.errors import HoldError
@@ -11,8 +11,10 @@ from collector.native.build import LIBRARY, find
 from collector.native.contract import Orders, Taken
 
 _FUNCTIONS = {
-    "coreward_take_socket": (c_int, c_int, POINTER(Orders), POINTER(Taken)),
-    "coreward_take_pipe": (c_int, c_int, POINTER(Orders), POINTER(Taken)),
+    "coreward_serve": (c_void_p, c_int, c_int, POINTER(Orders)),
+    "coreward_take": (c_int, c_void_p, POINTER(Taken), c_int),
+    "coreward_leave": (None, c_void_p),
+    "coreward_unwatch": (c_int, c_int),
     "coreward_drop": (None, POINTER(Taken)),
     "coreward_entered": (None, POINTER(Orders), c_int64),
     "coreward_busy": (None, POINTER(Orders), c_int),
@@ -30,7 +32,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     if path is None:
         raise HoldError("the native part of the hand-off was not built; run `make setup`")
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path), use_errno=True)
         for name, (result, *arguments) in _FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments

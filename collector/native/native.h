@@ -37,8 +37,18 @@ struct robust_head {
 	uint64_t pending;
 };
 
+/* watch.c */
+void watch_begin(struct orders *o, struct taken *t, int hold);
+bool watch_move(struct taken *t, int hold);
+bool watch_owner(struct taken *t);
+bool watch_hand_on(struct taken *t);
+bool watch_end(int watch);
+bool watch_cut(struct orders *o, int nothing, bool all, struct taken *t);
+bool watch_any(struct orders *o);
+
 /* accept.c */
 int64_t now_ns(void);
+void reset(struct taken *t);
 void forget(int fd);
 __attribute__((format(printf, 2, 3))) bool because(struct taken *t, const char *format, ...);
 int open_pidfd(int pid);
@@ -46,7 +56,9 @@ bool peer(int conn, int *pidfd, struct taken *t);
 bool identify(struct taken *t, int tid);
 int wait_for(int listener, struct taken *t, int *conn);
 
-/* accept_pipe.c */
+/* accept_socket.c, accept_pipe.c */
+int take_socket(int conn, struct orders *o, struct taken *t);
+int take_pipe(int conn, struct orders *o, struct taken *t);
 bool parse_line(struct taken *t, int *tid, int *pidfd);
 
 /* proc.c */
@@ -57,9 +69,11 @@ uint64_t start_ticks(const char *stat);
 bool has_arguments(struct taken *t, const char *stat);
 int64_t field(const char *text, const char *name);
 bool small_file(const char *path, char *to, size_t size);
+bool is_there(struct taken *t);
 
 /* gather.c, and its parts: process.c, iterate.c, exit_words.c, admit.c, pin.c */
-void gather(struct orders *o, struct taken *t);
+bool gather(struct orders *o, struct taken *t);
+void discard(struct taken *t);
 bool open_process(struct taken *t, bool maps);
 struct bytes iterate(int program, int pid, bool single, char *to, size_t room);
 void keep_words(struct taken *t);
@@ -68,5 +82,6 @@ bool unlimited(const char *groups);
 bool admit(struct orders *o, struct taken *t);
 uint64_t readable(struct taken *t);
 bool pin_memory(struct orders *o, struct taken *t);
+void unpin(struct orders *o, struct taken *t);
 
 #endif

@@ -2,10 +2,14 @@
 /* The pin: see pin.py, which makes them ready and lets them go. */
 #include <aio.h>
 #include <elf.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "native.h"
@@ -62,4 +66,29 @@ bool pin_memory(struct orders *o, struct taken *t)
 	return poll(&ready, 1, PIN_MS) == 1 &&
 	       read(o->pins[t->pin].uffd, event, sizeof(event)) == sizeof(event) &&
 	       (event[0] & 0xFF) == 0x12 /* UFFD_EVENT_PAGEFAULT */;
+}
+
+/* Take a pin back that was begun, and make its page as new. May wait as long as its read does. */
+void unpin(struct orders *o, struct taken *t)
+{
+	struct pin *pin;
+	const struct aiocb *request;
+	struct uffdio_zeropage zero = { 0 };
+
+	if (t->pin < 0)
+		return;
+	pin = &o->pins[t->pin];
+	request = (const struct aiocb *)(uintptr_t)pin->request;
+	if (t->begun) {
+		zero.range.start = pin->page;
+		zero.range.len = CW_PAGE;
+		ioctl(pin->uffd, UFFDIO_ZEROPAGE, &zero);
+		while (aio_error(request) == EINPROGRESS)
+			aio_suspend(&request, 1, NULL);
+		aio_return((struct aiocb *)(uintptr_t)pin->request);
+		madvise((void *)(uintptr_t)pin->page, CW_PAGE, MADV_DONTNEED);
+	}
+	forget(t->pin_fd);
+	pin->state = READY;
+	t->pin = t->pin_fd = -1;
 }

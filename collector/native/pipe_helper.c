@@ -27,7 +27,7 @@
 
 #define LEAST_MS 50 /* as policy allows it */
 #define MOST_MS 60000
-#define USUAL_MS 100
+#define USUAL_MS 250
 #define MARGIN_MS 20
 #define LOOK_MS 10 /* how often we see whether the agent gets on with others */
 #define PATIENCE_MAX_MS 5000 /* with an agent that does; or PATIENCE, if that is longer */

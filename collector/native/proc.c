@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Files of /proc (proc(5)): read whole, and the few numbers of them that matter here. */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "native.h"
@@ -125,4 +127,10 @@ bool small_file(const char *path, char *to, size_t size)
 	forget(fd);
 	to[got > 0 ? got : 0] = 0;
 	return got > 0;
+}
+
+/* Whether the process that was handed over still has its number: it was not reaped. */
+bool is_there(struct taken *t)
+{
+	return !syscall(424 /* pidfd_send_signal(2) */, t->pidfd, 0, NULL, 0) || errno == EPERM;
 }

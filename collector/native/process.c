@@ -142,6 +142,21 @@ static bool read_texts(struct taken *t, bool maps)
 	return true;
 }
 
+/* RLIMIT_CORE as /proc/PID/limits has it: name, soft limit, hard limit, unit. */
+static bool read_core_limit(struct taken *t)
+{
+	static const char name[] = "Max core file size";
+	char text[4096];
+	const char *at;
+
+	if (!read_file(t->fds[DIR_FD], "limits", text, sizeof(text)) || !(at = strstr(text, name)))
+		return false;
+	at += sizeof(name) - 1;
+	at += strspn(at, " ");
+	t->core_limit = *at == 'u' ? RLIM_INFINITY : strtoull(at, NULL, 10);
+	return *at == 'u' || (*at >= '0' && *at <= '9');
+}
+
 /* All of a process that its folder has; what is not needed may be missing. */
 bool open_process(struct taken *t, bool maps)
 {
@@ -154,6 +169,8 @@ bool open_process(struct taken *t, bool maps)
 	t->fds[DIR_FD] = open_folder(t->pid);
 	if (t->fds[DIR_FD] < 0)
 		return because(t, "%s", strerror(errno));
+	if (!is_there(t))
+		return because(t, "it has gone meanwhile");
 	own = openat(t->fds[DIR_FD], "stat", O_RDONLY | O_CLOEXEC);
 	if (!read_text(own, TEXT, (char *)(uintptr_t)t->area.at, TEXT, &t->texts[STAT]))
 		return because(t, "stat cannot be read");
@@ -164,8 +181,9 @@ bool open_process(struct taken *t, bool maps)
 		return because(t, "mem: %s", strerror(errno));
 	if (!open_files(t) || !read_texts(t, maps))
 		return false;
+	/* EPERM: of another user, and we lack CAP_SYS_RESOURCE; the file only wants CAP_SYS_PTRACE */
 	if (prlimit(t->pid, RLIMIT_CORE, NULL, &limit))
-		return because(t, "no limits: %s", strerror(errno));
+		return read_core_limit(t) || because(t, "its limits cannot be read");
 	t->core_limit = limit.rlim_cur;
 	return true;
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from collector.linux import cgroupfs as cgroups
 from collector.linux import procfs
 from collector.linux.procfs import thread_with_memory
+from collector.linux.statx import link_count
 from collector.model import Cause
 from collector.policy.types import Facts
 
@@ -137,7 +138,7 @@ def exe_of(link: str) -> str | None:
     try:
         target = os.readlink(os.fsencode(link))
         # " (deleted)" is the kernel's only if the file really has no name any more
-        if target.endswith(b" (deleted)") and not Path(link).stat().st_nlink:
+        if target.endswith(b" (deleted)") and not link_count(link):
             target = target.removesuffix(b" (deleted)")
     except OSError:
         return None

@@ -91,7 +91,7 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
 class HoldSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend = Backend.AUTO
     takeover: bool = False
-    patience: float = 0.1  # seconds that a dying process waits for an agent that does not answer
+    patience: float = 0.25  # seconds that a dying process waits until something is decided of it
 
 
 class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ bpf/coreward.h. Which process is read is chosen when the iterator is opened.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -29,6 +30,7 @@ from collector.probe.events import text
 # pages where they can be had: the page faults of a list of chunks took a third of the time.
 CAPACITY = 1 << 30
 CHUNK = 1 << 18  # the kernel fills at most 32 KiB per read
+_AGAIN = 10
 _MAP_NORESERVE = 0x4000  # mmap(2), x86-64
 MAY_SHARE = 0x80  # VM_MAYSHARE <linux/mm.h>: MAP_SHARED, also of a file opened for reading
 
@@ -99,7 +101,7 @@ def read_all(program: int, pid: int, *, single: bool = False) -> memoryview:
         area.madvise(mmap.MADV_HUGEPAGE, CHUNK, CAPACITY - CHUNK)  # but not for a small process
         view = memoryview(area)
         used, last = 0, -1
-        while size := os.readv(descriptor, [view[used : used + CHUNK]]):
+        while size := _read(descriptor, view[used : used + CHUNK]):
             if single:
                 if (start := _start_at(view, used)) <= last:
                     break  # the kernel tells the last buffer again and again instead of ending
@@ -110,6 +112,14 @@ def read_all(program: int, pid: int, *, single: bool = False) -> memoryview:
         return view[:used].toreadonly()
     finally:
         os.close(descriptor)
+
+
+def _read(descriptor: int, to: memoryview) -> int:
+    """As readv(2); the program may have had no memory of its own at that moment."""
+    for _ in range(_AGAIN):
+        with contextlib.suppress(BlockingIOError):
+            return os.readv(descriptor, [to])
+    return os.readv(descriptor, [to])
 
 
 def iterate_mappings(program: int, pid: int) -> memoryview:

@@ -174,7 +174,7 @@ class LiveProbe:
 
     def threads(self, pid: int) -> memoryview:
         """As `Probe.threads`: with extended registers and signal masks, without stacks."""
-        with _listing(pid), self._lock:  # the program has one scratch area
+        with _listing(pid):
             raw = iterators.read_all(self._programs["threads"], pid)
         if not raw:
             raise ProbeError(f"no process {pid} has threads to list")
@@ -182,7 +182,7 @@ class LiveProbe:
 
     def mappings(self, pid: int) -> memoryview:
         """As `Probe.mappings`: raw records for `decode_mappings`; empty if it has none."""
-        with _listing(pid), self._lock:
+        with _listing(pid):
             return iterators.iterate_mappings(self._programs["mappings"], pid)
 
     def stacks(self, pid: int, stack: int = 8 << 10) -> list[Listed]:

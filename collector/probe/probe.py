@@ -198,7 +198,6 @@ class Probe:
         self._reported = {_identity(event) for event in self._waiting}
         self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
         self._drain_lock = threading.Lock()
-        self._iterator_lock = threading.Lock()  # the programs have one scratch page per CPU
         self._fence = threading.Lock()
         self._ring = Ring(libbpf.get_pin(str(directory / "ring")))
         self._counters = libbpf.get_pin(str(directory / "counters"))
@@ -303,8 +302,7 @@ class Probe:
         self, read: Callable[[int, int], memoryview], program: int, pid: int
     ) -> memoryview:
         try:
-            with self._iterator_lock:
-                return read(program, pid)
+            return read(program, pid)
         except OSError as error:
             raise ProbeError(f"process {pid} cannot be listed: {error.strerror}") from error
 

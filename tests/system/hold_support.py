@@ -26,7 +26,7 @@ BOTH = (Backend.SOCKET, Backend.PIPE)
 
 # Holds the first crash that arrives for as long as it lives. It gives nothing back.
 _AGENT = """
-import select, signal, sys
+import os, signal, sys
 from pathlib import Path
 from collector.handoff.backends import open_backend
 from collector.handoff.native import Native
@@ -36,10 +36,10 @@ kind, run_dir, state_dir, helper, accepts = sys.argv[1:]
 guard = SettingsGuard(Path(state_dir))
 backend = open_backend(Backend(kind), Path(run_dir), guard, Native(), False, Path(helper))
 print("open", flush=True)
-while accepts == "yes" and (taken := backend.accept()) is None:
-    select.select([backend], [], [])
-if accepts == "yes":
-    print(f"held {taken.handoff.pid}", flush=True)
+if accepts == "no":  # nothing of it answers any more
+    os.kill(os.getpid(), signal.SIGSTOP)
+taken = backend.accept()
+print(f"held {taken.handoff.pid}", flush=True)
 signal.pause()
 """
 
@@ -145,9 +145,6 @@ def accept(backend: OpenBackend) -> Iterator[HandOff]:
 
 def take(backend: OpenBackend) -> Taken:
     """The next process that is handed over, waited for."""
-    deadline = time.monotonic() + PATIENCE
-    while (left := deadline - time.monotonic()) > 0:
-        if (taken := backend.accept()) is not None:
-            return taken
-        select.select([backend], [], [], left)
-    raise AssertionError("no crash arrived")
+    taken = backend.accept(PATIENCE)
+    assert taken is not None, "no crash arrived"
+    return taken

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
 import shutil
 import signal
 import socket
@@ -20,7 +19,7 @@ from collector.errors import HoldError, TakeoverRefused
 from collector.handoff import backends
 from collector.handoff.backends import NoBackend, open_backend
 from collector.handoff.native import Native
-from collector.handoff.pipe import PipeBackend, SpooledNotes
+from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
 from collector.model import Backend
 from collector.native.build import build
@@ -42,9 +41,9 @@ def sometimes(it_holds: Callable[[], bool]) -> bool:
 
 
 def goes_by_itself(where: Place) -> bool:
-    """Whether a process that crashes now is gone within 100 ms, although nobody takes it."""
+    """Whether a process that crashes now is gone soon after PATIENCE_S, if nobody takes it."""
     with Victim(where) as victim:
-        return victim.gone_after(victim.crash()) < 0.1
+        return victim.gone_after(victim.crash()) < PATIENCE_S + 0.1
 
 
 @pytest.fixture
@@ -147,28 +146,15 @@ def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
         assert (backend.refused, backend.late) == (0, 0)
 
 
-def test_an_agent_that_has_others_to_hear_is_waited_for(here: Place) -> None:
-    """
-    GIVEN an agent that takes a crash every 20 ms
-    WHEN more crash together than it can take in the 100 ms that a process waits for one that hangs
-    THEN none is given up
-    """
-    with here.backend(Backend.PIPE) as backend:
-
-        def all_are_held() -> bool:
-            late = backend.late
-            with contextlib.ExitStack() as alive:
-                victims = [alive.enter_context(Victim(here)) for _ in range(15)]
-                for victim in victims:
-                    victim.crash()
-                for _ in victims:
-                    select.select([], [], [], 0.02)
-                    if (taken := backend.accept()) is None:
-                        return False
-                    alive.callback(taken.close)
-                return backend.late == late
-
-        assert sometimes(all_are_held)
+@pytest.mark.parametrize("kind", EITHER)
+def test_many_that_crash_together_are_all_held(here: Place, kind: Backend) -> None:
+    with here.backend(kind) as backend, contextlib.ExitStack() as alive:
+        victims = [alive.enter_context(Victim(here)) for _ in range(15)]
+        for victim in victims:
+            victim.crash()
+        held = [alive.enter_context(accept(backend)).pid for _ in victims]
+        assert sorted(held) == sorted(victim.pid for victim in victims)
+        assert not any(victim.is_gone() for victim in victims)
 
 
 @pytest.mark.parametrize("kind", EITHER)
@@ -185,7 +171,8 @@ def test_an_impostor_is_refused_and_counted(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as impostor:
             impostor.connect(str(path))
             impostor.send(f"{victim.pid} {victim.pid} 11 0 0 1 0 -\n".encode())
-            assert backend.accept() is None
+            while not backend.refused:  # it is counted before `accept` waits for the next one
+                assert backend.accept(0.1) is None
             with contextlib.suppress(ConnectionResetError):  # our line was not even read
                 assert impostor.recv(1) == b""
         assert backend.refused == 1
@@ -236,7 +223,7 @@ def test_a_killed_agent_holds_nobody(here: Place, kind: Backend) -> None:
 
 
 @needs("usual speed")
-def test_an_agent_that_hangs_is_given_up_within_100_ms(here: Place) -> None:
+def test_an_agent_that_hangs_is_given_up(here: Place) -> None:
     with here.agent(Backend.PIPE, accepts=False):
         assert sometimes(lambda: goes_by_itself(here))
 

@@ -34,7 +34,7 @@ _PINNER = """
 import os, signal, sys
 from collector.handoff.pin import Pin
 fd = os.open(f"/proc/{sys.argv[1]}/mem", os.O_RDONLY)
-pin = Pin(fd, [int(sys.argv[2])])
+pin = Pin(fd, int(sys.argv[2]))
 print("pinned", flush=True)
 signal.pause()
 """
@@ -80,7 +80,7 @@ def test_memory_outlives_the_process_until_release(target: Target) -> None:
     THEN all of its memory can be read by the old descriptor until the pin is released, not after
     """
     expected = bytes(range(256)) * (SIZE // 256)
-    with Pin(target.mem, [0, target.address]) as held:  # nothing is mapped at 0
+    with Pin(target.mem, target.address) as held:
         target.kill()
         assert not Path(f"/proc/{target.process.pid}").exists()
         assert target.read() == expected
@@ -96,14 +96,14 @@ def test_the_same_page_pins_again(target: Target) -> None:
     THEN those hold as well, and descriptors and threads are no more than before
     """
     pin.prepare()
-    with Pin(target.mem, [target.address]):
+    with Pin(target.mem, target.address):
         pass
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(100):
-        with Pin(target.mem, [target.address]):
+        with Pin(target.mem, target.address):
             pass
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    with Pin(target.mem, [target.address]):
+    with Pin(target.mem, target.address):
         target.kill()
         assert len(target.read()) == SIZE
     assert target.read() == b""
@@ -130,11 +130,11 @@ def test_many_pins_at_once() -> None:
             address = int(process.stdout.readline())
             mem = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY)
             stack.callback(os.close, mem)
-            pins.append(stack.enter_context(Pin(mem, [address])))
+            pins.append(stack.enter_context(Pin(mem, address)))
             mems.append((mem, address))
             process.kill()
             process.wait()
-        second = stack.enter_context(Pin(mems[0][0], [mems[0][1]]))
+        second = stack.enter_context(Pin(mems[0][0], mems[0][1]))
         for (mem, address), held in zip(mems, pins, strict=True):
             assert len(os.pread(mem, 8, address)) == 8
             held.release()
@@ -169,10 +169,13 @@ def test_what_cannot_be_pinned_is_said(target: Target) -> None:
     THEN it fails with the reason, and at once
     """
     with pytest.raises(HoldError, match="none of its addresses can be read"):
-        Pin(target.mem, [0, mmap.PAGESIZE, 1 << 63, 1 << 64])
+        Pin(target.mem, 0)
+    for unmapped in (mmap.PAGESIZE, 1 << 62):
+        with pytest.raises(HoldError, match="could not be pinned"):
+            Pin(target.mem, unmapped)
     target.kill()
-    with pytest.raises(HoldError, match="none of its addresses can be read"):
-        Pin(target.mem, [target.address])
+    with pytest.raises(HoldError, match="could not be pinned"):
+        Pin(target.mem, target.address)
 
 
 def test_a_signal_to_the_agent_does_not_end_a_pin(target: Target) -> None:
@@ -184,7 +187,7 @@ def test_a_signal_to_the_agent_does_not_end_a_pin(target: Target) -> None:
     reading, writing = os.pipe()
     old = signal.signal(signal.SIGUSR1, lambda *_: os.write(writing, b"!"))
     try:
-        with Pin(target.mem, [target.address]):
+        with Pin(target.mem, target.address):
             os.kill(os.getpid(), signal.SIGUSR1)
             assert os.read(reading, 1) == b"!"
             target.kill()

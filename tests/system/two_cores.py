@@ -60,7 +60,7 @@ def two_cores(
         assert select.select([backend.fileno()], [], [], PATIENCE)[0], "nothing was handed over"
         native = Native(*probe.iterators, stream=True)
         native.serve(backend)
-        taken = native.take(backend)
+        taken = native.take(PATIENCE)
         assert taken is not None and taken.pin is None
         with taken.handoff:
             return _capture_both(probe, taken, folder, capture, codec)

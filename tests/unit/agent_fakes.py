@@ -219,6 +219,7 @@ class FakeAgent:
             handoff.release()
         return Taken(
             handoff=handoff,
+            key=KEY,
             why="",
             tid=KEY.pid,
             files=dict.fromkeys(FILES, -1),

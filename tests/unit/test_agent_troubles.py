@@ -193,11 +193,14 @@ class FakeLibrary:
     def __init__(self, hold: int, pidfd: int) -> None:
         self._fds = hold, pidfd
 
-    def coreward_take_socket(self, _listener: int, _orders: Any, raw: Any) -> int:
+    def coreward_take(self, _pool: int, raw: Any, _timeout_ms: int) -> int:
         raw.hold, raw.pidfd = self._fds
-        raw.pid, raw.signal, raw.pin, raw.pin_fd = 5, -1, -1, -1
+        raw.pid, raw.signal, raw.pin, raw.pin_fd, raw.watch = 5, -1, -1, -1, -1
         for index in range(len(raw.fds)):
             raw.fds[index] = -1
+        return 1
+
+    def coreward_unwatch(self, _watch: int) -> int:
         return 1
 
     def coreward_drop(self, _raw: Any) -> None:
@@ -219,7 +222,7 @@ def test_what_cannot_be_taken_over_is_released(
     monkeypatch.setattr(native, "_pin", fail)
     # WHEN Python has no memory for it
     with pytest.raises(MemoryError):
-        native.take(type("Listener", (), {"fileno": lambda _: -1})())
+        native.take()
     # THEN it is held by nobody
     assert os.read(read, 1) == os.read(other, 1) == b""
     os.close(read)

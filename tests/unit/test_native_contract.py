@@ -27,6 +27,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
 CONSTANTS = {
     "PINS": contract.PINS,
     "HANDS": contract.HANDS,
+    "TAKERS": contract.TAKERS,
     "WHY": contract.WHY,
     "LINE": contract.LINE,
     "PIN_MS": contract.PIN_MS,
