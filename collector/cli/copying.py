@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from collector.cli.planted import is_trusted, open_path, was_given
 from collector.elfcore.sink import takes_holes
 from collector.elfcore.zeros import data_runs
 from collector.errors import StoreError, UsageError
@@ -48,71 +49,98 @@ def copy_core(core: Path, out: int) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, force: bool) -> Iterator[int]:
+def new_file(path: Path, *, replace: bool, others: bool = False) -> Iterator[int]:
     """A descriptor whose contents appear at `path` when the block ends well, and not at all
     otherwise. An existing pipe or device is written straight through.
 
-    UsageError if the file exists and not `force`, or cannot be replaced; StoreError if it
-    cannot be written.
+    replace: a file that is there already. others: also through a pipe, device or link that
+    belongs neither to us nor to root; whoever has planted it there would read the core.
+    UsageError if one of them would have to be; StoreError if the file cannot be written.
     """
     try:
-        with _stream(path) if _is_stream(path, force) else _file(path, force) as fd:
-            yield fd
+        folder = open_path(path.parent, others=others)
+        try:
+            with _opened(path, folder, replace, others) as fd:
+                yield fd
+        finally:
+            os.close(folder)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _is_stream(path: Path, force: bool) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return False
-    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
-        raise UsageError(f"{path}: is a folder or a disk; name a file")
-    if any(kind(mode) for kind in _STREAMS):
-        return True
-    if not force:
-        raise UsageError(f"{path}: exists; --force replaces it")
-    return False
-
-
 @contextlib.contextmanager
-def _stream(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+def _opened(path: Path, folder: int, replace: bool, others: bool) -> Iterator[int]:
+    stream = _stream(path, others)
+    if stream is None:
+        with _file(path, folder, replace) as fd:
+            yield fd
+        return
     try:
-        refuse_terminal(fd)
-        yield fd
+        refuse_terminal(stream)
+        yield stream
     finally:
-        os.close(fd)
+        os.close(stream)
+
+
+def _stream(path: Path, others: bool) -> int | None:
+    """A pipe or device at `path`, open for writing; None: there is none, a file goes there."""
+    try:
+        found = open_path(path, others=others)
+    except FileNotFoundError:
+        return None
+    try:
+        about = os.fstat(found)
+        if stat.S_ISDIR(about.st_mode) or stat.S_ISBLK(about.st_mode):
+            raise UsageError(f"{path}: is a folder or a disk; name a file")
+        if not any(kind(about.st_mode) for kind in _STREAMS):
+            return None
+        if not (others or is_trusted(about.st_uid) or was_given(found)):
+            raise UsageError(
+                f"{path}: a pipe or device of uid {about.st_uid}, who would read the core; refused"
+            )
+        return os.open(Path(f"/proc/self/fd/{found}"), os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(found)
 
 
 @contextlib.contextmanager
-def _file(path: Path, force: bool) -> Iterator[int]:
-    temporary = path.with_name(f".tmp-{path.name[:200]}-{os.urandom(4).hex()}")
+def _file(path: Path, folder: int, replace: bool) -> Iterator[int]:
+    """A file of the folder with this descriptor, which is what `path` says it is in."""
+    if not replace:
+        _refuse_existing(path, folder)
+    temporary = f".tmp-{path.name[:200]}-{os.urandom(4).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, _MODE)
+    fd = os.open(temporary, flags, _MODE, dir_fd=folder)
     try:
         yield fd
         os.fsync(fd)
-        if force:
-            temporary.replace(path)
+        if replace:
+            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         else:
-            _appear(temporary, path)
+            _appear(temporary, path, folder)
     finally:
         os.close(fd)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
 
 
-def _appear(temporary: Path, path: Path) -> None:
+def _refuse_existing(path: Path, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        raise UsageError(f"{path}: exists; --force replaces it")
+
+
+def _appear(temporary: str, path: Path, folder: int) -> None:
     """Give the file its name, unless somebody else took the name meanwhile."""
     try:
-        os.link(temporary, path, follow_symlinks=False)
+        os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
         raise UsageError(f"{path}: exists; --force replaces it") from None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        temporary.replace(path)  # a file system without hard links
+        # a file system without hard links
+        os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def refuse_terminal(fd: int) -> None:

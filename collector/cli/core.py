@@ -34,7 +34,11 @@ class CoreVerb:
             help="instead, a core of the threads as they were in sample N of the minutes before "
             "the death: 1, 2, … or, from the last one backwards, -1, -2, …",
         )
-        parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="replace FILE if it exists; a pipe or link of others is written through",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         if args.sample is not None:
@@ -49,7 +53,7 @@ class CoreVerb:
             output = Path(args.output)
             with (
                 dying_by_exception(),
-                copying.new_file(output, force=args.force) as fd,
+                copying.new_file(output, replace=args.force, others=args.force) as fd,
                 progress(fd, record.core_memory or record.core_size or 0),
             ):
                 copying.copy_core(core, fd)
@@ -66,7 +70,10 @@ def _sample(args: argparse.Namespace) -> int:
         copying.refuse_terminal(sys.stdout.fileno())
         written = write_sample(flight, number, record.id, StreamWriter(sys.stdout.fileno()))
     else:
-        with dying_by_exception(), copying.new_file(Path(args.output), force=args.force) as fd:
+        with (
+            dying_by_exception(),
+            copying.new_file(Path(args.output), replace=args.force, others=args.force) as fd,
+        ):
             written = write_sample(flight, number, record.id, SparseWriter(fd))
     if written.left_out:
         names = ", ".join(sorted(set(written.left_out)))

@@ -73,7 +73,7 @@ def _write(pid: str, path: Path, contents: CoreContents) -> None:
     with (
         interruptible() as check,
         live_probe() as live,
-        copying.new_file(path, force=True) as fd,
+        copying.new_file(path, replace=True) as fd,
     ):
 
         def write(found: Found) -> Core:

@@ -70,7 +70,11 @@ class SnapshotVerb:
             help="default: zstd in a store, none in a file",
         )
         parser.add_argument("-o", "--output", metavar="FILE", help="instead of into the store")
-        parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="replace FILE if it exists; a pipe or link of others is written through",
+        )
         parser.add_argument("--json", action="store_true", help="what was done, as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -180,7 +184,7 @@ def _to_stdout(todo: _Todo, codec: Codec) -> SnapshotFacts:
 
 
 def _to_file(todo: _Todo, codec: Codec, path: Path, *, force: bool) -> SnapshotFacts:
-    with copying.new_file(path, force=force) as fd:
+    with copying.new_file(path, replace=force, others=force) as fd:
         return todo.take(fd, codec, path.parent)
 
 

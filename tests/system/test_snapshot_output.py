@@ -28,6 +28,7 @@ from tests.system.snapshots import (
 from tests.system.test_snapshot_equality import registers
 from tests.system.victims import PATIENCE, ROOT
 
+STRANGER = 4242  # a user that nobody is
 MIB = 64  # of the target's memory, which no pipe and no small disk takes
 
 
@@ -126,6 +127,28 @@ def test_a_named_pipe(target: Target, tmp_path: Path) -> None:
     # THEN the reader has a whole core
     with CoreFile(copy) as core:
         assert len(core.threads) == 2 and not core.truncated
+
+
+def test_a_pipe_that_another_user_has_planted(target: Target, tmp_path: Path) -> None:
+    # GIVEN a folder like /tmp, and names in it that another user has taken before
+    tmp_path.chmod(0o1777)
+    names = [tmp_path / "planted", tmp_path / f"core.{target.pid}", tmp_path / "link"]
+    for name in names[:2]:
+        os.mkfifo(name)
+    names[2].symlink_to(names[0])
+    for name in names:
+        os.chown(name, STRANGER, STRANGER, follow_symlinks=False)
+    # WHEN root writes a snapshot there
+    for words in (
+        ("snapshot", target.pid, "-o", names[0]),
+        ("snapshot", target.pid, "-o", names[2]),
+        ("snapshot", target.pid, "-o", names[2], "--mode", "threads"),
+        ("gcore", "-o", tmp_path / "core", target.pid),
+    ):
+        took = coreward(*words)
+        # THEN it is refused at once, although nobody reads the pipe
+        assert took.returncode != 0 and f"uid {STRANGER}" in took.stderr
+    goes_on(target)
 
 
 def test_a_reader_that_leaves(target: Target) -> None:
