@@ -22,6 +22,7 @@ from collector.errors import HoldError, TakeoverRefused
 log = logging.getLogger(__name__)
 
 SYSCTL = Path("/proc/sys/kernel")
+LOCK = Path("/run/coreward.lock")  # one for the host, wherever an agent's run directory is
 _PATTERN, _LIMIT = "core_pattern", "core_pipe_limit"
 _PATIENCE_S = 3.0
 _KERNEL_DEFAULT = "core"  # the kernel's built-in core_pattern
@@ -43,10 +44,14 @@ class _Saved(msgspec.Struct):
 class SettingsGuard:
     """A context manager: leaving it restores. Only one guard on the machine can have taken over."""
 
-    def __init__(self, state_dir: Path, sysctl: Path = SYSCTL) -> None:
-        """`settings.json` is kept in `state_dir`, which is made (0700) when first needed."""
+    def __init__(self, state_dir: Path, sysctl: Path = SYSCTL, lock: Path = LOCK) -> None:
+        """`settings.json` is kept in `state_dir`, which is made (0700) when first needed.
+
+        lock: a file that no other user can open, so that none can lock it.
+        """
         self.file = state_dir / "settings.json"
         self._sysctl = sysctl
+        self._lock_file = lock
         self._lock: int | None = None
 
     def takeover(self, pattern: str, pipe_limit: int | None, allow: bool) -> None:
@@ -182,12 +187,15 @@ class SettingsGuard:
     def lock(self) -> None:
         """Keep other agents out until `restore`; again does nothing. Raises TakeoverRefused.
 
-        Waits a moment: doctor has the lock for as long as it tries a hand-off. It is the setting
-        itself that is locked (flock(2) on core_pattern): what two agents share.
+        Waits a moment: doctor has the lock for as long as it tries a hand-off. Whoever can open a
+        file can lock it (flock(2)), so it is none that others can read, such as the setting itself.
         """
         if self._lock is not None:
             return
-        fd = os.open(self._sysctl / _PATTERN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = _open_private(self._lock_file)
+        except OSError as error:
+            raise HoldError(f"{self._lock_file}: cannot be locked: {error.strerror}") from error
         try:
             _flock(fd)
         except OSError as error:
@@ -196,7 +204,7 @@ class SettingsGuard:
                 raise TakeoverRefused(
                     "another coreward agent has the hand-off; stop it first"
                 ) from error
-            raise HoldError(f"cannot lock kernel.core_pattern: {error.strerror}") from error
+            raise HoldError(f"{self._lock_file}: cannot be locked: {error.strerror}") from error
         self._lock = fd
 
     def unlock(self) -> None:
@@ -216,6 +224,16 @@ class SettingsGuard:
     ) -> None:
         for line in self.restore():
             log.info("%s", line)
+
+
+def _open_private(path: Path) -> int:
+    """A file that is ours alone, made if need be. OSError EPERM if it is not."""
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    about = os.fstat(fd)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "it is open to others; remove it")
+    return fd
 
 
 def _flock(fd: int) -> None:

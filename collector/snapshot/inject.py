@@ -380,11 +380,16 @@ def _stopped(tid: int) -> Iterator[Stop | None]:
 
 @contextlib.contextmanager
 def _locked(pid: int) -> Iterator[None]:
-    """Keep other injectors away: a lock on the process's folder in /proc."""
+    """Keep other injectors away: a lock on a file of /proc that only its user can open (0400).
+
+    Whoever can open a file can lock it, so it is none that everybody can read.
+    """
     try:
-        fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
+        fd = os.open(f"/proc/{pid}/personality", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
         raise InjectionRefused(f"there is no process {pid}") from error
+    except OSError as error:
+        raise InjectionRefused(f"cannot inject into process {pid}: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

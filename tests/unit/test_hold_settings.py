@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Kernel:
     def __init__(self, root: Path, pattern: str = "core", limit: str = "0") -> None:
         self.sysctl = root / "kernel"
         self.sysctl.mkdir()
-        self.state = root / "state"
+        self.state, self.lock = root / "state", root / "lock"
         self.set(pattern, limit)
 
     def set(self, pattern: str, limit: str) -> None:
@@ -32,7 +33,7 @@ class Kernel:
         return pattern, limit
 
     def guard(self) -> SettingsGuard:
-        return SettingsGuard(self.state, self.sysctl)
+        return SettingsGuard(self.state, self.sysctl, self.lock)
 
     def crash(self, guard: SettingsGuard) -> None:
         """What is left of a guard when its process is killed: its lock is gone."""
@@ -149,7 +150,7 @@ def test_two_agents_cannot_both_take_over(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     with kernel.guard() as first:
         first.takeover("@@/sock", None, allow=False)
-        second = SettingsGuard(tmp_path / "other-state", kernel.sysctl)
+        second = SettingsGuard(tmp_path / "other-state", kernel.sysctl, kernel.lock)
         with pytest.raises(TakeoverRefused, match="another coreward agent"):
             second.takeover("@@/second", None, allow=True)
         with pytest.raises(TakeoverRefused, match="another coreward agent"):
@@ -158,6 +159,35 @@ def test_two_agents_cannot_both_take_over(tmp_path: Path) -> None:
     second.takeover("@@/second", None, allow=False)
     assert kernel.get() == ("@@/second", "0")
     assert second.restore() == ["kernel.core_pattern is 'core' again"]
+
+
+def test_a_lock_of_somebody_else_on_the_setting_is_no_hindrance(tmp_path: Path) -> None:
+    # GIVEN a lock on the setting itself, which everybody can read
+    kernel = Kernel(tmp_path)
+    with open(kernel.sysctl / "core_pattern") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # THEN it can be taken over and given back
+        with kernel.guard() as guard:
+            guard.takeover("@@/sock", None, allow=False)
+            assert kernel.get() == ("@@/sock", "0")
+        assert kernel.get() == ("core", "0")
+    # AND what we lock ourselves nobody else can open
+    assert kernel.lock.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("how", ["open", "link", "folder"])
+def test_a_lock_that_others_could_hold_is_refused(tmp_path: Path, how: str) -> None:
+    kernel = Kernel(tmp_path)
+    if how == "open":
+        kernel.lock.touch()
+        kernel.lock.chmod(0o644)
+    elif how == "link":
+        kernel.lock.symlink_to(kernel.sysctl / "core_pattern")
+    else:
+        kernel.lock.mkdir(mode=0o755)
+    with pytest.raises(HoldError, match="cannot be locked"):
+        kernel.guard().takeover("@@/sock", None, allow=False)
+    assert kernel.get() == ("core", "0")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"settings": {"core_pattern": 1}}'])
