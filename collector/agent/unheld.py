@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 
-from collector import proof
+from collector import copies, proof
 from collector.agent.assemble import CORE_BIT
 from collector.agent.context import Context
 from collector.agent.crash import Crash
@@ -39,7 +39,8 @@ def record_unheld(context: Context, crash: Crash) -> None:
     if who is None:
         return
     late = context.probe is not None and crash.seen.time_ns < context.probe.attached_ns
-    if not _is_proof(crash, who) and not _is_known(context, crash, who, late):
+    none = _is_proof(crash, who) or copies.is_copy(who.key)
+    if not none and not _is_known(context, crash, who, late):
         _open(context, crash, who, late)
     recorded(context, crash)
 

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector import copies
 from collector.arch import stub
 from collector.capture.memory import ProcessMemory
 from collector.elfcore.types import VM_WIPEONFORK, LeftOut
@@ -37,6 +38,7 @@ from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Options, PtraceError
+from collector.model import ProcessKey
 from collector.ranges import Range, holds
 from collector.snapshot import headroom
 from collector.snapshot.inject import InjectionRefused, Injector
@@ -190,6 +192,7 @@ def remote_fork(
         ptrace.wait(forked.pid, time.monotonic() + _STOP_PATIENCE)
         ptrace.set_options(forked.pid, Options.EXITKILL)
         _prefer_as_victim(forked.pid)
+        _mark(forked.pid)
         copy = ProcessCopy(forked.pid, stopped.pid, forked.facts)
         try:
             injector.clear_in(copy.mem_fd)
@@ -228,6 +231,12 @@ def _fork(stopped: StoppedProcess, injector: Injector) -> _Forked:
         injected_ms=(time.monotonic() - begun) * 1e3,
     )
     return _Forked(thread.child, own_pid, own_reaper, facts)
+
+
+def _mark(pid: int) -> None:
+    """Its end is no death, however it ends."""
+    if text := procfs.read(f"/proc/{pid}/stat"):
+        copies.mark(ProcessKey(pid, procfs.parse_stat(text).start_ns))
 
 
 def _prefer_as_victim(pid: int) -> None:
