@@ -23,6 +23,7 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
+from collector.handoff.trust import check_folders
 from collector.linux import prctl
 from collector.model import Backend
 from collector.native.build import NAME, find
@@ -247,12 +248,14 @@ def _helper(given: Path | None) -> Path:
 
 
 def _own_directory(path: Path) -> None:
-    """Make `path` ours alone: others must be able neither to connect nor to put files there."""
+    """Make `path` ours alone: others must be able neither to connect, nor to put files there, nor
+    to put a folder of theirs in its place."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = path.stat()
         if about.st_uid != os.geteuid():
             raise HoldError(f"{path} belongs to uid {about.st_uid}: remove it, or use another")
         path.chmod(0o700)
+        check_folders(path.resolve())
     except OSError as error:
         raise HoldError(f"{path}: cannot be used for sockets: {error.strerror}") from error

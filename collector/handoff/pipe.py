@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from typing import NamedTuple
 from collector.errors import HoldError
 from collector.handoff.handoff import HandOff
 from collector.handoff.listener import SocketListener
+from collector.handoff.trust import check_folders
 from collector.native.build import NAME
 
 log = logging.getLogger(__name__)
@@ -115,8 +115,9 @@ class PipeBackend(SocketListener):
         """Listen in `run_dir`, an existing directory that others cannot enter.
 
         patience_s: so long helpers wait for us before they let their process go.
-        Raises HoldError if the helper is not there, others than root may write it (the kernel runs
-        it as root), or a path that no core_pattern can hold cannot be linked to from `SHORT`.
+        Raises HoldError if the helper is not there, others than root may write or replace it (the
+        kernel runs it as root), or a path that no core_pattern can hold cannot be linked to from
+        `SHORT`.
         """
         self.run_dir = run_dir.resolve()
         self.helper = helper.resolve()
@@ -203,7 +204,7 @@ def _link(helper: Path, run_dir: Path) -> Path:
 def _trusted(helper: Path) -> tuple[int, int]:
     """Device and inode of the helper.
 
-    Raises HoldError if others than root may write it, and warns if they may replace it.
+    Raises HoldError if others than root may write or replace it: the kernel runs it as root.
     """
     try:
         about = helper.stat()
@@ -213,14 +214,7 @@ def _trusted(helper: Path) -> tuple[int, int]:
         raise HoldError(f"{helper}: the kernel runs it as root: must be root's, 0755 at most")
     if os.statvfs(helper).f_flag & os.ST_NOEXEC:
         raise HoldError(f"{helper}: is on a file system that is mounted noexec")
-    for directory in helper.parents:
-        place = directory.stat()
-        open_to_others = place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX
-        if place.st_uid != 0 or open_to_others:
-            log.warning(
-                "%s: the kernel runs it as root, and others may write %s", helper, directory
-            )
-            break
+    check_folders(helper)
     return about.st_dev, about.st_ino
 
 
