@@ -58,9 +58,15 @@ _NAMES = {
     335: "uretprobe",
     **dict(enumerate(_COMMON.split(), start=424)),
 }
+_NUMBERS = {name: number for number, name in _NAMES.items()}
 CODE_32_BIT = 0x23  # code segment of 32-bit programs (__USER32_CS), whose numbers are others
 
 
 def syscall_name(number: int, code_segment: int = 0) -> str | None:
     """`futex` for 202; None for a number that has none here, and for 32-bit programs."""
     return None if code_segment == CODE_32_BIT else _NAMES.get(number)
+
+
+def syscall_number(name: str) -> int:
+    """202 for `futex`; KeyError for a name that is not here."""
+    return _NUMBERS[name]

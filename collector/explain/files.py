@@ -1,32 +1,25 @@
 """Open the files that a dead process had mapped, by the hostile paths that its core gives.
 
-A path is resolved beneath the process's own root and cannot leave it (openat2(2),
-RESOLVE_IN_ROOT, Linux >= 5.6): neither `..` nor a symbolic link that the process planted leads to
-a file of the host. Only regular files of a bounded size are opened; a pipe or a device is never
+A path is resolved beneath the process's own root and cannot leave it: neither `..` nor a symbolic
+link that the process planted leads to a file of the host. It is followed here, step by step, and
+not by openat2(2) with RESOLVE_IN_ROOT, which no filter of system calls can look into (`confine`).
+Only regular files of a bounded size are opened; a pipe or a device is never
 touched. Whether a file is the right one is not decided here: build-ids are compared by who uses it.
 """
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import re
 import stat
+from collections import deque
 from pathlib import Path
 
-_SYS_OPENAT2 = 437  # the same on all architectures
-_RESOLVE_NO_MAGICLINKS = 0x02  # <linux/openat2.h>
-_RESOLVE_IN_ROOT = 0x10
 _MAX_FILE = 4 << 30  # bytes
+_MAX_LINKS = 40  # in one path, as the kernel's own: path_resolution(7)
 _DEBUG_FOLDER = "/usr/lib/debug/.build-id"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how of <linux/openat2.h>."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Root:
@@ -40,25 +33,52 @@ class Root:
         name = os.fsencode(path)
         if b"\0" in name or not name.startswith(b"/"):
             raise OSError(f"{path!r} is not an absolute path")
-        how = _OpenHow(
-            flags=os.O_PATH | os.O_CLOEXEC, resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
-        )
-        found = _libc.syscall(
-            _SYS_OPENAT2, self._fd, name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-        )
-        if found < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+        found = self._find(name)
         try:
             return reopen(found)
         finally:
             os.close(found)
+
+    def _find(self, path: bytes) -> int:
+        """An O_PATH descriptor of what the path leads to, from here and never above. OSError."""
+        way: list[int] = []  # the folders that lead here, each taken from the one before
+        steps, links = deque(path.split(b"/")), 0
+        try:
+            while steps:
+                step = steps.popleft()
+                if step == b"..":
+                    _go_up(way)
+                elif step not in (b"", b"."):
+                    way.append(os.open(step, _LOOK, dir_fd=way[-1] if way else self._fd))
+                    if not stat.S_ISLNK(os.fstat(way[-1]).st_mode):
+                        continue
+                    links += 1
+                    if links > _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                    target = os.readlink(b"", dir_fd=way[-1])
+                    _go_up(way)
+                    if target.startswith(b"/"):
+                        while way:
+                            _go_up(way)
+                    steps.extendleft(reversed(target.split(b"/")))
+            if not way:
+                raise OSError("not a regular file")
+            return way.pop()
+        finally:
+            while way:
+                _go_up(way)
 
     def open_debug(self, build_id: str) -> int:
         """A descriptor to read the separate debugging information of a build-id. Raises OSError."""
         if not re.fullmatch(r"[0-9a-f]{4,128}", build_id):
             raise OSError("not a build-id")
         return self.open(f"{_DEBUG_FOLDER}/{build_id[:2]}/{build_id[2:]}.debug")
+
+
+def _go_up(way: list[int]) -> None:
+    """To the folder before, or nowhere: there is none above the root."""
+    if way:
+        os.close(way.pop())
 
 
 def reopen(fd: int) -> int:

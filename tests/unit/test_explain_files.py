@@ -46,6 +46,27 @@ def test_paths_and_links_stay_beneath_the_root(root: Path) -> None:
             opened(root, path)
 
 
+def test_a_long_way_within_the_root(root: Path) -> None:
+    # GIVEN links over links, some of them up and down again
+    (root / "usr").mkdir()
+    (root / "usr" / "lib").symlink_to("../lib")
+    (root / "l1").symlink_to("./usr/lib//../usr/lib/")
+    (root / "l2").symlink_to("/../../l1/libx.so")
+    assert opened(root, "/l1/../lib/./libx.so") == "library"
+    assert opened(root, "/l2") == "library"
+    # AND links in a circle
+    (root / "c1").symlink_to("c2")
+    (root / "c2").symlink_to("/c1")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        opened(root, "/c1/libx.so")
+    for path in ("/", "/lib/..", "/lib/libx.so/x"):
+        with pytest.raises(OSError):
+            opened(root, path)
+    # THEN no descriptor stays open
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_only_regular_files_are_opened(root: Path) -> None:
     # GIVEN a pipe that nobody writes, which to open would block for ever
     os.mkfifo(root / "pipe")
