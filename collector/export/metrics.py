@@ -6,13 +6,16 @@ becomes a label.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
 
 from collector.errors import CorewardError
+from collector.export.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -101,19 +104,19 @@ class Metrics:
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Serve `/metrics`; returns what stops it. Raises CorewardError if the port is taken."""
         try:
-            server, thread = start_http_server(port, host, registry=self.registry)
+            return Endpoint(host, port, self._exposition).close
         except OSError as error:
+            number = error.errno or 0  # below 0: the name cannot be resolved
+            why = os.strerror(number) if number > 0 else error.strerror or error
             raise CorewardError(
-                f"metrics: cannot listen on {host}:{port}: {error.strerror or error}; "
+                f"metrics: cannot listen on {host}:{port}: {why}; "
                 "change `metrics.listen` or set it to `off`"
             ) from error
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+    def _exposition(self, accept: str) -> tuple[str, bytes]:
+        """All metrics in the format that a request's `Accept` asks for."""
+        encoder, kind = choose_encoder(accept)
+        return kind, encoder(self.registry)
 
 
 class _Watched:
