@@ -34,7 +34,7 @@ from collector.capture.memory import ProcessMemory
 from collector.capture.plan import Plan, plan_core
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
-from collector.elfcore.writer import WriteResult, atomic_file, write_core
+from collector.elfcore.writer import Bounds, WriteResult, atomic_file, write_core
 from collector.errors import CorewardError
 from collector.model import Capture
 
@@ -108,7 +108,7 @@ class Core:
                 core_writer(fd, job.compress),
                 note=self._note(capture, plan),
                 overrides=self._patches,
-                should_stop=_space_watch(fd, job.min_free),
+                bounds=Bounds(should_stop=_space_watch(fd, job.min_free)),
             )
             _check_alive(result)
         return Written(

@@ -61,8 +61,9 @@ class ElfHeader(msgspec.Struct, frozen=True, kw_only=True):
 class Layout:
     """The plan of a core file: `header` is its first bytes, `placed` its segments, `size` its end.
 
-    Each segment begins at a page of the file. Bytes between are zero. Linear in the number of
-    segments. ValueError if a segment does not begin at a page, or filesz > memsz.
+    Each segment begins at a page of the file; those that are `zeros` begin all at the first one.
+    Bytes between are zero. Linear in the number of segments. ValueError if a segment does not begin
+    at a page, or filesz > memsz.
 
     `offsets` keeps the places that a former layout gave to the same segments.
     """
@@ -106,11 +107,18 @@ class Layout:
     ) -> tuple[list[Placed], int]:
         placed = []
         offset, size = self.data_offset, head_end
+        shared = max((s.filesz for s in segments if s.zeros), default=0)
+        if shared:
+            size = offset + shared
+            offset = _page_up(size)
         for number, s in enumerate(segments):
             if s.vaddr % PAGE or not 0 <= s.filesz <= s.memsz:
                 raise ValueError(f"impossible segment: {s}")
             if offsets is not None:
                 offset = offsets[number]
+            if s.zeros:
+                placed.append(Placed(s, self.data_offset))
+                continue
             placed.append(Placed(s, offset))
             if s.filesz:
                 size = offset + s.filesz

@@ -98,6 +98,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     memsz: int
     filesz: int
     flags: Prot
+    zeros: bool = False  # all of it is zero: it may share its place in the file with others
 
 
 class PsInfo(msgspec.Struct, frozen=True, kw_only=True):

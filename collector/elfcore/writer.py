@@ -1,54 +1,53 @@
 """Writing a core: from a process's image, segments and memory to a writer.
 
 Memory is read through a `MemorySource` in pieces of 4 MiB. What it does not have and what is
-zero become holes; what cannot be read becomes a hole too and is named in the result and, where
-the writer can rewrite the head, in the core's own note. Small pieces given beforehand (which the
-kernel's exit path has altered since) replace what is read. Where the bytes go is not known here
-(see sink.py), nor where the memory comes from.
+zero become holes, large ones segments of their own (see holes.py). What cannot be read becomes a
+hole too and is named in the result and, where the writer can rewrite the head, in the core's own
+note. Small pieces given beforehand (which the kernel's exit path has altered since) replace what is
+read. Where the bytes go is not known here (see sink.py), nor where the memory comes from.
 """
 
 from __future__ import annotations
 
-import bisect
-import heapq
+import enum
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from collector.arch.x86_64 import PAGE
+from collector.elfcore.holes import cut_holes
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes, build_own, with_left_out
+from collector.elfcore.readahead import Read, ReadAhead
 from collector.elfcore.sink import HeadRewriter, Writer, WriterParams
+from collector.elfcore.source import MemorySource, Overrides, Piece, Source
 from collector.elfcore.types import CorewardNote, LeftOut, ProcessImage, Segment
-from collector.elfcore.zeros import CHUNK, ZEROS, nonzero_runs
-from collector.ranges import Range, outside, union
+from collector.elfcore.zeros import nonzero_runs
+from collector.ranges import Range
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-_READ_AHEAD = 256 << 10  # bytes from which on a piece is read by a thread of its own
 MAX_UNREADABLE = 1 << 16  # ranges that are named; more are only counted in bytes
 
 
-class MemorySource(Protocol):
-    """Memory of one process, by address.
+class Stop(enum.Enum):
+    """Why a core ends before its end."""
 
-    `read_into` may be called from another thread than `ranges`, and while that one is at work;
-    never twice at a time.
-    """
+    TOLD = "told to stop"
+    LATE = "out of time"
+    STALLED = "a read of memory does not return"
 
-    def ranges(self, start: int, end: int) -> Iterable[Range]:
-        """Give the parts of [start, end) that may be non-zero, rising and disjoint."""
 
-    def read_into(self, address: int, buffer: memoryview) -> int:
-        """Read as much as there is at `address`; fewer bytes: the next one cannot be read.
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """When to stop: the core ends there."""
 
-        OSError is for the whole source having failed; it ends the writing.
-        """
+    should_stop: Callable[[], bool] = lambda: False
+    deadline: float | None = None  # of time.monotonic()
+    patience: float | None = None  # seconds that one read may take
+
+
+UNBOUNDED = Bounds()
 
 
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +58,13 @@ class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
     elided: int  # of memory, as holes: absent, zero or unreadable
     unreadable: tuple[Range, ...]  # addresses; at most MAX_UNREADABLE ranges
     unreadable_bytes: int
-    truncated: bool  # stopped before the end
+    stopped: Stop | None  # why before the end; None: it is whole
     marked: bool  # the note inside the core says what is missing (True if nothing is)
+
+    @property
+    def truncated(self) -> bool:
+        """It ends before its end."""
+        return self.stopped is not None
 
 
 def write_core(
@@ -72,27 +76,28 @@ def write_core(
     note: CorewardNote | None = None,
     overrides: Iterable[tuple[int, bytes]] = (),
     progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    bounds: Bounds = UNBOUNDED,
 ) -> WriteResult:
     """Write a whole core to `writer`, from `init` to `close` (or `abort`, if anything raises).
 
     `notes` is an image, or the body of a PT_NOTE to which the project's own `note` is added.
     `overrides` are (address, bytes); the later one wins. `progress` is given (bytes of the file
-    done, size) after each piece. When `should_stop` says True, the core ends there: segments
-    that follow have filesz 0 and the note says truncated, if the head can be rewritten;
-    otherwise the file is shorter than its header says.
+    done, size) after each piece. Where `bounds` end it, segments that follow have filesz 0 and
+    the note says truncated, if the head can be rewritten; otherwise the file is shorter than its
+    header says. A read that does not return may go on then, in a thread of its own.
 
     Raises OSError as writer and source do, ValueError for impossible segments or notes.
     """
     plan = _Plan(notes, note)
-    layout = Layout(segments, plan.notes(plan.note))
-    job = _Job(layout, memory, writer, Overrides(overrides))
+    source = Source(memory, Overrides(overrides))
+    layout = Layout(cut_holes(segments, source.ranges), plan.notes(plan.note))
+    job = _Job(layout, source, writer)
     try:
         writer.init(WriterParams(size=layout.size, head=len(layout.header)))
-        truncated = not job.run(progress, should_stop)
+        stop = job.run(bounds, progress)
         marked = True
-        if truncated or job.unreadable_bytes:
-            marked = _mark(plan, layout, job, truncated, writer)
+        if stop or job.unreadable_bytes:
+            marked = _mark(plan, layout, job, stop is not None, writer)
         writer.close()
     except BaseException:
         writer.abort()
@@ -103,7 +108,7 @@ def write_core(
         elided=job.covered - job.written,
         unreadable=tuple(job.unreadable),
         unreadable_bytes=job.unreadable_bytes,
-        truncated=truncated,
+        stopped=stop,
         marked=marked,
     )
 
@@ -123,96 +128,56 @@ class _Plan:
         return self._body if note is None else self._body + build_own(note)
 
 
-class Overrides:
-    """Pieces of memory, by address. Where two overlap, the one given later wins."""
-
-    def __init__(self, pieces: Iterable[tuple[int, bytes]]) -> None:
-        numbered = enumerate(pieces)
-        self._pieces = sorted((at, number, data) for number, (at, data) in numbered if data)
-        self._starts = [piece[0] for piece in self._pieces]
-        self._longest = max((len(piece[2]) for piece in self._pieces), default=0)
-
-    def within(self, start: int, end: int) -> list[tuple[int, bytes]]:
-        """Pieces that touch [start, end), in the order in which they were given."""
-        first = bisect.bisect_right(self._starts, start - self._longest)
-        last = bisect.bisect_left(self._starts, end)
-        found = [piece for piece in self._pieces[first:last] if piece[0] + len(piece[2]) > start]
-        return [(at, data) for at, _, data in sorted(found, key=lambda piece: piece[1])]
-
-    def pages(self, start: int, end: int) -> list[Range]:
-        """Pages of [start, end) that a piece touches, rising, possibly overlapping."""
-        found = (
-            (max(start, at & -PAGE), min(end, at + len(data) + PAGE - 1 & -PAGE))
-            for at, data in self.within(start, end)
-        )
-        return sorted(found)
-
-    def apply(self, start: int, view: memoryview) -> None:
-        """Put the pieces into `view`, which holds the memory from `start` on."""
-        end = start + len(view)
-        for at, data in self.within(start, end):
-            low, high = max(at, start), min(at + len(data), end)
-            view[low - start : high - start] = data[low - at : high - at]
-
-    def uncovered(self, start: int, end: int) -> list[Range]:
-        """The parts of [start, end) that no piece covers."""
-        covered = union((at, at + len(data)) for at, data in self.within(start, end))
-        return outside([(start, end)], covered)
-
-
-class _Piece(NamedTuple):
-    """A present range that fits the buffer. File offset = address + to_file."""
-
-    start: int
-    end: int
-    to_file: int
-
-
-class _Read(NamedTuple):
-    """A piece, the buffer with its memory, and what of it could not be read."""
-
-    piece: _Piece
-    buffer: bytearray
-    unreadable: list[Range]
-
-
 class _Job:
-    """One core on its way through two buffers: one is written while the other is filled."""
+    """One core on its way: one batch of memory is written while the next one is read."""
 
-    def __init__(
-        self, layout: Layout, memory: MemorySource, writer: Writer, overrides: Overrides
-    ) -> None:
+    def __init__(self, layout: Layout, source: Source, writer: Writer) -> None:
         self._layout = layout
-        self._memory = memory
+        self._source = source
         self._writer = writer
-        self._overrides = overrides
-        self._buffers = (bytearray(CHUNK), bytearray(CHUNK))
-        self._reader: ThreadPoolExecutor | None = None
         self.position = 0  # in the file: all before it is written or a hole
         self.written = 0  # bytes of memory
         self.unreadable: list[Range] = []
         self.unreadable_bytes = 0
 
-    def run(
-        self, progress: Callable[[int, int], None] | None, should_stop: Callable[[], bool]
-    ) -> bool:
-        """Write head and segments. False if it was told to stop."""
-        size = self._layout.size
+    def run(self, bounds: Bounds, progress: Callable[[int, int], None] | None) -> Stop | None:
+        """Write head and segments. Why it ended before their end; None: it did not."""
         self._write(self._layout.header, 0)
+        ahead = ReadAhead(self._source, self._pieces())
         try:
-            for read in self._reads():
+            stop = self._write_all(ahead, bounds, progress)
+        except BaseException:
+            ahead.stop()
+            raise
+        ahead.stop()
+        if stop is None:
+            self._hole_to(self._layout.size)
+        if stop in (None, Stop.TOLD):
+            ahead.join()
+        return stop
+
+    def _write_all(
+        self, ahead: ReadAhead, bounds: Bounds, progress: Callable[[int, int], None] | None
+    ) -> Stop | None:
+        while True:
+            left = None if bounds.deadline is None else bounds.deadline - time.monotonic()
+            try:
+                batch = ahead.take(_least(left, bounds.patience))
+            except TimeoutError:
+                return Stop.LATE if left == _least(left, bounds.patience) else Stop.STALLED
+            if batch is None:
+                return None
+            if left is not None and left <= 0:
+                return Stop.LATE
+            for read in batch.reads:
                 piece = read.piece
-                if should_stop():
+                if bounds.should_stop():
                     self._hole_to(piece.start + piece.to_file)
-                    return False
-                self._put(read)
+                    return Stop.TOLD
+                self._put(batch.buffer, read)
                 if progress is not None:
-                    progress(piece.end + piece.to_file, size)
-        finally:
-            if self._reader is not None:
-                self._reader.shutdown()
-        self._hole_to(size)
-        return True
+                    progress(piece.end + piece.to_file, self._layout.size)
+            ahead.give_back(batch)
 
     @property
     def covered(self) -> int:
@@ -221,66 +186,22 @@ class _Job:
             min(p.segment.filesz, max(0, self.position - p.offset)) for p in self._layout.placed
         )
 
-    def _pieces(self) -> Iterator[_Piece]:
-        """The present parts of all segments, cut for the buffer."""
+    def _pieces(self) -> Iterator[Piece]:
+        """The present parts of all segments, in the order of the file."""
         for placed in self._layout.placed:
             segment = placed.segment
-            start, end = segment.vaddr, segment.vaddr + segment.filesz
-            if start == end:
-                continue
-            to_file = placed.offset - start
-            given = self._overrides.pages(start, end)
-            for low, high in heapq.merge(self._memory.ranges(start, end), given):
-                start = max(start, low)
-                while start < min(high, end):
-                    # Pieces end at multiples of CHUNK, so that pages are whole.
-                    stop = min(high, end, start + CHUNK & -CHUNK)
-                    yield _Piece(start, stop, to_file)
-                    start = stop
+            if segment.filesz and not segment.zeros:
+                start = segment.vaddr
+                yield from self._source.pieces(start, start + segment.filesz, placed.offset - start)
 
-    def _reads(self) -> Iterator[_Read]:
-        """All pieces with their memory, in order; the next one is being read meanwhile."""
-        earlier: _Read | Future[_Read] | None = None
-        for number, piece in enumerate(self._pieces()):
-            now = self._start_reading(piece, self._buffers[number & 1])
-            if earlier is not None:
-                yield earlier if isinstance(earlier, _Read) else earlier.result()
-            earlier = now
-        if earlier is not None:
-            yield earlier if isinstance(earlier, _Read) else earlier.result()
-
-    def _start_reading(self, piece: _Piece, buffer: bytearray) -> _Read | Future[_Read]:
-        if piece.end - piece.start < _READ_AHEAD:
-            return self._read(piece, buffer)
-        if self._reader is None:
-            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only here
-
-            self._reader = ThreadPoolExecutor(1, "core-read")
-        return self._reader.submit(self._read, piece, buffer)
-
-    def _read(self, piece: _Piece, buffer: bytearray) -> _Read:
-        """Fill the buffer; pages that cannot be read are zeroed and noted."""
-        unreadable: list[Range] = []
-        start, size = piece.start, piece.end - piece.start
-        with memoryview(buffer)[:size] as view:
-            done = 0
-            while done < size:
-                done += self._memory.read_into(start + done, view[done:])
-                if done < size:
-                    skip = min(size, (start + done + PAGE & -PAGE) - start)
-                    view[done:skip] = ZEROS[: skip - done]
-                    unreadable += self._overrides.uncovered(start + done, start + skip)
-                    done = skip
-            self._overrides.apply(start, view)
-        return _Read(piece, buffer, unreadable)
-
-    def _put(self, read: _Read) -> None:
+    def _put(self, buffer: bytearray, read: Read) -> None:
         for low, high in read.unreadable:
             self._note_unreadable(low, high)
         start, end, to_file = read.piece
-        with memoryview(read.buffer) as view:
-            for low, high in nonzero_runs(read.buffer, end - start):
-                self._write(view[low:high], to_file + start + low)
+        to_file += start - read.at
+        with memoryview(buffer) as view:
+            for low, high in nonzero_runs(buffer, end - start, read.at):
+                self._write(view[low:high], to_file + low)
                 self.written += high - low
 
     def _note_unreadable(self, low: int, high: int) -> None:
@@ -299,6 +220,10 @@ class _Job:
         self._hole_to(offset)
         self._writer.write(data, offset)
         self.position = offset + len(data)
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _mark(plan: _Plan, layout: Layout, job: _Job, truncated: bool, writer: Writer) -> bool:

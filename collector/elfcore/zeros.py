@@ -18,25 +18,25 @@ ZEROS = bytes(CHUNK)
 _PAGE_OF_ZEROS = bytes(PAGE)
 
 
-def nonzero_runs(buffer: bytearray, size: int) -> list[tuple[int, int]]:
-    """Give the ranges [start, end) of `buffer[:size]` that are not zero, in whole pages.
+def nonzero_runs(buffer: bytearray, size: int, at: int = 0) -> list[tuple[int, int]]:
+    """Give the ranges [start, end) of `buffer[at : at + size]` that are not zero, in whole pages.
 
-    Pages are counted from the start of the buffer; the last one may be short. size <= CHUNK.
+    Pages are counted from `at`; the last one may be short. size <= CHUNK.
     """
     is_prefix = buffer.startswith
     whole = size & -PAGE
-    if is_prefix(ZEROS[:size] if size < CHUNK else ZEROS):
+    if is_prefix(ZEROS[:size] if size < CHUNK else ZEROS, at):
         return []
-    zero = [is_prefix(_PAGE_OF_ZEROS, at) for at in range(0, whole, PAGE)]
+    zero = [is_prefix(_PAGE_OF_ZEROS, page) for page in range(at, at + whole, PAGE)]
     if whole < size:
-        zero.append(is_prefix(_PAGE_OF_ZEROS[: size - whole], whole))
+        zero.append(is_prefix(_PAGE_OF_ZEROS[: size - whole], at + whole))
     if True not in zero:
-        return [(0, size)]
+        return [(at, at + size)]
     zero += (False, True)  # so that both searches below end
     runs, page, last = [], 0, len(zero) - 2
     while (page := zero.index(False, page)) < last:
         end = min(zero.index(True, page), last)
-        runs.append((page * PAGE, min(end * PAGE, size)))
+        runs.append((at + page * PAGE, at + min(end * PAGE, size)))
         page = end
     return runs
 

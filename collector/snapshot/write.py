@@ -13,7 +13,7 @@ from collector.capture.plan import plan_core
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import Writer
 from collector.elfcore.types import CorewardNote
-from collector.elfcore.writer import WriteResult, write_core
+from collector.elfcore.writer import Bounds, WriteResult, write_core
 from collector.errors import CaptureError
 from collector.model import Capture, SnapshotFacts
 from collector.policy.types import MemoryChoice
@@ -105,7 +105,7 @@ def _write(
         note=with_left_out(note, plan.left_out),
         overrides=found.pieces,
         progress=progress,
-        should_stop=should_stop,
+        bounds=Bounds(should_stop=should_stop),
     )
     lost = None
     if plan.truncated:

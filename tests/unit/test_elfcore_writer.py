@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
 import struct
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,21 +21,25 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collector.elfcore import holes
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes, parse_notes
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, WriterParams, ZstdWriter
+from collector.elfcore.source import Overrides
 from collector.elfcore.types import LeftOut, Prot
-from collector.elfcore.writer import Overrides, WriteResult, atomic_file, write_core
+from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
 from collector.elfcore.zeros import CHUNK
 from collector.errors import CoreFormatError
+from collector.ranges import union
 
 MAKERS: dict[str, Callable[[int], Writer]] = {
     "sparse": SparseWriter,
     "stream": StreamWriter,
     "zstd": lambda fd: ZstdWriter(fd, workers=2),
 }
-BASE = 0x7F0000000000
+BASE = 0x100000000000
+PATIENCE = 60.0  # seconds
 DATA = random.Random(2).randbytes(CHUNK + 3 * 4096)
 
 
@@ -71,7 +78,7 @@ def test_a_core_round_trips_through_every_writer(
         elided=(64 << 20) + 4096 + 8192 - data_bytes,
         unreadable=(),
         unreadable_bytes=0,
-        truncated=False,
+        stopped=None,
         marked=True,
     )
     with CoreFile(path) as core:
@@ -99,8 +106,149 @@ def test_holes_are_neither_read_nor_on_disk(tmp_path: Path) -> None:
     result = write(path, SparseWriter, image(), [segment(BASE, 8 << 30)], memory)
     assert memory.reads == [(BASE + 4096, 4096), (BASE + (7 << 30), 4096)]
     assert (result.written, result.elided) == (8192, (8 << 30) - 8192)
-    assert path.stat().st_size == result.size > 8 << 30
     assert path.stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("make", [SparseWriter, ZstdWriter])
+def test_large_holes_share_one_place_in_the_file(
+    make: Callable[[int], Writer], tmp_path: Path
+) -> None:
+    # GIVEN 64 TiB of which three pages are present, one of them given beforehand, beside a small
+    # mapping; not all of the large one is to be in the core
+    size, far, given = 64 << 40, 40 << 40, 50 << 40
+    memory = Memory({BASE - 8192: b"small" * 1024, BASE: b"a" * 4096, BASE + far: b"b" * 4096})
+    segments = [segment(BASE - 8192, 8192), segment(BASE, size + 8192, size)]
+    path = tmp_path / "core"
+    # WHEN the core is written
+    result = write(path, make, image(), segments, memory, overrides=[(BASE + given + 10, b"given")])
+    # THEN neither the file nor its number of segments grows with the address space
+    assert path.stat().st_blocks * 512 < 2 << 20
+    assert result.elided + result.written == size + 8192
+    with CoreFile(path) as core:
+        # AND the segments are the same memory, in order
+        parts = [p.segment for p in core.segments]
+        assert len(parts) < 5000
+        assert parts[0] == segments[0]
+        assert parts[1].vaddr == BASE
+        assert all(a.vaddr + a.memsz == b.vaddr for a, b in itertools.pairwise(parts[1:]))
+        assert all(a.filesz == a.memsz for a in parts[:-1])
+        assert parts[-1].memsz - parts[-1].filesz == 8192
+        assert parts[-1].vaddr + parts[-1].memsz == BASE + size + 8192
+        # AND each byte of it is there
+        assert core.read(BASE - 8192, 5120) == b"small" * 1024
+        assert core.read(BASE + 4000, 4096) == b"a" * 96 + bytes(4000)
+        assert core.read(BASE + far - 8, 4112) == bytes(8) + b"b" * 4096 + bytes(8)
+        assert core.read(BASE + given, 20) == bytes(10) + b"given" + bytes(5)
+        assert core.read(BASE + size - 16, 16) == bytes(16)
+        with pytest.raises(CoreFormatError, match="not in the core"):
+            core.read(BASE + size - 8, 16)
+        assert not core.truncated
+
+
+def test_the_most_and_largest_holes_are_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN room for two holes, and more of them in two segments
+    monkeypatch.setattr(holes, "MAX_HOLES", 2)
+    size, least = 1 << 40, holes.MIN_HOLE
+    pages = [BASE + at for at in (least, 9 * least, 9 * least + least, 400 * least)]
+    segments = [segment(BASE, size), segment(BASE + 2 * size, 3 * least), segment(0, size, 0)]
+    # WHEN they are cut
+    parts = holes.cut_holes(
+        segments, lambda start, end: [(p, p + 4096) for p in pages if start <= p < end]
+    )
+    # THEN the largest two are segments of their own, all else stays
+    zeros = [(p.vaddr, p.vaddr + p.filesz) for p in parts if p.zeros]
+    assert union(zeros) == [
+        (pages[2] + 4096, pages[3]),
+        (pages[3] + 4096, BASE + size),
+    ]
+    rest = [(p.vaddr, p.filesz) for p in parts if not p.zeros]
+    assert rest == [
+        (BASE, pages[2] + 4096 - BASE),
+        (pages[3], 4096),
+        (BASE + 2 * size, 3 * least),
+        (0, 0),
+    ]
+
+
+@pytest.mark.parametrize("make", [SparseWriter, ZstdWriter])
+def test_a_core_that_ends_early_keeps_its_large_holes(
+    make: Callable[[int], Writer], tmp_path: Path
+) -> None:
+    # GIVEN a large hole between two pieces WHEN it is told to stop before the second one
+    memory = Memory({BASE: b"a" * 4096, BASE + (1 << 40): b"b" * 4096})
+    asked = iter((False, True))
+    path = tmp_path / "core"
+    bounds = Bounds(should_stop=lambda: next(asked))
+    write(path, make, image(), [segment(BASE, 2 << 40)], memory, bounds=bounds)
+    # THEN holes before and behind it are known to be zero, and it is left out
+    with CoreFile(path) as core:
+        assert core.truncated
+        assert core.read(BASE, 8192) == b"a" * 4096 + bytes(4096)
+        assert core.read(BASE + (2 << 40) - 16, 16) == bytes(16)
+        with pytest.raises(CoreFormatError, match="not in the core"):
+            core.read(BASE + (1 << 40), 1)
+
+
+class Stuck(Memory):
+    """Memory of which one page is not read as long as nobody lets go."""
+
+    def __init__(self, pieces: dict[int, bytes], where: int) -> None:
+        super().__init__(pieces)
+        self._where = where
+        self.let_go = threading.Event()
+
+    def read_into(self, address: int, buffer: memoryview) -> int:
+        if address <= self._where < address + len(buffer):
+            self.let_go.wait(PATIENCE)
+        return super().read_into(address, buffer)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "why"),
+    [
+        (lambda: Bounds(deadline=time.monotonic() + 0.05, patience=PATIENCE), Stop.LATE),
+        (lambda: Bounds(deadline=time.monotonic() + PATIENCE, patience=0.05), Stop.STALLED),
+    ],
+)
+@pytest.mark.parametrize("make", [SparseWriter, ZstdWriter])
+def test_a_read_that_does_not_return_ends_the_core(
+    make: Callable[[int], Writer], bounds: Callable[[], Bounds], why: Stop, tmp_path: Path
+) -> None:
+    # GIVEN memory of which a page keeps whoever reads it waiting
+    far = BASE + (16 << 20)
+    memory = Stuck({BASE: DATA, far: b"stuck".ljust(4096)}, far)
+    path = tmp_path / "core"
+    # WHEN its core is written within bounds
+    segments = [segment(BASE, len(DATA)), segment(far, 4096)]
+    result = write(path, make, image(), segments, memory, bounds=bounds())
+    # THEN it ends, says why, and holds what came before (if that was in time)
+    assert result.stopped is why
+    with CoreFile(path) as core:
+        assert core.truncated
+        with pytest.raises(CoreFormatError, match="not in the core"):
+            core.read(far, 1)
+        if why is Stop.STALLED:
+            assert core.read(BASE, CHUNK) == DATA[:CHUNK]
+    memory.let_go.set()
+
+
+def test_no_time_at_all_leaves_a_core_without_memory(tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    bounds = Bounds(deadline=time.monotonic() - 1)
+    memory = Memory({BASE: DATA})
+    result = write(path, ZstdWriter, image(2), [segment(BASE, len(DATA))], memory, bounds=bounds)
+    assert (result.stopped, result.written) == (Stop.LATE, 0)
+    with CoreFile(path) as core:
+        assert (len(core.threads), core.segments[0].segment.filesz) == (2, 0)
+
+
+def test_what_reading_raises_comes_out(tmp_path: Path) -> None:
+    class Gone(Memory):
+        def read_into(self, address: int, buffer: memoryview) -> int:
+            raise ProcessLookupError(3, "gone")
+
+    with pytest.raises(ProcessLookupError, match="gone"):
+        write(tmp_path / "core", ZstdWriter, image(), [segment(BASE, 4096)], Gone({BASE: DATA}))
 
 
 def test_unreadable_memory_becomes_a_hole_and_is_named(tmp_path: Path) -> None:
@@ -153,7 +301,7 @@ def test_a_core_that_is_stopped_says_so(make: Callable[[int], Writer], tmp_path:
         image(),
         segments,
         memory,
-        should_stop=lambda: next(asked),
+        bounds=Bounds(should_stop=lambda: next(asked)),
         progress=lambda at, size: done.append((at, size)),
     )
     # THEN the file ends there, and so do its segments where the head could be rewritten
