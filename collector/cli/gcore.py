@@ -51,14 +51,18 @@ class GcoreVerb:
 
 
 def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
-    """One core after the other, up to the first that fails."""
+    """One core after the other, up to the first that fails.
+
+    As gdb's they have no segments without contents: other tools take those for memory that they
+    can read.
+    """
     memory = MemoryChoice()
     if everything:
         memory = MemoryChoice(dontdump=True, coredump_filter=WHOLE_FILTER)
     for pid in pids:
         path = Path(f"{prefix}.{pid}")
         try:
-            _write(pid, path, CoreContents(memory=memory))
+            _write(pid, path, CoreContents(memory=memory, only_held=True))
         except CorewardError as error:
             print(clean(error), file=sys.stderr)
             print(f"gcore: failed to create {path}")

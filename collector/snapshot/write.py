@@ -29,6 +29,7 @@ class CoreContents(msgspec.Struct, frozen=True, kw_only=True):
     record: str = ""  # id; empty: it is not in a store
     capture: Capture = Capture.FULL
     memory: MemoryChoice = MemoryChoice()
+    only_held: bool = False  # no segments of which it holds nothing; NT_FILE names them still
 
 
 class Core(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +98,12 @@ def _write(
         truncated=plan.truncated,
         text=in_words(found.facts),
     )
+    segments = plan.segments
+    if contents.only_held:
+        segments = [segment for segment in segments if segment.filesz]
     result = write_core(
         found.image,
-        plan.segments,
+        segments,
         found.memory,
         writer,
         note=with_left_out(note, plan.left_out),

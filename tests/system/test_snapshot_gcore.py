@@ -100,6 +100,11 @@ def test_one_process(installed: Path, target: Areas, tmp_path: Path) -> None:
     executable = executable_of(target.pid)
     found = [backtraces(folder / f"core.{target.pid}", executable) for folder in ran[2:]]
     assert found[0] == found[1] != {}
+    # AND as in gdb's, each segment has contents, though there are mappings without
+    with CoreFile(ran.ours_folder / f"core.{target.pid}") as core:
+        assert all(placed.segment.filesz for placed in core.segments)
+        held = {placed.segment.vaddr for placed in core.segments}
+        assert any(line.start not in held for line in core.notes.files or ())
 
 
 def test_several_processes_and_a_prefix(installed: Path, target: Areas, tmp_path: Path) -> None:
