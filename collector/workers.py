@@ -22,14 +22,21 @@ Task = Callable[[], None]
 class _Waiting(NamedTuple):
     run: Task
     dropped: Task | None
+    first: bool
 
 
 class Lane:
-    """At most `workers` tasks at a time, at most `limit` waiting."""
+    """At most `workers` tasks at a time, at most `limit` waiting.
 
-    def __init__(self, name: str, workers: int, limit: int, *, nice: int = 0) -> None:
+    reserved: so many more workers for tasks that come `first`, however long the others take.
+    """
+
+    def __init__(
+        self, name: str, workers: int, limit: int, *, nice: int = 0, reserved: int = 0
+    ) -> None:
         self.name = name
-        self._workers, self._limit, self._nice = workers, limit, nice
+        self._usual, self._workers = workers, workers + reserved
+        self._limit, self._nice = limit, nice
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         # a token for each task. Not a Condition, which takes longer to wake a worker: a dying
@@ -39,6 +46,7 @@ class Lane:
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._busy = 0
+        self._usual_busy = 0  # of these, with tasks that did not come first
         self._closed = False
 
     def submit(self, task: Task, *, first: bool = False, dropped: Task | None = None) -> bool:
@@ -54,7 +62,8 @@ class Lane:
                 self._start()
             if not self._threads:
                 return False
-            (self._tasks.appendleft if first else self._tasks.append)(_Waiting(task, dropped))
+            waiting = _Waiting(task, dropped, first)
+            (self._tasks.appendleft if first else self._tasks.append)(waiting)
             self._calls.put(None)
             return True
 
@@ -101,17 +110,28 @@ class Lane:
             self._calls.get()
             with self._lock:
                 self._idle -= 1
-                if not self._tasks:  # closed
+                if self._closed and not self._tasks:
                     return
-                task = self._tasks.popleft().run
+                if not self._may_begin():
+                    continue  # whoever ends such a task calls again
+                waiting = self._tasks.popleft()
+                usual = not waiting.first
                 self._busy += 1
+                self._usual_busy += usual
             try:
-                self._do(task)
+                self._do(waiting.run)
             finally:
-                del task  # and all that it holds, before waiting for the next one
+                del waiting  # and all that it holds, before the next one is waited for
                 with self._lock:
                     self._busy -= 1
+                    self._usual_busy -= usual
+                    if self._tasks:
+                        self._calls.put(None)
                     self._done.notify_all()
+
+    def _may_begin(self) -> bool:
+        """Whether the first task that waits is one for a worker that is free."""
+        return bool(self._tasks) and (self._tasks[0].first or self._usual_busy < self._usual)
 
     def _do(self, task: Task) -> None:
         try:

@@ -33,7 +33,8 @@ class Lanes:
 
     def __init__(self, settings: CaptureSettings) -> None:
         self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE)
-        self.captures = Lane("capture", settings.workers, settings.queue)
+        # one more for those that are held: what others have died of keeps no process waiting
+        self.captures = Lane("capture", settings.workers, settings.queue, reserved=1)
         self.records = Lane("record", 1, RECORD_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
         # of what was killed, which may be much on a busy host: no crash waits behind that

@@ -45,10 +45,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     mem_fd: int
     pagemap_fd: int
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    root_fd: int | None = None  # its root folder
     capture: Capture
     memory: MemoryChoice
     compress: Compress
     max_bytes: int | None  # of the core on disk (RLIMIT_CORE, where policy honours it)
+    max_read: int | None  # bytes of memory that are read; None: as much as the host has
+    max_time: float  # seconds from its start; what there is then is the core
     min_free: int  # bytes that must stay free on the store's file system
     explain: bool  # write the small core for the explainer
     urgent: bool  # the process waits for us: no low priority

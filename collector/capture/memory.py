@@ -1,23 +1,26 @@
 """The memory of a held or pinned process, as the core writer wants it: present ranges, and reads.
 
 Absent and zero pages of anonymous memory are never read: the page tables are asked first. Shared
-memory without a lasting file is read through its own descriptor, where holes show. Everything
-else is read whole, as the kernel does, which brings absent file pages in.
+memory without a lasting file is read through its own descriptor, where holes show. Of other files
+all that is in memory is read, and what the file holds besides (see mapped.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from collector.arch.x86_64 import PAGE
 from collector.capture.image import mapping_at
+from collector.capture.mapped import BLIND, SMALL, MappedFiles, data_ranges
 from collector.capture.select import is_shm
 from collector.elfcore import types
-from collector.linux.pagemap import Pagemap
+from collector.linux.pagemap import Pagemap, resident_part
+from collector.ranges import Range, outside
 
+_ANONYMOUS = ("/anon_hugepage", "/dev/zero")  # only by name files, where the mapping is private
 _PATH_READS = 1 << 47  # /proc/PID/mem takes no offset above the user half (the vsyscall page)
 
 
@@ -26,6 +29,9 @@ class Memory(Protocol):
 
     def ranges(self, start: int, end: int) -> Iterable[tuple[int, int]]:
         """Populated ranges of [start, end), which must lie inside one mapping."""
+
+    def unknown(self, start: int, end: int) -> Iterable[tuple[int, int]]:
+        """The parts of [start, end) that `ranges` has not, and that may be non-zero."""
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes read from `address` on; fewer where memory is unreadable from there."""
@@ -43,9 +49,13 @@ class ProcessMemory:
         pagemap_fd: int,
         mappings: Sequence[types.Mapping],
         shared_fds: Mapping[int, int],
+        root_fd: int | None = None,
     ) -> None:
+        """shared_fds: as OpenProcess.open_shared gives them. root_fd: the process's root."""
         self._mem = mem_fd
+        self._pagemap_fd = pagemap_fd
         self._pagemap = Pagemap(pagemap_fd)
+        self._files = MappedFiles(root_fd)
         self._mappings = mappings
         self._starts = [m.start for m in mappings]
         self._shared = shared_fds
@@ -60,11 +70,42 @@ class ProcessMemory:
             return
         fd = self._shared.get(mapping.start)
         if fd is not None and is_shm(mapping):
-            yield from _data_ranges(fd, mapping, start, end)
-        elif (mapping.inode and not is_shm(mapping)) or mapping.special or mapping.shared:
+            yield from data_ranges(fd, mapping, start, end)
+        elif mapping.special:
             yield start, end
-        else:
+        elif not _has_file(mapping):
             yield from self._pagemap.populated(start, end)
+        else:
+            yield from self._file_ranges(mapping, start, end)
+
+    def _file_ranges(self, mapping: types.Mapping, start: int, end: int) -> Iterator[Range]:
+        found = self._in_file(mapping, start, end)
+        if found is not None and end - start <= SMALL:
+            yield from found
+            return
+        at = start
+        for low, high in heapq.merge(self._pagemap.populated(start, end), found or ()):
+            if high > at:
+                yield max(low, at), high
+                at = high
+
+    def _in_file(self, mapping: types.Mapping, start: int, end: int) -> Iterator[Range] | None:
+        if not is_shm(mapping):
+            return self._files.data(mapping, start, end)
+        # the kernel's own, but it could not be opened
+        return iter([(start, end)]) if end - start <= BLIND else None
+
+    def unknown(self, start: int, end: int) -> list[Range]:
+        """The parts of [start, end), which lie inside one mapping, that are only in a file which is
+        not to be read, or not to be found."""
+        mapping = mapping_at(self._mappings, self._starts, start)
+        if mapping is None or mapping.special or not _has_file(mapping):
+            return []
+        if is_shm(mapping) and mapping.start in self._shared:
+            return []
+        if self._in_file(mapping, start, end) is not None:
+            return []
+        return outside([(start, end)], list(self._pagemap.populated(start, end)))
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes read from `address` on; fewer than asked where memory is unreadable from there."""
@@ -85,23 +126,21 @@ class ProcessMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at an address; for look-ups, not for copying."""
+        mapping = mapping_at(self._mappings, self._starts, address)
+        if mapping is not None and self._may_wait(mapping):
+            size = resident_part(self._pagemap_fd, address, size)
         buffer = bytearray(size)
         return bytes(buffer[: self.read_into(address, memoryview(buffer))])
 
+    def _may_wait(self, mapping: types.Mapping) -> bool:
+        """Whether what is not in memory comes from where somebody can keep us waiting."""
+        if mapping.special or is_shm(mapping) or not _has_file(mapping):
+            return False
+        return not self._files.is_own(mapping)
 
-def _data_ranges(
-    fd: int, mapping: types.Mapping, start: int, end: int
-) -> Iterator[tuple[int, int]]:
-    """Where the file behind a shared mapping has data (lseek(2), SEEK_DATA)."""
-    shift = mapping.start - mapping.offset
-    at = start
-    while at < end:
-        try:
-            data = os.lseek(fd, at - shift, os.SEEK_DATA)
-            hole = os.lseek(fd, data, os.SEEK_HOLE)
-        except OSError:  # ENXIO: no data behind this point
-            return
-        first, last = max(data + shift, at), min(hole + shift, end)
-        if first < last:
-            yield first & -PAGE, min(last + PAGE - 1 & -PAGE, end)
-        at = max(hole + shift, at + PAGE)
+
+def _has_file(mapping: types.Mapping) -> bool:
+    """Whether what was never touched is a file's, and not zero."""
+    if mapping.shared:
+        return True
+    return bool(mapping.inode) and not (mapping.path or "").startswith(_ANONYMOUS)

@@ -7,6 +7,7 @@ is left out of the segments and named.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 import msgspec
@@ -23,6 +24,9 @@ from collector.elfcore.types import LeftOut, ProcessImage, Segment
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
 from collector.ranges import Range, outside, union
+
+FILE_ONLY = "only in a mapped file, not in memory"
+MAX_PARTS = 1 << 12  # that are left out of segments
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,11 +70,32 @@ def _full(
             usual = kernel_dump_size(m, coredump_filter, memory.read)
             if s.filesz < usual:
                 left_out.append(LeftOut(m.start, m.start + usual, "excluded by policy"))
-    plan = Plan(segments=segments, left_out=left_out)
-    if limit is None or _populated(segments, memory, limit) <= limit:
+    plan = _without_unknown(Plan(segments=segments, left_out=left_out), memory)
+    segments = plan.segments
+    if limit is None or sum(s.filesz for s in segments) <= limit:
+        return plan
+    if _populated(segments, memory, limit) <= limit:
         return plan
     keep = select_stacks(image.mappings, image.threads, image.auxv, memory.read)
     return _bounded(plan, keep, memory, limit)
+
+
+def _without_unknown(plan: Plan, memory: Memory) -> Plan:
+    """Without what is only in files that are not to be read, or not to be found.
+
+    Debuggers look for it in the file itself, for NT_FILE names it. Parts that are beyond
+    MAX_PARTS, the smallest, read as zero; they are named all the same.
+    """
+    held = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
+    unknown = [part for start, end in held for part in memory.unknown(start, end)]
+    if not unknown:
+        return plan
+    parts = heapq.nlargest(MAX_PARTS, unknown, key=lambda part: part[1] - part[0])
+    lost = [LeftOut(start, end, FILE_ONLY) for start, end in unknown]
+    return Plan(
+        segments=carve(plan.segments, outside(held, sorted(parts))),
+        left_out=[*plan.left_out, *lost],
+    )
 
 
 def _populated(segments: Sequence[Segment], memory: Memory, enough: int) -> int:

@@ -9,17 +9,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 
 import msgspec
 
 from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Written
+from collector.linux import children
+from collector.model import Capture
 
 WRITER_NICE = 19
+_GRACE = 15.0  # seconds that a writer has to end its core when its time is over
+_LAST_TIME = 30.0  # seconds for a core without memory, where one with memory was given up
 _MAX_LINE = 1 << 20
+_MAX_SAID = 1 << 22  # bytes of a writer's answers
 _decoder = msgspec.json.Decoder(WriterAnswer)
 
 
@@ -27,8 +34,35 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
     """Run a writer for this job to its end: what it says, as soon as it does.
 
     Explainable, if the small core is there, while the rest is still written; at last Written or
-    Failed, once. Raises nothing for what goes wrong in the writer.
+    Failed, once. Raises nothing for what goes wrong in the writer. One that does not end in time
+    (job.max_time) is killed, and the core has threads only.
     """
+    why = ""
+    if children.hanging() >= children.MAX_HANGING:
+        why = "too many processes hang in the kernel"
+    else:
+        for answer in _run(job):
+            if answer is None:
+                why = f"its memory could not be read within {job.max_time:g} seconds"
+            else:
+                yield answer
+    if not why:
+        return
+    smaller = min(job.capture, Capture.THREADS, key=_BY_SIZE.index)
+    job = msgspec.structs.replace(job, capture=smaller, explain=False, max_time=_LAST_TIME)
+    for answer in _run(job):
+        if isinstance(answer, Written):
+            lost = {"memory": why, "frames": why, **answer.lost}
+            yield msgspec.structs.replace(answer, lost=lost)
+        else:
+            yield answer or Failed(why)
+
+
+_BY_SIZE = (Capture.NONE, Capture.RECORD, Capture.THREADS, Capture.STACKS, Capture.FULL)
+
+
+def _run(job: Job) -> Iterator[WriterAnswer | None]:
+    """Run one writer. The last answer is Written, Failed, or None: it was out of time."""
     job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
     try:
         with _yielding(not job.urgent):
@@ -36,14 +70,17 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
                 file.write(msgspec.msgpack.encode(job))
             os.lseek(job_fd, 0, os.SEEK_SET)
             writer = _start(job, job_fd)
-        last: Written | Failed | None = None
-        with writer:
-            for answer in _answers_of(writer):
-                if isinstance(answer, Explainable):
-                    yield answer
-                else:
-                    last = answer
-        yield last or Failed(f"the writer ended with status {writer.returncode} and no answer")
+        try:
+            for answer in _answers_of(writer, time.monotonic() + job.max_time + _GRACE):
+                yield answer
+                if not isinstance(answer, Explainable):
+                    return
+            children.has_ended(writer.pid, _GRACE)
+        finally:
+            children.kill(writer)
+            if writer.stdout is not None:
+                writer.stdout.close()
+        yield Failed(f"the writer ended with status {writer.returncode} and no answer")
     except OSError as error:
         yield Failed(f"the writer cannot be started: {error}")
     finally:
@@ -68,18 +105,38 @@ def _yielding(wanted: bool) -> Iterator[None]:
 
 
 def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
+    fds = [job_fd, job.mem_fd, job.pagemap_fd, *job.shared_fds.values()]
+    if job.root_fd is not None:
+        fds.append(job.root_fd)
     return subprocess.Popen(
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
-        pass_fds=(job_fd, job.mem_fd, job.pagemap_fd, *job.shared_fds.values()),
+        pass_fds=fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
 
 
-def _answers_of(writer: subprocess.Popen[bytes]) -> Iterator[WriterAnswer]:
+def _answers_of(writer: subprocess.Popen[bytes], deadline: float) -> Iterator[WriterAnswer | None]:
+    """Each answer as it comes; None, at last, if the deadline passes.
+
+    The end of the pipe is no end to rely on: a thread that hangs in the kernel keeps it open.
+    """
     assert writer.stdout is not None
-    while line := writer.stdout.readline(_MAX_LINE):
-        try:
-            yield _decoder.decode(line)
-        except (msgspec.MsgspecError, json.JSONDecodeError) as error:
-            yield Failed(f"the writer's answer cannot be read: {error}")
+    fd = writer.stdout.fileno()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    said = b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            yield None
+            return
+        data = os.read(fd, _MAX_LINE)
+        *lines, said = (said + data).split(b"\n")
+        for line in lines:
+            try:
+                yield _decoder.decode(line)
+            except (msgspec.MsgspecError, json.JSONDecodeError) as error:
+                yield Failed(f"the writer's answer cannot be read: {error}")
+        if not data or len(said) > _MAX_SAID:
+            return

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Never, TypeVar
 
 import msgspec
 
@@ -31,18 +33,22 @@ from collector.capture.job import (
     Written,
 )
 from collector.capture.memory import ProcessMemory
-from collector.capture.plan import Plan, plan_core
+from collector.capture.plan import FILE_ONLY, Plan, plan_core
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
-from collector.elfcore.writer import Bounds, WriteResult, atomic_file, write_core
-from collector.errors import CorewardError
+from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
+from collector.errors import CorewardError, Stalled
+from collector.linux import procfs
+from collector.linux.stall import with_stall_guard
 from collector.model import Capture
 
+T = TypeVar("T")
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
+_READ_PATIENCE = 30.0  # seconds that one read of 4 MiB may take
 _CHECK_EVERY = 64 << 20  # bytes between looks at the free space
 
 
-def main() -> int:
+def main() -> Never:
     """Read the job, write the core, answer on standard output."""
     with os.fdopen(int(sys.argv[1]), "rb") as file:
         job = msgspec.msgpack.decode(file.read(), type=Job)
@@ -53,38 +59,55 @@ def main() -> int:
     except (CorewardError, OSError, ValueError) as error:
         answer = Failed(_why(error))
     _say(answer)
-    return 0
+    os._exit(0)  # a read that does not return would be waited for
 
 
 class Core:
     """The core of one job."""
 
     def __init__(self, job: Job) -> None:
+        self._deadline = time.monotonic() + job.max_time
         self._job = job
         self._folder = Path(job.folder)
         self._image = image_of_job(job)
         self._memory = ProcessMemory(
-            job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds
+            job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds, job.root_fd
         )
         self._patches = [(p.address, p.data) for p in job.patches]
+        self._capture = job.capture
+        self._given_up: dict[str, str] = {}  # part of the record -> why
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
         if self._job.explain:
-            self._write_small()
+            try:
+                _say(self._guarded(self._small))
+            except Stalled as error:
+                self._give_memory_up(error, "frames")
         if self._job.capture in (Capture.RECORD, Capture.NONE):
-            return Written(capture=self._job.capture)
-        capture: Capture = self._job.capture
+            return Written(capture=self._job.capture, lost=self._given_up)
         while True:
             try:
-                return self._write_core(capture)
+                return self._write_core(self._capture)
+            except Stalled as error:
+                self._give_memory_up(error, "memory")
             except OSError as error:
-                smaller = _smaller(capture)
+                smaller = _smaller(self._capture)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or smaller is None:
                     raise
-                capture = smaller
+                self._capture = smaller
 
-    def _write_small(self) -> None:
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """The result of a look into its memory. Raises Stalled if it keeps us waiting."""
+        return with_stall_guard(lambda: self._job.pid, work)
+
+    def _give_memory_up(self, error: Stalled, part: str) -> None:
+        """No memory any more: the thread that looked at it is left behind."""
+        self._given_up[part] = str(error)
+        if self._capture in (Capture.FULL, Capture.STACKS):
+            self._capture = Capture.THREADS
+
+    def _small(self) -> Explainable:
         """The dying thread alone: its stack is enough to say where it died."""
         first = self._image.threads[0]
         path = self._folder / EXPLAIN_CORE
@@ -92,23 +115,31 @@ class Core:
         told = None
         if self._job.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
-        name = first.name or None
-        _say(Explainable(str(path), len(self._image.threads), name, told))
+        return Explainable(str(path), len(self._image.threads), first.name or None, told)
+
+    def _plan(self, capture: Capture) -> Plan:
+        job = self._job
+        limit = _least(job.memory.max, job.max_bytes, _most_read(job.max_read))
+        chosen = coredump_filter(job.text)
+        return plan_core(self._image, capture, self._memory, job.memory, chosen, limit)
 
     def _write_core(self, capture: Capture) -> Written:
-        job, memory = self._job, self._memory
-        limit = _least(job.memory.max, job.max_bytes)
-        plan = plan_core(self._image, capture, memory, job.memory, coredump_filter(job.text), limit)
+        job = self._job
+        plan = self._guarded(lambda: self._plan(capture))
         name = core_name(job.compress)
         with atomic_file(self._folder / name) as fd:
             result = write_core(
                 self._image,
                 plan.segments,
-                memory,
+                self._memory,
                 core_writer(fd, job.compress),
                 note=self._note(capture, plan),
                 overrides=self._patches,
-                bounds=Bounds(should_stop=_space_watch(fd, job.min_free)),
+                bounds=Bounds(
+                    should_stop=_space_watch(fd, job.min_free),
+                    deadline=self._deadline,
+                    patience=_READ_PATIENCE,
+                ),
             )
             _check_alive(result)
         return Written(
@@ -132,15 +163,48 @@ class Core:
         return with_left_out(note, plan.left_out)
 
     def _lost(self, capture: Capture, plan: Plan, result: WriteResult) -> dict[str, str]:
-        lost = {}
+        lost = dict(self._given_up)
+        if "memory" in lost:
+            return lost
         if capture is not self._job.capture:
             lost["memory"] = f"the disk is full: {capture} instead of {self._job.capture}"
-        elif result.truncated:
-            lost["memory"] = "the core ends where the disk's reserve (store.min_free) begins"
+        elif result.stopped is not None:
+            lost["memory"] = self._why_stopped(result.stopped)
         elif plan.truncated:
-            missing = sum(r.end - r.start for r in plan.left_out)
-            lost["memory"] = f"{missing} bytes are beyond the limit on the core's size"
+            lost["memory"] = f"{_missing(plan)} bytes are beyond {self._limit_name()}"
+        elif any(part.reason == FILE_ONLY for part in plan.left_out):
+            missing = sum(p.end - p.start for p in plan.left_out if p.reason == FILE_ONLY)
+            lost["memory"] = f"{missing} bytes of mapped files were not in memory, and not read"
         return lost
+
+    def _why_stopped(self, stop: Stop) -> str:
+        if stop is Stop.LATE:
+            return (
+                f"the core ends where {self._job.max_time:g} seconds were over (capture.max_time)"
+            )
+        if stop is Stop.STALLED:
+            return f"the core ends where its memory kept the reader waiting {_READ_PATIENCE:g} s"
+        return "the core ends where the disk's reserve (store.min_free) begins"
+
+    def _limit_name(self) -> str:
+        job = self._job
+        most = _most_read(job.max_read)
+        if _least(job.memory.max, job.max_bytes, most) == most:
+            return f"{most} bytes, which are read at most (capture.max_read)"
+        return "the limit on the core's size"
+
+
+def _missing(plan: Plan) -> int:
+    return sum(part.end - part.start for part in plan.left_out)
+
+
+def _most_read(policy: int | None) -> int | None:
+    """Bytes of memory that are read at most. No process has more than the host."""
+    if policy is not None:
+        return policy
+    meminfo = procfs.read("/proc/meminfo") or b""
+    sizes = [procfs.size(meminfo, name) for name in (b"MemTotal", b"SwapTotal")]
+    return sum(size or 0 for size in sizes) or None
 
 
 def _smaller(capture: Capture) -> Capture | None:
@@ -187,4 +251,4 @@ def _say(answer: WriterAnswer) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

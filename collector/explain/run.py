@@ -29,7 +29,9 @@ from collector.explain.types import (
     StackImage,
     UnwoundStacks,
 )
+from collector.linux import children
 
+_PATIENCE = 2.0  # seconds that a killed child has to end
 _MAX_ERRORS = 4096  # bytes of the child's standard error that are kept
 
 
@@ -146,6 +148,8 @@ def _environment() -> dict[str, str]:
 
 def _run(command: list[str], fds: list[int], timeout: float, most: int) -> tuple[bytes, int]:
     """The child's document of at most `most` bytes, and its peak RSS. Raises _ChildFailed."""
+    if children.hanging() >= children.MAX_HANGING:
+        raise _ChildFailed("too many processes hang in the kernel")
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -162,13 +166,14 @@ def _run(command: list[str], fds: list[int], timeout: float, most: int) -> tuple
         # also when it has closed its pipes and lingers, or has left children behind
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(usage[1])
+        peak_rss = _reap(process)
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
     if outputs is None:
         raise _ChildFailed(f"explaining took longer than {timeout:g} seconds")
+    if process.returncode is None:
+        raise _ChildFailed("the explaining process hangs in the kernel")
     output, errors = outputs
     if process.returncode != 0:
         lines = errors.decode("utf-8", "replace").strip().splitlines()
@@ -176,7 +181,17 @@ def _run(command: list[str], fds: list[int], timeout: float, most: int) -> tuple
         raise _ChildFailed(f"the explaining process {_ending(process.returncode)}: {last}")
     if len(output) > most + 1:
         raise _ChildFailed(f"the explanation is larger than {most >> 20} MiB")
-    return output, usage[2].ru_maxrss * 1024
+    return output, peak_rss
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """The peak RSS of a killed child in bytes. One that does not end is left behind."""
+    if not children.has_ended(process.pid, _PATIENCE):
+        children.leave(process)
+        return 0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss * 1024
 
 
 def _read_all(

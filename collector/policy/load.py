@@ -58,6 +58,7 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
+_LONGEST_CAPTURE = 86400.0
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
 _GLOB = re.compile(r"[*?/\[]")
@@ -187,7 +188,7 @@ def _coredump_filter(doc: Document, node: yaml.Node, path: str) -> int | None:
     return int(value, 16)
 
 
-def _max_pinned(doc: Document, node: yaml.Node, path: str) -> int | None:
+def _size_or_auto(doc: Document, node: yaml.Node, path: str) -> int | None:
     if isinstance(node, yaml.ScalarNode) and node.value == "auto":
         return None
     size: int = _SIZE(doc, node, path)
@@ -213,6 +214,15 @@ def _period(text: str) -> float:
     seconds = parse_duration(text)
     if seconds > _MAX_PERIOD:
         raise ValueError("is longer than a year")
+    return seconds
+
+
+def _max_time(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < 1:
+        raise ValueError("is less than a second")
+    if seconds > _LONGEST_CAPTURE:
+        raise ValueError("is longer than a day")
     return seconds
 
 
@@ -471,12 +481,14 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     },
     "release": {
         "default": _RELEASE,
-        "max_pinned": _max_pinned,
+        "max_pinned": _size_or_auto,
         "max_pins": nodes.integer(1, 1024, "a number of pins"),
     },
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),
         "queue": nodes.integer(1, 100_000, "a number of captures"),
+        "max_time": nodes.written(_max_time, "a duration such as 10min"),
+        "max_read": _size_or_auto,
     },
     "recorder": {
         "memory": _SIZE,

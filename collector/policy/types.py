@@ -103,6 +103,8 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
 class CaptureSettings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 2  # captures written at the same time
     queue: int = 256  # captures that may wait; beyond it deaths are recorded without a core
+    max_time: float = 600.0  # seconds that one capture may take
+    max_read: int | None = None  # bytes of memory read for one; None: the host's memory and swap
 
 
 class Condition(enum.StrEnum):

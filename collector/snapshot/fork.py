@@ -114,18 +114,24 @@ class ProcessCopy:
             entries = procfs.parse_smaps(file.read())
         return [(e.line.start, e.line.end) for e in entries if "wf" in e.flags]
 
-    def memory(self, mappings: Sequence[Area], shared_fds: Mapping[int, int]) -> CopiedMemory:
+    def memory(
+        self,
+        mappings: Sequence[Area],
+        shared_fds: Mapping[int, int],
+        root_fd: int | None = None,
+    ) -> CopiedMemory:
         """All memory of the process (a MemorySource), also what the copy has not.
 
-        mappings: at the instant. shared_fds: as ProcessMemory has them; the caller's.
+        mappings: at the instant. shared_fds, root_fd: as ProcessMemory has them; the caller's.
         """
         live = ProcessMemory(
             self._open(thread_with_memory(self._of), "mem", os.O_RDONLY),
             self._open(thread_with_memory(self._of), "pagemap", os.O_RDONLY),
             mappings,
             shared_fds,
+            root_fd,
         )
-        copied = ProcessMemory(self.mem_fd, self.pagemap_fd, mappings, shared_fds)
+        copied = ProcessMemory(self.mem_fd, self.pagemap_fd, mappings, shared_fds, root_fd)
         missing = [(area.start, area.end) for area in self.not_of_instant(mappings)]
         return CopiedMemory(copied, live, missing, self._check)
 
@@ -160,6 +166,11 @@ class CopiedMemory:
         """Populated ranges of [start, end), which must lie inside one mapping."""
         self._check()
         return self._source(start).ranges(start, end)
+
+    def unknown(self, start: int, end: int) -> Iterable[Range]:
+        """What of [start, end) may be non-zero beside that: only in files."""
+        self._check()
+        return self._source(start).unknown(start, end)
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes read from `address` on. Raises CopyLost when the copy is gone."""

@@ -273,17 +273,17 @@ class PreCopy:
                 self._protection.unregister(start, end)
             self._protection.close()
 
-    def memory(self, shared_fds: Mapping[int, int]) -> StagedMemory:
+    def memory(self, shared_fds: Mapping[int, int], root_fd: int | None = None) -> StagedMemory:
         """The memory at the instant of `freeze`; good as long as this object is open.
 
-        shared_fds: as ProcessMemory has them. OSError if the disk is full.
+        shared_fds, root_fd: as ProcessMemory has them. OSError if the disk is full.
         """
         if self.frozen is None:
             raise RuntimeError("nothing was frozen")
         self.stop_tracking()
         for piece in self._gatherer.pieces:
             self._staging.write(piece.address, self._gatherer.view(piece))
-        live = ProcessMemory(self._mem, self._pagemap, self._mappings, shared_fds)
+        live = ProcessMemory(self._mem, self._pagemap, self._mappings, shared_fds, root_fd)
         taken = [(piece.address, piece.address + piece.size) for piece in self._gatherer.pieces]
         failed = outside(union(self._failed), sorted(taken))
         return StagedMemory(

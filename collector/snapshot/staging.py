@@ -135,6 +135,10 @@ class StagedMemory:
             return [(start, end)]
         return self._populated(start, end)
 
+    def unknown(self, start: int, end: int) -> Iterable[Range]:
+        """What of [start, end) may be non-zero beside that: only in files."""
+        return self._live.unknown(start, end) if self._area(start) is None else ()
+
     def _populated(self, start: int, end: int) -> Iterator[Range]:
         index = bisect.bisect_right(self._present_ends, start)
         while index < len(self._present) and self._present[index][0] < end:

@@ -268,7 +268,7 @@ class _Taker:
         )
         facts = with_pause(facts, stopped)
         base = self._found(stopped.threads(), facts, mappings=mappings)
-        memory = copied.memory(self._shared_fds(mappings))
+        memory = copied.memory(self._shared_fds(mappings), self._opened.root_fd)
         return write(msgspec.structs.replace(base, memory=memory)), facts
 
     def _fork_or_copy(
@@ -320,7 +320,8 @@ class _Taker:
             )
             facts = with_pause(facts, stopped)
             found = self._found(stopped.threads(), facts, mappings=mappings)
-            memory = copy.memory(found.image.mappings, self._shared_fds(mappings))
+            shared = self._shared_fds(mappings)
+            memory = copy.memory(found.image.mappings, shared, self._opened.root_fd)
             return write(msgspec.structs.replace(found, memory=memory)), facts
 
     def _found(
@@ -335,7 +336,11 @@ class _Taker:
         opened = self._opened
         image = image_of_live(opened.text, threads, mappings or self._mappings())
         memory = ProcessMemory(
-            opened.mem_fd, opened.pagemap_fd, image.mappings, self._shared_fds(image.mappings)
+            opened.mem_fd,
+            opened.pagemap_fd,
+            image.mappings,
+            self._shared_fds(image.mappings),
+            opened.root_fd,
         )
         return Found(image=image, memory=memory, opened=opened, facts=facts, pieces=pieces)
 

@@ -46,6 +46,9 @@ class Memory:
         if start < end:
             yield start, end
 
+    def unknown(self, start: int, end: int) -> list[tuple[int, int]]:
+        return []
+
     def read(self, address: int, size: int) -> bytes:
         return b""
 
