@@ -25,17 +25,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from collector.arch.elf import NT_PRSTATUS, NT_X86_XSTATE
+from collector.arch.elf import NT_X86_XSTATE
 from collector.arch.x86_64 import REGISTERS
 from collector.errors import CaptureError
 from collector.linux import procfs
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
+_GETREGS, _SETREGS = 12, 13  # unlike the regset of the same, 64 bit wide also of 32-bit code
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
-_GETREGSET, _SETREGSET = 0x4204, 0x4205
+_GETREGSET = 0x4204
 _SEIZE, _INTERRUPT, _LISTEN = 0x4206, 0x4207, 0x4208
 _GETSIGMASK, _SETSIGMASK = 0x420A, 0x420B
 _GET_RSEQ_CONFIGURATION = 0x420F
+_GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211
 
 _P_PID = 1  # waitid(2)
 _WNOHANG, _WSTOPPED, _WEXITED, _WNOWAIT = 1, 2, 4, 0x01000000
@@ -310,18 +312,14 @@ def _is_own_child(tid: int) -> bool:
 def get_regs(tid: int) -> list[int]:
     """The 27 general registers of a stopped thread, in the order of `Reg`."""
     words = (ctypes.c_uint64 * REGISTERS)()
-    vector = Iovec(ctypes.addressof(words), ctypes.sizeof(words))
-    result = _ptrace(_GETREGSET, tid, NT_PRSTATUS, ctypes.addressof(vector))
-    _check(result, "GETREGSET", tid)
+    _check(_ptrace(_GETREGS, tid, 0, ctypes.addressof(words)), "GETREGS", tid)
     return list(words)
 
 
 def set_regs(tid: int, regs: Sequence[int]) -> None:
     """Replace all 27 general registers of a stopped thread, in one step."""
     words = (ctypes.c_uint64 * REGISTERS)(*regs)
-    vector = Iovec(ctypes.addressof(words), ctypes.sizeof(words))
-    result = _ptrace(_SETREGSET, tid, NT_PRSTATUS, ctypes.addressof(vector))
-    _check(result, "SETREGSET", tid)
+    _check(_ptrace(_SETREGS, tid, 0, ctypes.addressof(words)), "SETREGS", tid)
 
 
 def get_sigmask(tid: int) -> int:
@@ -369,6 +367,32 @@ def get_rseq(tid: int) -> int:
     return int(found.pointer)
 
 
+class _DispatchConfiguration(ctypes.Structure):
+    """struct ptrace_sud_config of <linux/ptrace.h>."""
+
+    _fields_ = (
+        ("mode", ctypes.c_uint64),
+        ("selector", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    )
+
+
+def dispatches_syscalls(tid: int) -> bool | None:
+    """Whether system calls of a stopped thread may raise SIGSYS instead of being made.
+
+    That is PR_SET_SYSCALL_USER_DISPATCH of prctl(2). None: this kernel does not tell
+    (Linux < 6.4).
+    """
+    found = _DispatchConfiguration()
+    size = ctypes.sizeof(found)
+    result = _ptrace(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, ctypes.addressof(found))
+    if result == -1 and _errno() == errno.EIO:
+        return None
+    _check(result, "GET_SYSCALL_USER_DISPATCH_CONFIG", tid)
+    return bool(found.mode)
+
+
 class RegisterFile:
     """Room for the registers of `capacity` threads, made and touched before anybody is stopped.
 
@@ -379,29 +403,27 @@ class RegisterFile:
         self.capacity = capacity
         self.xstate_size = xstate_size
         self.words = (ctypes.c_uint64 * (REGISTERS * capacity))()
+        self._first_word = ctypes.addressof(self.words)
         self._areas = ctypes.create_string_buffer(xstate_size * capacity)
         ctypes.memset(self._areas, 0xFF, xstate_size * capacity)  # zeros alone map no memory
-        self._vectors = (Iovec * (2 * capacity))()
+        self._vectors = (Iovec * capacity)()
         self._first_vector = ctypes.addressof(self._vectors)
-        words_at, areas_at = ctypes.addressof(self.words), ctypes.addressof(self._areas)
-        for slot in range(capacity):
-            general, extended = self._vectors[2 * slot], self._vectors[2 * slot + 1]
-            general.base, general.length = words_at + _WORD * REGISTERS * slot, _WORD * REGISTERS
-            extended.base, extended.length = areas_at + xstate_size * slot, xstate_size
+        areas_at = ctypes.addressof(self._areas)
+        for slot, vector in enumerate(self._vectors):
+            vector.base, vector.length = areas_at + xstate_size * slot, xstate_size
 
     def fetch(self, slot: int, tid: int) -> bool:
         """Read all registers of a stopped thread. False: it is gone or not stopped."""
-        vector = self._first_vector + 2 * ctypes.sizeof(Iovec) * slot
-        if _ptrace(_GETREGSET, tid, NT_PRSTATUS, vector):
+        if _ptrace(_GETREGS, tid, 0, self._first_word + _WORD * REGISTERS * slot):
             return False
-        if _ptrace(_GETREGSET, tid, NT_X86_XSTATE, vector + ctypes.sizeof(Iovec)):
-            self._vectors[2 * slot + 1].length = 0  # a CPU without XSAVE
+        vector = self._first_vector + ctypes.sizeof(Iovec) * slot
+        if _ptrace(_GETREGSET, tid, NT_X86_XSTATE, vector):
+            self._vectors[slot].length = 0  # a CPU without XSAVE
         return True
 
     def store(self, slot: int, tid: int) -> bool:
         """Write the general registers of this slot to a stopped thread. False: it is gone."""
-        vector = self._first_vector + 2 * ctypes.sizeof(Iovec) * slot
-        return not _ptrace(_SETREGSET, tid, NT_PRSTATUS, vector)
+        return not _ptrace(_SETREGS, tid, 0, self._first_word + _WORD * REGISTERS * slot)
 
     def regs(self, slot: int) -> tuple[int, ...]:
         """The 27 general registers."""
@@ -409,7 +431,7 @@ class RegisterFile:
 
     def xstate(self, slot: int) -> bytes | None:
         """The XSAVE area in the standard format; None if this machine has none."""
-        size = int(self._vectors[2 * slot + 1].length)
+        size = int(self._vectors[slot].length)
         at = self.xstate_size * slot
         return bytes(memoryview(self._areas)[at : at + size]) if size else None
 

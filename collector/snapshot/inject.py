@@ -12,6 +12,9 @@ the moment when the thread's registers point to it, the thread can restore itsel
 at whatever point, leaves a process that runs on and is correct. What remains of it are a private
 copy of that page and, after a kill, the bytes of the stub there, which the next use takes away.
 
+A thread whose system calls are dispatched to itself (Syscall User Dispatch) is never borrowed: the
+call would be a signal to it, and to switch that off from here would be for good if we died.
+
 At the end the thread is in the same kind of stop as at the beginning, with the same registers, also
 the kernel's own codes for interrupted system calls: the kernel itself decides how they go on.
 """
@@ -22,6 +25,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -41,6 +45,8 @@ _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
 _MARK = b"\xccCOREWARD STUB\xcc\xcc"  # in their last bytes while a stub is there
 _CODE_64 = 0x33  # cs of 64 bit code (__USER_CS of <asm/segment.h>)
 _ALL_SIGNALS = (1 << 64) - 1
+_ALL_BUT_SIGSYS = _ALL_SIGNALS & ~(1 << signal.SIGSYS - 1)
+_DISPATCHED = "with syscall user dispatch"
 _U64 = 1 << 64
 _PATIENCE = 120.0  # seconds for a call; a fork takes 20 ms/GiB
 _STOP_PATIENCE = 0.05  # seconds for a thread to stop
@@ -136,10 +142,13 @@ class Injector:
             return "about to get a signal"
         try:
             regs = ptrace.get_regs(stop.tid)
+            dispatched = ptrace.dispatches_syscalls(stop.tid)
         except PtraceError:
             return "ended"
         if regs[Reg.CS] != _CODE_64:
             return "running 32 bit code"
+        if dispatched:
+            return _DISPATCHED
         if stub.is_single_stepped(regs):
             return "being single stepped"
         filtered = 4 if stop.tid in self.seccomp else 0
@@ -213,8 +222,9 @@ class Injector:
         self._write(program.code.ljust(_SIZE - len(_MARK), b"\0") + _MARK)
         # from here on the thread restores itself, whatever becomes of us
         ptrace.set_regs(tid, program.start(regs, self.base))
-        ptrace.set_sigmask(tid, _ALL_SIGNALS)
-        thread = Borrowed(tid)
+        unsure = ptrace.dispatches_syscalls(tid) is None
+        ptrace.set_sigmask(tid, _ALL_BUT_SIGSYS if unsure else _ALL_SIGNALS)
+        thread = Borrowed(tid, unsure=unsure)
         self._kept = False
         try:
             yield thread
@@ -294,11 +304,16 @@ class Injector:
 
 
 class Borrowed:
-    """A thread that runs a stub, call by call."""
+    """A thread that runs a stub, call by call.
 
-    def __init__(self, tid: int) -> None:
+    unsure: its first call may be dispatched to it as SIGSYS, which it has not blocked: the kernel
+    would take a blocked one as its death. That is then kept from it, and it is not borrowed.
+    """
+
+    def __init__(self, tid: int, *, unsure: bool = False) -> None:
         self.tid = tid
         self.child = 0  # the last task that it made, by its id here
+        self._unsure = unsure
         self._inside = False  # a call has begun and not ended
         self._gone = False
 
@@ -308,9 +323,12 @@ class Borrowed:
         return self.leave()
 
     def enter(self) -> None:
-        """Until the next system call begins."""
+        """Until the next system call begins. InjectionRefused if the first one is dispatched."""
         self._next(StopKind.SYSCALL)
         self._inside = True
+        if self._unsure:
+            self._unsure = False
+            ptrace.set_sigmask(self.tid, _ALL_SIGNALS)
 
     def leave(self) -> int:
         """Until it ends."""
@@ -348,6 +366,8 @@ class Borrowed:
             if stop.gone:
                 self._gone = True
                 raise CaptureError(f"thread {self.tid} was killed while it was borrowed")
+            if self._unsure and stop.signal == signal.SIGSYS:
+                raise InjectionRefused(f"cannot inject into thread {self.tid}, {_DISPATCHED}")
             if stop.kind is StopKind.EVENT:
                 self.child = ptrace.get_event_message(self.tid)
             # SIGSTOP: the kernel stops it again when it is let go

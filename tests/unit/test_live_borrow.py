@@ -38,6 +38,7 @@ STEPPED = registers(flags=0x346)
 @pytest.fixture
 def injector(monkeypatch: pytest.MonkeyPatch) -> Injector:
     monkeypatch.setattr(ptrace, "get_rseq", lambda tid: 0)
+    monkeypatch.setattr(ptrace, "dispatches_syscalls", lambda tid: False)
     return Injector(1)
 
 
@@ -98,6 +99,15 @@ def test_a_thread_in_a_restartable_sequence_is_not_taken_out_of_it(
     monkeypatch.setattr(injector, "_read", lambda address, size: b"\x01" * size)
     assert choose(injector, monkeypatch, RUNNING, RUNNING) == 1
     assert inject._RSEQ_CS == 8
+
+
+def test_a_thread_to_which_calls_are_dispatched_makes_none(
+    injector: Injector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptrace, "dispatches_syscalls", lambda tid: tid == 100)
+    assert choose(injector, monkeypatch, IN_FUTEX, IN_EPOLL) == 1
+    with pytest.raises(InjectionRefused, match="1 with syscall user dispatch"):
+        choose(injector, monkeypatch, IN_FUTEX)
 
 
 def test_a_process_that_is_not_there_is_refused() -> None:
