@@ -85,8 +85,10 @@ def handle(context: Context, taken: Taken) -> None:
 def _join(context: Context, gathered: Gathered) -> Crash:
     """The death that a process belongs to."""
     if gathered.pin is not None:
-        gathered.open.callback(context.pins.release, context.pins.enter(gathered.size))
-        context.native.entered(gathered.size)
+        gathered.open.callback(
+            context.pins.release, context.pins.enter(gathered.size, gathered.levels)
+        )
+        context.native.entered(gathered.size, gathered.levels)
     key = gathered.dying.key
     crash = context.registry.hold(key)
     crash.gathered = gathered

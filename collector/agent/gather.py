@@ -11,6 +11,7 @@ from collector.errors import HoldError
 from collector.handoff.handoff import HandOff
 from collector.handoff.native import Taken
 from collector.handoff.pin import Pin
+from collector.linux.memory import LevelKey
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,6 +29,7 @@ class Gathered:
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     open: contextlib.ExitStack  # all that is to be closed
+    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it
 
     def close(self) -> None:
         self.open.close()
@@ -66,6 +68,7 @@ def gather(taken: Taken) -> Gathered:
         address=taken.address,
         pin=taken.pin,
         size=taken.size,
+        levels=taken.levels,
         open=open_,
     )
 

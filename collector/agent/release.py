@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from collector.linux import procfs
-from collector.linux.memory import MemoryFacts, read_facts
+from collector.linux.memory import LevelKey, MemoryFacts, read_facts
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
 
@@ -30,7 +30,7 @@ class PinTotals(msgspec.Struct, frozen=True, kw_only=True):
 
     count: int = 0
     bytes: int = 0
-    by_level: dict[str, int] = {}  # path of a CgroupLevel -> bytes
+    by_level: dict[LevelKey, int] = {}
 
 
 class ReleaseDecision(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ def _against_instant(settings: ReleaseSettings, facts: MemoryFacts, pins: PinTot
             f"the host has {_mib(facts.host_available)}"
         )
     for level in facts.levels:
-        others = pins.by_level.get(level.path, 0)
+        others = pins.by_level.get(level.key, 0)
         if facts.private + others > level.headroom:
             return (
                 f"a successor needs {_mib(facts.private)}, those of other pins {_mib(others)}; "
@@ -89,17 +89,17 @@ class Reservation(NamedTuple):
     """A place in the account, to be given back with `Pins.release`."""
 
     size: int
-    levels: tuple[str, ...]
+    levels: tuple[LevelKey, ...]
 
 
 class Beside(Protocol):
     """Who opens pins beside this account, which are entered in it a moment later."""
 
-    def fresh(self) -> tuple[int, int]:
-        """How many are not entered yet, and their bytes."""
+    def fresh(self) -> tuple[int, int, dict[LevelKey, int]]:
+        """How many are not entered yet, their bytes, and those by memory cgroup."""
 
-    def count(self, pins: int, size: int) -> None:
-        """How many are entered now, and their bytes."""
+    def count(self, pins: int, size: int, by_level: dict[LevelKey, int]) -> None:
+        """How many are entered now, their bytes, and those by memory cgroup."""
 
 
 class Pins:
@@ -115,19 +115,22 @@ class Pins:
             return self._totals()
 
     def _totals(self) -> PinTotals:
-        by_level: dict[str, int] = {}
+        count, size, by_level = self._beside.fresh() if self._beside else (0, 0, {})
+        totals = self._entered()
+        for level, part in totals.by_level.items():
+            by_level[level] = by_level.get(level, 0) + part
+        return PinTotals(count=totals.count + count, bytes=totals.bytes + size, by_level=by_level)
+
+    def _entered(self) -> PinTotals:
+        by_level: dict[LevelKey, int] = {}
         for reservation in self._open:
             for level in reservation.levels:
                 by_level[level] = by_level.get(level, 0) + reservation.size
-        count, size = self._beside.fresh() if self._beside else (0, 0)
-        return PinTotals(
-            count=len(self._open) + count,
-            bytes=sum(r.size for r in self._open) + size,
-            by_level=by_level,
-        )
+        size = sum(reservation.size for reservation in self._open)
+        return PinTotals(count=len(self._open), bytes=size, by_level=by_level)
 
     def reserve(
-        self, size: int, levels: tuple[str, ...], allow: Callable[[PinTotals], bool]
+        self, size: int, levels: tuple[LevelKey, ...], allow: Callable[[PinTotals], bool]
     ) -> Reservation | None:
         """Enter a pin of `size` bytes if `allow` says so of the totals before it, as one step."""
         with self._lock:
@@ -135,10 +138,10 @@ class Pins:
                 return None
             return self._enter(Reservation(size, levels))
 
-    def enter(self, size: int) -> Reservation:
-        """Enter a pin that was allowed already, of a process without limits."""
+    def enter(self, size: int, levels: tuple[LevelKey, ...] = ()) -> Reservation:
+        """Enter a pin that was allowed already."""
         with self._lock:
-            return self._enter(Reservation(size, ()))
+            return self._enter(Reservation(size, levels))
 
     def _enter(self, reservation: Reservation) -> Reservation:
         self._open.append(reservation)
@@ -147,7 +150,8 @@ class Pins:
 
     def _tell(self) -> None:
         if self._beside:
-            self._beside.count(len(self._open), sum(r.size for r in self._open))
+            totals = self._entered()
+            self._beside.count(totals.count, totals.bytes, totals.by_level)
 
     def release(self, reservation: Reservation) -> None:
         """Strike out one pin. Raises ValueError if it is not in the account."""
@@ -200,7 +204,7 @@ class Governor:
             decision = decide(wanted, self._settings, facts, totals)
             return decision.mode is Release.INSTANT
 
-        levels = tuple(level.path for level in facts.levels or ())
+        levels = tuple(level.key for level in facts.levels or ())
         reservation = self._pins.reserve(facts.private or 0, levels, allow)
         return Verdict(decision, reservation)
 

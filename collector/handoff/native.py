@@ -16,7 +16,7 @@ import dataclasses
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from collector.handoff.coredump_socket import SocketBackend, SocketHandOff
 from collector.handoff.handoff import HandOff
 from collector.handoff.pin import Pin, Slot, take_slot
 from collector.handoff.pipe import HelperGone, PipeBackend, PipeHandOff, parse_line
+from collector.linux.memory import LevelKey
 from collector.model import TICK_NS, ProcessKey
 from collector.native import contract, library
 from collector.native.contract import EMPTY, PINS, READY, SHARED, WORD, Answer
@@ -55,6 +56,7 @@ class Taken:
     address: int  # of memory that can be read, for a pin; 0: none
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
+    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it
 
     def close(self) -> None:
         """Release the process, and close all that was opened of it."""
@@ -115,17 +117,24 @@ class Native:
         self._orders.max_pins, self._orders.max_pinned = max_pins, max_pinned
         self._orders.instant = int(instant)
 
-    def count(self, pins: int, size: int) -> None:
-        """The pins that are in the account, and their bytes."""
-        self._orders.open_pins, self._orders.open_bytes = pins, size
+    def count(self, pins: int, size: int, by_level: Mapping[LevelKey, int] = {}) -> None:
+        """The pins that are in the account, their bytes, and those by memory cgroup."""
+        open_ = contract.Account(pins, size, len(by_level))
+        for level, (key, part) in zip(open_.levels, by_level.items(), strict=False):
+            level.device, level.inode, level.bytes = *key, part
+        self._library.coreward_count(self._orders, open_)
 
-    def fresh(self) -> tuple[int, int]:
-        """The pins that are not in the account yet, and their bytes."""
-        return self._orders.fresh_pins, self._orders.fresh_bytes
+    def fresh(self) -> tuple[int, int, dict[LevelKey, int]]:
+        """The same of those that are not in the account yet."""
+        fresh = contract.Account()
+        self._library.coreward_fresh(self._orders, fresh)
+        levels = fresh.levels[: fresh.count]
+        return fresh.pins, fresh.bytes, {LevelKey(v.device, v.inode): v.bytes for v in levels}
 
-    def entered(self, size: int) -> None:
+    def entered(self, size: int, levels: Sequence[LevelKey] = ()) -> None:
         """The pin of a process that was released, so many bytes, is in the account now."""
-        self._library.coreward_entered(self._orders, size)
+        raw = (contract.Level * len(levels))(*(contract.Level(*key) for key in levels))
+        self._library.coreward_entered(self._orders, size, raw, len(levels))
 
     def wait(self, wake: int, ring: int, timeout_ms: int) -> None:
         """Wait until `wake` or `ring` (-1: none) is readable; -1 ms: for ever.
@@ -267,7 +276,10 @@ class Native:
             size=0,
         )
         taken.pin = self._pin(raw)  # last: all that may fail has not
-        taken.size = raw.private_size if taken.pin is not None else 0
+        if taken.pin is not None:
+            taken.size = raw.private_size
+            levels = raw.levels[: raw.limits]
+            taken.levels = tuple(LevelKey(level.device, level.inode) for level in levels)
         return taken
 
     def _pin(self, raw: contract.Taken) -> Pin | None:

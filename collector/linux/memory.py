@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,10 +19,18 @@ from collector.linux import procfs
 NO_LIMIT = 1 << 60  # bytes; cgroup v1 says "none" with a number near 2**63
 
 
+class LevelKey(NamedTuple):
+    """A memory cgroup by stat(2) of its directory, also its name in the account."""
+
+    device: int
+    inode: int
+
+
 class CgroupLevel(msgspec.Struct, frozen=True, kw_only=True):
     """A memory cgroup with a limit, at or above the process. Sizes are bytes."""
 
-    path: str  # of its directory; also its name in the account
+    path: str  # of its directory
+    key: LevelKey
     limit: int
     usage: int
     reclaimable: int = 0  # part of `usage` that the kernel drops when it needs room
@@ -119,10 +128,12 @@ def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) ->
     if limit is None or limit >= NO_LIMIT:
         return None
     used = _number(f"{directory}/{usage}")
-    about = b"\n" + (procfs.read(f"{directory}/memory.stat") or b"")
-    cache = about.partition(reclaimable)[2].partition(b"\n")[0]
+    figures = b"\n" + (procfs.read(f"{directory}/memory.stat") or b"")
+    cache = figures.partition(reclaimable)[2].partition(b"\n")[0]
+    about = os.stat(directory)  # noqa: PTH116
     return CgroupLevel(
         path=directory,
+        key=LevelKey(about.st_dev, about.st_ino),
         limit=limit,
         usage=limit if used is None else used,  # unknown: no room
         reclaimable=int(cache) if cache.isdigit() else 0,

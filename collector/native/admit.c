@@ -1,120 +1,116 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* May it go at once? As collector/agent/release.py, which is asked if this says no. */
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "native.h"
 
-static pthread_mutex_t account = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of both accounts */
 
-static bool has_limit(const char *directory, const char *name)
+static struct level *find(struct account *a, const struct level *wanted)
 {
-	char path[4200], text[32];
-
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
-	return small_file(path, text, sizeof(text)) && text[0] >= '0' && text[0] <= '9' &&
-	       strtoll(text, NULL, 10) < NO_LIMIT;
+	for (int64_t i = 0; i < a->count; i++)
+		if (a->levels[i].device == wanted->device && a->levels[i].inode == wanted->inode)
+			return &a->levels[i];
+	return NULL;
 }
 
-/* Whether the memory cgroup `path` below `root`, and all above it, are there and have no limit. */
-static bool unlimited_from(const char *root, const char *path, size_t size, bool v2)
+static int64_t counted(struct account *a, const struct level *wanted)
 {
-	size_t base = strlen(root);
-	char here[4096];
-	struct stat about;
+	const struct level *found = find(a, wanted);
 
-	if (base + size + 1 > sizeof(here) || memmem(path, size, "..", 2))
-		return false;
-	memcpy(here, root, base);
-	memcpy(here + base, path, size);
-	for (size += base; here[size - 1] == '/' && size > base; size--)
-		;
-	here[size] = 0;
-	if (stat(here, &about) || !S_ISDIR(about.st_mode))
-		return false;
-	for (;;) {
-		char *slash;
+	return found ? found->bytes : 0;
+}
 
-		if (v2 ? has_limit(here, "memory.max") || has_limit(here, "memory.high")
-		       : has_limit(here, "memory.limit_in_bytes"))
+/* Whether a successor of this size has room in each of its cgroups, beside those of other pins. */
+static bool has_room(struct orders *o, const struct taken *t)
+{
+	if (!t->limits)
+		return true;
+	if (o->open.count > LEVELS || o->fresh.count + t->limits > LEVELS)
+		return false;
+	for (int i = 0; i < t->limits; i++) {
+		const struct level *l = &t->levels[i];
+
+		if (counted(&o->open, l) + counted(&o->fresh, l) + t->private_size > l->bytes)
 			return false;
-		slash = strrchr(here, '/');
-		if (!slash || slash < here + base)
-			return true;
-		*slash = 0;
-	}
-}
-
-/* `groups`: /proc/PID/cgroup (cgroups(7)), with a zero at its end. */
-bool unlimited(const char *groups)
-{
-	static const char top[] = "/sys/fs/cgroup", unified[] = "/sys/fs/cgroup/unified";
-
-	for (const char *line = groups; *line;) {
-		const char *end = strchrnul(line, '\n');
-		const char *names = memchr(line, ':', (size_t)(end - line));
-		const char *path = names ? memchr(names + 1, ':', (size_t)(end - names - 1)) : NULL;
-
-		if (path) {
-			struct stat about;
-			size_t size = (size_t)(end - path - 1);
-			char list[256];
-
-			names++;
-			if (snprintf(list, sizeof(list), ",%.*s,", (int)(path - names), names) >=
-			    (int)sizeof(list))
-				return false;
-			if (path == names) {
-				if (!unlimited_from(stat(unified, &about) ? top : unified, path + 1,
-						    size, true))
-					return false;
-			} else if (strstr(list, ",memory,")) {
-				if (!unlimited_from("/sys/fs/cgroup/memory", path + 1, size, false))
-					return false;
-			}
-		}
-		line = *end ? end + 1 : end;
 	}
 	return true;
+}
+
+static void enter(struct account *a, const struct taken *t)
+{
+	a->pins++;
+	a->bytes += t->private_size;
+	for (int i = 0; i < t->limits; i++) {
+		struct level *found = find(a, &t->levels[i]);
+
+		if (!found) {
+			found = &a->levels[a->count++];
+			*found = (struct level){ t->levels[i].device, t->levels[i].inode, 0 };
+		}
+		found->bytes += t->private_size;
+	}
 }
 
 /* Enter a pin of this process in the account, if there is room for a successor of its size. */
 bool admit(struct orders *o, struct taken *t)
 {
 	char text[8192];
-	int64_t anonymous, available, shmem, swap;
+	int64_t anonymous, available, shmem, swap, others;
 	bool fits;
 
 	text_of(t, STATUS, text, sizeof(text));
 	anonymous = field(text, "RssAnon");
 	shmem = field(text, "RssShmem");
 	swap = field(text, "VmSwap");
-	if (anonymous < 0 || t->texts[CGROUP].size >= sizeof(text) ||
-	    !unlimited(text_of(t, CGROUP, text, sizeof(text))) ||
+	if (anonymous < 0 || t->texts[CGROUP].size >= sizeof(text))
+		return false;
+	t->private_size = (anonymous + (shmem > 0 ? shmem : 0) + (swap > 0 ? swap : 0)) * 1024;
+	pthread_mutex_lock(&lock);
+	others = o->open.bytes + o->fresh.bytes;
+	pthread_mutex_unlock(&lock);
+	if (!find_levels(t, text_of(t, CGROUP, text, sizeof(text)), others + t->private_size) ||
 	    !small_file("/proc/meminfo", text, sizeof(text)) ||
 	    (available = field(text, "MemAvailable")) < 0)
 		return false;
-	t->private_size = (anonymous + (shmem > 0 ? shmem : 0) + (swap > 0 ? swap : 0)) * 1024;
-	pthread_mutex_lock(&account);
-	anonymous = o->open_bytes + o->fresh_bytes + t->private_size;
-	fits = o->open_pins + o->fresh_pins < o->max_pins && anonymous <= o->max_pinned &&
-	       anonymous <= available * 1024;
-	if (fits) {
-		o->fresh_pins++;
-		o->fresh_bytes += t->private_size;
-	}
-	pthread_mutex_unlock(&account);
+	pthread_mutex_lock(&lock);
+	others = o->open.bytes + o->fresh.bytes + t->private_size;
+	fits = o->open.pins + o->fresh.pins < o->max_pins && others <= o->max_pinned &&
+	       others <= available * 1024 && has_room(o, t);
+	if (fits)
+		enter(&o->fresh, t);
+	pthread_mutex_unlock(&lock);
 	return fits;
 }
 
 /* A pin that admit() has entered is in Python's account now, or has come to nothing. */
-void coreward_entered(struct orders *o, int64_t size)
+void coreward_entered(struct orders *o, int64_t size, const struct level *levels, int32_t count)
 {
-	pthread_mutex_lock(&account);
-	o->fresh_pins--;
-	o->fresh_bytes -= size;
-	pthread_mutex_unlock(&account);
+	struct account *a = &o->fresh;
+
+	pthread_mutex_lock(&lock);
+	a->pins--;
+	a->bytes -= size;
+	for (int32_t i = 0; i < count; i++) {
+		struct level *found = find(a, &levels[i]);
+
+		if (found && (found->bytes -= size) <= 0)
+			*found = a->levels[--a->count];
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+void coreward_count(struct orders *o, const struct account *open)
+{
+	pthread_mutex_lock(&lock);
+	o->open = *open;
+	pthread_mutex_unlock(&lock);
+}
+
+void coreward_fresh(const struct orders *o, struct account *fresh)
+{
+	pthread_mutex_lock(&lock);
+	*fresh = o->fresh;
+	pthread_mutex_unlock(&lock);
 }

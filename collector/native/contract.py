@@ -13,6 +13,8 @@ TAKERS = 64  # threads at most that take processes from the kernel
 WHY, LINE = 128, 256  # bytes
 PIN_MS = 50  # a pin that does not hold within so long never will
 MAX_CMDLINE = 16 << 10  # bytes of a process's arguments that are kept
+DEPTH = 16  # memory cgroups with a limit above one process
+LEVELS = 64  # and above all that are pinned
 
 TEXTS = ("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter", "maps")
 FILES = ("dir_fd", "mem", "pagemap", "root", "exe", "mounts")
@@ -41,6 +43,23 @@ class Hand(ctypes.Structure):
     _fields_ = (("pid", c_int32), ("unused", c_int32), ("start_ticks", c_uint64))
 
 
+class Level(ctypes.Structure):
+    """struct level."""
+
+    _fields_ = (("device", c_uint64), ("inode", c_uint64), ("bytes", c_int64))
+
+
+class Account(ctypes.Structure):
+    """struct account."""
+
+    _fields_ = (
+        ("pins", c_int64),
+        ("bytes", c_int64),
+        ("count", c_int64),
+        ("levels", Level * LEVELS),
+    )
+
+
 class Orders(ctypes.Structure):
     """struct orders."""
 
@@ -52,10 +71,8 @@ class Orders(ctypes.Structure):
         ("max_pins", c_int32),
         ("busy", c_int32),
         ("max_pinned", c_int64),
-        ("open_pins", c_int64),
-        ("open_bytes", c_int64),
-        ("fresh_pins", c_int64),
-        ("fresh_bytes", c_int64),
+        ("open", Account),
+        ("fresh", Account),
         ("pins", Pin * PINS),
         ("in_hand", Hand * HANDS),
         ("heard_fd", c_int32),
@@ -98,6 +115,9 @@ class Taken(ctypes.Structure):
         ("begun", c_int32),
         ("pin_fd", c_int32),
         ("watch", c_int32),
+        ("limits", c_int32),
+        ("unused", c_int32),
+        ("levels", Level * DEPTH),
         ("address", c_uint64),
         ("private_size", c_int64),
         ("core_limit", c_uint64),

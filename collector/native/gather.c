@@ -174,14 +174,14 @@ static bool pin_and_release(struct orders *o, struct taken *t, bool *in_time)
 	if (!hand || !pin_memory(o, t)) {
 		if (hand)
 			hand->pid = 0;
-		coreward_entered(o, t->private_size);
+		coreward_entered(o, t->private_size, t->levels, t->limits);
 		return false;
 	}
 	*in_time = watch_end(t->watch);
 	t->watch = -1;
 	if (!*in_time) {
 		hand->pid = 0;
-		coreward_entered(o, t->private_size);
+		coreward_entered(o, t->private_size, t->levels, t->limits);
 		return false;
 	}
 	t->released_ns = now_ns();

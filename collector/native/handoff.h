@@ -20,6 +20,8 @@
 #define PIN_MS 50            /* a pin that does not hold within so long never will */
 #define MAX_CMDLINE (16 << 10) /* bytes of a process's arguments that are kept */
 #define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
+#define DEPTH 16             /* memory cgroups with a limit above one process */
+#define LEVELS 64            /* and above all that are pinned */
 
 enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
 enum file { DIR_FD, MEM, PAGEMAP, ROOT, EXE, MOUNTS, FDS };
@@ -41,6 +43,21 @@ struct hand {
 	uint64_t start_ticks;      /* field 22 of /proc/PID/stat: clock ticks since boot */
 };
 
+/* A memory cgroup with a limit, named by stat(2) of its directory. */
+struct level {
+	uint64_t device;
+	uint64_t inode;
+	int64_t bytes;             /* in an account: of pins below it; of a process: the room in it */
+};
+
+/* Open pins. */
+struct account {
+	int64_t pins;
+	int64_t bytes;
+	int64_t count;             /* of levels; more than LEVELS: not all of them are here */
+	struct level levels[LEVELS];
+};
+
 /* Shared with Python, which writes all of it but what is marked. */
 struct orders {
 	int32_t threads_program;   /* descriptors of the iterators; -1: there is no BPF */
@@ -50,10 +67,8 @@ struct orders {
 	_Atomic int32_t max_pins;
 	_Atomic int32_t busy;      /* ours: so many processes are between hand-off and end */
 	_Atomic int64_t max_pinned;/* bytes */
-	_Atomic int64_t open_pins; /* in Python's account */
-	_Atomic int64_t open_bytes;
-	int64_t fresh_pins;        /* ours: not in Python's account yet */
-	int64_t fresh_bytes;
+	struct account open;       /* Python's, by coreward_count() */
+	struct account fresh;      /* ours: not in Python's yet */
 	struct pin pins[PINS];
 	struct hand in_hand[HANDS];/* ours */
 	int32_t heard_fd;          /* where pipe helpers see that we hear others; see pipe.py */
@@ -89,6 +104,9 @@ struct taken {
 	int32_t begun;             /* its read was begun: it may hold */
 	int32_t pin_fd;
 	int32_t watch;             /* its place in the watchdog's table, -1: none */
+	int32_t limits;            /* of memory cgroups: so many of `levels` */
+	int32_t unused;
+	struct level levels[DEPTH];
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
@@ -145,8 +163,13 @@ COREWARD_API int coreward_unwatch(int watch);
 /* The memory that a gathered process takes here; its descriptors are Python's. */
 COREWARD_API void coreward_drop(struct taken *t);
 
-/* A pin of a process that was released is in Python's account now. */
-COREWARD_API void coreward_entered(struct orders *o, int64_t size);
+/* A pin of `size` bytes, of a process that was released, is in Python's account now. */
+COREWARD_API void coreward_entered(struct orders *o, int64_t size, const struct level *levels,
+				   int32_t count);
+
+/* What is in Python's account now; and what is not yet. */
+COREWARD_API void coreward_count(struct orders *o, const struct account *open);
+COREWARD_API void coreward_fresh(const struct orders *o, struct account *fresh);
 
 /* So many more, or fewer, processes are held by Python. */
 COREWARD_API void coreward_busy(struct orders *o, int more);

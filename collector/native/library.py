@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from collector.errors import HoldError
 from collector.native.build import LIBRARY, find
-from collector.native.contract import Orders, Taken
+from collector.native.contract import Account, Level, Orders, Taken
 
 _FUNCTIONS = {
     "coreward_serve": (c_void_p, c_int, c_int, POINTER(Orders)),
@@ -16,7 +16,9 @@ _FUNCTIONS = {
     "coreward_leave": (None, c_void_p),
     "coreward_unwatch": (c_int, c_int),
     "coreward_drop": (None, POINTER(Taken)),
-    "coreward_entered": (None, POINTER(Orders), c_int64),
+    "coreward_entered": (None, POINTER(Orders), c_int64, POINTER(Level), c_int32),
+    "coreward_count": (None, POINTER(Orders), POINTER(Account)),
+    "coreward_fresh": (None, POINTER(Orders), POINTER(Account)),
     "coreward_busy": (None, POINTER(Orders), c_int),
     "coreward_wait": (None, POINTER(Orders), c_int, c_int, c_int),
     "coreward_sizes": (c_uint64,),

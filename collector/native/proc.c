@@ -105,7 +105,10 @@ bool has_arguments(struct taken *t, const char *stat)
 	return start < end && resident(t, start, end - start);
 }
 
-/* The number in a field, in kB perhaps; -1: there is none that can be. `text` ends with a zero. */
+/*
+ * The number in a field, in kB perhaps; -1: there is none that can be. `text` ends with a zero.
+ * A colon or a space follows the name.
+ */
 int64_t field(const char *text, const char *name)
 {
 	size_t size = strlen(name);
@@ -113,7 +116,7 @@ int64_t field(const char *text, const char *name)
 
 	for (const char *line = text; line && number == -1; line = strchr(line, '\n')) {
 		line += *line == '\n';
-		if (!strncmp(line, name, size) && line[size] == ':')
+		if (!strncmp(line, name, size) && (line[size] == ':' || line[size] == ' '))
 			number = strtoll(line + size + 1, NULL, 10);
 	}
 	return number >= 0 && number <= MOST ? number : -1;

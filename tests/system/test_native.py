@@ -17,6 +17,7 @@ from collector.elfcore.reader import CoreFile
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native, Taken
+from collector.linux.memory import LevelKey
 from collector.model import TICK_NS, ProcessKey
 from collector.native import library
 from collector.native.build import build_library
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 UNLIMITED = "defaults: {limit: none}\n"
 ROOM = 1 << 40  # bytes
+MIB = 1 << 20
 FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
 
 
@@ -238,29 +240,47 @@ def test_it_lets_go_only_where_it_may(
         assert native.has_in_hand(key) is at_once
         later = ProcessKey(key.pid, key.start_ns + 3 * TICK_NS)
         assert not native.has_in_hand(later)
-        assert native.fresh() == ((1, gathered.size) if at_once else (0, 0))
+        assert native.fresh() == ((1, gathered.size, {}) if at_once else (0, 0, {}))
         native.joined(later)
         assert native.has_in_hand(key) is at_once
         if at_once:
             assert 1 << 12 < gathered.size < 1 << 22
             native.entered(gathered.size)
             native.joined(key)
-        assert native.fresh() == (0, 0) and not native.has_in_hand(key)
+        assert native.fresh() == (0, 0, {}) and not native.has_in_hand(key)
         gathered.close()
 
 
 @needs("socket hand-off")
-def test_a_process_in_a_cgroup_with_a_limit_is_left_to_python(
-    native: Native, crashing: Crashing, tmp_path: Path
+@pytest.mark.parametrize(
+    ("limit", "others", "at_once"),
+    [(256 * MIB, 0, True), (48 * MIB, 0, False), (256 * MIB, 200 * MIB, False)],
+    ids=["room", "no room", "room for one, and another was before it"],
+)
+def test_a_process_in_a_cgroup_with_a_limit(
+    native: Native, crashing: Crashing, tmp_path: Path, limit: int, others: int, at_once: bool
 ) -> None:
-    # GIVEN a process whose memory cgroup has a limit
-    native.allow(instant=True, max_pins=2, max_pinned=ROOM)
-    with memory_cgroup(1 << 30) as group, running("null_main", cwd=tmp_path) as victim:
-        group.enter(victim.pid)
-        gathered = take(native, crashing, victim)
-        # THEN it is held, for whoever can weigh that
-        assert gathered.pin is None
-        gathered.close()
+    # GIVEN a process of 32 MiB whose memory cgroup has a limit
+    native.allow(instant=True, max_pins=9, max_pinned=ROOM)
+    with memory_cgroup(limit) as group:
+        about = group.path.stat()
+        key = LevelKey(about.st_dev, about.st_ino)
+        # AND the account has others' memory there, and elsewhere
+        native.count(2, 512 * MIB, {key: others, LevelKey(1, 1): 300 * MIB})
+        with running("resident", "32", "1", cwd=tmp_path, cgroup=group.path) as victim:
+            # WHEN it dies
+            gathered = take(native, crashing, victim)
+            # THEN it goes at once if a successor has room beside theirs
+            assert (gathered.pin is not None) is at_once
+            taken = {key: gathered.size} if at_once else {}
+            assert native.fresh()[2] == taken
+            assert gathered.levels == tuple(taken)
+            if at_once:
+                assert 32 * MIB < gathered.size < 40 * MIB
+                native.entered(gathered.size, gathered.levels)
+            assert native.fresh() == (0, 0, {})
+            native.joined(gathered.dying.key)
+            gathered.close()
 
 
 @pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
@@ -294,7 +314,10 @@ def test_a_library_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "other.c"
-    names = ("serve", "take", "leave", "unwatch", "drop", "entered", "busy", "wait", "sizes")
+    names = (
+        *("serve", "take", "leave", "unwatch", "drop", "entered", "count", "fresh", "busy"),
+        *("wait", "sizes"),
+    )
     source.write_text("".join(f"long coreward_{name}(void) {{ return 1; }}\n" for name in names))
     other = tmp_path / "other.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", other, source], check=True)

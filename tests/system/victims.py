@@ -126,15 +126,19 @@ def running(
     core_limit: int = resource.RLIM_INFINITY,
     uid: int | None = None,
     file: Path | None = None,
+    cgroup: Path | None = None,
     stderr: IO[bytes] | int = subprocess.DEVNULL,
 ) -> Iterator[Victim]:
     """A victim that is ready to die; killed and reaped at the end, if it still lives.
 
     core_limit: RLIMIT_CORE in bytes. uid: run as this user. file: run this copy of the program.
+    cgroup: folder of the one that it is in from its first page on.
     """
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (core_limit, core_limit))
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text("0")  # 0: the writer itself
 
     command = [str(file), *arguments] if file else command_of(name, *arguments)
     with subprocess.Popen(

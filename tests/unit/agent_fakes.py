@@ -22,6 +22,7 @@ from collector.explain.types import Explanation
 from collector.export.metrics import Metrics
 from collector.handoff.handoff import HandOff
 from collector.handoff.native import Taken
+from collector.linux.memory import LevelKey
 from collector.model import Capture, Event, ProcessKey, Record
 from collector.native.contract import FILES
 from collector.policy.load import loads
@@ -148,7 +149,7 @@ class FakeNative:
     def joined(self, key: ProcessKey) -> None:
         self.in_hand = [other for other in self.in_hand if not key.is_same(other)]
 
-    def entered(self, size: int) -> None:
+    def entered(self, size: int, levels: tuple[LevelKey, ...] = ()) -> None:
         """It has an account of its own in the real one."""
 
 

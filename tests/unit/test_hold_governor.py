@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from collector.agent.release import Governor, Pins, PinTotals, ReleaseDecision, decide
-from collector.linux.memory import CgroupLevel, MemoryFacts, read_facts
+from collector.linux.memory import CgroupLevel, LevelKey, MemoryFacts, read_facts
 from collector.model import Release
 from collector.policy.types import ReleaseSettings
 
@@ -18,7 +18,17 @@ INSTANT = ReleaseDecision(mode=Release.INSTANT, reason="room for a successor")
 
 
 def level(limit: int, usage: int, reclaimable: int = 0, path: str = "/cg/a") -> CgroupLevel:
-    return CgroupLevel(path=path, limit=limit, usage=usage, reclaimable=reclaimable)
+    return CgroupLevel(
+        path=path, key=key_of(path), limit=limit, usage=usage, reclaimable=reclaimable
+    )
+
+
+def key_of(path: str) -> LevelKey:
+    """As stat(2) tells it, or any for a cgroup that is made up."""
+    if not Path(path).exists():
+        return LevelKey(0, len(path))
+    about = Path(path).stat()
+    return LevelKey(about.st_dev, about.st_ino)
 
 
 def rule(
@@ -86,7 +96,7 @@ def test_policy_comes_first() -> None:
         ),
         (
             {},
-            {"count": 1, "bytes": GIB, "by_level": {"/cg/a": GIB}},
+            {"count": 1, "bytes": GIB, "by_level": {key_of("/cg/a"): GIB}},
             {"levels": (level(4 * GIB, 3 * GIB),)},
             "a successor needs 1024 MiB, those of other pins 1024 MiB; "
             "memory cgroup /cg/a has 1024 MiB of 4096 MiB",
@@ -190,7 +200,7 @@ def test_the_account(tmp_path: Path) -> None:
     assert first.decision == INSTANT
     with governor.admitted(7, Release.INSTANT) as second:
         assert second == INSTANT
-        assert pins.totals() == PinTotals(count=2, bytes=8192, by_level={group: 8192})
+        assert pins.totals() == PinTotals(count=2, bytes=8192, by_level={key_of(group): 8192})
         third = governor.judge(7, Release.INSTANT)
         assert third.decision.mode is Release.AFTER_WRITE
         assert third.reservation is None

@@ -18,6 +18,8 @@ HEADER = Path(contract.__file__).with_name("handoff.h")
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "pin": contract.Pin,
     "hand": contract.Hand,
+    "level": contract.Level,
+    "account": contract.Account,
     "orders": contract.Orders,
     "bytes": contract.Bytes,
     "taken": contract.Taken,
@@ -32,6 +34,8 @@ CONSTANTS = {
     "LINE": contract.LINE,
     "PIN_MS": contract.PIN_MS,
     "MAX_CMDLINE": contract.MAX_CMDLINE,
+    "DEPTH": contract.DEPTH,
+    "LEVELS": contract.LEVELS,
     "DIGITS": pipe.DIGITS,
     "NO_LIMIT": memory.NO_LIMIT,
     "TEXTS": len(contract.TEXTS),
