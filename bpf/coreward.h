@@ -180,6 +180,8 @@ enum cw_mapping_flag {
 	CW_MAPPING_SPECIAL = 4,   /* named by the kernel; path holds the name if it could be read */
 	CW_MAPPING_PATH_WALK = 8, /* path is like cw_who.exe; else it is one string */
 	CW_MAPPING_DELETED = 16,  /* a path of the former kind, and the file is unlinked */
+	CW_MAPPING_OWN_FS = 32,   /* the kernel itself answers for the file: nobody can let it wait */
+	CW_MAPPING_VFORK = 64,    /* of vfork(2): the parent, whose memory it is, waits */
 };
 
 /* One mapping of the iterator `mappings`, followed by path_size bytes. */
@@ -197,7 +199,7 @@ struct cw_mapping {
 	__u64 brk;
 	__u64 start_stack;
 	__s32 path_size;       /* bytes behind this record; negative: the path cannot be had */
-	__u32 reserved;
+	__s32 others;          /* users of the memory beside its threads; the reader is one */
 };
 
 #endif

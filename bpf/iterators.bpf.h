@@ -138,6 +138,22 @@ FN int walked_path(struct cw_mapping *out, char *bytes, struct path *path)
 			 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
+/* <linux/magic.h>, <linux/fs.h> */
+#define CW_TMPFS 0x01021994
+#define CW_HUGETLBFS 0x958458f6
+#define CW_FUSE 0x65735546
+#define CW_FS_REQUIRES_DEV 1
+
+/* Memory or a disk of this machine, not a server, nor a process (FUSE, with a disk or without). */
+FN int is_own_file_system(struct super_block *super)
+{
+	u64 magic = GET(super, s_magic);
+
+	if (magic == CW_TMPFS || magic == CW_HUGETLBFS)
+		return 1;
+	return magic != CW_FUSE && GET(GET(super, s_type), fs_flags) & CW_FS_REQUIRES_DEV;
+}
+
 FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 {
 	struct inode *inode = GET(file, f_inode);
@@ -147,6 +163,8 @@ FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 	out->inode = GET(inode, i_ino);
 	out->nlink = GET(inode, i_nlink);
 	out->dev = GET(GET(inode, i_sb), s_dev);
+	if (is_own_file_system(GET(inode, i_sb)))
+		out->flags |= CW_MAPPING_OWN_FS;
 	user_path = file_user_path(file);
 	if (user_path)
 		return walked_path(out, bytes, user_path);
@@ -156,13 +174,14 @@ FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 ITERATE(task_vma, mappings)
 {
 	struct vm_area_struct *vma = ctx->vma;
+	struct task_struct *task = ctx->task;
 	struct cw_mapping out = {};
 	struct cw_path_scratch *scratch;
 	struct mm_struct *mm;
 	struct file *file;
 	s64 size = 0;
 
-	if (!vma)
+	if (!vma || !task)
 		return 0;
 	scratch = bpf_task_storage_get(&path_scratch, bpf_get_current_task_btf(), 0,
 				       BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -175,6 +194,9 @@ ITERATE(task_vma, mappings)
 	out.start_brk = GET(mm, start_brk);
 	out.brk = GET(mm, brk);
 	out.start_stack = GET(mm, start_stack);
+	out.others = GET(mm, mm_users.counter) - GET(GET(task, signal), nr_threads);
+	if (GET(task, vfork_done))
+		out.flags |= CW_MAPPING_VFORK;
 	if (GET(vma, anon_vma))
 		out.flags |= CW_MAPPING_ANON_VMA;
 	file = GET(vma, vm_file);

@@ -13,7 +13,7 @@ from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled
 from collector.errors import CorewardError
 from collector.explain.reason import reason
-from collector.model import Cause, Outcome, Record, Release, SamplesFacts
+from collector.model import Capture, Cause, Outcome, Record, Release, SamplesFacts
 from collector.signals import signal_name
 from collector.store.ids import record_id
 
@@ -25,6 +25,8 @@ def open_held(context: Context, crash: Crash) -> None:
     seen, gathered, decided = crash.seen, crash.gathered, crash.decided
     dying, facts, action = gathered.dying, decided.facts, decided.decision.action
     lost = {"memory": decided.admission.reason} if decided.admission.reason else {}
+    if gathered.others > 0 and decided.admission.capture is not Capture.RECORD:
+        lost["instant"] = "others share its memory, and wrote on while it was copied"
     if seen.who is None:
         identity = record_id(context.boot_id, dying.key)
         record = record_of_held(identity, gathered.handoff, dying)

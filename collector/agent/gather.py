@@ -26,6 +26,7 @@ class Gathered:
     patches: list[Patch]
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
     address: int  # of memory that can be read, for a pin; 0: none
+    others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     open: contextlib.ExitStack  # all that is to be closed
@@ -66,6 +67,7 @@ def gather(taken: Taken) -> Gathered:
         patches=[Patch(*word) for word in taken.words],
         shared_fds=taken.shared_fds,
         address=taken.address,
+        others=taken.others,
         pin=taken.pin,
         size=taken.size,
         levels=taken.levels,

@@ -21,6 +21,9 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
         return ReleaseDecision(mode=Release.INSTANT, reason="no memory is kept")
     if gathered.pin is not None:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
+    if gathered.others:  # what they write after its end would be in its core
+        gathered.handoff.keep()
+        return ReleaseDecision(mode=Release.AFTER_WRITE, reason=_shared(gathered.others))
     text = gathered.dying.text
     governor = Governor(context.policy.policy.release, context.pins)
     plan = gathered.open.enter_context(
@@ -38,3 +41,9 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
             return plan
     gathered.handoff.keep()
     return plan
+
+
+def _shared(others: int) -> str:
+    if others < 0:
+        return "its memory is its parent's, which waits for it (vfork)"
+    return f"its memory is shared with {others} other processes, which go on"

@@ -54,6 +54,7 @@ class Taken:
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
     core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
     address: int  # of memory that can be read, for a pin; 0: none
+    others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it
@@ -272,6 +273,7 @@ class Native:
             shared_fds=dict(SHARED.iter_unpack(raw.shared.copy())),
             core_limit=limit,
             address=raw.address,
+            others=raw.others,
             pin=None,
             size=0,
         )

@@ -116,7 +116,7 @@ class Taken(ctypes.Structure):
         ("pin_fd", c_int32),
         ("watch", c_int32),
         ("limits", c_int32),
-        ("unused", c_int32),
+        ("others", c_int32),
         ("levels", Level * DEPTH),
         ("address", c_uint64),
         ("private_size", c_int64),

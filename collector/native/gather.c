@@ -15,7 +15,8 @@
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
 #define EXIT_MS 50           /* for the end of a process that was let go */
 
-/* Files without a name behind shared mappings: they tell which pages exist at all. */
+/* Files without a name behind shared mappings: they tell which pages exist at all. Not those that
+ * somebody else answers for: opening one would ask him. */
 static void open_shared(struct taken *t)
 {
 	struct shared *found = (struct shared *)(uintptr_t)t->shared.at;
@@ -26,7 +27,7 @@ static void open_shared(struct taken *t)
 		struct cw_mapping m;
 
 		memcpy(&m, (const void *)(uintptr_t)at, sizeof(m)); /* paths make them unaligned */
-		if (m.flags & CW_MAPPING_FILE && m.vm_flags & 8 /* VM_SHARED */ && !m.nlink) {
+		if (m.flags & CW_MAPPING_OWN_FS && m.vm_flags & 8 /* VM_SHARED */ && !m.nlink) {
 			char name[64];
 			int fd;
 
@@ -128,6 +129,23 @@ static bool list(struct orders *o, struct taken *t)
 	return true;
 }
 
+/* Who else uses its memory, and may go on writing to it (vfork(2), clone(2) with CLONE_VM). */
+static void count_others(struct taken *t)
+{
+	struct cw_mapping first;
+	bool vfork;
+
+	if (t->mappings.size < sizeof(first))
+		return;
+	memcpy(&first, (const void *)(uintptr_t)t->mappings.at, sizeof(first));
+	vfork = first.flags & CW_MAPPING_VFORK;
+	first.others -= 1; /* the iterator itself */
+	if (vfork && first.others <= 1)
+		t->others = -1;
+	else
+		t->others = first.others > 0 ? first.others : 0;
+}
+
 static bool collect(struct orders *o, struct taken *t)
 {
 	bool bpf = o->threads_program >= 0;
@@ -135,6 +153,7 @@ static bool collect(struct orders *o, struct taken *t)
 	if (!make_area(t) || !open_process(t, !bpf) || (bpf && !list(o, t)))
 		return false;
 	t->address = readable(t);
+	count_others(t);
 	/* the iterators go by its number, which is another's once it was killed and reaped */
 	return is_there(t) || because(t, "it has gone meanwhile");
 }
@@ -168,7 +187,7 @@ static bool pin_and_release(struct orders *o, struct taken *t, bool *in_time)
 {
 	struct hand *hand;
 
-	if (!o->instant || o->stream || !admit(o, t))
+	if (!o->instant || o->stream || t->others || !admit(o, t))
 		return false;
 	hand = enter_hand(o, t);
 	if (!hand || !pin_memory(o, t)) {

@@ -105,7 +105,8 @@ struct taken {
 	int32_t pin_fd;
 	int32_t watch;             /* its place in the watchdog's table, -1: none */
 	int32_t limits;            /* of memory cgroups: so many of `levels` */
-	int32_t unused;
+	int32_t others;            /* processes that share its memory, and go on; negative: its parent, by
+				    * vfork(2), which waits */
 	struct level levels[DEPTH];
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */

@@ -35,7 +35,7 @@ _MAP_NORESERVE = 0x4000  # mmap(2), x86-64
 MAY_SHARE = 0x80  # VM_MAYSHARE <linux/mm.h>: MAP_SHARED, also of a file opened for reading
 
 THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cw_thread
-MAPPING = struct.Struct("<IIQQQQQIIQQQiI")  # struct cw_mapping
+MAPPING = struct.Struct("<IIQQQQQIIQQQii")  # struct cw_mapping
 HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cw_mapping_flag
 
 _SIZE = struct.Struct("<I")
@@ -87,7 +87,7 @@ class _MappingFields(NamedTuple):
     brk: int
     start_stack: int
     path_size: int
-    reserved: int
+    others: int
 
 
 def read_all(program: int, pid: int, *, single: bool = False) -> memoryview:

@@ -29,7 +29,6 @@ from tests.system.scratch import NAME
 from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import PATIENCE, ROOT
 
-_HOLD_PATIENCE = ", patience: 10s"  # a busy machine may not let it decide in a quarter of a second
 COMMAND = [sys.executable, "-m", "collector"]
 
 
@@ -221,17 +220,19 @@ def agent(
     extra: tuple[str, ...] = (),
     metrics: bool = False,
     takeover: bool = False,
+    patience: str = "10s",
     **settings: str,
 ) -> Iterator[RunningAgent]:
     """An agent that is ready. `config` is YAML; its `hold` is filled in from `backend`.
 
-    metrics: serve them, on `running.port`. takeover: `hold.takeover`. settings: of the kernel,
-    before the agent starts, as `kernel_settings` takes them.
+    metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
+    `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
+    settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
-    hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}{_HOLD_PATIENCE}}}"
+    hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}, patience: {patience}}}"
     file.write_text(f"hold: {hold}\nmetrics: {{listen: {listen}}}\n{config}")
     pins = Path("/sys/fs/bpf") / NAME
     arguments = [

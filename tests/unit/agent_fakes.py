@@ -213,7 +213,7 @@ class FakeAgent:
             yield Explainable(str(core), 3, "worker-3", None)
         yield self.answer
 
-    def taken(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> Taken:
+    def taken(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT, others: int = 0) -> Taken:
         """What comes of the native part; `pinned`: it has released the process."""
         handoff = FakeHandOff(self)
         if pinned:
@@ -231,13 +231,16 @@ class FakeAgent:
             shared_fds={},
             core_limit=core_limit,
             address=0,
+            others=others,
             pin=FakePin(self) if pinned else None,  # type: ignore[arg-type]
             size=4096,
         )
 
-    def hand_over(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT) -> None:
+    def hand_over(
+        self, *, pinned: bool = True, core_limit: int = _NO_LIMIT, others: int = 0
+    ) -> None:
         """The kernel hands the process over, and a worker sees to it."""
-        handle(self.context, self.taken(pinned=pinned, core_limit=core_limit))
+        handle(self.context, self.taken(pinned=pinned, core_limit=core_limit, others=others))
 
     def take_events(self) -> None:
         take_events(self.context)
