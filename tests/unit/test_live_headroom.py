@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.linux.memory import CgroupLevel, MemoryFacts
+from collector.linux.memory import CgroupLevel, LevelKey, MemoryFacts
 from collector.snapshot.headroom import RESERVE, NoRoom, check_room, price_of, shortage
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -21,7 +21,13 @@ def facts(
 
 
 def level(limit: int, usage: int, reclaimable: int = 0) -> CgroupLevel:
-    return CgroupLevel(path="/sys/fs/cgroup/x", limit=limit, usage=usage, reclaimable=reclaimable)
+    return CgroupLevel(
+        path="/sys/fs/cgroup/x",
+        key=LevelKey(1, 2),
+        limit=limit,
+        usage=usage,
+        reclaimable=reclaimable,
+    )
 
 
 def test_what_a_copy_costs() -> None:
