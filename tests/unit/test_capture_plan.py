@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import pytest
 
 from collector.arch.x86_64 import PAGE, SP
+from collector.capture import plan as planning
 from collector.capture.memory import ProcessMemory
-from collector.capture.plan import Plan, plan_core
+from collector.capture.plan import FILE_ONLY, Plan, plan_core
 from collector.elfcore.types import LeftOut, Mapping, ProcessImage, Prot, Segment, Thread
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
+from collector.ranges import Range, inside
 
 RW = Prot.R | Prot.W
 FILTER = 0x33
@@ -34,8 +36,9 @@ IMAGE = ProcessImage(threads=[Thread(tid=1, regs=REGISTERS)], mappings=[SMALL, L
 class Memory:
     """All pages exist but those in `absent`."""
 
-    def __init__(self, *absent: tuple[int, int]) -> None:
+    def __init__(self, *absent: tuple[int, int], unknown: Sequence[Range] = ()) -> None:
         self._absent = absent
+        self._unknown = unknown
 
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         for low, high in sorted(self._absent):
@@ -47,7 +50,7 @@ class Memory:
             yield start, end
 
     def unknown(self, start: int, end: int) -> list[tuple[int, int]]:
-        return []
+        return inside([(start, end)], self._unknown)
 
     def read(self, address: int, size: int) -> bytes:
         return b""
@@ -130,6 +133,41 @@ def test_what_policy_excludes_is_named_and_is_no_truncation() -> None:
     assert result == Plan(
         segments=[whole(SMALL), whole(LARGE), whole(STACK, 0)],
         left_out=[LeftOut(STACK.start, STACK.end, "excluded by policy")],
+    )
+
+
+def test_what_is_only_in_a_file_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN two parts of the large mapping that are only in its file
+    one = (LARGE.start + PAGE, LARGE.start + 4 * PAGE)
+    two = (LARGE.start + 90 * PAGE, LARGE.end)
+    memory = Memory(one, two, unknown=[one, two])
+    lost = [LeftOut(*one, FILE_ONLY), LeftOut(*two, FILE_ONLY)]
+
+    def part(start: int, end: int, filesz: int) -> Segment:
+        return Segment(vaddr=start, memsz=end - start, filesz=filesz, flags=RW)
+
+    # THEN debuggers see that the core has nothing there
+    assert plan(memory=memory) == Plan(
+        segments=[
+            whole(SMALL),
+            part(LARGE.start, one[0], PAGE),
+            part(*one, 0),
+            part(one[1], two[0], 86 * PAGE),
+            part(*two, 0),
+            whole(STACK),
+        ],
+        left_out=lost,
+    )
+    # AND where there are too many such parts, the small ones are named only
+    monkeypatch.setattr(planning, "MAX_PARTS", 1)
+    assert plan(memory=memory) == Plan(
+        segments=[
+            whole(SMALL),
+            part(LARGE.start, two[0], 90 * PAGE),
+            part(*two, 0),
+            whole(STACK),
+        ],
+        left_out=lost,
     )
 
 

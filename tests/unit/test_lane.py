@@ -61,6 +61,56 @@ def test_order_and_who_goes_first() -> None:
     lane.close()
 
 
+def test_a_reserved_worker_is_there_for_whoever_comes_first() -> None:
+    # GIVEN a lane of one worker, and one more that is reserved; the one is busy, others wait
+    lane = Lane("test", 1, 10, reserved=1)
+    busy, usual, urgent, late = Gate(), Gate(), Gate(), Gate()
+    lane.submit(busy)
+    assert busy.running.wait(PATIENCE)
+    lane.submit(usual)
+    # WHEN tasks come that a process waits for
+    lane.submit(urgent, first=True)
+    lane.submit(late, first=True)
+    # THEN one runs at once, though no usual one may
+    assert urgent.running.wait(PATIENCE) or late.running.wait(PATIENCE)
+    assert not usual.running.is_set()
+    for gate in (urgent, late):
+        gate.go.set()
+        assert gate.running.wait(PATIENCE)
+    # AND with both done the usual one still waits for its own worker
+    assert lane.waiting == 1
+    assert not usual.running.is_set()
+    busy.go.set()
+    assert usual.running.wait(PATIENCE)
+    usual.go.set()
+    assert lane.wait_idle(PATIENCE)
+    lane.close()
+
+
+def test_with_a_reserved_worker_all_is_done_in_the_end() -> None:
+    # GIVEN many tasks of both kinds in a lane THEN each is done, and usual ones never exceed theirs
+    lane = Lane("test", 2, 1000, reserved=1)
+    lock, now, most, done = threading.Lock(), [0], [0], list[int]()
+
+    def usual(number: int) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        done.append(number)
+        with lock:
+            now[0] -= 1
+
+    for number in range(300):
+        if number % 3:
+            assert lane.submit(partial(usual, number))
+        else:
+            assert lane.submit(partial(done.append, number), first=True)
+    assert lane.wait_idle(PATIENCE)
+    assert sorted(done) == list(range(300))
+    assert most[0] <= 2
+    lane.close()
+
+
 def test_a_task_that_fails_is_told_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     lane, done = Lane("test", 1, 10), list[int]()
     with caplog.at_level(logging.ERROR):

@@ -1,0 +1,133 @@
+"""The agent's side of a writer: it is bounded, whatever the writer does."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from collector.capture import run
+from collector.capture.job import Failed, Job, Written
+from collector.capture.process import ProcText
+from collector.capture.run import run_writer
+from collector.linux import children
+from collector.model import Capture
+from collector.policy.types import Compress, MemoryChoice
+
+TEXT = ProcText(
+    stat=b"", status=b"", cmdline=b"", auxv=b"", cgroup=b"", coredump_filter=b"", maps=None
+)
+WRITTEN = '{"type":"written","capture":"threads","name":"core"}'
+
+
+def job(max_time: float = 60.0) -> Job:
+    return Job(
+        record_id="0" * 16,
+        folder="/nowhere",
+        pid=1,
+        tid=1,
+        signal=11,
+        siginfo=b"",
+        text=TEXT,
+        threads=None,
+        mappings=None,
+        head=None,
+        patches=[],
+        mem_fd=-1,
+        pagemap_fd=-1,
+        shared_fds={},
+        capture=Capture.FULL,
+        memory=MemoryChoice(),
+        compress=Compress(),
+        max_bytes=None,
+        max_read=None,
+        max_time=max_time,
+        min_free=0,
+        explain=True,
+        urgent=True,
+    )
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Job]]]:
+    """Have shell scripts run for one writer after the other; the jobs that they were given."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def use(*scripts: str) -> list[Job]:
+        jobs: list[Job] = []
+
+        def start(job: Job, _: int) -> subprocess.Popen[bytes]:
+            jobs.append(job)
+            script = scripts[len(jobs) - 1]
+            started.append(subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE))
+            return started[-1]
+
+        monkeypatch.setattr(run, "_start", start)
+        return jobs
+
+    yield use
+    assert all(writer.returncode is not None for writer in started)
+    assert children.hanging() == 0
+
+
+def test_answers_come_through(writers: Callable[..., list[Job]]) -> None:
+    writers(f"echo '{WRITTEN}'")
+    assert list(run_writer(job())) == [Written(capture=Capture.THREADS, name="core")]
+
+
+def test_a_writer_that_lingers_after_its_last_answer_is_not_waited_for(
+    writers: Callable[..., list[Job]],
+) -> None:
+    # the pipe stays open, as where a thread of it hangs in the kernel
+    writers(f"echo '{WRITTEN}'; exec sleep infinity")
+    assert list(run_writer(job())) == [Written(capture=Capture.THREADS, name="core")]
+
+
+def test_a_writer_without_an_answer_is_told(writers: Callable[..., list[Job]]) -> None:
+    writers("exit 3")
+    (answer,) = run_writer(job())
+    assert answer == Failed("the writer ended with status 3 and no answer")
+
+
+def test_nonsense_is_told(writers: Callable[..., list[Job]]) -> None:
+    writers("echo nonsense; exec sleep infinity")
+    (answer,) = run_writer(job())
+    assert isinstance(answer, Failed) and "cannot be read" in answer.why
+
+
+def test_out_of_time_there_is_a_core_without_memory(
+    writers: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a writer that hangs WHEN its time is over
+    monkeypatch.setattr(run, "_GRACE", 0.05)
+    monkeypatch.setattr(run, "_LAST_TIME", 60.0)
+    jobs = writers("exec sleep infinity", f"echo '{WRITTEN}'")
+    (answer,) = run_writer(job(max_time=0.05))
+    # THEN another one is asked for threads alone, and the reason is on record
+    assert [(j.capture, j.explain) for j in jobs] == [
+        (Capture.FULL, True),
+        (Capture.THREADS, False),
+    ]
+    assert isinstance(answer, Written)
+    assert answer.lost["memory"] == "its memory could not be read within 0.05 seconds"
+
+
+def test_out_of_time_twice_is_a_failure(
+    writers: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_GRACE", 0.05)
+    monkeypatch.setattr(run, "_LAST_TIME", 0.05)
+    writers("exec sleep infinity", "exec sleep infinity")
+    (answer,) = run_writer(job(max_time=0.05))
+    assert answer == Failed("its memory could not be read within 0.05 seconds")
+
+
+def test_while_too_many_hang_no_memory_is_read(
+    writers: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "MAX_HANGING", 0)
+    jobs = writers(f"echo '{WRITTEN}'")
+    (answer,) = run_writer(job())
+    assert isinstance(answer, Written) and "hang in the kernel" in answer.lost["memory"]
+    assert jobs[0].capture is Capture.THREADS
