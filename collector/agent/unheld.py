@@ -15,7 +15,7 @@ from collector.agent.facts import Placed
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
 from collector.capture.job import EXPLAIN_CORE
-from collector.errors import CaptureError
+from collector.errors import CorewardError
 from collector.handoff.pipe import PipeNote
 from collector.linux import cgroupfs, procfs
 from collector.linux.clock import boot_to_utc
@@ -115,10 +115,10 @@ def _explain_events(context: Context, crash: Crash) -> None:
         # where crashes are handed over BPF does not tell the mappings of what dumps core
         crash.lose("frames", "they would have come from its core")
         return
-    core = context.store.folder(crash.record.id) / EXPLAIN_CORE
     try:
+        core = context.store.folder(crash.record.id) / EXPLAIN_CORE
         write_event_core(core, fatal, exited)
-    except (CaptureError, OSError) as error:
+    except (CorewardError, OSError) as error:
         crash.lose("frames", str(error))
         return
     crash.lose("symbols", "files were found by path: no build-id was left to check")

@@ -23,6 +23,7 @@ from collector.handoff import pin
 from collector.handoff.backends import NoBackend, OpenBackend, open_backend
 from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
+from collector.linux import descriptors
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
@@ -95,6 +96,7 @@ class RunVerb:
             raise HoldError("the agent needs root: it sees every process's death")
         level = logging.DEBUG if args.debug else logging.INFO
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        descriptors.use_all()  # each process that waits has some
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
         holder = PolicyHolder(config)
         policy = holder.policy

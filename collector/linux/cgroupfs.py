@@ -38,6 +38,13 @@ def path_of(cgroup_id: int) -> str | None:
     Where v1 hierarchies are mounted as well, services may be in those and in the root of v2: then
     the root says nothing and is None.
     """
+    try:
+        return _path_of(cgroup_id)
+    except OSError:  # gone meanwhile, or no descriptor is left to look with
+        return None
+
+
+def _path_of(cgroup_id: int) -> str | None:
     mount = unified_mount()
     if mount is None or not cgroup_id:
         return None

@@ -14,11 +14,13 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from collector.errors import NotFound, StoreError
+from collector.linux.descriptors import Spare
 from collector.model import Record
 from collector.store import encoding
 from collector.store.ids import checked, is_id
@@ -30,6 +32,8 @@ MAX_RECORD = 64 << 20  # bytes; a larger record.json is not ours
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
+_SPARE = 4  # descriptors: of `crashes`, of a record's folder, of its file, and one more
+_PATIENCE_S = 10.0  # with others who take all descriptors
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo must not block us
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR)
@@ -43,8 +47,10 @@ class Folders:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = os.open(path, _DIRECTORY)
+        self._spare = Spare(_SPARE)
 
     def close(self) -> None:
+        self._spare.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -64,27 +70,47 @@ class Folders:
     def create(self, id: str) -> Path:
         """The folder of this id, made if need be."""
         path = self.path / checked(id)
-        try:
-            os.mkdir(id, DIRECTORY_MODE, dir_fd=self._fd)
-        except FileExistsError:
+        if not self._make(id):
             with self._folder(id):  # refuses what is not a plain folder
-                return path
-        os.chmod(id, DIRECTORY_MODE, dir_fd=self._fd)  # the umask may have taken bits away
-        os.fsync(self._fd)
+                pass
         return path
 
+    def _make(self, id: str) -> bool:
+        """Make the folder, if it is not there yet; whether it was made."""
+        try:
+            os.mkdir(checked(id), DIRECTORY_MODE, dir_fd=self._fd)
+        except FileExistsError:
+            return False
+        os.chmod(id, DIRECTORY_MODE, dir_fd=self._fd)  # the umask may have taken bits away
+        os.fsync(self._fd)
+        return True
+
     def write(self, record: Record) -> Stamp:
-        """Replace `record.json` atomically and durably. StoreError names the file."""
+        """Replace `record.json` atomically and durably. StoreError names the file.
+
+        One at a time: there are descriptors for it also when the process has no others left.
+        """
         data = encoding.encode(record)
         try:
-            with self._locked(fcntl.LOCK_SH):
-                self.create(record.id)
-                with self._folder(record.id) as folder:
-                    return _replace(folder, RECORD, data)
+            return self._spare.attempt(partial(self._write, record.id, data), _PATIENCE_S)
         except OSError as error:
             raise StoreError(
                 f"{self.path / record.id / RECORD}: cannot be written: {error.strerror}"
             ) from error
+
+    def _write(self, id: str, data: bytes) -> Stamp:
+        with self._locked(fcntl.LOCK_SH):
+            self._make(id)
+            try:
+                fd = os.open(id, _DIRECTORY, dir_fd=self._fd)
+            except OSError as error:
+                if error.errno in _NOT_PLAIN:
+                    raise StoreError(f"{self.path / id}: {_why(error)}") from error
+                raise
+            try:
+                return _replace(fd, RECORD, data)
+            finally:
+                os.close(fd)
 
     def read(self, id: str) -> Record:
         """The record of this id. NotFound if there is none, StoreError if it is damaged."""
