@@ -180,7 +180,9 @@ class ProcFolder:
     def _thread_states(self, tids: list[int], stack: int) -> Iterator[ThreadState]:
         for tid in sorted(tids):
             with contextlib.suppress(ProcessGone):
-                yield self._thread(tid, stack)
+                stat = procfs.parse_stat(self.read(f"task/{tid}/stat"))
+                if not stat.flags & procfs.PF_WORKER:
+                    yield self._thread(tid, stat, stack)
 
     def _wait(self, tid: int, size: int) -> tuple[procfs.Blocked | None, Stack | None]:
         """Where a thread sleeps, and its stack if it did not wake while that was read."""
@@ -209,8 +211,7 @@ class ProcFolder:
         finally:
             os.close(fd)
 
-    def _thread(self, tid: int, stack: int) -> ThreadState:
-        stat = procfs.parse_stat(self.read(f"task/{tid}/stat"))
+    def _thread(self, tid: int, stat: procfs.Stat, stack: int) -> ThreadState:
         status = self.read(f"task/{tid}/status")
         wait, memory = self._wait(tid, stack)
         runtime = self._read_or_none(f"task/{tid}/schedstat")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")  # unit of the times in `stat`
 
 # Flags of a task in `stat`, <linux/sched.h>
+PF_WORKER = 0x10 | 0x4000  # PF_IO_WORKER, PF_USER_WORKER: the kernel's own, of io_uring or vhost
 PF_POSTCOREDUMP = 0x8  # it has dumped core, or its group does
 PF_SIGNALED = 0x400  # a signal has killed it
 PF_KTHREAD = 0x200000  # a thread of the kernel
@@ -260,6 +261,15 @@ def thread_ids(pid: int) -> list[int]:
         if len(names) >= thread_count(pid):
             break
     return list(found)
+
+
+def is_worker(pid: int, tid: int) -> bool:
+    """Whether this is a thread of the kernel in a process: it never runs code of the process.
+
+    Such are the threads of io_uring(7) and vhost. `thread_ids` and `thread_count` have them too.
+    """
+    line = read_thread(pid, tid, "stat")
+    return bool(line and parse_stat(line).flags & PF_WORKER)
 
 
 def thread_count(pid: int) -> int:

@@ -197,6 +197,8 @@ class Injector:
         """First those that are blocked harmlessly, then those that run, last who would notice."""
         ranked = []
         for tid in procfs.thread_ids(self.pid):
+            if procfs.is_worker(self.pid, tid):
+                continue
             call = procfs.blocked(self.pid, tid)
             rank = 1 if call is None else 2 if restart.would_notice(self.pid, call) else 0
             if procfs.thread_state(self.pid, tid) == procfs.UNINTERRUPTIBLE:
@@ -297,6 +299,8 @@ class Injector:
         call = procfs.blocked(self.pid, tid)
         if call is not None:
             return self.base <= call.ip < self.base + _SIZE
+        if procfs.is_worker(self.pid, tid):
+            return False
         with _stopped(tid) as stop:
             if stop is None:
                 return tid in procfs.thread_ids(self.pid)

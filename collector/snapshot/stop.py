@@ -163,6 +163,7 @@ class StoppedProcess:
         self._slots: dict[int, int] = {}
         self._pending: dict[int, float] = {}  # traced and asked to stop, and when
         self._why: dict[int, Why] = {}
+        self._workers: set[int] = set()  # the kernel's own: no threads of the process
         self._calls: dict[int, Blocked | None] = {}
         self._asked: dict[int, float] = {}
         self._facts: dict[int, TaskFacts] = {}
@@ -207,6 +208,8 @@ class StoppedProcess:
         for tid in procfs.thread_ids(self.pid):
             if tid in self._pending or tid in self.stops or tid in self._why:
                 continue
+            if self._is_worker(tid):
+                continue
             try:
                 ptrace.seize(tid, self._options)
             except ptrace.ThreadGone:
@@ -219,6 +222,12 @@ class StoppedProcess:
             if ask:
                 self._ask(tid)
         return new
+
+    def _is_worker(self, tid: int) -> bool:
+        """Whether it is the kernel's own; asked once of each thread that is not described yet."""
+        if tid not in self._facts and tid not in self._workers and procfs.is_worker(self.pid, tid):
+            self._workers.add(tid)
+        return tid in self._workers
 
     def _seizes_itself(self, tid: int) -> bool:
         """After a refusal: whether the thread is ours already, as new ones are from their birth."""
@@ -247,7 +256,8 @@ class StoppedProcess:
         while True:
             self._collect()
             # all that we know stand still; somebody may have been born before its maker stopped
-            if not self._why and procfs.thread_count(self.pid) == len(self.stops):
+            known = len(self.stops) + len(self._workers)
+            if not self._why and procfs.thread_count(self.pid) == known:
                 break
             if self._is_late() or not self._seize(ask=True):
                 break

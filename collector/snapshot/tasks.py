@@ -50,13 +50,15 @@ class TaskFacts(NamedTuple):
 
 
 def facts(pid: int, tid: int) -> TaskFacts | None:
-    """What /proc says of a thread; None if it has gone."""
+    """What /proc says of a thread; None if it has gone, or is the kernel's own (is_worker)."""
     line, status = procfs.read_thread(pid, tid, "stat"), procfs.read_thread(pid, tid, "status")
     if not line or not status:
         return None
     fields = procfs.fields(status)
     ids = fields.get(b"NSpid") or fields[b"Pid"]
     stat = procfs.parse_stat(line)
+    if stat.flags & procfs.PF_WORKER:
+        return None
     of_all = procfs.read(f"/proc/{pid}/stat") if tid == pid else None
     times = procfs.parse_stat(of_all) if of_all else stat
     return TaskFacts(

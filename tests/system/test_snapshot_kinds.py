@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from collector.elfcore.reader import CoreFile
 from collector.linux import ptrace
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess
 from tests.system.live_victims import states
+from tests.system.snapshots import NOBODY, nobodys_folder
 from tests.system.test_snapshot_targets import MODES, facts_of
 from tests.system.victims import PATIENCE, running, wait_until
 
@@ -82,3 +84,33 @@ def test_a_kernel_that_does_not_tell_of_dispatch(
             with pytest.raises(InjectionRefused, match="syscall user dispatch"):
                 ptrace.run_as_tracer(fork_it)
             goes_on(file)
+
+
+# --- threads of the kernel ------------------------------------------------------------------------
+
+
+def workers(pid: int) -> list[str]:
+    """The names of the kernel's own threads in a process."""
+    names = [(task / "comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sorted(name[:7] for name in names if name.startswith("iou-"))
+
+
+@WAYS
+@pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "nobody"])
+def test_the_kernels_threads_of_io_uring(
+    user: int | None, way: tuple[str, ...], tmp_path: Path
+) -> None:
+    # GIVEN a process in which the kernel has two threads of its own
+    with nobodys_folder() as folder:
+        file = folder / "numbers"
+        with running("live_uring", str(file), cwd=folder, uid=user) as victim:
+            wait_until(lambda: workers(victim.pid) == ["iou-sqp", "iou-wrk"], "no workers")
+            # WHEN it is snapshot
+            facts = facts_of(victim.pid, folder / "core", *way, user=user)
+            # THEN they are no threads of it, and none is missed
+            with CoreFile(folder / "core") as core:
+                assert [thread.tid for thread in core.threads] == [victim.pid]
+            assert facts.unstopped == ()
+            assert facts.consistent == (way in (("--mode", "full-stop"), ("--no-inject",)))
+            goes_on(file)
+            assert workers(victim.pid) == ["iou-sqp", "iou-wrk"]
