@@ -12,6 +12,10 @@ PAGE = 4096  # bytes
 RED_ZONE = 128  # bytes below the stack pointer that belong to the function (System V psABI, 3.2.2)
 
 REGISTERS = 27  # words of struct user_regs_struct
+CODE_64_BIT, CODE_32_BIT = 0x33, 0x23  # cs: __USER_CS and __USER32_CS of <asm/segment.h>
+
+NO_32_BIT = "it is a 32-bit process, and only of 64-bit ones there are cores and backtraces"
+NO_32_BIT_CODE = "it ran 32-bit code, which cannot be unwound"
 
 
 class Reg(enum.IntEnum):
@@ -44,6 +48,16 @@ class Reg(enum.IntEnum):
     ES = 24
     FS = 25
     GS = 26
+
+
+def is_32_bit(auxv: bytes) -> bool:
+    """Whether a process with this auxiliary vector (/proc/PID/auxv) runs a 32-bit program.
+
+    The vector has words of the program's size. Types are small numbers: two 32-bit words taken for
+    one are not.
+    """
+    whole = len(auxv) & -16
+    return any(int.from_bytes(auxv[at + 4 : at + 8], "little") for at in range(0, whole, 16))
 
 
 IP, SP, FS_BASE, GS_BASE = Reg.RIP.value, Reg.RSP.value, Reg.FS_BASE.value, Reg.GS_BASE.value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from collector.arch.x86_64 import PAGE
+from collector.arch.x86_64 import CODE_32_BIT, NO_32_BIT_CODE, PAGE, Reg
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes
 from collector.elfcore.sink import SparseWriter, WriterParams
@@ -29,6 +29,8 @@ def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
             ended.unmapped
             or "its mappings were not told (needs the loader `core`, and Linux >= 6.16 or fentry)"
         )
+    if fatal.regs[Reg.CS] == CODE_32_BIT:
+        raise CaptureError(NO_32_BIT_CODE)
     if not fatal.stack:
         raise CaptureError("its stack could not be read")
     segments, data = _segments(fatal, ended.mapped)

@@ -19,7 +19,7 @@ from typing import Never, TypeVar
 import msgspec
 
 from collector import __version__
-from collector.arch.x86_64 import IP, SP
+from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper
 from collector.capture.image import coredump_filter, image_of_job
@@ -55,11 +55,20 @@ def main() -> Never:
     become_helper(urgent=job.urgent)
     answer: WriterAnswer
     try:
-        answer = Core(job).write()
+        answer = _without_core(job) if is_32_bit(job.text.auxv) else Core(job).write()
     except (CorewardError, OSError, ValueError) as error:
         answer = Failed(_why(error))
     _say(answer)
     os._exit(0)  # a read that does not return would be waited for
+
+
+def _without_core(job: Job) -> Written:
+    """The record alone: a core of a 32-bit process in the format of 64-bit ones misleads."""
+    wanted = job.capture if job.capture is Capture.NONE else Capture.RECORD
+    lost = {"frames": NO_32_BIT} if job.explain else {}
+    if job.capture not in (Capture.RECORD, Capture.NONE):
+        lost["core"] = NO_32_BIT
+    return Written(capture=wanted, lost=lost)
 
 
 class Core:

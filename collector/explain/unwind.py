@@ -10,13 +10,13 @@ import itertools
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import drgn
 
-from collector.arch.x86_64 import IP
+from collector.arch.x86_64 import CODE_32_BIT, IP, NO_32_BIT_CODE, Reg
 from collector.elfcore.reader import CoreFile
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle
@@ -45,7 +45,8 @@ def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> E
             raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, root, exe) as modules:
             modules.load_objects()
-            unwinder = Unwinder(program, modules)
+            narrow = {t.tid for t in core.threads if t.regs[Reg.CS] == CODE_32_BIT}
+            unwinder = Unwinder(program, modules, narrow)
             frames = unwinder.dying_thread()
             threads = unwinder.all_threads() if all_threads else None
             return Explanation(
@@ -75,9 +76,12 @@ def _fault_access(core: CoreFile, modules: Modules) -> Access | None:
 
 
 class Unwinder:
-    """Backtraces of one program."""
+    """Backtraces of one program. narrow: tids of threads in 32-bit code, which have none."""
 
-    def __init__(self, program: drgn.Program, modules: Modules) -> None:
+    def __init__(
+        self, program: drgn.Program, modules: Modules, narrow: Collection[int] = ()
+    ) -> None:
+        self._narrow = narrow
         self._program = program
         self._modules = modules
         self.lost: dict[str, str] = {}
@@ -85,6 +89,9 @@ class Unwinder:
     def dying_thread(self) -> list[Frame] | None:
         try:
             thread = self._program.crashed_thread()
+            if thread.tid in self._narrow:
+                self.lost["frames"] = NO_32_BIT_CODE
+                return None
             self._modules.load_debug(addresses_of(thread.stack_trace()))
             trace = thread.stack_trace()
             frames = self.frames(trace, MAX_FRAMES)
@@ -122,6 +129,8 @@ class Unwinder:
         if most == 0:
             why = f"the threads before it have {_MAX_ALL_FRAMES} frames"
             return ThreadFrames(tid=thread.tid, frames=[], lost=why)
+        if thread.tid in self._narrow:
+            return ThreadFrames(tid=thread.tid, frames=[], lost=NO_32_BIT_CODE)
         try:
             trace = thread.stack_trace()
             frames = self.frames(trace, most)

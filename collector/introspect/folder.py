@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from collector.arch.syscalls import syscall_name
-from collector.arch.x86_64 import PAGE, RED_ZONE
+from collector.arch.x86_64 import CODE_32_BIT, CODE_64_BIT, PAGE, RED_ZONE, is_32_bit
 from collector.errors import NotPermitted, ProcessError, ProcessGone
 from collector.introspect.types import ProcessIdentity, Source, Stack, SystemCall, ThreadState
 from collector.linux import cgroupfs, procfs
@@ -178,11 +178,13 @@ class ProcFolder:
         return found
 
     def _thread_states(self, tids: list[int], stack: int) -> Iterator[ThreadState]:
+        narrow = is_32_bit(self._read_or_none("auxv") or b"")
+        code = CODE_32_BIT if narrow else CODE_64_BIT
         for tid in sorted(tids):
             with contextlib.suppress(ProcessGone):
                 stat = procfs.parse_stat(self.read(f"task/{tid}/stat"))
                 if not stat.flags & procfs.PF_WORKER:
-                    yield self._thread(tid, stat, stack)
+                    yield self._thread(tid, stat, stack, code)
 
     def _wait(self, tid: int, size: int) -> tuple[procfs.Blocked | None, Stack | None]:
         """Where a thread sleeps, and its stack if it did not wake while that was read."""
@@ -211,7 +213,7 @@ class ProcFolder:
         finally:
             os.close(fd)
 
-    def _thread(self, tid: int, stat: procfs.Stat, stack: int) -> ThreadState:
+    def _thread(self, tid: int, stat: procfs.Stat, stack: int, code: int) -> ThreadState:
         status = self.read(f"task/{tid}/status")
         wait, memory = self._wait(tid, stack)
         runtime = self._read_or_none(f"task/{tid}/schedstat")
@@ -230,14 +232,14 @@ class ProcFolder:
             system_ns=stat.system_ns,
             voluntary=procfs.number(status, b"voluntary_ctxt_switches"),
             involuntary=procfs.number(status, b"nonvoluntary_ctxt_switches"),
-            syscall=_system_call(wait) if wait else None,
+            syscall=_system_call(wait, code) if wait else None,
             ip=wait.ip if wait else None,
             sp=wait.sp if wait else None,
             stack=memory,
         )
 
 
-def _system_call(wait: procfs.Blocked) -> SystemCall | None:
+def _system_call(wait: procfs.Blocked, code: int) -> SystemCall | None:
     if wait.number is None:
         return None
-    return SystemCall(number=wait.number, name=syscall_name(wait.number), args=wait.args)
+    return SystemCall(number=wait.number, name=syscall_name(wait.number, code), args=wait.args)

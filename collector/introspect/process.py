@@ -21,6 +21,7 @@ from typing import Self
 import msgspec
 
 from collector.arch.syscalls import syscall_name
+from collector.arch.x86_64 import CODE_32_BIT
 from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping
 from collector.errors import ProbeError, ProcessError, ProcessGone, Unreadable
@@ -292,8 +293,7 @@ def _syscall(r: Registers) -> SystemCall | None:
     """The system call by which a thread entered the kernel; else orig_rax is -1."""
     if r.orig_rax >> 63:
         return None
-    return SystemCall(
-        number=r.orig_rax,
-        name=syscall_name(r.orig_rax, r.cs),
-        args=(r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9),
-    )
+    args = r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9
+    if r.cs == CODE_32_BIT:
+        args = r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp
+    return SystemCall(number=r.orig_rax, name=syscall_name(r.orig_rax, r.cs), args=args)

@@ -15,7 +15,7 @@ from typing import Self
 
 import msgspec
 
-from collector.arch.x86_64 import PAGE
+from collector.arch.x86_64 import CODE_32_BIT, NO_32_BIT_CODE, PAGE
 from collector.errors import ProcessError, ProcessGone
 from collector.explain.run import unwind_stacks
 from collector.explain.types import StackImage
@@ -108,6 +108,9 @@ class Sampler:
     def _kept(self, thread: ThreadState, stacks: dict[bytes, KeptStack]) -> bytes | None:
         r = thread.registers or _registers(thread)
         if thread.stack is None or r is None or not self._contexts:
+            return None
+        if r.cs == CODE_32_BIT:
+            self.lost["stacks of 32-bit code"] = NO_32_BIT_CODE
             return None
         context = self._made - 1
         seen = (

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Self
 
+from collector.arch.x86_64 import NO_32_BIT, is_32_bit
 from collector.capture.image import with_gate
 from collector.capture.memory import ProcessMemory
 from collector.capture.select import carve, select_none, select_stacks
@@ -42,6 +43,8 @@ class UnwindContext:
         """ProcessError if the process is gone, or may not be read."""
         self._stack = contextlib.ExitStack()
         try:
+            if is_32_bit(process.auxv()):
+                raise ProcessError(NO_32_BIT)
             mappings = process.mappings()
             self.code = code_of(mappings)
             self.root_fd = self._keep(process.open("root", os.O_PATH))

@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import Self
 
 from collector.arch import stub
-from collector.arch.x86_64 import Reg
+from collector.arch.x86_64 import CODE_64_BIT, Reg
 from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CaptureError
@@ -43,7 +43,6 @@ from collector.snapshot import restart
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
 _MARK = b"\xccCOREWARD STUB\xcc\xcc"  # in their last bytes while a stub is there
-_CODE_64 = 0x33  # cs of 64 bit code (__USER_CS of <asm/segment.h>)
 _ALL_SIGNALS = (1 << 64) - 1
 _ALL_BUT_SIGSYS = _ALL_SIGNALS & ~(1 << signal.SIGSYS - 1)
 _DISPATCHED = "with syscall user dispatch"
@@ -145,7 +144,7 @@ class Injector:
             dispatched = ptrace.dispatches_syscalls(stop.tid)
         except PtraceError:
             return "ended"
-        if regs[Reg.CS] != _CODE_64:
+        if regs[Reg.CS] != CODE_64_BIT:
             return "running 32 bit code"
         if dispatched:
             return _DISPATCHED

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
+from collector.arch.x86_64 import NO_32_BIT, is_32_bit
 from collector.capture.image import image_of_live
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.process import OpenProcess
@@ -90,6 +91,8 @@ def take(
     with with_stall_guard(lambda: pid, lambda: OpenProcess(pid)) as opened:
         if key is not None and not opened.is_process(key):
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
+        if is_32_bit(opened.text.auxv):
+            raise CaptureError(f"no snapshot of process {pid}: {NO_32_BIT}")
         taker = _Taker(pid, request, opened, live)
         if request.mode is SnapshotMode.THREADS:
             return taker.threads(write)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from collector.elfcore.reader import CoreFile
+from collector.introspect import Process
 from collector.linux import ptrace
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess
+from tests.system.agents import agent
 from tests.system.live_victims import states
-from tests.system.snapshots import NOBODY, nobodys_folder
+from tests.system.snapshots import NOBODY, coreward, nobodys_folder, refused
 from tests.system.test_snapshot_targets import MODES, facts_of
 from tests.system.victims import PATIENCE, running, wait_until
 
@@ -84,6 +86,65 @@ def test_a_kernel_that_does_not_tell_of_dispatch(
             with pytest.raises(InjectionRefused, match="syscall user dispatch"):
                 ptrace.run_as_tracer(fork_it)
             goes_on(file)
+
+
+# --- 32 bits --------------------------------------------------------------------------------------
+
+NO_32_BIT = "it is a 32-bit process, and only of 64-bit ones there are cores and backtraces"
+
+
+@WAYS
+def test_a_32_bit_process_is_refused_by_name(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a 32-bit process
+    file = tmp_path / "numbers"
+    with running("bits32", "live", str(file), cwd=tmp_path) as victim:
+        # WHEN a snapshot is asked for THEN that is why there is none
+        said = refused(coreward("snapshot", victim.pid, *way, "-o", tmp_path / "core"))
+        assert said == f"no snapshot of process {victim.pid}: {NO_32_BIT}"
+        assert not (tmp_path / "core").exists()
+        # AND it goes on
+        goes_on(file)
+
+
+@pytest.mark.parametrize("use_bpf", [True, False], ids=["bpf", "proc"])
+def test_system_calls_of_a_32_bit_process(use_bpf: bool, tmp_path: Path) -> None:
+    # GIVEN a 32-bit process that sleeps most of the time
+    file = tmp_path / "numbers"
+    with (
+        running("bits32", "live", str(file), cwd=tmp_path) as victim,
+        Process(victim.pid, use_bpf=use_bpf) as process,
+    ):
+        calls = set()
+
+        def sees_a_call() -> bool:
+            calls.update(t.syscall.name for t in process.threads() if t.syscall is not None)
+            return bool(calls)
+
+        wait_until(sees_a_call, "it is in no system call")
+        # THEN its calls have the names of 32-bit ones
+        assert calls == {"nanosleep"}
+        goes_on(file)
+
+
+def test_samples_of_a_32_bit_process(tmp_path: Path) -> None:
+    with running("bits32", "live", str(tmp_path / "numbers"), cwd=tmp_path) as victim:
+        took = coreward("sample", victim.pid, "--every", "20ms", "--for", "200ms")
+        goes_on(tmp_path / "numbers")
+    assert took.returncode == 0, took.stderr
+    assert NO_32_BIT in took.stdout + took.stderr
+
+
+def test_a_32_bit_process_that_crashes(tmp_path: Path) -> None:
+    # GIVEN an agent WHEN a 32-bit process dies
+    with agent(tmp_path) as watching:
+        with running("bits32", cwd=tmp_path) as victim:
+            victim.go()
+            victim.wait()
+        record = watching.record(victim.pid)
+    # THEN its record says what happened, and that there is no core of such a process
+    assert (record["comm"], record["signal"], record["si_addr"]) == ("bits32", 11, 16)
+    assert (record["core"], record["capture"], record["outcome"]) == (None, "record", "reduced")
+    assert record["lost"] == {"core": NO_32_BIT, "frames": NO_32_BIT}
 
 
 # --- threads of the kernel ------------------------------------------------------------------------
