@@ -76,6 +76,7 @@ class Release(enum.StrEnum):
     """When the dying process may go on."""
 
     INSTANT = "instant"  # at once: its memory is pinned and read afterwards
+    AFTER_COPY = "after-copy"  # when the selected memory is copied; there was no room otherwise
     AFTER_WRITE = "after-write"  # when the selected memory is on disk
 
 

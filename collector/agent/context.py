@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from collector.agent.copy import Copies
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
 from collector.export.metrics import Metrics
@@ -26,6 +27,8 @@ HANDOFF_QUEUE = 4096
 HANDOFF_NICE = -10  # of whoever takes processes: they and their restart wait for it
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 64
+COPY_WORKERS = 8  # each waits for a writer that copies
+COPY_QUEUE = 256
 
 
 class Lanes:
@@ -36,13 +39,15 @@ class Lanes:
         # one more for those that are held: what others have died of keeps no process waiting
         self.captures = Lane("capture", settings.workers, settings.queue, reserved=1)
         self.records = Lane("record", 1, RECORD_QUEUE)
+        # a process waits for each: nothing that takes long is done here
+        self.copies = Lane("copy", COPY_WORKERS, COPY_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
         # of what was killed, which may be much on a busy host: no crash waits behind that
         self.kills = Lane("kill", 1, EXPLAIN_QUEUE)
 
     def all(self) -> tuple[Lane, ...]:
         """In the order in which they hand work on."""
-        return self.handoffs, self.records, self.captures, self.explains, self.kills
+        return self.handoffs, self.records, self.copies, self.captures, self.explains, self.kills
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,6 +71,7 @@ class Context:
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
+    copies: Copies = dataclasses.field(default_factory=Copies)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property

@@ -23,7 +23,7 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
     if gathered.others:  # what they write after its end would be in its core
         gathered.handoff.keep()
-        return ReleaseDecision(mode=Release.AFTER_WRITE, reason=_shared(gathered.others))
+        return ReleaseDecision(mode=Release.AFTER_COPY, reason=_shared(gathered.others))
     text = gathered.dying.text
     governor = Governor(context.policy.policy.release, context.pins)
     plan = gathered.open.enter_context(
@@ -35,7 +35,7 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
         try:
             gathered.open.enter_context(Pin(gathered.dying.mem_fd, gathered.address))
         except HoldError as error:
-            plan = ReleaseDecision(mode=Release.AFTER_WRITE, reason=str(error))
+            plan = ReleaseDecision(mode=Release.AFTER_COPY, reason=str(error))
         else:
             gathered.handoff.release()
             return plan

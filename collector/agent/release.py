@@ -1,10 +1,10 @@
-"""May this process go at once, or must it wait until its memory is written?
+"""May this process go at once, or must it wait until its memory is copied?
 
 With instant release the memory of a dead process stays charged to its cgroup while its successor
 starts. So there must be room for a successor of the same size, on the host and at each level of
 the cgroup tree, and for those of all other pinned processes, which may still be growing. If there
-might not be, the process is held instead. `decide` is the rule, a pure function; `Governor` joins
-it with the facts of linux.memory, and keeps the account.
+might not be, the process is held until its memory is ours (see copy.py). `decide` is the rule, a
+pure function; `Governor` joins it with the facts of linux.memory, and keeps the account.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def decide(
     against = _against_instant(settings, facts, pins)
     if against is None:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
-    return ReleaseDecision(mode=Release.AFTER_WRITE, reason=against)
+    return ReleaseDecision(mode=Release.AFTER_COPY, reason=against)
 
 
 def _against_instant(settings: ReleaseSettings, facts: MemoryFacts, pins: PinTotals) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from collector import siginfo
 from collector.agent.context import Context
+from collector.agent.copy import Answers, order_for, size_of, wait_for_copy
 from collector.agent.crash import Crash
 from collector.agent.explain import Files, explain
 from collector.agent.export import end, end_of_process
@@ -24,43 +25,75 @@ from collector.agent.facts import (
     SignalInfo,
     SignalSender,
 )
-from collector.capture.job import Explainable, Failed, Job, Told, Written
+from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.run import run_writer
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
 log = logging.getLogger(__name__)
 
+_STOPPED = Failed("the agent was stopped before")
+_FULL = Failed("too many captures were waiting already")
+
 
 def write(context: Context, crash: Crash) -> None:
     """Have the core written, and the death explained; never waits."""
     crash.begin("core")
     captures = context.lanes.captures
-    held = crash.release.mode is Release.AFTER_WRITE
+    held = crash.release.mode is not Release.INSTANT
     if not held:
         _note_release(context, crash, crash.gathered.handoff.release())
     if not crash.decided.explain and crash.decided.admission.capture is Capture.RECORD:
         _settle(context, crash, Written(capture=Capture.RECORD))
+    elif crash.release.mode is Release.AFTER_COPY and context.lanes.copies.submit(
+        partial(_copy, context, crash), dropped=partial(_settle, context, crash, _STOPPED)
+    ):
+        pass
     elif not captures.submit(
         partial(_write, context, crash),
         first=held,
-        dropped=partial(_settle, context, crash, Failed("the agent was stopped before")),
+        dropped=partial(_settle, context, crash, _STOPPED),
     ):
         context.metrics.queue_full.inc()
-        _settle(context, crash, Failed("too many captures were waiting already"))
+        _settle(context, crash, _FULL)
     context.metrics.queued.set(captures.waiting)
 
 
-def _write(context: Context, crash: Crash) -> None:
-    """Run a writer for one process; the last use of its memory."""
+def _copy(context: Context, crash: Crash) -> None:
+    """Let a process go when its memory is copied; its core is written in its turn."""
+    status = crash.gathered.dying.text.status
+    share = context.policy.policy.release.copy
+    with context.copies.room(size_of(status), share) as room:
+        order = order_for(status, room)
+        answers = run_writer(_job(context, crash, order))
+        first, held_ms = wait_for_copy(crash, answers, order.seconds)
+    _note_release(context, crash, held_ms)
+    if isinstance(first, Failed | Written):
+        _abandon(context, crash, answers, first)
+        return
+    done = partial(_abandon, context, crash, answers)
+    if not context.lanes.captures.submit(
+        partial(_write, context, crash, answers), dropped=partial(done, _STOPPED)
+    ):
+        context.metrics.queue_full.inc()
+        done(_FULL)
+
+
+def _abandon(context: Context, crash: Crash, answers: Answers, answer: Written | Failed) -> None:
+    answers.close()
+    _settle(context, crash, answer)
+
+
+def _write(context: Context, crash: Crash, begun: Answers | None = None) -> None:
+    """Run a writer for one process, or one that was begun; the last use of its memory."""
     context.metrics.queued.set(context.lanes.captures.waiting)
     result: Written | Failed = Failed("the writer said nothing")
     try:
-        with contextlib.closing(run_writer(_job(context, crash))) as answers:
+        with contextlib.closing(begun or run_writer(_job(context, crash))) as answers:
             for answer in answers:
                 if isinstance(answer, Explainable):
                     _explain(context, crash, answer)
-                else:
+                elif isinstance(answer, Written | Failed):
                     result = answer
     except Exception as error:  # its memory must be let go of all the same
         log.exception("record %s", crash.record.id)
@@ -68,7 +101,7 @@ def _write(context: Context, crash: Crash) -> None:
     _settle(context, crash, result)
 
 
-def _job(context: Context, crash: Crash) -> Job:
+def _job(context: Context, crash: Crash, copy: CopyOrder | None = None) -> Job:
     """Everything of the process that is gone after its release, and what to do with it."""
     gathered, decided, seen = crash.gathered, crash.decided, crash.seen
     action = decided.decision.action
@@ -96,7 +129,8 @@ def _job(context: Context, crash: Crash) -> Job:
         max_time=context.policy.policy.capture.max_time,
         min_free=context.policy.policy.store.min_free,
         explain=decided.explain,
-        urgent=crash.release.mode is Release.AFTER_WRITE,
+        urgent=crash.release.mode is not Release.INSTANT,
+        copy=copy,
     )
 
 
@@ -120,7 +154,7 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
     """What became of the core; the process and its memory are let go of."""
     handoff = crash.gathered.handoff
     crash.let_go()
-    if crash.release.mode is Release.AFTER_WRITE:
+    if crash.record.held_ms is None:
         _note_release(context, crash, handoff.release())
     if isinstance(answer, Failed):
         give_up(context, crash, answer.why)

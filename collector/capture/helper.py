@@ -24,5 +24,10 @@ def become_helper(*, urgent: bool) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     if not urgent:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-        ctypes.CDLL(None).syscall(_IOPRIO_SET, _WHO_PROCESS, 0, _IOPRIO_IDLE)
+        yield_to_services()
+
+
+def yield_to_services() -> None:
+    """A low priority for this thread, and for those that it starts from now on (sched(7))."""
+    os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    ctypes.CDLL(None).syscall(_IOPRIO_SET, _WHO_PROCESS, 0, _IOPRIO_IDLE)

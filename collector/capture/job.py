@@ -28,6 +28,13 @@ class Patch(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+class CopyOrder(msgspec.Struct, frozen=True, array_like=True):
+    """The process waits until its memory is copied, not until its core is written."""
+
+    room: int  # bytes that the copy may take
+    seconds: float  # that it may take
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Write a core for one dying, or already dead but pinned, process."""
 
@@ -55,6 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     min_free: int  # bytes that must stay free on the store's file system
     explain: bool  # write the small core for the explainer
     urgent: bool  # the process waits for us: no low priority
+    copy: CopyOrder | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -75,6 +83,13 @@ class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
     told: Told | None  # None: BPF gave the registers
 
 
+class Copied(msgspec.Struct, frozen=True, tag="copied"):
+    """What is wanted of its memory is the writer's: the process may go.
+
+    The writer goes on to its core when its standard input is closed.
+    """
+
+
 class Written(msgspec.Struct, frozen=True, tag="written"):
     """What was asked for is complete and visible."""
 
@@ -93,4 +108,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     why: str
 
 
-WriterAnswer = Explainable | Written | Failed
+WriterAnswer = Copied | Explainable | Written | Failed

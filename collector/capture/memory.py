@@ -107,6 +107,19 @@ class ProcessMemory:
             return []
         return outside([(start, end)], list(self._pagemap.populated(start, end)))
 
+    def in_memory(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Of `ranges` what is in memory: no file has to be read, and nobody else be waited for.
+
+        Raises OSError when the address space is gone.
+        """
+        mapping = mapping_at(self._mappings, self._starts, start)
+        if mapping is None or end > _PATH_READS:
+            return
+        if mapping.special or (is_shm(mapping) and mapping.start in self._shared):
+            yield from self.ranges(start, end)
+        else:
+            yield from self._pagemap.populated(start, end)
+
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes read from `address` on; fewer than asked where memory is unreadable from there."""
         fd, offset = self._mem, address

@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator
 
 import msgspec
 
-from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Written
+from collector.capture.job import Copied, Explainable, Failed, Job, WriterAnswer, Written
 from collector.linux import children
 from collector.model import Capture
 
@@ -33,9 +33,11 @@ _decoder = msgspec.json.Decoder(WriterAnswer)
 def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
     """Run a writer for this job to its end: what it says, as soon as it does.
 
+    Copied, if that was asked for; the core itself is begun only when the next answer is asked for.
     Explainable, if the small core is there, while the rest is still written; at last Written or
-    Failed, once. Raises nothing for what goes wrong in the writer. One that does not end in time
-    (job.max_time) is killed, and the core has threads only.
+    Failed, once. Raises nothing for what goes wrong in the writer; if it is closed before the end,
+    the writer ends too. One that does not end in time (job.max_time) is killed, and the core has
+    threads only.
     """
     why = ""
     if children.hanging() >= children.MAX_HANGING:
@@ -47,6 +49,9 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
             else:
                 yield answer
     if not why:
+        return
+    if job.copy is not None:  # it has gone, and was not pinned
+        yield Failed(why)
         return
     smaller = min(job.capture, Capture.THREADS, key=_BY_SIZE.index)
     job = msgspec.structs.replace(job, capture=smaller, explain=False, max_time=_LAST_TIME)
@@ -70,16 +75,21 @@ def _run(job: Job) -> Iterator[WriterAnswer | None]:
                 file.write(msgspec.msgpack.encode(job))
             os.lseek(job_fd, 0, os.SEEK_SET)
             writer = _start(job, job_fd)
+        clock = _Clock(job)
         try:
-            for answer in _answers_of(writer, time.monotonic() + job.max_time + _GRACE):
+            for answer in _answers_of(writer, clock):
                 yield answer
-                if not isinstance(answer, Explainable):
+                if isinstance(answer, Copied) and writer.stdin is not None:
+                    writer.stdin.close()  # it is its turn
+                    clock.start(job)
+                elif not isinstance(answer, Explainable):
                     return
             children.has_ended(writer.pid, _GRACE)
         finally:
             children.kill(writer)
-            if writer.stdout is not None:
-                writer.stdout.close()
+            for pipe in (writer.stdin, writer.stdout):
+                if pipe is not None:
+                    pipe.close()
         yield Failed(f"the writer ended with status {writer.returncode} and no answer")
     except OSError as error:
         yield Failed(f"the writer cannot be started: {error}")
@@ -111,13 +121,23 @@ def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
         pass_fds=fds,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if job.copy is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
 
 
-def _answers_of(writer: subprocess.Popen[bytes], deadline: float) -> Iterator[WriterAnswer | None]:
-    """Each answer as it comes; None, at last, if the deadline passes.
+class _Clock:
+    """Until when a writer has to be done."""
+
+    def __init__(self, job: Job) -> None:
+        self.start(job)
+
+    def start(self, job: Job) -> None:
+        self.until = time.monotonic() + job.max_time + _GRACE
+
+
+def _answers_of(writer: subprocess.Popen[bytes], clock: _Clock) -> Iterator[WriterAnswer | None]:
+    """Each answer as it comes; None, at last, if its time is over.
 
     The end of the pipe is no end to rely on: a thread that hangs in the kernel keeps it open.
     """
@@ -127,7 +147,7 @@ def _answers_of(writer: subprocess.Popen[bytes], deadline: float) -> Iterator[Wr
     poll.register(fd, select.POLLIN)
     said = b""
     while True:
-        left = deadline - time.monotonic()
+        left = clock.until - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             yield None
             return

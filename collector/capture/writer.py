@@ -20,11 +20,14 @@ import msgspec
 
 from collector import __version__
 from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
+from collector.capture.copy import CopiedMemory, HeldMemory
 from collector.capture.core_file import core_name, core_writer, write_explain_core
-from collector.capture.helper import become_helper
+from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_job
 from collector.capture.job import (
     EXPLAIN_CORE,
+    Copied,
+    CopyOrder,
     Explainable,
     Failed,
     Job,
@@ -32,8 +35,9 @@ from collector.capture.job import (
     WriterAnswer,
     Written,
 )
-from collector.capture.memory import ProcessMemory
+from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.plan import FILE_ONLY, Plan, plan_core
+from collector.capture.select import select_stacks
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
@@ -41,6 +45,7 @@ from collector.errors import CorewardError, Stalled
 from collector.linux import procfs
 from collector.linux.stall import with_stall_guard
 from collector.model import Capture
+from collector.ranges import outside, union
 
 T = TypeVar("T")
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
@@ -79,15 +84,21 @@ class Core:
         self._job = job
         self._folder = Path(job.folder)
         self._image = image_of_job(job)
-        self._memory = ProcessMemory(
+        self._held = ProcessMemory(
             job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds, job.root_fd
         )
+        self._memory: Memory = self._held
         self._patches = [(p.address, p.data) for p in job.patches]
         self._capture = job.capture
         self._given_up: dict[str, str] = {}  # part of the record -> why
+        self._planned: Plan | None = None  # of the first core, where it was made beforehand
+        self._smaller_why = "the disk is full"
+        self._not_copied = 0  # bytes
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
+        if self._job.copy is not None:
+            self._copy(self._job.copy)
         if self._job.explain:
             try:
                 _say(self._guarded(self._small))
@@ -95,6 +106,9 @@ class Core:
                 self._give_memory_up(error, "frames")
         if self._job.capture in (Capture.RECORD, Capture.NONE):
             return Written(capture=self._job.capture, lost=self._given_up)
+        if self._job.copy is not None:
+            os.read(sys.stdin.fileno(), 1)  # until it is our turn
+            self._deadline = time.monotonic() + self._job.max_time
         while True:
             try:
                 return self._write_core(self._capture)
@@ -104,7 +118,30 @@ class Core:
                 smaller = _smaller(self._capture)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or smaller is None:
                     raise
-                self._capture = smaller
+                self._capture, self._smaller_why = smaller, "the disk is full"
+
+    def _copy(self, order: CopyOrder) -> None:
+        """Let the process go as soon as we have what is wanted of it, or what there is room for."""
+        job = self._job
+        held = HeldMemory(self._held, job.pagemap_fd)
+        image = self._image
+        copied = CopiedMemory(self._held, job.pagemap_fd, image.mappings)
+        threads = image.threads if job.capture in (Capture.FULL, Capture.STACKS) else []
+        first = select_stacks(image.mappings, threads or image.threads[:1], image.auxv, held.read)
+        wanted = first
+        if job.capture is Capture.FULL:
+            plan = self._plan(Capture.FULL, held)
+            rest = union((s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz)
+            wanted = [*first, *outside(rest, first)]
+            if copied.size(wanted) > order.room:
+                self._smaller_why = f"there is no room for a copy, but for {order.room >> 20} MiB"
+                wanted, self._capture = first, Capture.STACKS
+            else:
+                self._planned = plan
+        copied.fill(wanted, order.room, order.seconds)
+        self._memory, self._not_copied = copied, copied.missing
+        _say(Copied())
+        yield_to_services()
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """The result of a look into its memory. Raises Stalled if it keeps us waiting."""
@@ -126,15 +163,17 @@ class Core:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
         return Explainable(str(path), len(self._image.threads), first.name or None, told)
 
-    def _plan(self, capture: Capture) -> Plan:
+    def _plan(self, capture: Capture, memory: Memory) -> Plan:
         job = self._job
         limit = _least(job.memory.max, job.max_bytes, _most_read(job.max_read))
         chosen = coredump_filter(job.text)
-        return plan_core(self._image, capture, self._memory, job.memory, chosen, limit)
+        return plan_core(self._image, capture, memory, job.memory, chosen, limit)
 
     def _write_core(self, capture: Capture) -> Written:
         job = self._job
-        plan = self._guarded(lambda: self._plan(capture))
+        plan, self._planned = self._planned, None
+        if plan is None:
+            plan = self._guarded(lambda: self._plan(capture, self._memory))
         name = core_name(job.compress)
         with atomic_file(self._folder / name) as fd:
             result = write_core(
@@ -176,11 +215,13 @@ class Core:
         if "memory" in lost:
             return lost
         if capture is not self._job.capture:
-            lost["memory"] = f"the disk is full: {capture} instead of {self._job.capture}"
+            lost["memory"] = f"{self._smaller_why}: {capture} instead of {self._job.capture}"
         elif result.stopped is not None:
             lost["memory"] = self._why_stopped(result.stopped)
         elif plan.truncated:
             lost["memory"] = f"{_missing(plan)} bytes are beyond {self._limit_name()}"
+        elif self._not_copied:
+            lost["memory"] = f"{self._not_copied} bytes could not be copied while it waited"
         elif any(part.reason == FILE_ONLY for part in plan.left_out):
             missing = sum(p.end - p.start for p in plan.left_out if p.reason == FILE_ONLY)
             lost["memory"] = f"{missing} bytes of mapped files were not in memory, and not read"

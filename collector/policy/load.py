@@ -254,7 +254,7 @@ def _rule_name(doc: Document, node: yaml.Node, path: str) -> str:
 
 _SIZE = nodes.written(parse_size, "a size such as 512MiB")
 _CODEC = nodes.choice({str(codec): codec for codec in Codec})
-_RELEASE = nodes.choice({str(release): release for release in Release})
+_RELEASE = nodes.choice({str(r): r for r in (Release.INSTANT, Release.AFTER_WRITE)})
 _SMALLER = nodes.choice({str(c): c for c in (Capture.STACKS, Capture.THREADS, Capture.RECORD)})
 
 
@@ -365,6 +365,12 @@ def _cpus(text: str) -> float:
     right = "expected a share of one CPU such as 90%, or 150% for one and a half"
     if not re.fullmatch("[0-9]{1,6}%", text) or text == "0%":
         raise ValueError(f"{quote(text)}: {right}")
+    return int(text[:-1]) / 100
+
+
+def _share(text: str) -> float:
+    if not re.fullmatch("[0-9]{1,2}%", text):
+        raise ValueError(f"{quote(text)}: expected a share of free memory, 0% to 99%")
     return int(text[:-1]) / 100
 
 
@@ -483,6 +489,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "default": _RELEASE,
         "max_pinned": _size_or_auto,
         "max_pins": nodes.integer(1, 1024, "a number of pins"),
+        "copy": nodes.written(_share, "a share such as 50%"),
     },
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),

@@ -78,7 +78,7 @@ def test_memory_that_others_go_on_writing_to(tmp_path: Path, backend: str, how: 
     """
     GIVEN a process that shares its memory with its parent
     WHEN it crashes
-    THEN it waits until its core is written; a parent that waits for it (vfork) has changed nothing
+    THEN it waits until its memory is copied; a parent that waits for it (vfork) has changed nothing
     """
     with (
         agent(tmp_path, backend=backend) as agent_,
@@ -89,7 +89,7 @@ def test_memory_that_others_go_on_writing_to(tmp_path: Path, backend: str, how: 
         child = int(parent.process.stdout.readline())
         record = agent_.record(child)
         assert record["outcome"] == "complete"
-        assert record["release"] == "after-write"
+        assert record["release"] == "after-copy"
         assert ("instant" in record["lost"]) == (how == "clone")
         program = Path(os.readlink(f"/proc/{parent.pid}/exe"))
         with CoreFile(agent_.core(record, tmp_path / "core")) as core:

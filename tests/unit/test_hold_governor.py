@@ -14,6 +14,7 @@ from collector.policy.types import ReleaseSettings
 
 GIB = 1 << 30
 ROOMY = MemoryFacts(private=GIB, host_total=16 * GIB, host_available=8 * GIB, levels=())
+BY_POLICY = ReleaseDecision(mode=Release.AFTER_WRITE, reason="policy")
 INSTANT = ReleaseDecision(mode=Release.INSTANT, reason="room for a successor")
 
 
@@ -47,7 +48,7 @@ def rule(
 
 
 def held(reason: str) -> ReleaseDecision:
-    return ReleaseDecision(mode=Release.AFTER_WRITE, reason=reason)
+    return ReleaseDecision(mode=Release.AFTER_COPY, reason=reason)
 
 
 def test_a_roomy_host_lets_the_process_go() -> None:
@@ -58,7 +59,7 @@ def test_a_roomy_host_lets_the_process_go() -> None:
 
 
 def test_policy_comes_first() -> None:
-    assert rule(wanted=Release.AFTER_WRITE) == held("policy")
+    assert rule(wanted=Release.AFTER_WRITE) == BY_POLICY
 
 
 @pytest.mark.parametrize(
@@ -202,12 +203,12 @@ def test_the_account(tmp_path: Path) -> None:
         assert second == INSTANT
         assert pins.totals() == PinTotals(count=2, bytes=8192, by_level={key_of(group): 8192})
         third = governor.judge(7, Release.INSTANT)
-        assert third.decision.mode is Release.AFTER_WRITE
+        assert third.decision.mode is Release.AFTER_COPY
         assert third.reservation is None
         assert pins.totals().count == 2
     with governor.admitted(7, Release.INSTANT) as fourth:
         assert fourth == INSTANT
-    assert governor.judge(7, Release.AFTER_WRITE) == (held("policy"), None)
+    assert governor.judge(7, Release.AFTER_WRITE) == (BY_POLICY, None)
     assert first.reservation is not None
     pins.release(first.reservation)
     assert pins.totals() == PinTotals()

@@ -1,0 +1,122 @@
+"""copy: where its cgroup has no room for a successor, a process goes when its memory is ours.
+
+The writer copies what policy wants of it, and says so; then the process is let go, and the writer
+waits for its turn like all others. A lane of its own, for a process waits: behind no core that is
+being written. However long the copy takes, the process does not wait longer than its size allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+
+from collector.agent.crash import Crash
+from collector.capture.job import Copied, CopyOrder, WriterAnswer
+from collector.errors import HoldError
+from collector.handoff.handoff import HandOff
+from collector.handoff.pin import Pin
+from collector.linux import procfs
+from collector.linux.memory import read_levels
+
+log = logging.getLogger(__name__)
+
+Answers = Generator[WriterAnswer, None, None]
+
+LEAST_ROOM = 16 << 20  # bytes: stacks are copied in any case
+_WRITER_SIZE = 48 << 20  # bytes that a writer needs besides
+_SECONDS, _PER_BYTE = 2.0, 4.0 / (1 << 30)  # several times what it takes on a busy machine
+_GRACE_S = 1.0  # for a writer that did not keep to its time
+_EXIT_S = 1.0
+_SIZES = (b"RssAnon", b"RssShmem", b"RssFile", b"VmSwap")
+
+
+class Copies:
+    """The account of memory that copies in the making may take. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._promised = 0
+
+    @contextlib.contextmanager
+    def room(self, wanted: int, share: float) -> Generator[int, None, None]:
+        """So many bytes for a copy: at most `wanted`, or what is left of a share of free memory."""
+        with self._lock:
+            free = min(_host_available(), _own_headroom())
+            room = max(min(wanted, int(free * share) - self._promised), LEAST_ROOM)
+            self._promised += room
+        try:
+            yield room
+        finally:  # what was taken of it is no free memory any more
+            with self._lock:
+                self._promised -= room
+
+
+def order_for(status: bytes, room: int) -> CopyOrder:
+    """For a process with this /proc/PID/status."""
+    return CopyOrder(room, _SECONDS + size_of(status) * _PER_BYTE)
+
+
+def size_of(status: bytes) -> int:
+    """Bytes of memory that a core can have at most of what is there."""
+    return sum(procfs.size(status, name) or 0 for name in _SIZES)
+
+
+def wait_for_copy(crash: Crash, answers: Answers, seconds: float) -> tuple[WriterAnswer, float]:
+    """Start the writer, and let the process go when it has a copy; its answer, and ms of waiting.
+
+    If there is none after `seconds` the process goes without.
+    """
+    handoff = crash.gathered.handoff
+    late = threading.Timer(seconds + _GRACE_S, partial(_too_late, crash, handoff))
+    late.daemon = True
+    late.start()
+    try:
+        first = next(answers)
+    finally:
+        late.cancel()
+    return first, _let_go(crash) if isinstance(first, Copied) else handoff.release()
+
+
+def _too_late(crash: Crash, handoff: HandOff) -> None:
+    crash.lose("copy", "its memory kept us waiting")
+    handoff.release()
+
+
+def _let_go(crash: Crash) -> float:
+    """Release a process whose memory nobody needs any more: we free that, its parent need not wait.
+
+    A few milliseconds for each 100 MiB, while its successor starts.
+    """
+    handoff, dying = crash.gathered.handoff, crash.gathered.dying
+    try:
+        pidfd = os.dup(handoff.pidfd)
+    except OSError:
+        return handoff.release()
+    try:
+        with Pin(dying.mem_fd, crash.gathered.address):
+            held_ms = handoff.release()
+            gone = select.poll()
+            gone.register(pidfd, select.POLLIN)
+            gone.poll(_EXIT_S * 1e3)
+            return held_ms
+    except HoldError:
+        return handoff.release()
+    finally:
+        os.close(pidfd)
+
+
+def _host_available() -> int:
+    return procfs.size(procfs.read("/proc/meminfo") or b"", b"MemAvailable") or 0
+
+
+def _own_headroom(proc: Path = Path("/proc"), cgroups: str = "/sys/fs/cgroup") -> int:
+    """Bytes that writers may still take: they are in our own memory cgroup."""
+    levels = read_levels(procfs.read(f"{proc}/self/cgroup") or b"", cgroups) or ()
+    headroom = min((level.headroom for level in levels), default=1 << 62)
+    return max(0, headroom - _WRITER_SIZE)
