@@ -90,14 +90,12 @@ static void leave(struct pool *p)
 	}
 }
 
-/* Close what keeps a process waiting, and all that is open of it; false: its time was over before. */
-static bool let_go(struct taken *t, int conn)
+/* Let a process go, and close all that is open of it; false: its time was over before. */
+static bool let_go(struct taken *t)
 {
 	bool in_time = watch_end(t->watch); /* first: the number may be another file's afterwards */
 
 	t->watch = -1;
-	if (conn != t->hold)
-		close(conn);
 	forget(t->hold);
 	forget(t->pidfd);
 	t->hold = t->pidfd = -1;
@@ -117,10 +115,10 @@ static int see_to(struct pool *p, int conn, struct taken *t)
 	if (answer == PROCESS && p->results >= WAITING)
 		because(t, "%d other deaths wait for the agent", WAITING);
 	else if (answer == PROCESS && watch_owner(t) && !gather(o, t))
-		return CLOSED; /* the watchdog was faster, and has told it */
-	if (answer != PROCESS || !t->gathered)
-		return let_go(t, conn) ? answer : CLOSED;
-	if (conn != t->hold)
+		answer = CLOSED; /* the watchdog was faster, and has told it */
+	if (answer != CLOSED && !t->gathered && !let_go(t))
+		answer = CLOSED;
+	if (p->pipe) /* that of a socket is what holds the process */
 		close(conn);
 	return answer;
 }
@@ -240,7 +238,8 @@ static void turn_away(struct pool *p)
 		because(&t, "a helper of the pipe was turned away: all %d threads are kept waiting", TAKERS);
 	else if (peer(conn, &t.pidfd, &t) && identify(&t, 0))
 		because(&t, "%d others keep the agent waiting", TAKERS);
-	let_go(&t, conn);
+	t.hold = conn;
+	let_go(&t);
 	tell(p, t.pid > 0 ? PROCESS : REFUSED, &t);
 }
 
