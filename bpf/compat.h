@@ -23,10 +23,14 @@
 #define ON_CLOCK(name) int name(struct bpf_perf_event_data *ctx)
 #define HASH_MAP(name, key_type, value_type, entries) \
 	BPF_TABLE("lru_hash", key_type, value_type, name, entries)
+#define KEPT_MAP(name, key_type, value_type, entries) \
+	BPF_TABLE("hash", key_type, value_type, name, entries)
 #define ARRAY_MAP(name, value_type, entries) BPF_TABLE("array", u32, value_type, name, entries)
 #define PER_CPU_MAP(name, value_type) BPF_TABLE("percpu_array", u32, value_type, name, 1)
 #define TASK_MAP(name, value_type) BPF_TASK_STORAGE(name, value_type)
 #define RING_MAP(name, bytes) BPF_RINGBUF_OUTPUT(name, (bytes) / 4096)
+/* bcc has no method for it, and tells no mappings: the shares alone keep stacks from filling the ring. */
+#define WAITING_BYTES(ring) 0
 #define OFFSET_OF(type, field) __builtin_offsetof(type, field)
 /* Offsets are taken by the compiler's front end, which is proved right (btf.py): bcc compiles for
  * x86 and then makes BPF of it, whose wide integers are aligned differently. */
@@ -55,6 +59,8 @@
 	} name SEC(".maps")
 #define HASH_MAP(name, key_type, value_type, entries) \
 	MAP_OF(BPF_MAP_TYPE_LRU_HASH, name, key_type, value_type, entries)
+#define KEPT_MAP(name, key_type, value_type, entries) \
+	MAP_OF(BPF_MAP_TYPE_HASH, name, key_type, value_type, entries)
 #define ARRAY_MAP(name, value_type, entries) \
 	MAP_OF(BPF_MAP_TYPE_ARRAY, name, u32, value_type, entries)
 #define PER_CPU_MAP(name, value_type) MAP_OF(BPF_MAP_TYPE_PERCPU_ARRAY, name, u32, value_type, 1)
@@ -70,6 +76,7 @@
 		__uint(type, BPF_MAP_TYPE_RINGBUF); \
 		__uint(max_entries, bytes); \
 	} name SEC(".maps")
+#define WAITING_BYTES(ring) bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA)
 #define OFFSET_OF(type, field) \
 	__builtin_preserve_field_info(((type *)0)->field, BPF_FIELD_BYTE_OFFSET)
 #define ADDRESS(p, field) (&(p)->field)

@@ -14,8 +14,10 @@
 #include "coreward.h"
 
 /* <asm/signal.h>; not in BTF */
+#define CW_SIGQUIT 3
 #define CW_SIGILL 4
 #define CW_SIGTRAP 5
+#define CW_SIGABRT 6
 #define CW_SIGBUS 7
 #define CW_SIGFPE 8
 #define CW_SIGKILL 9
@@ -27,6 +29,8 @@
 #define CW_SIGTTIN 21
 #define CW_SIGTTOU 22
 #define CW_SIGURG 23
+#define CW_SIGXCPU 24
+#define CW_SIGXFSZ 25
 #define CW_SIGWINCH 28
 #define CW_SIGSYS 31
 #define CW_NSIG 64
@@ -41,6 +45,11 @@
 #define FAULTS                                                                            \
 	(SIGNAL_BIT(CW_SIGILL) | SIGNAL_BIT(CW_SIGTRAP) | SIGNAL_BIT(CW_SIGBUS) |          \
 	 SIGNAL_BIT(CW_SIGFPE) | SIGNAL_BIT(CW_SIGSEGV))
+
+/* Signals that dump core by default (signal(7)). */
+#define DUMPS_CORE                                                                        \
+	(FAULTS | SIGNAL_BIT(CW_SIGQUIT) | SIGNAL_BIT(CW_SIGABRT) | SIGNAL_BIT(CW_SIGXCPU) | \
+	 SIGNAL_BIT(CW_SIGXFSZ) | SIGNAL_BIT(CW_SIGSYS))
 
 /* <asm-generic/siginfo.h>: si_code of signals that the kernel sends on its own */
 #define CW_SI_KERNEL 0x80
@@ -99,7 +108,7 @@ ARRAY_MAP(counters, u64, CW_COUNTERS);
 ARRAY_MAP(settings, u32, CW_SETTINGS);
 ARRAY_MAP(format, struct cw_format, 1);
 HASH_MAP(senders, u32, struct cw_sender, CW_PROCESSES);
-HASH_MAP(dying, u32, u64, CW_PROCESSES);
+HASH_MAP(dying, u32, struct cw_dying, CW_PROCESSES);
 HASH_MAP(gone, struct cw_death, u8, CW_PROCESSES);
 HASH_MAP(process_faults, u32, struct cw_fault, CW_PROCESSES);
 TASK_MAP(thread_faults, struct cw_fault);
@@ -172,6 +181,8 @@ FN void fill_event(struct cw_event *event, struct task_struct *t, u32 type, u32 
 	event->time_ns = bpf_ktime_get_boot_ns();
 	fill_who(&event->who, t);
 }
+
+#include "share.bpf.h"
 
 FN int remember_sender(int signal, struct kernel_siginfo *info, struct task_struct *t, int result)
 {
@@ -259,57 +270,50 @@ FN int fatal_signal(int signal, struct task_struct *t)
 }
 
 /* The first thread of a process that gets here wins; the kernel holds siglock meanwhile. */
-FN int is_first(struct task_struct *t)
+FN int is_first(u32 pid, u64 start_ns)
 {
-	struct task_struct *leader = READ(t, group_leader);
-	u64 start_ns = READ(leader, start_boottime);
-	u32 pid = READ(t, tgid);
-	u64 *seen = bpf_map_lookup_elem(&dying, &pid);
+	struct cw_dying *seen = bpf_map_lookup_elem(&dying, &pid);
 
-	if (seen && *seen == start_ns)
-		return 0;
-	bpf_map_update_elem(&dying, &pid, &start_ns, BPF_ANY);
-	return 1;
+	return !seen || seen->start_ns != start_ns;
 }
 
 FN void fill_stack(struct cw_fatal *fatal, u64 sp)
 {
 	u64 valid = 0;
 
-	fatal->stack_base = (sp - CW_RED_ZONE) & ~(u64)(CW_PAGE - 1);
 	for (int page = 0; page < CW_STACK_PAGES; page++) {
 		u64 offset = page * CW_PAGE;
 
 		/* Page by page: a page that is absent costs that page, not the stack. */
 		if (!bpf_probe_read_user(fatal->stack + offset, CW_PAGE,
-					 (void *)(fatal->stack_base + offset)))
+					 (void *)(fatal->signal.stack_base + offset)))
 			valid |= 1ULL << page;
 	}
-	fatal->stack_valid = valid;
+	fatal->signal.stack_valid = valid;
 }
 
-FN void fill_site(struct cw_fatal *fatal, void *ctx)
+FN void fill_site(struct cw_signal *told, void *ctx)
 {
 	struct bpf_stack_build_id frame = {};
 	long n = bpf_get_stack(ctx, &frame, sizeof(frame), BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
 
-	fatal->site_status = n < 0 ? n : frame.status;
-	fatal->site_offset = frame.offset;
-	__builtin_memcpy(fatal->site_build_id, frame.build_id, CW_BUILD_ID);
+	told->site_status = n < 0 ? n : frame.status;
+	told->site_offset = frame.offset;
+	__builtin_memcpy(told->site_build_id, frame.build_id, CW_BUILD_ID);
 }
 
-FN void fill_info(struct cw_fatal *fatal, struct kernel_siginfo *info)
+FN void fill_info(struct cw_signal *told, struct kernel_siginfo *info)
 {
-	fatal->has_info = is_real_info(info) &&
-			  !bpf_probe_read_kernel(fatal->info, CW_SIGINFO, info);
-	if (!fatal->has_info)
-		__builtin_memset(fatal->info, 0, CW_SIGINFO);
+	told->has_info = is_real_info(info) &&
+			  !bpf_probe_read_kernel(told->info, CW_SIGINFO, info);
+	if (!told->has_info)
+		__builtin_memset(told->info, 0, CW_SIGINFO);
 }
 
 /* By a handler of this thread if there was one, else of another. */
-FN void fill_thread_fault(struct cw_fatal *fatal, struct task_struct *t)
+FN void fill_thread_fault(struct cw_signal *told, struct task_struct *t)
 {
-	struct cw_event *event = &fatal->event;
+	struct cw_event *event = &told->event;
 	struct cw_fault *own = bpf_task_storage_get(&thread_faults, t, 0, 0);
 
 	if (same_program(own, event->who.start_ns, t))
@@ -318,11 +322,59 @@ FN void fill_thread_fault(struct cw_fatal *fatal, struct task_struct *t)
 		fill_process_fault(&event->fault, t, event->who.pid, event->who.start_ns);
 }
 
+FN void fill_signal(struct cw_signal *told, void *ctx, struct task_struct *t, int signal,
+		    struct kernel_siginfo *info)
+{
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(t);
+
+	fill_sender(&told->event.sender, &told->event.who, signal);
+	fill_thread_fault(told, t);
+	told->signal = signal;
+	bpf_probe_read_kernel(told->thread_comm, CW_COMM, ADDRESS(t, comm));
+	fill_info(told, info);
+	bpf_probe_read_kernel(told->regs, CW_PT_REGS * sizeof(u64), regs);
+	fill_selectors(told->regs, t);
+	told->trap = READ(t, thread.trap_nr);
+	told->trap_error = READ(t, thread.error_code);
+	told->stack_base = (READ(regs, sp) - CW_RED_ZONE) & ~(u64)(CW_PAGE - 1);
+	told->stack_valid = 0;
+	fill_site(told, ctx);
+}
+
+/* A record with the stack; 0 if the ring has no room. */
+FN int tell_big(void *ctx, struct task_struct *t, int signal, struct kernel_siginfo *info)
+{
+	struct cw_fatal *fatal = bpf_ringbuf_reserve(&ring, sizeof(struct cw_fatal), 0);
+	struct pt_regs *regs;
+
+	if (!fatal)
+		return 0;
+	fill_event(&fatal->signal.event, t, CW_EVENT_FATAL, sizeof(struct cw_fatal));
+	fill_signal(&fatal->signal, ctx, t, signal, info);
+	regs = (void *)bpf_task_pt_regs(t);
+	fill_stack(fatal, READ(regs, sp));
+	bpf_ringbuf_submit(fatal, 0);
+	return 1;
+}
+
+FN int tell_small(void *ctx, struct task_struct *t, int signal, struct kernel_siginfo *info)
+{
+	struct cw_signal *told = bpf_ringbuf_reserve(&ring, sizeof(struct cw_signal), 0);
+
+	if (!told)
+		return 0;
+	fill_event(&told->event, t, CW_EVENT_SIGNAL, sizeof(struct cw_signal));
+	fill_signal(told, ctx, t, signal, info);
+	bpf_ringbuf_submit(told, 0);
+	return 1;
+}
+
 FN int on_deliver(void *ctx, int signal, struct kernel_siginfo *info, struct k_sigaction *action)
 {
 	struct task_struct *t = (void *)bpf_get_current_task_btf();
-	struct pt_regs *regs;
-	struct cw_fatal *fatal;
+	struct cw_tally_key kind = {};
+	struct task_struct *leader;
+	struct cw_dying mark = {};
 	u32 pid;
 
 	if (!kills_by_default(signal) || READ(action, sa.sa_handler))
@@ -330,32 +382,27 @@ FN int on_deliver(void *ctx, int signal, struct kernel_siginfo *info, struct k_s
 	if (READ(t, flags) & NO_THREAD)
 		return 0; /* the kernel's own helper in this process: it has no registers to show */
 	signal = fatal_signal(signal, t);
-	if (!signal || !is_first(t))
+	leader = READ(t, group_leader);
+	mark.start_ns = READ(leader, start_boottime);
+	pid = READ(t, tgid);
+	if (!signal || !is_first(pid, mark.start_ns))
 		return 0;
 	count(CW_FATAL);
-	if (is_real_info(info) && by_kernel(READ(info, si_code))) {
-		pid = READ(t, tgid);
+	if (is_real_info(info) && by_kernel(READ(info, si_code)))
 		bpf_map_delete_elem(&senders, &pid); /* nobody sent this one */
-	}
-	fatal = bpf_ringbuf_reserve(&ring, sizeof(struct cw_fatal), 0);
-	if (!fatal) {
-		count(CW_DROPPED_DELIVER);
+	kind.signal = signal;
+	fill_program(&kind.program, t);
+	mark.telling = weigh(&kind.program, 1);
+	if (mark.telling == CW_TELL_BIG && !tell_big(ctx, t, signal, info))
+		mark.telling = CW_TELL_SMALL;
+	if (mark.telling == CW_TELL_SMALL && !tell_small(ctx, t, signal, info))
+		mark.telling = CW_TELL_COUNT;
+	bpf_map_update_elem(&dying, &pid, &mark, BPF_ANY);
+	if (mark.telling != CW_TELL_COUNT)
 		return 0;
-	}
-	fill_event(&fatal->event, t, CW_EVENT_FATAL, sizeof(struct cw_fatal));
-	fill_sender(&fatal->event.sender, &fatal->event.who, signal);
-	fill_thread_fault(fatal, t);
-	fatal->signal = signal;
-	bpf_probe_read_kernel(fatal->thread_comm, CW_COMM, ADDRESS(t, comm));
-	fill_info(fatal, info);
-	regs = (void *)bpf_task_pt_regs(t);
-	bpf_probe_read_kernel(fatal->regs, CW_PT_REGS * sizeof(u64), regs);
-	fill_selectors(fatal->regs, t);
-	fatal->trap = READ(t, thread.trap_nr);
-	fatal->trap_error = READ(t, thread.error_code);
-	fill_stack(fatal, READ(regs, sp));
-	fill_site(fatal, ctx);
-	bpf_ringbuf_submit(fatal, 0);
+	tally(&kind, t);
+	if (DUMPS_CORE & SIGNAL_BIT(signal) && is_set(CW_HAS_HANDOFF))
+		bpf_map_update_elem(&counted, &pid, &mark.start_ns, BPF_ANY);
 	return 0;
 }
 
@@ -386,17 +433,16 @@ FN int is_wanted(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 	return is_set(CW_WANT_EXITS);
 }
 
-FN void report_exit(struct task_struct *t, u32 status)
+/* 0 if the ring has no room. */
+FN int report_exit(struct task_struct *t, u32 status)
 {
 	struct cw_exit *exit = bpf_ringbuf_reserve(&ring, sizeof(struct cw_exit), 0);
 	struct signal_struct *group = READ(t, signal);
 	struct cw_walk *walk;
 	u32 zero = 0;
 
-	if (!exit) {
-		count(CW_DROPPED_EXIT);
-		return;
-	}
+	if (!exit)
+		return 0;
 	fill_event(&exit->event, t, CW_EVENT_EXIT, sizeof(struct cw_exit));
 	fill_process_fault(&exit->event.fault, t, exit->event.who.pid, exit->event.who.start_ns);
 	if (STATUS_SIGNAL(status))
@@ -412,6 +458,28 @@ FN void report_exit(struct task_struct *t, u32 status)
 	if (walk && walk->pid == exit->event.who.pid && walk->start_ns == exit->event.who.start_ns)
 		exit->unmapped = walk->unmapped;
 	bpf_ringbuf_submit(exit, 0);
+	return 1;
+}
+
+/* An exit is told if the signal before it was. One without a signal has a share to use up, too. */
+FN void tell_exit(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
+{
+	struct cw_dying *seen = bpf_map_lookup_elem(&dying, &pid);
+	struct cw_tally_key kind = {};
+	int told = 0;
+
+	if (seen && seen->start_ns == start_ns) {
+		told = seen->telling == CW_TELL_COUNT || report_exit(t, status);
+		if (!told)
+			count(CW_DROPPED_EXIT); /* its signal is in the ring */
+		return;
+	}
+	kind.signal = STATUS_SIGNAL(status);
+	fill_program(&kind.program, t);
+	if (weigh(&kind.program, 0) != CW_TELL_COUNT)
+		told = report_exit(t, status);
+	if (!told)
+		tally(&kind, t);
 }
 
 FN int on_exit(struct task_struct *t)
@@ -434,7 +502,7 @@ FN int on_exit(struct task_struct *t)
 		/* Two threads that leave at once may both see that none lives: only one inserts. */
 		if (bpf_map_update_elem(&gone, &death, &yes, BPF_NOEXIST))
 			return 0;
-		report_exit(t, status);
+		tell_exit(t, status, pid, death.start_ns);
 	}
 	forget(pid);
 	return 0;
@@ -508,8 +576,8 @@ FN struct cw_walk *begin_walk(struct task_struct *t)
 	struct task_struct *leader;
 	struct fs_struct *fs;
 	struct cw_walk *walk;
+	struct cw_dying *seen;
 	u32 status, zero = 0;
-	u64 *seen;
 
 	if (READ(group, live.counter))
 		return 0;
@@ -526,14 +594,8 @@ FN struct cw_walk *begin_walk(struct task_struct *t)
 	walk->pid = READ(t, tgid);
 	walk->told = 0; /* in a map, where the verifier does not count along */
 	walk->unmapped = CW_ALL_MAPPED;
-	/* A backtrace is worth less than another death: in a storm these would fill the ring. */
-	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > CW_RING_BYTES / 2) {
-		count(CW_DROPPED_MAPPED);
-		walk->unmapped = CW_UNMAPPED_RING;
-		return 0;
-	}
 	seen = bpf_map_lookup_elem(&dying, &walk->pid);
-	return seen && *seen == walk->start_ns ? walk : 0;
+	return seen && seen->start_ns == walk->start_ns && seen->telling == CW_TELL_BIG ? walk : 0;
 }
 
 /* Tell one mapping if it matters; 0: no more are told. */
@@ -543,6 +605,12 @@ FN int step_on(struct cw_walk *walk, struct vm_area_struct *vma)
 		return 1;
 	if (++walk->told > CW_MAPPED_MAX) {
 		walk->unmapped = CW_UNMAPPED_MANY;
+		return 0;
+	}
+	/* A backtrace is worth less than another death: in a storm these would fill the ring. */
+	if (WAITING_BYTES(ring) > CW_RING_BIG) {
+		count(CW_DROPPED_MAPPED);
+		walk->unmapped = CW_UNMAPPED_RING;
 		return 0;
 	}
 	report_mapped(vma, walk->pid, walk->start_ns, (struct path *)walk->root);
@@ -646,11 +714,15 @@ ON_LEAVING(leave_walked)
 
 FN int on_victim(u64 victim)
 {
+	struct cw_program program = {};
 	struct cw_event *event;
 
 	if (!IS_KERNEL_POINTER(victim))
 		return 0; /* the exit tells it */
-	event = bpf_ringbuf_reserve(&ring, sizeof(struct cw_event), 0);
+	fill_program(&program, (void *)victim);
+	/* one that is not told here is at its exit: see report_exit() */
+	event = weigh(&program, 0) == CW_TELL_COUNT ?
+			0 : bpf_ringbuf_reserve(&ring, sizeof(struct cw_event), 0);
 	if (!event) {
 		count(CW_DROPPED_OOM);
 		return 0;

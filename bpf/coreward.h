@@ -10,7 +10,7 @@
 #ifndef COREWARD_H
 #define COREWARD_H
 
-#define CW_FORMAT 3
+#define CW_FORMAT 4
 
 #define CW_COMM 16
 #define CW_NAME_MAX 256    /* NAME_MAX and the terminating zero */
@@ -24,7 +24,8 @@
 #define CW_SIGINFO 48      /* sizeof(struct kernel_siginfo); user space sees it padded to 128 */
 #define CW_BUILD_ID 20
 #define CW_XSTATE_MAX 12288
-#define CW_RING_BYTES (8 << 20)
+#define CW_RING_BYTES (16 << 20)
+#define CW_RING_BIG (4 << 20) /* stacks and mappings are told while less than this waits to be read */
 #define CW_PROCESSES 4096  /* processes that are remembered between two of their events */
 
 enum cw_event_type {
@@ -32,6 +33,7 @@ enum cw_event_type {
 	CW_EVENT_EXIT = 2,
 	CW_EVENT_OOM = 3,
 	CW_EVENT_MAPPED = 4,
+	CW_EVENT_SIGNAL = 5,   /* as CW_EVENT_FATAL, without the stack */
 };
 
 /* Indices of the map `counters`; each is a u64 that only grows. */
@@ -42,6 +44,8 @@ enum cw_counter {
 	CW_DROPPED_MAPPED,
 	CW_HANDLED,
 	CW_FATAL,
+	CW_TALLIED,            /* deaths that are in `tallies` only */
+	CW_UNTALLIED,          /* and those for which there was no room even there */
 	CW_COUNTERS
 };
 
@@ -55,7 +59,7 @@ enum cw_setting {
 /* Why mapped objects of a process that ended were not told, or not all of them. */
 enum cw_unmapped {
 	CW_ALL_MAPPED,
-	CW_UNMAPPED_RING,      /* the ring was half full: deaths come first */
+	CW_UNMAPPED_RING,      /* too much waits to be read: deaths come first */
 	CW_UNMAPPED_MANY,      /* there are more than are told of one process */
 };
 
@@ -114,7 +118,7 @@ struct cw_exit {
 	__u32 reserved;
 };
 
-struct cw_fatal {
+struct cw_signal {
 	struct cw_event event;
 	__s32 signal;
 	__u32 has_info;        /* 1: info holds what the kernel passed */
@@ -128,7 +132,55 @@ struct cw_fatal {
 	__u64 site_offset;
 	__u64 stack_base;      /* address of stack[0], page aligned */
 	__u64 stack_valid;     /* bit n: page n was readable */
+};
+
+struct cw_fatal {
+	struct cw_signal signal;
 	__u8 stack[CW_STACK_PAGES * CW_PAGE];
+};
+
+/*
+ * How much of a death is told. A share of the ring belongs to each program, and to each owner: see
+ * share.bpf.h. Whoever has used up his is counted.
+ */
+enum cw_telling {
+	CW_TELL_COUNT,         /* in `tallies` only: no record in the ring, also not of its exit */
+	CW_TELL_SMALL,
+	CW_TELL_BIG,           /* with its stack, and at its exit its mappings */
+};
+
+/* Of the map `dying`: a process that gets a fatal signal and has not left yet. */
+struct cw_dying {
+	__u64 start_ns;
+	__u32 telling;         /* enum cw_telling */
+	__u32 reserved;
+};
+
+/* Whose deaths have a share of their own. */
+struct cw_program {
+	__u64 inode;           /* of the executable; with dev 0: all of the owner's together */
+	__u64 cgroup_id;       /* of root's and of containers; 0: the owner alone counts */
+	__u32 dev;
+	__u32 owner;           /* uid in the initial namespace */
+};
+
+struct cw_tally_key {
+	struct cw_program program;
+	__u32 signal;          /* 0: it exited */
+	__u32 reserved;
+};
+
+#define CW_TALLY_PIDS 64   /* a power of two */
+
+/* Deaths of one kind that were only counted. An entry only grows; whoever reads it may remove it when
+ * nothing has been added for long. */
+struct cw_tally {
+	__u64 count;
+	__u64 first_ns;        /* CLOCK_BOOTTIME */
+	__u64 last_ns;
+	struct cw_who who;     /* the first one */
+	struct cw_sender sender; /* its */
+	__u32 pids[CW_TALLY_PIDS]; /* the last ones, that of number n at n modulo CW_TALLY_PIDS */
 };
 
 /* A mapped object of a process that ends without a hand-off: its own record, before the exit's. */

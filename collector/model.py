@@ -87,6 +87,7 @@ class Outcome(enum.StrEnum):
     COMPLETE = "complete"  # all that was asked for is in the core
     TRUNCATED = "truncated"  # the core stops at one of its limits
     REDUCED = "reduced"  # a smaller capture than asked for; `lost` says why
+    COUNTED = "counted"  # one of many at a time, which have one record together
     RECORDED = "recorded"  # no core was asked for, or none can be had for this kind of death
     IGNORED = "ignored"  # policy wants no record of it; only counted
     FAILED = "failed"  # a core was asked for and could not be written; `lost` says why
@@ -289,4 +290,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: SnapshotFacts | None = None  # for cause `snapshot`
     trigger: str | None = None  # why a health trigger took it, for cause `snapshot`
     samples: SamplesFacts | None = None  # None: no `watch` rule matched it
+    count: int | None = None  # deaths that it stands for, if more than one; the first is described
+    last: datetime.datetime | None = None  # of these: when the last one happened, UTC
+    pids: list[int] | None = None  # and the pids of the last ones
     lost: dict[str, str] = {}  # field or part -> why it could not be had

@@ -14,16 +14,28 @@ from collector.agent.export import end_of_process, recorded
 from collector.agent.unheld import record_unheld
 from collector.model import Event, Exit
 
+_AT_ONCE = 256  # events
 
-def take_events(context: Context) -> None:
-    """Take in the events that wait, and pass on the deaths that they complete."""
+
+def take_events(context: Context) -> bool:
+    """Take in the events that wait, and pass on the deaths that they complete; False: none waited.
+
+    A few at a time, so that somebody who needs one of another death can have it between.
+    """
     if context.probe is None:
-        return
-    with context.taking_events:  # what one thread has taken, another must find noted
-        for event in context.probe.drain():
-            _note(context, event, late=event.time_ns < context.probe.attached_ns)
+        return False
+    taken = False
+    while True:
+        with context.taking_events:  # what one thread has taken, another must find noted
+            some = context.probe.drain(_AT_ONCE)
+            for event in some:
+                _note(context, event, late=event.time_ns < context.probe.attached_ns)
+        taken = taken or bool(some)
+        if len(some) < _AT_ONCE:
+            break
     for crash in context.registry.abandoned():
         complete(context, crash)
+    return taken
 
 
 def _note(context: Context, event: Event, *, late: bool) -> None:

@@ -34,6 +34,7 @@ from collector.agent.events import ended, take_events
 from collector.agent.export import close
 from collector.agent.flow import arrived
 from collector.agent.release import most_pinned
+from collector.agent.storm import Storms
 from collector.agent.unheld import record_note
 from collector.errors import HoldError
 from collector.handoff.backends import NoBackend
@@ -59,6 +60,7 @@ class Agent:
         metrics.pinned.set_function(lambda: pins.totals().bytes)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acceptor: Acceptor | None = None
+        self._storms = Storms()
         self._stopping = False
         self._reload = False
 
@@ -74,7 +76,9 @@ class Agent:
         self._start_accepting()
         while not self._stopping:
             self._wait()
-            take_events(self._context)
+            if take_events(self._context):
+                self._storms.stir()
+            self._storms.look(self._context)
             if self._reload:
                 self._reload = False
                 self._apply_reload()
@@ -103,7 +107,8 @@ class Agent:
         """
         probe = self._context.probe
         ring = -1 if probe is None else probe.fileno()
-        timeout_ms = _LOOK_MS if self._context.registry.waits else -1
+        times = [self._storms.timeout_ms, _LOOK_MS if self._context.registry.waits else -1]
+        timeout_ms = min((time for time in times if time >= 0), default=-1)
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
@@ -159,6 +164,7 @@ class Agent:
             take_events(self._context)
             for lane in lanes.all():
                 lane.wait_idle(max(0.0, until - time.monotonic()))
+        self._storms.look(context, last=True)
         dropped = {lane.name: lane.close() for lane in lanes.all() if lane is not lanes.records}
         lanes.records.wait_idle(_LAST_S)
         dropped[lanes.records.name] = lanes.records.close()

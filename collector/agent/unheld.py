@@ -63,17 +63,7 @@ def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool
 
 def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     seen = crash.seen
-    group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
-    facts = Facts(
-        cause=seen.cause,
-        exe=who.exe,
-        comm=who.comm,
-        cgroup=group,
-        unit=unit_of_cgroup(group) if group else None,
-        uid=who.uid,
-        signal=seen.signal,
-        container=is_container(group, who.ns_pid != who.key.pid),
-    )
+    facts = facts_of(who, seen.cause, seen.signal)
     decision = decide(context.policy.policy, facts)
     if decision.action.capture is Capture.NONE:
         count(context, seen.cause, seen.signal, Outcome.IGNORED)
@@ -85,14 +75,14 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     crash.open(seen.record(identity, late=late, lost=lost), "record")
     crash.learn(
         Placed(
-            cgroup=group,
+            cgroup=facts.cgroup,
             unit=facts.unit,
             container=facts.container,
             rule=decision.rule,
             capture_wanted=decision.action.capture,
         )
     )
-    if not group:
+    if not facts.cgroup:
         crash.lose("cgroup", "it was gone when the event was read")
     ask_recorder(context, crash)
     site = site_of(seen.fatal) if seen.fatal else None
@@ -103,6 +93,21 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     end(context, crash, "record")
 
 
+def facts_of(who: Identity, cause: Cause, signo: int | None) -> Facts:
+    """What policy may look at of a process that nobody held."""
+    group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
+    return Facts(
+        cause=cause,
+        exe=who.exe,
+        comm=who.comm,
+        cgroup=group,
+        unit=unit_of_cgroup(group) if group else None,
+        uid=who.uid,
+        signal=signo,
+        container=is_container(group, who.ns_pid != who.key.pid),
+    )
+
+
 def _explain_events(context: Context, crash: Crash) -> None:
     """A backtrace from what BPF saw, where nobody held the process."""
     fatal, exited = crash.seen.fatal, crash.seen.exit
@@ -110,6 +115,9 @@ def _explain_events(context: Context, crash: Crash) -> None:
         return
     if crash.record.container:
         crash.lose("frames", "its files lie in a container that may be gone")
+        return
+    if not fatal.stack:
+        crash.lose("frames", "its stack was not told: too many deaths at a time")
         return
     if not exited.mapped and exited.status & CORE_BIT:
         # where crashes are handed over BPF does not tell the mappings of what dumps core

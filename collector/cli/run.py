@@ -242,6 +242,12 @@ def _watch(
 ) -> None:
     if probe is not None:
         metrics.watch(
+            "deaths_beyond_share",
+            "Deaths that BPF only counted: too many of one program or owner at a time",
+            "kept",
+            lambda: _counted(probe.counters()),
+        )
+        metrics.watch(
             "probe_dropped",
             "Events lost because the ring was full",
             "program",
@@ -254,6 +260,10 @@ def _watch(
         lambda: {"impostor": backend.refused, "late": backend.late, "memory": native.untold},
     )
     metrics.left_behind.set_function(lambda: native.left_behind)
+
+
+def _counted(counters: Counters) -> dict[str, int]:
+    return {"together": counters.tallied, "no": counters.untallied}
 
 
 def _dropped(counters: Counters) -> dict[str, int]:

@@ -9,9 +9,10 @@ has no lock of its own: one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from collector.errors import ProbeError
 from collector.linux import libbpf
@@ -80,24 +81,28 @@ class Ring:
     def _data(self, position: int, header: int) -> bytes:
         return self._at((position & (self.size - 1)) + HEADER, header & LENGTH)
 
-    def records(self) -> Iterator[bytes]:
+    def records(self) -> Generator[bytes]:
         """The records that wait. Stops at one that is still being written: its writer wakes us.
 
-        A record counts as read when the next one is asked for, or the end is reached.
+        A record counts as read when the next one is asked for, or the generator is closed.
         """
         position = self.position
         while position < self._produced[0]:
             header = self._header(position)
             if header & BUSY:
                 return
-            if not header & DISCARDED:
-                yield self._data(position, header)
-            position = _following(position, header)
-            self._consumed[0] = position  # one aligned store; x86 keeps the order
+            try:
+                if not header & DISCARDED:
+                    yield self._data(position, header)
+            finally:
+                position = _following(position, header)
+                self._consumed[0] = position  # one aligned store; x86 keeps the order
 
-    def positioned(self) -> Iterator[tuple[int, bytes]]:
+    def positioned(self) -> Generator[tuple[int, bytes]]:
         """As `records`, each with its position."""
-        return ((self.position, record) for record in self.records())
+        with contextlib.closing(self.records()) as records:
+            for record in records:
+                yield self.position, record
 
     @property
     def position(self) -> int:

@@ -28,13 +28,13 @@ from collector.model import (
     StackPage,
 )
 
-FORMAT = 3  # CW_FORMAT
+FORMAT = 4  # CW_FORMAT
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
 ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
 BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
-TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED = 1, 2, 3, 4  # enum cw_event_type
+TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED, TYPE_SIGNAL = 1, 2, 3, 4, 5  # enum cw_event_type
 VM_EXEC = 0x4  # <linux/mm.h>
 
 WHO = struct.Struct("<QQ7Ii16s768s")  # struct cw_who
@@ -48,10 +48,16 @@ UNMAPPED = {
     2: "more objects are mapped than BPF tells of one process",
 }
 EXIT = struct.Struct("<IIII")  # struct cw_exit behind its event
-FATAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cw_fatal behind its event, before stack
+SIGNAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cw_signal behind its event
 MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cw_mapped
-FATAL_BYTES = EVENT_BYTES + FATAL.size + STACK_PAGES * PAGE
-SIZES = {TYPE_FATAL: FATAL_BYTES, TYPE_EXIT: EVENT_BYTES + EXIT.size, TYPE_OOM: EVENT_BYTES}
+SIGNAL_BYTES = EVENT_BYTES + SIGNAL.size
+FATAL_BYTES = SIGNAL_BYTES + STACK_PAGES * PAGE
+SIZES = {
+    TYPE_FATAL: FATAL_BYTES,
+    TYPE_EXIT: EVENT_BYTES + EXIT.size,
+    TYPE_OOM: EVENT_BYTES,
+    TYPE_SIGNAL: SIGNAL_BYTES,
+}
 
 
 class _Common(NamedTuple):
@@ -74,8 +80,9 @@ def path_of(raw: bytes) -> str:
     return "/" + b"/".join(names).decode("utf-8", "backslashreplace")
 
 
-def _who(record: bytes) -> Identity:
-    fields = WHO.unpack_from(record, HEAD.size)
+def identity(record: bytes, at: int) -> Identity:
+    """A struct cw_who that is at an offset. ProbeError if it is damaged."""
+    fields = WHO.unpack_from(record, at)
     start, cgroup, pid, tid, ns_pid, ns_tid, ppid, uid, gid, exe_len, comm, exe = fields
     if exe_len > len(exe):
         raise ProbeError(f"a record of pid {pid} claims a path of {exe_len} bytes")
@@ -93,8 +100,9 @@ def _who(record: bytes) -> Identity:
     )
 
 
-def _sender(record: bytes) -> Sender | None:
-    _target, pid, uid, signal, _, comm = SENDER.unpack_from(record, HEAD.size + WHO.size)
+def sender(record: bytes, at: int) -> Sender | None:
+    """A struct cw_sender that is at an offset."""
+    _target, pid, uid, signal, _, comm = SENDER.unpack_from(record, at)
     return Sender(pid=pid, comm=text(comm), uid=uid) if signal else None
 
 
@@ -128,12 +136,12 @@ def _access(trap: int, error: int) -> Access | None:
 
 
 def _fatal(common: _Common, record: bytes) -> FatalSignal:
-    fields = FATAL.unpack_from(record, EVENT_BYTES)
+    fields = SIGNAL.unpack_from(record, EVENT_BYTES)
     signal, has_info, thread_comm, info = fields[:4]
     trap, trap_error, status, build_id, offset, base, valid = fields[31:]
     told = siginfo.decode(info) if has_info else None
     is_fault = told is not None and told.address is not None
-    stack = EVENT_BYTES + FATAL.size
+    stack = SIGNAL_BYTES
     return FatalSignal(
         who=common.who,
         time_ns=common.time_ns,
@@ -192,8 +200,9 @@ def decode(record: bytes) -> Event | Mapped:
     # The ring rounds nothing: the length of a record is what the program reserved.
     if size != len(record) or size != SIZES.get(kind):
         raise ProbeError(f"a record of type {kind} with {len(record)} bytes, said to have {size}")
-    common = _Common(time_ns, _who(record), _sender(record), _fault(record))
-    if kind == TYPE_FATAL:
+    who, sent = identity(record, HEAD.size), sender(record, HEAD.size + WHO.size)
+    common = _Common(time_ns, who, sent, _fault(record))
+    if kind in (TYPE_FATAL, TYPE_SIGNAL):
         return _fatal(common, record)
     if kind == TYPE_EXIT:
         status, oom, unmapped, _ = EXIT.unpack_from(record, EVENT_BYTES)

@@ -7,7 +7,9 @@ and what both saw is reported once).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import select
 import struct
@@ -27,6 +29,7 @@ from collector.linux.ringbuf import Ring
 from collector.model import Event, Exit, MappedObject, ProcessKey
 from collector.probe import btf, core, events, files, iterators, pins
 from collector.probe.ledger import Ledger
+from collector.probe.tallies import Tallies, Tally
 
 PIN_DIR = Path("/sys/fs/bpf/coreward")
 _COUNTER = struct.Struct("<Q")
@@ -44,6 +47,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     dropped_mapped: int  # objects of killed processes: their backtraces miss them
     handled: int  # signals that were delivered and not fatal
     fatal: int
+    tallied: int  # deaths that are in tallies only
+    untallied: int  # and those for which there was no room even there
     undecodable: int  # records of another build's format, or damaged
     overwritten: int  # deaths that a killed reader had taken, and whose events are gone
 
@@ -128,6 +133,7 @@ class _Old:
         self._ring = Ring(libbpf.get_pin(str(directory / "ring")))
         self.ledger = Ledger(directory, self._ring)
         readable = pins.event_format(directory) == events.FORMAT
+        self.tallies = _last_tallies(directory) if readable else []
         for position, record in (*self.ledger.again(), *self._ring.positioned()):
             try:
                 if not readable:
@@ -152,6 +158,14 @@ class _Old:
     def close(self) -> None:
         self.ledger.close()
         self._ring.close()
+
+
+def _last_tallies(directory: Path) -> list[Tally]:
+    tallies = Tallies(directory)
+    try:
+        return list(tallies.all())
+    finally:
+        tallies.close()
 
 
 def _take_over(directory: Path) -> _Old | None:
@@ -188,6 +202,8 @@ class Probe:
 
     loader: str
     attached_ns: int  # CLOCK_BOOTTIME; earlier events happened while nobody listened
+    tallies: Tallies
+    replaced_tallies: list[Tally]  # of replaced builds; they grow no more
 
     def __init__(self, loader: str, directory: Path, lock: int, replaced: list[_Old]) -> None:
         self.loader = loader
@@ -202,6 +218,8 @@ class Probe:
         self._ring = Ring(libbpf.get_pin(str(directory / "ring")))
         self._counters = libbpf.get_pin(str(directory / "counters"))
         self._settings = libbpf.get_pin(str(directory / "settings"))
+        self.tallies = Tallies(directory)
+        self.replaced_tallies = [tally for old in replaced for tally in old.tallies]
         self._threads = libbpf.get_pin(str(directory / "threads"))
         self._mappings = libbpf.get_pin(str(directory / "mappings"))
         self._epoll = select.epoll()
@@ -233,22 +251,30 @@ class Probe:
         """A descriptor for poll(2), readable when events wait."""
         return self._epoll.fileno()
 
-    def drain(self) -> list[Event]:
-        """The events that wait, oldest first. Does not block."""
+    def drain(self, most: int | None = None) -> list[Event]:
+        """The events that wait, oldest first, and at most so many of them. Does not block.
+
+        Fewer than `most`: there are no more.
+        """
         with self._drain_lock:
-            found = list(self._waiting)
-            if self._waiting:
-                self._waiting.clear()
-                os.eventfd_read(self._wake)
-            found += self._decoded(self._ring.positioned())
+            found: list[Event] = []
+            while self._waiting and len(found) != most:
+                found.append(self._waiting.popleft())
+                if not self._waiting:
+                    os.eventfd_read(self._wake)
+            found += self._some(most and most - len(found))
             # A writer wakes us only if it sees that we have read all before its record. The lock's
             # atomic operation is the barrier between our store and the second look.
             with self._fence:
-                found += self._decoded(self._ring.positioned())
+                found += self._some(most and most - len(found))
             self._ring.trim()
             if found:
                 self._ledger.keep()
             return found
+
+    def _some(self, most: int | None) -> Iterator[Event]:
+        with contextlib.closing(self._ring.positioned()) as records:
+            yield from itertools.islice(self._decoded(records), most)
 
     def _decoded(self, records: Iterable[tuple[int, bytes]]) -> Iterator[Event]:
         for position, record in records:
@@ -316,6 +342,11 @@ class Probe:
         """
         libbpf.write_array(self._settings, _HAS_HANDOFF, _SETTING.pack(int(on)))
 
+    def tallied(self) -> int:
+        """Deaths that are in `tallies` only, of all times."""
+        index = Counters.__struct_fields__.index("tallied")
+        return int(_COUNTER.unpack(libbpf.read_array(self._counters, index, _COUNTER.size))[0])
+
     def counters(self) -> Counters:
         """What was counted so far."""
         names = Counters.__struct_fields__[:-2]  # in the order of enum cw_counter
@@ -355,6 +386,7 @@ class Probe:
         self._epoll.close()
         self._ledger.close()
         self._ring.close()
+        self.tallies.close()
         with self._replaced_lock:
             for old in self._replaced:
                 old.close()

@@ -26,6 +26,7 @@ from collector.linux.memory import LevelKey
 from collector.model import Capture, Event, ProcessKey, Record
 from collector.native.contract import FILES
 from collector.policy.load import loads
+from collector.probe.tallies import Tally
 from collector.store.store import Store
 from tests.unit.event_samples import KEY
 
@@ -91,6 +92,23 @@ class FakeLanes:
         return self.handoffs, self.records, self.captures, self.explains, self.kills
 
 
+class FakeTallies:
+    """What BPF only counted."""
+
+    def __init__(self) -> None:
+        self.found: dict[bytes, Tally] = {}
+        self.counted: set[ProcessKey] = set()
+
+    def all(self) -> list[Tally]:
+        return list(self.found.values())
+
+    def remove(self, tally: Tally) -> Tally | None:
+        return self.found.pop(tally.key, None)
+
+    def has_counted(self, key: ProcessKey) -> bool:
+        return key.to_tick() in self.counted
+
+
 class FakeProbe:
     """BPF: events that a test tells, and which deaths it may forget."""
 
@@ -99,13 +117,18 @@ class FakeProbe:
     def __init__(self) -> None:
         self._waiting: list[Event] = []
         self.settled: list[ProcessKey] = []
+        self.tallies = FakeTallies()
+        self.replaced_tallies: list[Tally] = []
 
     def tell(self, *events: Event) -> None:
         self._waiting += events
 
-    def drain(self) -> list[Event]:
-        waiting, self._waiting = self._waiting, []
+    def drain(self, most: int | None = None) -> list[Event]:
+        waiting, self._waiting = self._waiting[:most], self._waiting[len(self._waiting[:most]) :]
         return waiting
+
+    def tallied(self) -> int:
+        return sum(tally.count for tally in self.tallies.found.values())
 
     def recorded(self, key: ProcessKey) -> None:
         self.settled.append(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.probe import events, iterators
+from collector.probe import events, iterators, tallies
 from collector.probe.probe import Counters
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coreward.h"
@@ -22,7 +22,11 @@ EXPECTED = {
     "offsetof(struct cw_event, who)": events.HEAD.size,
     "sizeof(struct cw_exit)": events.SIZES[events.TYPE_EXIT],
     "sizeof(struct cw_fatal)": events.FATAL_BYTES,
-    "offsetof(struct cw_fatal, stack)": events.EVENT_BYTES + events.FATAL.size,
+    "sizeof(struct cw_signal)": events.SIZES[events.TYPE_SIGNAL],
+    "offsetof(struct cw_fatal, stack)": events.SIGNAL_BYTES,
+    "sizeof(struct cw_tally_key)": tallies.KEY.size,
+    "sizeof(struct cw_tally)": tallies.TALLY_BYTES,
+    "CW_TALLY_PIDS": tallies.PIDS,
     "offsetof(struct cw_who, comm)": 48,
     "sizeof(struct cw_mapped)": events.MAPPED.size,
     "sizeof(struct cw_thread)": iterators.THREAD.size,
@@ -35,6 +39,7 @@ EXPECTED = {
     "CW_EVENT_EXIT": events.TYPE_EXIT,
     "CW_EVENT_OOM": events.TYPE_OOM,
     "CW_EVENT_MAPPED": events.TYPE_MAPPED,
+    "CW_EVENT_SIGNAL": events.TYPE_SIGNAL,
     "CW_MAPPING_FILE": iterators.HAS_FILE,
     "CW_MAPPING_ANON_VMA": iterators.HAS_ANON_VMA,
     "CW_MAPPING_SPECIAL": iterators.IS_SPECIAL,

@@ -56,7 +56,7 @@ def common(kind: int, size: int, **changes: bytes | int) -> bytes:
 def fatal(**changes: bytes | int) -> bytes:
     """A record of a SIGSEGV with the first and the third page of its stack."""
     info = struct.pack("<iiiiQ", 11, 0, changes.get("code", SEGV_MAPERR), 0, 0x10)
-    part = events.FATAL.pack(
+    part = events.SIGNAL.pack(
         11, changes.get("has_info", 1), b"worker", info.ljust(48, b"\0"), *REGS,
         changes.get("trap", 14), changes.get("error", 0b110),
         changes.get("status", 1), changes.get("build_id", BUILD_ID), 0x1234, 0x7000, 0b101,
