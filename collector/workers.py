@@ -13,7 +13,10 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
+
+_TOGETHER = 128  # tasks
 
 log = logging.getLogger(__name__)
 Task = Callable[[], None]
@@ -29,12 +32,21 @@ class Lane:
     """At most `workers` tasks at a time, at most `limit` waiting.
 
     reserved: so many more workers for tasks that come `first`, however long the others take.
+    together: what to enter around tasks that a worker does one after the other.
     """
 
     def __init__(
-        self, name: str, workers: int, limit: int, *, nice: int = 0, reserved: int = 0
+        self,
+        name: str,
+        workers: int,
+        limit: int,
+        *,
+        nice: int = 0,
+        reserved: int = 0,
+        together: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.name = name
+        self._together = together
         self._usual, self._workers = workers, workers + reserved
         self._limit, self._nice = limit, nice
         self._lock = threading.Lock()
@@ -114,14 +126,14 @@ class Lane:
                     return
                 if not self._may_begin():
                     continue  # whoever ends such a task calls again
-                waiting = self._tasks.popleft()
-                usual = not waiting.first
+                usual = not self._tasks[0].first
+                most = _TOGETHER if self._together else 1
+                tasks = deque(self._tasks.popleft().run for _ in range(min(most, self.waiting)))
                 self._busy += 1
                 self._usual_busy += usual
             try:
-                self._do(waiting.run)
+                self._do_all(tasks)
             finally:
-                del waiting  # and all that it holds, before the next one is waited for
                 with self._lock:
                     self._busy -= 1
                     self._usual_busy -= usual
@@ -132,6 +144,19 @@ class Lane:
     def _may_begin(self) -> bool:
         """Whether the first task that waits is one for a worker that is free."""
         return bool(self._tasks) and (self._tasks[0].first or self._usual_busy < self._usual)
+
+    def _do_all(self, tasks: deque[Task]) -> None:
+        """Each is forgotten with all that it holds when it is done."""
+        if self._together is None or len(tasks) < 2:
+            while tasks:
+                self._do(tasks.popleft())
+            return
+        try:
+            with self._together():
+                while tasks:
+                    self._do(tasks.popleft())
+        except Exception:
+            log.exception("%s: what was done together could not be finished", self.name)
 
     def _do(self, task: Task) -> None:
         try:

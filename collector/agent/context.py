@@ -34,11 +34,12 @@ COPY_QUEUE = 256
 class Lanes:
     """Where the work is done: what waits in one lane does not hold up another."""
 
-    def __init__(self, settings: CaptureSettings) -> None:
+    def __init__(self, settings: CaptureSettings, store: Store) -> None:
         self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE)
         # one more for those that are held: what others have died of keeps no process waiting
         self.captures = Lane("capture", settings.workers, settings.queue, reserved=1)
-        self.records = Lane("record", 1, RECORD_QUEUE)
+        # in a storm one flush of the disk does for many records
+        self.records = Lane("record", 1, RECORD_QUEUE, together=store.batch)
         # a process waits for each: nothing that takes long is done here
         self.copies = Lane("copy", COPY_WORKERS, COPY_QUEUE)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)

@@ -122,6 +122,11 @@ class Crash:
                 return False
             return True
 
+    def lacks(self, *parts: str) -> bool:
+        """Whether it lacks a part other than these."""
+        with self._lock:
+            return not self._open <= {*parts}
+
     def end(self, part: str) -> bool:
         """A part is done. True, once: it was the last, and the record is whole."""
         with self._lock:

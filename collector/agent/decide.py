@@ -45,4 +45,4 @@ def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> A
     if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
         return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
     site = site_of(crash.seen.fatal) if crash.seen.fatal else None
-    return context.limiter.admit(action, exe, site)
+    return context.limiter.admit(action, exe, site, uid=crash.gathered.dying.uid)

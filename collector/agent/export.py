@@ -57,9 +57,15 @@ def open_held(context: Context, crash: Crash) -> None:
         crash.lose(part, why)
     if not decided.explain:
         crash.lose("frames", "not looked for: beyond the limit")
-    if crash.keep(context.store):
+    # one of which nothing more is wanted is on disk soon enough, and its events are kept so long
+    if (decided.explain or _wants_core(crash)) and crash.keep(context.store):
         recorded(context, crash)
     ask_recorder(context, crash)
+
+
+def _wants_core(crash: Crash) -> bool:
+    """Whether more than a record is made of it."""
+    return crash.decided.admission.capture is not Capture.RECORD
 
 
 def ask_recorder(context: Context, crash: Crash) -> None:

@@ -7,6 +7,7 @@ each death counts once, whether it has a record of its own or not.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ _PIDS = 1024  # that one record names
 class _Kind(msgspec.Struct, kw_only=True):
     """What was made of one tally so far."""
 
+    time: datetime.datetime  # of the first death; two readings of the clocks are never the same
     told: int  # deaths of it that the metrics have
     written: int = 0  # and those that its record has
     written_at: float = float("-inf")
@@ -95,7 +97,7 @@ class Storms:
             self._count(context, kind, tally)
             due = last or now >= kind.written_at + _WRITE_S
             if kind.written != tally.count and due and kind.outcome is not Outcome.IGNORED:
-                record = _record(context, tally, kind.pids)
+                record = _record(context, tally, kind)
                 if record is None:
                     kind.outcome = Outcome.IGNORED
                 else:
@@ -106,11 +108,13 @@ class Storms:
 
     def _begin(self, context: Context, tally: Tally) -> _Kind:
         """An earlier agent may have begun with it."""
-        kind = self._kinds[tally.key] = _Kind(told=0)
+        kind = self._kinds[tally.key] = _Kind(time=boot_to_utc(tally.first_ns), told=0)
         identity = _id(context, tally)
         if context.store.has(identity):
             try:
-                kind.told = min(context.store.get(identity).count or 0, tally.count)
+                record = context.store.get(identity)
+                kind.told = min(record.count or 0, tally.count)
+                kind.time, kind.pids = record.time, record.pids or []
             except CorewardError as error:
                 log.warning("%s", error)
         return kind
@@ -150,17 +154,17 @@ def _id(context: Context, tally: Tally) -> str:
     return record_id(context.boot_id, ProcessKey(tally.who.key.pid, tally.first_ns))
 
 
-def _record(context: Context, tally: Tally, pids: list[int]) -> Record | None:
+def _record(context: Context, tally: Tally, kind: _Kind) -> Record | None:
     """One for all of them; None: policy wants none."""
     who, cause = tally.who, _cause(tally)
     facts = facts_of(who, cause, tally.signal)
     decision = decide(context.policy.policy, facts)
     if decision.action.capture is Capture.NONE:
         return None
-    one = "its last ones are named" if tally.count > len(pids) else "all are named"
+    one = "its last ones are named" if tally.count > len(kind.pids) else "all are named"
     return Record(
         id=_id(context, tally),
-        time=boot_to_utc(tally.first_ns),
+        time=kind.time,
         pid=who.key.pid,
         tid=who.tid,
         cause=cause,
@@ -181,8 +185,8 @@ def _record(context: Context, tally: Tally, pids: list[int]) -> Record | None:
         outcome=Outcome.COUNTED,
         rule=decision.rule,
         count=tally.count,
-        last=boot_to_utc(tally.last_ns),
-        pids=list(pids),
+        last=kind.time + datetime.timedelta(microseconds=(tally.last_ns - tally.first_ns) // 1000),
+        pids=kind.pids,
         reason=_reason(tally),
         lost={"deaths": f"too many at a time for records of their own; of the pids {one}"},
     )

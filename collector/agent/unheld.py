@@ -18,7 +18,6 @@ from collector.capture.job import EXPLAIN_CORE
 from collector.errors import CorewardError
 from collector.handoff.pipe import PipeNote
 from collector.linux import cgroupfs, procfs
-from collector.linux.clock import boot_to_utc
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.limit import site_of
@@ -58,7 +57,8 @@ def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool
     """Whether this death is on record: a killed agent's, or its end was waited for in vain."""
     if context.store.has(record_id(context.boot_id, who.key)):
         return True
-    return late and _on_record(context.store, who.key, boot_to_utc(crash.seen.time_ns))
+    # a hand-off without an event, and a note of the helper, know its start to a tick only
+    return late and context.store.has(record_id(context.boot_id, who.key.to_tick()))
 
 
 def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
@@ -86,7 +86,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
         crash.lose("cgroup", "it was gone when the event was read")
     ask_recorder(context, crash)
     site = site_of(seen.fatal) if seen.fatal else None
-    if context.kill_limiter.admit(decision.action, facts.exe, site).reason is None:
+    if context.kill_limiter.admit(decision.action, facts.exe, site, uid=who.uid).reason is None:
         _explain_events(context, crash)
     else:
         crash.lose("frames", "not looked for: beyond the limit")

@@ -173,9 +173,11 @@ def give_up(context: Context, crash: Crash, why: str) -> None:
 
 def _end(context: Context, crash: Crash) -> None:
     """The hand-off's work is done; only the end of the process may still be seen."""
-    crash.keep(context.store)
+    complete = context.registry.settle(crash, blind=context.blind)
+    if crash.lacks("core", "exit" if complete else "core"):  # else it is closed now, and stored
+        crash.keep(context.store)
     end(context, crash, "core")
-    if context.registry.settle(crash, blind=context.blind):
+    if complete:
         end_of_process(context, crash)
 
 

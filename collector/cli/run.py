@@ -126,7 +126,7 @@ class RunVerb:
                     backend=backend,
                     metrics=metrics,
                     announce=announce,
-                    lanes=Lanes(policy.capture),
+                    lanes=Lanes(policy.capture, store),
                     recorder=recorder,
                     native=native,
                     pins=Pins(native),

@@ -2,8 +2,10 @@
 
 A budget is a sliding window: at most `limit.captures` full captures in any `limit.period`, and
 at most FALLBACK_FACTOR times as many smaller ones (`stacks`, `threads`), whether asked for or
-fallen back to; beyond that a death is recorded without a core. Both the executable's and the
-site's window must have room. Windows of rules with different periods are separate.
+fallen back to; beyond that a death is recorded without a core. The executable's and the site's
+window must have room, and that of the user, which has USER_FACTOR times as much: copies of a
+program are no way around. Each user has windows of his own, so that none uses up another's. Windows
+of rules with different periods are separate.
 
 Knows nothing of disk space or of pins; forgets everything when the agent restarts.
 """
@@ -22,10 +24,11 @@ from collector.policy.types import Action, Limit
 from collector.policy.units import show_duration
 
 FALLBACK_FACTOR = 4
+USER_FACTOR = 8
 MAX_KEYS = 10_000
 
 _SMALLER = (Capture.STACKS, Capture.THREADS)
-_Key = tuple[str, str | CrashSite | None, float, bool]
+_Key = tuple[str, object, float, bool]
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,19 +54,29 @@ class Limiter:
         self._windows: OrderedDict[_Key, deque[float]] = OrderedDict()
 
     def admit(
-        self, action: Action, exe: str | None, site: CrashSite | None, now: float | None = None
+        self,
+        action: Action,
+        exe: str | None,
+        site: CrashSite | None,
+        now: float | None = None,
+        *,
+        uid: int | None = None,
     ) -> Admission:
         """What of `action.capture` may be done now, charged to the windows.
 
         Deaths whose executable is unknown share one window. `site` None: only the executable
-        counts; take it from `site_of`. `now` defaults to the clock.
+        counts; take it from `site_of`. `now` defaults to the clock. uid: whose process it was;
+        None: it is not known, and nobody's window counts.
         """
+        keys: list[tuple[str, object, int]] = [("executable", (exe, uid), 1)]
+        if site is not None:
+            keys.append(("crash site", (site, uid), 1))
+        if uid is not None:
+            keys.append(("user", uid, USER_FACTOR))
         with self._lock:
-            return self._judge(action, exe, site, self._clock() if now is None else now)
+            return self._judge(action, keys, self._clock() if now is None else now)
 
-    def _judge(
-        self, action: Action, exe: str | None, site: CrashSite | None, now: float
-    ) -> Admission:
+    def _judge(self, action: Action, keys: list[tuple[str, object, int]], now: float) -> Admission:
         limit, wanted = action.limit, action.capture
         if limit is None or wanted in (Capture.RECORD, Capture.NONE):
             return Admission(capture=wanted, reason=None)
@@ -71,26 +84,26 @@ class Limiter:
         for capture in (Capture.FULL, limit.fallback) if wanted is Capture.FULL else (wanted,):
             if capture is Capture.RECORD:
                 break
-            used_up = self._charge(limit, capture in _SMALLER, exe, site, now)
+            used_up = self._charge(limit, capture in _SMALLER, keys, now)
             if used_up is None:
                 return Admission(capture=capture, reason=reasons[0] if reasons else None)
             reasons.append(used_up)
         return Admission(capture=Capture.RECORD, reason="; ".join(reasons))
 
     def _charge(
-        self, limit: Limit, small: bool, exe: str | None, site: CrashSite | None, now: float
+        self, limit: Limit, small: bool, keys: list[tuple[str, object, int]], now: float
     ) -> str | None:
         """Count one capture if every window has room; else say which has none."""
-        most = limit.captures * (FALLBACK_FACTOR if small else 1)
-        windows = [("executable", self._window(("exe", exe, limit.period, small), now))]
-        if site is not None:
-            windows.append(("crash site", self._window(("site", site, limit.period, small), now)))
-        for name, window in windows:
+        windows = []
+        for name, key, factor in keys:
+            window = self._window((name, key, limit.period, small), now)
+            windows.append(window)
+            most = limit.captures * factor * (FALLBACK_FACTOR if small else 1)
             if len(window) >= most:
                 kind = "smaller" if small else "full"
                 span = show_duration(limit.period)
                 return f"limit of {most} {kind} captures per {span} used up for this {name}"
-        for _, window in windows:
+        for window in windows:
             window.append(now)
         return None
 

@@ -21,6 +21,7 @@ import msgspec
 
 from collector.errors import NotFound, StoreError
 from collector.linux.descriptors import Spare
+from collector.linux.syncfs import syncfs
 from collector.model import Record
 from collector.store import encoding
 from collector.store.ids import checked, is_id
@@ -75,32 +76,35 @@ class Folders:
                 pass
         return path
 
-    def _make(self, id: str) -> bool:
+    def _make(self, id: str, *, sync: bool = True) -> bool:
         """Make the folder, if it is not there yet; whether it was made."""
         try:
             os.mkdir(checked(id), DIRECTORY_MODE, dir_fd=self._fd)
         except FileExistsError:
             return False
         os.chmod(id, DIRECTORY_MODE, dir_fd=self._fd)  # the umask may have taken bits away
-        os.fsync(self._fd)
+        if sync:
+            os.fsync(self._fd)
         return True
 
-    def write(self, record: Record) -> Stamp:
-        """Replace `record.json` atomically and durably. StoreError names the file.
+    def write(self, record: Record, *, sync: bool = True) -> Stamp:
+        """Replace `record.json` atomically, and durably unless the caller sees to it by `sync`.
 
         One at a time: there are descriptors for it also when the process has no others left.
+        StoreError names the file.
         """
         data = encoding.encode(record)
         try:
-            return self._spare.attempt(partial(self._write, record.id, data), _PATIENCE_S)
+            write = partial(self._write, record.id, data, sync=sync)
+            return self._spare.attempt(write, _PATIENCE_S)
         except OSError as error:
             raise StoreError(
                 f"{self.path / record.id / RECORD}: cannot be written: {error.strerror}"
             ) from error
 
-    def _write(self, id: str, data: bytes) -> Stamp:
+    def _write(self, id: str, data: bytes, *, sync: bool) -> Stamp:
         with self._locked(fcntl.LOCK_SH):
-            self._make(id)
+            self._make(id, sync=sync)
             try:
                 fd = os.open(id, _DIRECTORY, dir_fd=self._fd)
             except OSError as error:
@@ -108,9 +112,13 @@ class Folders:
                     raise StoreError(f"{self.path / id}: {_why(error)}") from error
                 raise
             try:
-                return _replace(fd, RECORD, data)
+                return _replace(fd, RECORD, data, sync=sync)
             finally:
                 os.close(fd)
+
+    def sync(self) -> None:
+        """Make durable what was written without. OSError if something could not be."""
+        syncfs(self._fd)
 
     def read(self, id: str) -> Record:
         """The record of this id. NotFound if there is none, StoreError if it is damaged."""
@@ -220,7 +228,7 @@ def _names(directory: int) -> list[str]:
         os.close(fd)
 
 
-def _replace(folder: int, name: str, data: bytes) -> Stamp:
+def _replace(folder: int, name: str, data: bytes, *, sync: bool) -> Stamp:
     """Write a file of the folder under a temporary name, make it durable, and rename it."""
     temporary = f"{TEMPORARY}{name}-{os.urandom(4).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -230,7 +238,8 @@ def _replace(folder: int, name: str, data: bytes) -> Stamp:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)
         written = os.fstat(fd)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
@@ -239,7 +248,8 @@ def _replace(folder: int, name: str, data: bytes) -> Stamp:
         raise
     finally:
         os.close(fd)
-    os.fsync(folder)
+    if sync:
+        os.fsync(folder)
     return written.st_ino, written.st_mtime_ns
 
 

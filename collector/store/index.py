@@ -80,9 +80,9 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
-    def put(self, record: Record, stamp: Stamp) -> None:
+    def put(self, rows: Iterable[tuple[Record, Stamp]]) -> None:
         with self._errors(), self._db:
-            self._db.execute(_UPSERT, _row(record, stamp))
+            self._db.executemany(_UPSERT, [_row(record, stamp) for record, stamp in rows])
 
     def remove(self, id: str) -> None:
         with self._errors(), self._db:

@@ -21,7 +21,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -29,8 +30,8 @@ from collector.errors import Ambiguous, NotFound, StoreError
 from collector.model import Cause, Record
 from collector.store import encoding, index
 from collector.store.filter import Filter, microseconds
-from collector.store.folders import DIRECTORY_MODE, Folders
-from collector.store.ids import ID_DIGITS, checked
+from collector.store.folders import DIRECTORY_MODE, Folders, Stamp
+from collector.store.ids import ID_DIGITS, checked, is_id
 from collector.store.index import Index, IndexDamaged, IndexOutdated, IndexUnusable
 
 LATEST = "latest"
@@ -40,6 +41,16 @@ Found = list[tuple[int, str, Record | None]]  # time in microseconds, id, record
 Damage = Callable[[StoreError], None]
 _log = logging.getLogger(__name__)
 _CANDIDATES = 8  # ids that an Ambiguous names
+Rows = list[tuple[Record, Stamp]]
+
+
+class _Put:
+    """A record that waits for its turn, and what became of it."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.done = False
+        self.error: StoreError | None = None
 
 
 class Store:
@@ -56,6 +67,8 @@ class Store:
         self.path = path
         self._readonly = readonly
         self._lock = threading.Lock()
+        self._waiting: deque[_Put] = deque()
+        self._own = threading.local()  # .rows: of a batch of this thread
         self._index: Index | None = None
         self._index_problem: StoreError | None = None
         try:
@@ -101,19 +114,68 @@ class Store:
         if record.time.tzinfo is None:
             raise ValueError(f"record {record.id}: its time has no zone")
         record = encoding.utf8_only(record)
-        with self._lock:
-            stamp = self._folders.write(record)
+        rows: Rows | None = getattr(self._own, "rows", None)
+        if rows is not None:
+            rows.append((record, self._folders.write(record, sync=False)))
+            return
+        put = _Put(record)
+        self._waiting.append(put)
+        with self._lock:  # whoever has it writes for all that wait, and one flush does for them
+            if not put.done:
+                self._put_waiting()
+        if put.error is not None:
+            raise put.error
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """What this thread puts meanwhile is visible at once, and on disk (synced) at the end.
+
+        Then it is also in the index. Raises as `put` does, of the last of them.
+        """
+        rows: Rows = []
+        self._own.rows = rows
+        try:
+            yield
+        finally:
+            del self._own.rows
+            if rows:
+                with self._lock:
+                    self._finish(rows)
+
+    def _put_waiting(self) -> None:
+        puts = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        rows: Rows = []
+        for put in puts:
+            put.done = True
             try:
-                if self._index is None:
-                    raise self._index_problem or StoreError(f"{self.path}: has no index")
-                self._index.put(record, stamp)
-            except IndexDamaged as error:
-                _log.warning("%s; it is rebuilt now", error)
-                self._rebuild()
+                rows.append((put.record, self._folders.write(put.record, sync=len(puts) == 1)))
             except StoreError as error:
-                raise StoreError(
-                    f"record {record.id} is written, but not indexed: {error}"
-                ) from error
+                put.error = error
+        if not rows:
+            return
+        try:
+            self._finish(rows, synced=len(puts) == 1)
+        except StoreError as error:
+            for put in puts:
+                put.error = put.error or error
+
+    def _finish(self, rows: Rows, *, synced: bool = False) -> None:
+        """Make durable what is written, and put it into the index."""
+        try:
+            if not synced:
+                self._folders.sync()
+        except OSError as error:
+            raise StoreError(f"{self.path}: not written to disk: {error.strerror}") from error
+        try:
+            if self._index is None:
+                raise self._index_problem or StoreError(f"{self.path}: has no index")
+            self._index.put(rows)
+        except IndexDamaged as error:
+            _log.warning("%s; it is rebuilt now", error)
+            self._rebuild()
+        except StoreError as error:
+            names = ", ".join(record.id for record, _ in rows[:_CANDIDATES])
+            raise StoreError(f"record {names} is written, but not indexed: {error}") from error
 
     def folder(self, id: str) -> Path:
         """The folder of this id, created (0700) if need be. Cores go there, under a `.tmp-`
@@ -187,7 +249,8 @@ class Store:
 
         NotFound, Ambiguous, or StoreError naming the file that is damaged.
         """
-        return self._folders.read(self.resolve(name))
+        whole = is_id(name) and self.has(name)
+        return self._folders.read(name if whole else self.resolve(name))
 
     def ids(self) -> Ids:
         """All ids on disk in no order, damaged ones too; not folders without anything whole."""

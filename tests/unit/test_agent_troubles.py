@@ -83,7 +83,7 @@ def test_an_event_of_somebody_else_that_cannot_be_taken(
     agent.native.in_hand.append(KEY)
     drain = agent.probe.drain
 
-    def once() -> Any:
+    def once(most: int) -> Any:
         monkeypatch.setattr(agent.probe, "drain", drain)
         raise OSError(12, "Cannot allocate memory")
 
@@ -130,8 +130,8 @@ def test_events_that_another_thread_has_taken_are_waited_for(
     worker = threading.Thread(target=lambda: (taken.wait(), agent.hand_over()))
     worker.start()
 
-    def slowly() -> Any:
-        found = drain()
+    def slowly(most: int) -> Any:
+        found = drain(most)
         monkeypatch.setattr(agent.probe, "drain", drain)
         # WHEN the process's worker runs: it comes to the lock, or past it
         taken.set()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -179,4 +181,30 @@ def test_a_system_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
     assert lane.submit(done.set)
     assert done.wait(60)
+    lane.close()
+
+
+def test_tasks_that_wait_are_done_together() -> None:
+    # GIVEN a lane that enters something around what is done together
+    entered = list[int]()
+
+    @contextlib.contextmanager
+    def together() -> Iterator[None]:
+        begun = len(done)
+        yield
+        entered.append(len(done) - begun)
+
+    lane, gate, done = Lane("test", 1, 10, together=together), Gate(), list[int]()
+    lane.submit(gate)
+    assert gate.running.wait(PATIENCE)
+
+    # WHEN several wait while one is done
+    for number in range(4):
+        lane.submit(partial(done.append, number))
+    gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+
+    # THEN they are done in their order, together
+    assert done == [0, 1, 2, 3]
+    assert entered == [4]
     lane.close()

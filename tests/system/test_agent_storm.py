@@ -1,0 +1,68 @@
+"""A storm of deaths by one program: the deaths of others are on record, and it is counted whole."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.system.agents import RunningAgent, Stuck, agent
+from tests.system.victims import PATIENCE, build
+
+STORM = 5000  # more than the ring has room for, and than a program's share
+
+
+def records(running: RunningAgent, comm: str) -> list[dict[str, Any]]:
+    """Those of a program's deaths that are on disk."""
+    found = [json.loads(file.read_text()) for file in running.store.glob("crashes/*/record.json")]
+    return [record for record in found if record["comm"] == comm]
+
+
+def wait_for_count(running: RunningAgent, comm: str, wanted: int) -> list[dict[str, Any]]:
+    """Wait until the records of a program stand for so many deaths, or more."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = records(running, comm)
+        if sum(record["count"] or 1 for record in found) >= wanted:
+            return found
+        if time.monotonic() > deadline:
+            raise Stuck(f"{len(found)} records of {comm}, {wanted} deaths")
+        time.sleep(0.2)  # there is nothing else to wait for: counts are told by no line
+
+
+def test_a_storm_is_counted_to_the_last_one(tmp_path: Path) -> None:
+    with agent(tmp_path) as running:
+        # GIVEN a program that kills its children as fast as it can
+        program = build("storm")
+        storm = subprocess.Popen([program, str(STORM)])
+        # WHEN somebody else dies meanwhile
+        other = subprocess.Popen(["/bin/sleep", "1000"])
+        other.kill()
+        other.wait()
+        assert storm.wait(PATIENCE) == 0
+
+        # THEN that death has a record of its own
+        assert running.record(other.pid)["signal"] == signal.SIGKILL
+        # AND those of the storm are all there, most of them as one record
+        found = wait_for_count(running, "storm", STORM)
+        together = [record for record in found if record["count"]]
+        assert len(together) == 1
+        assert len(found) - 1 + together[0]["count"] == STORM
+        assert together[0]["signal"] == signal.SIGKILL
+        assert together[0]["exe"] == str(program)
+        assert together[0]["outcome"] == "counted"
+
+
+def test_a_storm_without_an_agent_is_counted_by_the_next(tmp_path: Path) -> None:
+    with agent(tmp_path) as running:
+        # GIVEN an agent that was killed
+        running.process.kill()
+        # WHEN a storm passes before the next one
+        subprocess.run([build("storm"), str(STORM)], check=True)
+        running.restart()
+        # THEN it has all of its deaths
+        found = wait_for_count(running, "storm", STORM)
+        assert sum(record["count"] or 1 for record in found) == STORM
