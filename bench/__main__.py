@@ -11,12 +11,25 @@ from pathlib import Path
 
 import msgspec
 
-from bench import crashes, listing, machine, overhead, report, rest, snapshots, takers, writing
+from bench import (
+    crashes,
+    listing,
+    machine,
+    overhead,
+    report,
+    rest,
+    snapshots,
+    storm,
+    takers,
+    writing,
+)
 from bench.cases import CASES, QUICK, QUICK_ROUNDS
 from bench.model import Result
+from bench.relayed import Minicoredumper, SystemdCoredump
 from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
-OTHERS = ("rest", "write", "bpf")
+OTHERS = ("rest", "write", "bpf", "storm")
+SLOW = (SystemdCoredump, Minicoredumper)  # a storm would take them minutes to work off
 SNAPSHOTS = "snapshots"  # all cases of them
 
 
@@ -91,6 +104,8 @@ def run(
         result.figures += rest.measure(rest.QUICK_IDLE_S if args.quick else rest.IDLE_S, say)
     if "write" in args.cases:
         result.figures += writing.measure(*((1024, 2) if args.quick else (2048, 5)), say)
+    if "storm" in args.cases:
+        result.figures += storm.measure([p for p in peers if not isinstance(p, SLOW)], say)
     cases = [case for case in CASES if case.name in args.cases]
     crashes.compare(cases, peers, args.rounds, result, say)
     living = [case for case in LIVE_CASES if case.name in args.cases]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.release import ROOM, Governor, ReleaseDecision
 from collector.errors import HoldError
 from collector.handoff.pin import Pin
 from collector.model import Capture, Release
+from collector.policy.limit import Admission
 
 
 def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
@@ -31,6 +34,9 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
             gathered.handoff.pid, decided.decision.action.release, text.status, text.cgroup
         )
     )
+    wanted = decided.decision.action.release
+    if plan.mode is not wanted and wanted is Release.INSTANT and decided.admission.reason:
+        return _let_go(crash, plan.reason)
     if plan.mode is Release.INSTANT:
         try:
             gathered.open.enter_context(Pin(gathered.dying.mem_fd, gathered.address))
@@ -47,3 +53,16 @@ def _shared(others: int) -> str:
     if others < 0:
         return "its memory is its parent's, which waits for it (vfork)"
     return f"its memory is shared with {others} other processes, which go on"
+
+
+def _let_go(crash: Crash, why: str) -> ReleaseDecision:
+    """Release a process that would have to wait for a core which a limit has made smaller already.
+
+    In a storm one process after the other would wait for those before it. It is on record only.
+    """
+    decided = crash.decided
+    reason = f"{decided.admission.reason}; to wait for it was not worth while: {why}"
+    admission = Admission(capture=Capture.RECORD, reason=reason)
+    crash.decided = msgspec.structs.replace(decided, admission=admission, explain=False)
+    crash.gathered.handoff.release()
+    return ReleaseDecision(mode=Release.INSTANT, reason="no memory is kept")

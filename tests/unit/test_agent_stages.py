@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from collector.agent.events import ended as end_of
 from collector.agent.flow import arrived
+from collector.agent.release import ReleaseDecision
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
 from tests.unit.agent_fakes import FakeAgent
@@ -105,6 +107,34 @@ def test_a_limit_makes_captures_smaller(make: Make) -> None:
         "frames": "not looked for: beyond the limit",
     }
     assert len(agent.jobs) == 1
+
+
+def test_nobody_waits_for_a_core_that_a_limit_made_smaller(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a limit that is used up
+    agent = make("defaults: {limit: {captures: 1, period: 1h, fallback: stacks}}")
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    agent.log.clear()
+    # AND no room for another pin
+    no_room = ReleaseDecision(mode=Release.AFTER_WRITE, reason="64 pins are open")
+    admitted = contextlib.nullcontext(no_room)
+    monkeypatch.setattr("collector.agent.hold.Governor.admitted", lambda *_: admitted)
+
+    # WHEN another such process is handed over that the native part has not let go
+    agent.probe.tell(fatal())
+    agent.hand_over(pinned=False)
+    agent.probe.tell(ended())
+    agent.settle()
+
+    # THEN it goes at once, and its record says why it has no core
+    last = agent.announced[-1]
+    assert agent.log == ["released"]
+    assert (last.capture, last.outcome) == (Capture.RECORD, Outcome.REDUCED)
+    assert last.lost["memory"].endswith("to wait for it was not worth while: 64 pins are open")
 
 
 def test_the_process_wants_no_core(make: Make) -> None:
