@@ -20,6 +20,7 @@ from collector.handoff.coredump_socket import SocketBackend
 from collector.model import Capture
 from collector.policy.types import Codec
 from collector.probe import Probe, open_probe
+from collector.ranges import Range, union
 from tests.system.needs import needs
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import TwoCores, differences, dumped, plain_thread, two_cores
@@ -42,16 +43,14 @@ def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
 def both_cores(
     probe: Probe,
     folder: Path,
-    *,
+    *words: str,
     capture: Capture = Capture.FULL,
     codec: Codec = Codec.NONE,
 ) -> TwoCores:
-    """Those of the victim `mixed`, by the socket."""
+    """Those of a victim, by the socket. words: its name and arguments; none: `mixed`."""
+    words = words or ("mixed", str(folder / "mapped.bin"))
     with kernel_settings() as settings, closing(SocketBackend(folder / "core.sock")) as backend:
-        file = str(folder / "mapped.bin")
-        return two_cores(
-            probe, backend, settings, folder, "mixed", file, capture=capture, codec=codec
-        )
+        return two_cores(probe, backend, settings, folder, *words, capture=capture, codec=codec)
 
 
 @pytest.mark.parametrize("codec", [Codec.NONE, Codec.ZSTD])
@@ -77,6 +76,36 @@ def test_mixed_mappings_and_fifty_threads(probe: Probe, tmp_path: Path, codec: C
         assert differences(kernel, ours) == []
     # AND what is zero or was never touched takes no room
     assert cores.ours.stat().st_blocks < cores.kernel.stat().st_blocks
+
+
+@pytest.mark.parametrize("kind", ["anon", "file"])
+def test_large_holes_are_the_kernels_zeros(probe: Probe, tmp_path: Path, kind: str) -> None:
+    # GIVEN two cores of a process with large holes in its memory, or in a file mapped privately
+    # of which it has touched one page
+    size, page = 512 << 20, 4096
+    file = tmp_path / "holes"
+    with file.open("wb") as holes:
+        holes.truncate(size)
+        for at in (0, size // 2 + page, size - page):
+            holes.seek(at)
+            holes.write(f"data at {at}".encode().ljust(page, b"."))
+    last = {"anon": "4", "file": str(file)}[kind]
+    cores = both_cores(probe, tmp_path, "sparse", kind, str(size >> 20), last)
+
+    with CoreFile(cores.kernel) as kernel, CoreFile(cores.ours) as ours:
+        # THEN ours is cut into more segments, of the same memory
+        assert len(ours.segments) > len(kernel.segments)
+        for memory in (True, False):
+            assert areas(ours, memory=memory) == areas(kernel, memory=memory)
+        # AND every byte is the same
+        assert differences(kernel, ours) == []
+    assert cores.ours.stat().st_size < size
+
+
+def areas(core: CoreFile, *, memory: bool) -> list[Range]:
+    """What the segments have of the address space, or (memory) hold of it."""
+    found = (p.segment for p in core.segments)
+    return union((s.vaddr, s.vaddr + (s.filesz if memory else s.memsz)) for s in found)
 
 
 def test_debuggers_take_it_as_they_take_the_kernels(probe: Probe, tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def _capture_both(
             explain=False,
             urgent=True,
         )
-        _save_stream(handoff.stream_fd(), kernel)
+        # ours first: the kernel brings pages of mapped files in that it then finds in memory
         (answer,) = run_writer(job)
+        _save_stream(handoff.stream_fd(), kernel)
     assert isinstance(answer, Written), answer
     assert answer.name is not None
     return TwoCores(kernel, folder / answer.name, answer)
