@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from collector.errors import CorewardError
 from collector.export.endpoint import Endpoint
+from collector.linux import children
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -77,6 +78,8 @@ class Metrics:
             "errors", "Deaths that an error of the agent left incomplete", "stage"
         )
         self.queued = gauge("captures_queued", "Captures that wait for a worker")
+        hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
+        hanging.set_function(children.hanging)
         self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
         self.pinned = gauge("pinned_bytes", "Bytes of memory in pinned address spaces")
         self.triggers = counter(

@@ -310,6 +310,28 @@ def test_what_exit_changes_is_as_it_was(backend: str, tmp_path: Path) -> None:
     assert all(lock == owner != "0x0" for lock, owner in words)
 
 
+@needs("socket hand-off")
+def test_a_process_that_nothing_is_decided_of_is_let_go(
+    native: Native, crashing: Crashing, tmp_path: Path
+) -> None:
+    # GIVEN a watchdog, and two processes that are held
+    native.allow(instant=False, max_pins=0, max_pinned=0, patience_s=0.2)
+    with running("null_main", cwd=tmp_path) as one, running("null_main", cwd=tmp_path) as other:
+        one.go()
+        decided = crashing.take(native)
+        # WHEN somebody decides that the first one has to wait, and nobody decides of the other one
+        decided.handoff.keep()
+        other.go()
+        taken = crashing.take(native)
+        assert other.wait() == -signal.SIGSEGV
+        # THEN that one has gone, which whoever decides later is told; the first one waits still
+        with contextlib.closing(taken), pytest.raises(HoldError, match=r"hold\.patience"):
+            taken.handoff.keep()
+        assert one.process.poll() is None
+        decided.close()
+        assert one.wait() == -signal.SIGSEGV
+
+
 def test_a_library_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
