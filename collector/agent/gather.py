@@ -30,7 +30,8 @@ class Gathered:
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     open: contextlib.ExitStack  # all that is to be closed
-    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it
+    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
+    owner: LevelKey | None = None  # whose share of the pins it uses
 
     def close(self) -> None:
         self.open.close()
@@ -71,6 +72,7 @@ def gather(taken: Taken) -> Gathered:
         pin=taken.pin,
         size=taken.size,
         levels=taken.levels,
+        owner=taken.owner,
         open=open_,
     )
 

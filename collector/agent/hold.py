@@ -31,7 +31,11 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
     governor = Governor(context.policy.policy.release, context.pins)
     plan = gathered.open.enter_context(
         governor.admitted(
-            gathered.handoff.pid, decided.decision.action.release, text.status, text.cgroup
+            gathered.handoff.pid,
+            decided.decision.action.release,
+            text.status,
+            text.cgroup,
+            gathered.owner,
         )
     )
     wanted = decided.decision.action.release

@@ -20,6 +20,7 @@ import msgspec
 from collector.linux import procfs
 from collector.linux.memory import LevelKey, MemoryFacts, read_facts
 from collector.model import Release
+from collector.native.contract import OWNER_DEVICE
 from collector.policy.types import ReleaseSettings
 
 ROOM = "room for a successor"  # why a process may go at once
@@ -41,12 +42,22 @@ class ReleaseDecision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(
-    wanted: Release, settings: ReleaseSettings, facts: MemoryFacts, pins: PinTotals
+    wanted: Release,
+    settings: ReleaseSettings,
+    facts: MemoryFacts,
+    pins: PinTotals,
+    owner: LevelKey | None = None,
 ) -> ReleaseDecision:
-    """Instant release if policy wants it and nothing speaks against it; the first reason counts."""
+    """Instant release if policy wants it and nothing speaks against it; the first reason counts.
+
+    owner: who has a share of the pins; None: nobody in particular.
+    """
     if wanted is not Release.INSTANT:
         return ReleaseDecision(mode=wanted, reason="policy")
     against = _against_instant(settings, facts, pins)
+    share = max(1, settings.max_pins // 2)
+    if owner is not None and pins.by_level.get(owner, 0) >= share:
+        against = against or f"{share} pins are its user's already"
     if against is None:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
     return ReleaseDecision(mode=Release.AFTER_COPY, reason=against)
@@ -125,7 +136,8 @@ class Pins:
         by_level: dict[LevelKey, int] = {}
         for reservation in self._open:
             for level in reservation.levels:
-                by_level[level] = by_level.get(level, 0) + reservation.size
+                part = 1 if level.device == OWNER_DEVICE else reservation.size
+                by_level[level] = by_level.get(level, 0) + part
         size = sum(reservation.size for reservation in self._open)
         return PinTotals(count=len(self._open), bytes=size, by_level=by_level)
 
@@ -188,6 +200,7 @@ class Governor:
         wanted: Release,
         status: bytes | None = None,
         groups: bytes | None = None,
+        owner: LevelKey | None = None,
     ) -> Verdict:
         """Decide for a process that is held, and enter it in the account if it may go at once.
 
@@ -201,10 +214,11 @@ class Governor:
 
         def allow(totals: PinTotals) -> bool:
             nonlocal decision
-            decision = decide(wanted, self._settings, facts, totals)
+            decision = decide(wanted, self._settings, facts, totals, owner)
             return decision.mode is Release.INSTANT
 
         levels = tuple(level.key for level in facts.levels or ())
+        levels += () if owner is None else (owner,)
         reservation = self._pins.reserve(facts.private or 0, levels, allow)
         return Verdict(decision, reservation)
 
@@ -215,9 +229,10 @@ class Governor:
         wanted: Release,
         status: bytes | None = None,
         groups: bytes | None = None,
+        owner: LevelKey | None = None,
     ) -> Iterator[ReleaseDecision]:
         """`judge`, and the reservation is given back at the end of the block."""
-        decision, reservation = self.judge(pid, wanted, status, groups)
+        decision, reservation = self.judge(pid, wanted, status, groups, owner)
         try:
             yield decision
         finally:

@@ -28,7 +28,7 @@ from collector.handoff.pipe import HelperGone, PipeBackend, PipeHandOff, parse_l
 from collector.linux.memory import LevelKey
 from collector.model import TICK_NS, ProcessKey
 from collector.native import contract, library
-from collector.native.contract import EMPTY, PINS, READY, SHARED, WORD, Answer
+from collector.native.contract import EMPTY, OWNER_DEVICE, PINS, READY, SHARED, WORD, Answer
 
 _NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY of <sys/resource.h>
 _HAND_INTS = ctypes.sizeof(contract.Hand) // 4
@@ -57,7 +57,8 @@ class Taken:
     others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
-    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it
+    levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
+    owner: LevelKey | None = None  # whose share of the pins it uses
 
     def close(self) -> None:
         """Release the process, and close all that was opened of it."""
@@ -274,6 +275,7 @@ class Native:
             core_limit=limit,
             address=raw.address,
             others=raw.others,
+            owner=LevelKey(OWNER_DEVICE, raw.owner),
             pin=None,
             size=0,
         )

@@ -22,6 +22,21 @@ static int64_t counted(struct account *a, const struct level *wanted)
 	return found ? found->bytes : 0;
 }
 
+/* What one more pin of this process takes of a level: bytes, or of its owner's share one pin. */
+static int64_t share(const struct level *l, int64_t size)
+{
+	return l->device == OWNER_DEVICE ? 1 : size;
+}
+
+/* Whose pin it is: an owner has half of them, so that the others' processes go at once as well. */
+static void add_owner(struct orders *o, struct taken *t)
+{
+	int64_t most = o->max_pins / 2;
+
+	if (t->limits < DEPTH)
+		t->levels[t->limits++] = (struct level){ OWNER_DEVICE, t->owner, most ? most : 1 };
+}
+
 /* Whether a successor of this size has room in each of its cgroups, beside those of other pins. */
 static bool has_room(struct orders *o, const struct taken *t)
 {
@@ -32,7 +47,7 @@ static bool has_room(struct orders *o, const struct taken *t)
 	for (int i = 0; i < t->limits; i++) {
 		const struct level *l = &t->levels[i];
 
-		if (counted(&o->open, l) + counted(&o->fresh, l) + t->private_size > l->bytes)
+		if (counted(&o->open, l) + counted(&o->fresh, l) + share(l, t->private_size) > l->bytes)
 			return false;
 	}
 	return true;
@@ -49,7 +64,7 @@ static void enter(struct account *a, const struct taken *t)
 			found = &a->levels[a->count++];
 			*found = (struct level){ t->levels[i].device, t->levels[i].inode, 0 };
 		}
-		found->bytes += t->private_size;
+		found->bytes += share(found, t->private_size);
 	}
 }
 
@@ -74,6 +89,7 @@ bool admit(struct orders *o, struct taken *t)
 	    !small_file("/proc/meminfo", text, sizeof(text)) ||
 	    (available = field(text, "MemAvailable")) < 0)
 		return false;
+	add_owner(o, t);
 	pthread_mutex_lock(&lock);
 	others = o->open.bytes + o->fresh.bytes + t->private_size;
 	fits = o->open.pins + o->fresh.pins < o->max_pins && others <= o->max_pinned &&
@@ -95,7 +111,7 @@ void coreward_entered(struct orders *o, int64_t size, const struct level *levels
 	for (int32_t i = 0; i < count; i++) {
 		struct level *found = find(a, &levels[i]);
 
-		if (found && (found->bytes -= size) <= 0)
+		if (found && (found->bytes -= share(found, size)) <= 0)
 			*found = a->levels[--a->count];
 	}
 	pthread_mutex_unlock(&lock);

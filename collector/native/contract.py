@@ -14,7 +14,8 @@ WHY, LINE = 128, 256  # bytes
 PIN_MS = 50  # a pin that does not hold within so long never will
 MAX_CMDLINE = 16 << 10  # bytes of a process's arguments that are kept
 DEPTH = 16  # memory cgroups with a limit above one process
-LEVELS = 64  # and above all that are pinned
+LEVELS = 128  # and above all that are pinned
+OWNER_DEVICE = 0  # of a level that is an owner, with a number of pins
 
 TEXTS = ("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter", "maps")
 FILES = ("dir_fd", "mem", "pagemap", "root", "exe", "mounts")

@@ -21,7 +21,8 @@
 #define MAX_CMDLINE (16 << 10) /* bytes of a process's arguments that are kept */
 #define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
 #define DEPTH 16             /* memory cgroups with a limit above one process */
-#define LEVELS 64            /* and above all that are pinned */
+#define LEVELS 128           /* and above all that are pinned, with their owners */
+#define OWNER_DEVICE 0       /* of a level that is an owner, with a number of pins: no file system is 0 */
 
 enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
 enum file { DIR_FD, MEM, PAGEMAP, ROOT, EXE, MOUNTS, FDS };

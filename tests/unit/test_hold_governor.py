@@ -10,6 +10,7 @@ import pytest
 from collector.agent.release import Governor, Pins, PinTotals, ReleaseDecision, decide
 from collector.linux.memory import CgroupLevel, LevelKey, MemoryFacts, read_facts
 from collector.model import Release
+from collector.native.contract import OWNER_DEVICE
 from collector.policy.types import ReleaseSettings
 
 GIB = 1 << 30
@@ -27,7 +28,7 @@ def level(limit: int, usage: int, reclaimable: int = 0, path: str = "/cg/a") -> 
 def key_of(path: str) -> LevelKey:
     """As stat(2) tells it, or any for a cgroup that is made up."""
     if not Path(path).exists():
-        return LevelKey(0, len(path))
+        return LevelKey(1, len(path))
     about = Path(path).stat()
     return LevelKey(about.st_dev, about.st_ino)
 
@@ -214,3 +215,21 @@ def test_the_account(tmp_path: Path) -> None:
     assert pins.totals() == PinTotals()
     with pytest.raises(ValueError, match="not in list"):
         pins.release(first.reservation)
+
+
+def test_an_owner_has_half_of_the_pins() -> None:
+    # GIVEN an owner that has its share of ten, in cgroups of its own that have room
+    settings, owner = ReleaseSettings(max_pins=10), LevelKey(OWNER_DEVICE, 1000)
+    account = Pins()
+    for _ in range(5):
+        account.enter(GIB, (owner,))
+    totals = account.totals()
+    assert totals.by_level == {owner: 5}
+    # WHEN one more of its processes dies, and one of somebody else
+    mine = decide(Release.INSTANT, settings, ROOMY, PinTotals(by_level=totals.by_level), owner)
+    others = decide(
+        *(Release.INSTANT, settings, ROOMY, PinTotals(by_level=totals.by_level)),
+        LevelKey(OWNER_DEVICE, 1001),
+    )
+    # THEN the first one waits, the other one does not
+    assert (mine, others) == (held("5 pins are its user's already"), INSTANT)

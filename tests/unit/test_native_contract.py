@@ -30,6 +30,7 @@ CONSTANTS = {
     "PINS": contract.PINS,
     "HANDS": contract.HANDS,
     "TAKERS": contract.TAKERS,
+    "OWNER_DEVICE": contract.OWNER_DEVICE,
     "WHY": contract.WHY,
     "LINE": contract.LINE,
     "PIN_MS": contract.PIN_MS,
