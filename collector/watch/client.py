@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
+from collector.linux import children
 from collector.model import Record, SamplesFacts
 from collector.policy.types import Policy, RecorderSettings
 from collector.store.store import Store
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 90.0  # unwinding may take half a minute, and others may be before it
 _RESTART_S = 5.0
+_END_S = 10.0  # that the recorder has to end by itself, in seconds
 _LOOK_S = 1.0
 
 
@@ -162,7 +164,11 @@ class FlightRecorder:
         channel.close()
         self._metrics.watched.set(0)
         self._metrics.watched_bytes.set(0)
-        status = process.wait() if process is not None else None
+        status = None
+        if process is not None:
+            children.has_ended(process.pid, _END_S)
+            children.kill(process)  # what it reads of others may keep it for ever
+            status = process.returncode
         for answered, _ in asked.values():
             self._answer(answered, "the flight recorder ended")
         if self._closing.is_set() or not self._rules.watch:

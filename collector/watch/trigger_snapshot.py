@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from collector.errors import CorewardError, ProbeError
+from collector.linux import children
 from collector.model import Capture, ProcessKey, SnapshotMode
 
 _TIMEOUT_S = 600.0
@@ -40,14 +41,8 @@ class SnapshotAnswer(msgspec.Struct, frozen=True, kw_only=True):
 def trigger_snapshot(order: SnapshotOrder) -> str:
     """Take it; returns the id of its record. Blocks. CorewardError says why it could not be."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-s", "-m", "collector.watch.trigger_snapshot"],
-            input=msgspec.json.encode(order),
-            stdout=subprocess.PIPE,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-        answer = msgspec.json.decode(done.stdout[:_MAX_ANSWER], type=SnapshotAnswer)
+        output = _output_of(order)
+        answer = msgspec.json.decode(output[:_MAX_ANSWER], type=SnapshotAnswer)
     except subprocess.TimeoutExpired as error:
         raise CorewardError(f"the snapshot took longer than {_TIMEOUT_S:.0f} s") from error
     except (OSError, msgspec.MsgspecError) as error:
@@ -55,6 +50,22 @@ def trigger_snapshot(order: SnapshotOrder) -> str:
     if answer.record is None:
         raise CorewardError(answer.error or "the snapshot failed")
     return answer.record
+
+
+def _output_of(order: SnapshotOrder) -> bytes:
+    """What the process says that takes it. One that is out of time may hang in the kernel."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-s", "-m", "collector.watch.trigger_snapshot"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        return process.communicate(msgspec.json.encode(order), _TIMEOUT_S)[0]
+    finally:
+        children.kill(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _main() -> None:
