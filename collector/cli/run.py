@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from collector import logs
 from collector.agent.context import Context, Lanes
 from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
@@ -95,7 +96,7 @@ class RunVerb:
         if os.geteuid() != 0:
             raise HoldError("the agent needs root: it sees every process's death")
         level = logging.DEBUG if args.debug else logging.INFO
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        logs.set_up(level)
         descriptors.use_all()  # each process that waits has some
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
         holder = PolicyHolder(config)

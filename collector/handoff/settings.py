@@ -18,6 +18,7 @@ from types import TracebackType
 import msgspec
 
 from collector.errors import HoldError, TakeoverRefused
+from collector.linux.descriptors import Spare
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ SYSCTL = Path("/proc/sys/kernel")
 LOCK = Path("/run/coreward.lock")  # one for the host, wherever an agent's run directory is
 _PATTERN, _LIMIT = "core_pattern", "core_pipe_limit"
 _PATIENCE_S = 3.0
+_SPARE = 3  # descriptors: a restore has one file open at a time, and others may be quicker
 _KERNEL_DEFAULT = "core"  # the kernel's built-in core_pattern
 
 
@@ -53,6 +55,7 @@ class SettingsGuard:
         self._sysctl = sysctl
         self._lock_file = lock
         self._lock: int | None = None
+        self._spare: Spare | None = None  # so that a restore can open what it needs
 
     def takeover(self, pattern: str, pipe_limit: int | None, allow: bool) -> None:
         """Set core_pattern, and core_pipe_limit if one is given and the present one is smaller.
@@ -103,6 +106,7 @@ class SettingsGuard:
                 self.unlock()
             return []
         self.lock()
+        self._give_up_spare()
         done = []
         for name, setting in self._load().settings.items():
             present = self._read(name)
@@ -206,12 +210,19 @@ class SettingsGuard:
                 ) from error
             raise HoldError(f"{self._lock_file}: cannot be locked: {error.strerror}") from error
         self._lock = fd
+        self._spare = Spare(_SPARE)
 
     def unlock(self) -> None:
         """Let other agents in, whatever the settings are now."""
+        self._give_up_spare()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _give_up_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def __enter__(self) -> SettingsGuard:
         return self

@@ -18,9 +18,16 @@ from collector.model import Record
 # Characters that a terminal obeys or hides instead of showing them.
 HOSTILE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
-    "\u00ad\u061c\u180e"  # soft hyphen, Arabic letter mark, Mongolian vowel separator
+    "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # blanks that are no space
+    "\u00ad\u034f\u061c"  # soft hyphen, grapheme joiner, Arabic letter mark
+    "\u115f\u1160\u3164\uffa0\u17b4\u17b5"  # fillers of Hangul, Khmer vowels: letters of no width
+    "\u180b-\u180f\ufe00-\ufe0f"  # Mongolian and other variation selectors
     "\u200b-\u200f\u2028-\u202e\u2060-\u206f"  # zero width, line separators, bidi
-    "\ud800-\udfff\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\u2800"  # Braille without a dot
+    "\ud800-\udfff\ufeff\ufff0-\uffff\ufdd0-\ufdef"  # surrogates, byte order mark, none at all
+    "\ue000-\uf8ff\U000f0000-\U0010ffff"  # of private use: nobody knows what they look like
+    "\U00013430-\U00013440\U00016fe4"  # of hieroglyphs and of Khitan, without a shape of their own
+    "\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"  # of shorthand, and of music
     "\U000e0000-\U000e0fff]"  # tags, variation selectors
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -9,11 +9,12 @@ import socket
 import sys
 from pathlib import Path
 
+from collector import logs
 from collector.watch.recorder import Recorder
 
 
 def _main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(logging.INFO)
     # the agent's end is ours: Ctrl-C and the service manager's signals are for it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
