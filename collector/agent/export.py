@@ -107,6 +107,7 @@ def close(context: Context, record: Record) -> None:
         context.store.put(record)
     except (CorewardError, OSError) as error:
         log.error("record %s cannot be stored: %s", record.id, error)
+        context.metrics.errors.labels("store").inc()
     count(context, record.cause, record.signal, record.outcome)
     context.announce(record)
 

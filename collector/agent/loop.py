@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
+_RECORDS_GO_ON = 2  # where cores end at `store.min_free`, records do at this part of it
 _LOOK_MS = 5000  # how often deaths are looked at whose end does not come
 
 
@@ -96,6 +97,7 @@ class Agent:
             context.probe.set_want_exits(wants_exits(policy))
             context.probe.set_has_handoff(not isinstance(context.backend, NoBackend))
         allow(context.native, policy)
+        context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
 
     def _wait(self) -> None:

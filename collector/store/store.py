@@ -65,6 +65,7 @@ class Store:
         if create and readonly:
             raise ValueError("a store cannot be created readonly")
         self.path = path
+        self.min_free = 0  # bytes; no new record is begun that would leave less
         self._readonly = readonly
         self._lock = threading.Lock()
         self._waiting: deque[_Put] = deque()
@@ -110,7 +111,7 @@ class Store:
         time has no zone. Names that are not UTF-8 are kept with \\xNN for each such byte.
         """
         self._writable()
-        checked(record.id)
+        self._check_room(checked(record.id))
         if record.time.tzinfo is None:
             raise ValueError(f"record {record.id}: its time has no zone")
         record = encoding.utf8_only(record)
@@ -179,8 +180,9 @@ class Store:
 
     def folder(self, id: str) -> Path:
         """The folder of this id, created (0700) if need be. Cores go there, under a `.tmp-`
-        name until they are whole."""
+        name until they are whole. StoreError, as `put`: also if there is no room for a new one."""
         self._writable()
+        self._check_room(checked(id))
         try:
             return self._folders.create(id)
         except OSError as error:
@@ -394,6 +396,13 @@ class Store:
                         changed.append((record, stamp))
             gone = [id for id in rows if on_disk.get(id) is None]
             self._index.change(changed, gone)
+
+    def _check_room(self, id: str) -> None:
+        """Whether a record may be begun; one that is there may grow."""
+        if self.min_free and self.free_bytes() < self.min_free and not self.has(id):
+            raise StoreError(
+                f"{self.path}: no room for new records: less than {self.min_free >> 20} MiB is free"
+            )
 
     def _writable(self) -> None:
         if self._readonly:

@@ -279,3 +279,22 @@ def test_agent_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert (found.stdout, found.stderr) == ("[]\n", "")
+
+
+def test_no_room_for_new_records(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a store with a record, and a disk that fills up
+    store.put(SEGFAULT)
+    store.min_free = 1 << 20
+    monkeypatch.setattr(store, "free_bytes", lambda: (1 << 20) - 1)
+    # THEN no new record is begun, nor a folder for its core, and nothing is left of the attempt
+    for begin in (lambda: store.put(KILLED), lambda: store.folder(KILLED.id)):
+        with pytest.raises(StoreError, match="no room for new records: less than 1 MiB is free"):
+            begin()
+    assert [path.name for path in (store.path / "crashes").iterdir()] == [SEGFAULT.id]
+    # AND the one that is there may grow
+    store.put(msgspec.structs.replace(SEGFAULT, reason="known by now"))
+    assert store.get(SEGFAULT.id).reason == "known by now"
+    # AND with room again all goes on
+    monkeypatch.setattr(store, "free_bytes", lambda: 1 << 20)
+    store.put(KILLED)
+    assert store.count() == 2
