@@ -239,6 +239,7 @@ class SettingsGuard:
 
 def _open_private(path: Path) -> int:
     """A file that is ours alone, made if need be. OSError EPERM if it is not."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # a small system may have no /run
     fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     about = os.fstat(fd)
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
