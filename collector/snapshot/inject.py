@@ -37,6 +37,7 @@ from collector.capture.image import decode_maps
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
+from collector.linux.pagemap import resident_part
 from collector.linux.procfs import thread_with_memory
 from collector.linux.ptrace import Options, PtraceError, Stop, StopKind
 from collector.snapshot import restart
@@ -48,6 +49,7 @@ _ALL_BUT_SIGSYS = _ALL_SIGNALS & ~(1 << signal.SIGSYS - 1)
 _DISPATCHED = "with syscall user dispatch"
 _U64 = 1 << 64
 _PATIENCE = 120.0  # seconds for a call; a fork takes 20 ms/GiB
+_ENTRY_PATIENCE = 2.0  # seconds until it begins: some instructions, if the thread runs at all
 _STOP_PATIENCE = 0.05  # seconds for a thread to stop
 _IDLE_PATIENCE = 2.0  # seconds until nobody uses the stub of one that was killed
 _RSEQ_CS = 8  # struct rseq of <linux/rseq.h>: where rseq_cs is
@@ -79,7 +81,7 @@ class Injector:
         self.pid = pid
         self.base = 0  # address of the stub
         self.seccomp: dict[int, int] = {}  # tid -> mode, of the threads that have one
-        self._mem = -1
+        self._mem = self._pagemap = -1
         self._kept = False
 
     def __enter__(self) -> Self:
@@ -89,6 +91,8 @@ class Injector:
                 memory = thread_with_memory(self.pid)
                 self._mem = os.open(f"/proc/{memory}/mem", os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._mem)
+                self._pagemap = os.open(f"/proc/{memory}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, self._pagemap)
                 with open(f"/proc/{memory}/maps", "rb") as maps:
                     self.base = _place(decode_maps(maps.read()), self._read)
             except OSError as error:
@@ -169,7 +173,7 @@ class Injector:
         The kernel would forget it when the thread goes on elsewhere.
         """
         area = ptrace.get_rseq(tid)
-        return area != 0 and any(self._read(area + _RSEQ_CS, 8))
+        return area != 0 and self._read(area + _RSEQ_CS, 8) != bytes(8)
 
     @contextlib.contextmanager
     def one_thread(self) -> Iterator[int]:
@@ -231,7 +235,7 @@ class Injector:
             yield thread
         finally:
             thread.give_back(regs, mask)
-            if not self._kept:
+            if not self._kept and not thread.stuck:  # who is stuck needs the stub to get out
                 self.clear()
 
     def keep(self) -> None:
@@ -262,8 +266,11 @@ class Injector:
 
     # --- the memory of the stub -----------------------------------------------------------------
 
-    def _read(self, address: int, size: int) -> bytes:
+    def _read(self, address: int, size: int, *, fetch: bool = False) -> bytes:
+        """What is there; nothing where it would have to be fetched, which may last for ever."""
         try:
+            if not fetch:
+                size = resident_part(self._pagemap, address, size)
             return os.pread(self._mem, size, address)
         except (OSError, OverflowError):
             return b""
@@ -316,8 +323,11 @@ class Borrowed:
     def __init__(self, tid: int, *, unsure: bool = False) -> None:
         self.tid = tid
         self.child = 0  # the last task that it made, by its id here
+        self.stuck = False  # it did not come back in time: it will give itself back
         self._unsure = unsure
+        self._begun = False  # it has begun its first call
         self._inside = False  # a call has begun and not ended
+        self._halted = False  # it did not run, and was stopped where it was
         self._gone = False
 
     def call(self) -> int:
@@ -326,9 +336,12 @@ class Borrowed:
         return self.leave()
 
     def enter(self) -> None:
-        """Until the next system call begins. InjectionRefused if the first one is dispatched."""
-        self._next(StopKind.SYSCALL)
-        self._inside = True
+        """Until the next system call begins.
+
+        InjectionRefused if the first one is dispatched, or the thread does not run.
+        """
+        self._next(StopKind.SYSCALL, _ENTRY_PATIENCE)
+        self._inside = self._begun = True
         if self._unsure:
             self._unsure = False
             ptrace.set_sigmask(self.tid, _ALL_SIGNALS)
@@ -346,23 +359,38 @@ class Borrowed:
             return
         if self._inside:
             self.leave()
-        ptrace.interrupt(self.tid)
-        ptrace.cont(self.tid)
-        self._await(StopKind.INTERRUPT, StopKind.GROUP)
+        if not self._halted:
+            ptrace.interrupt(self.tid)
+            ptrace.cont(self.tid)
+            self._await(StopKind.INTERRUPT, StopKind.GROUP)
         # in this order: should we die in between, the stub ends its work
         ptrace.set_sigmask(self.tid, mask)
         ptrace.set_regs(self.tid, regs)
 
-    def _next(self, kind: StopKind) -> None:
+    def _next(self, kind: StopKind, patience: float | None = None) -> None:
         ptrace.syscall_step(self.tid)
-        self._await(kind)
+        self._await(kind, patience=patience)
 
-    def _await(self, *kinds: StopKind) -> Stop:
-        end = time.monotonic() + _PATIENCE
+    def _halt(self) -> Stop | None:
+        """Stop it before its first call, if it will not run: a frozen one stops all the same."""
+        if self._begun:
+            return None
+        ptrace.interrupt(self.tid)
+        stop = ptrace.wait(self.tid, time.monotonic() + _ENTRY_PATIENCE)
+        if stop is not None and stop.kind in (StopKind.INTERRUPT, StopKind.GROUP):
+            self._halted = True
+            raise InjectionRefused(
+                f"cannot inject into thread {self.tid}: it does not run (its cgroup is frozen, or "
+                "it gets no CPU time)"
+            )
+        return stop
+
+    def _await(self, *kinds: StopKind, patience: float | None = None) -> Stop:
+        end = time.monotonic() + (patience or _PATIENCE)
         while True:
-            stop = ptrace.wait(self.tid, end)
+            stop = ptrace.wait(self.tid, end) or self._halt()
             if stop is None:
-                self._gone = True  # it is not ours to touch while it runs
+                self.stuck = self._gone = True  # it is not ours to touch while it runs
                 raise CaptureError(f"thread {self.tid} is stuck in a system call of ours")
             if stop.kind in kinds:
                 return stop
@@ -424,13 +452,13 @@ def _locked(pid: int) -> Iterator[None]:
         os.close(fd)
 
 
-def _place(mappings: Sequence[Mapping], read: Callable[[int, int], bytes]) -> int:
+def _place(mappings: Sequence[Mapping], read: Callable[..., bytes]) -> int:
     """Where an executable mapping has unused bytes at its end; the vdso first. 0: nowhere."""
     executable = [m for m in mappings if m.prot & Prot.X and not m.shared and m.path]
     executable.sort(key=lambda m: m.path != "[vdso]")
     for m in executable:
         if m.path == "[vdso]" or m.inode:
-            found = read(m.end - _SIZE, _SIZE)
+            found = read(m.end - _SIZE, _SIZE, fetch=m.path == "[vdso]")
             if len(found) == _SIZE and (not any(found) or found.endswith(_MARK)):
                 return m.end - _SIZE
     return 0

@@ -41,6 +41,7 @@ KILLS = 25  # of each way, for each mix
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is: what is looked at here is not how long a stop takes."""
     monkeypatch.setattr(inject, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(inject, "_ENTRY_PATIENCE", PATIENCE)
 
 
 def call_getppid(pid: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,7 +17,9 @@ from collector.snapshot.fork import remote_fork
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess
 from tests.system.agents import agent
+from tests.system.live_targets import live_target
 from tests.system.live_victims import states
+from tests.system.scratch import NAME
 from tests.system.snapshots import NOBODY, coreward, nobodys_folder, refused
 from tests.system.test_snapshot_targets import MODES, facts_of
 from tests.system.victims import PATIENCE, running, wait_until
@@ -175,3 +179,90 @@ def test_the_kernels_threads_of_io_uring(
             assert facts.consistent == (way in (("--mode", "full-stop"), ("--no-inject",)))
             goes_on(file)
             assert workers(victim.pid) == ["iou-sqp", "iou-wrk"]
+
+
+# --- restartable sequences, robust lists, devices -------------------------------------------------
+
+
+@WAYS
+def test_what_the_kernel_keeps_of_a_thread(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN threads in restartable sequences, one with a robust list, and a device that is mapped
+    file = tmp_path / "numbers"
+    with running("live_special", str(file), cwd=tmp_path) as victim:
+        goes_on(file)
+        # WHEN it is snapshot, again and again
+        for _ in range(5):
+            facts_of(victim.pid, tmp_path / "core", *way, "--force")
+            # THEN nothing was lost, and nothing counted twice
+            goes_on(file)
+
+
+# --- frozen ---------------------------------------------------------------------------------------
+
+
+class Freezer(NamedTuple):
+    """A cgroup of a test that can be frozen (cgroups(7))."""
+
+    group: Path
+    file: str
+    words: tuple[str, str]  # to freeze, to go on
+
+    def freeze(self) -> None:
+        (self.group / self.file).write_text(self.words[0])
+
+    def thaw(self) -> None:
+        (self.group / self.file).write_text(self.words[1])
+
+    def is_frozen(self) -> bool:
+        if self.file == "freezer.state":
+            return (self.group / self.file).read_text() == "FROZEN\n"
+        return "frozen 1" in (self.group / "cgroup.events").read_text()
+
+
+FREEZERS = {
+    "v1": (Path("/sys/fs/cgroup/freezer"), "freezer.state", ("FROZEN", "THAWED")),
+    "v2": (Path("/sys/fs/cgroup"), "cgroup.freeze", ("1", "0")),
+    "v2 beside v1": (Path("/sys/fs/cgroup/unified"), "cgroup.freeze", ("1", "0")),
+}
+
+
+@pytest.fixture(params=list(FREEZERS))
+def freezer(request: pytest.FixtureRequest) -> Iterator[Freezer]:
+    root, file, words = FREEZERS[request.param]
+    if not (root / ("cgroup.controllers" if file == "cgroup.freeze" else "tasks")).exists():
+        pytest.skip(f"no freezer of cgroups {request.param} here")
+    made = Freezer(root / f"{NAME}-frozen", file, words)
+    made.group.mkdir()
+    try:
+        yield made
+    finally:
+        made.thaw()
+        wait_until(
+            lambda: not (made.group / "cgroup.procs").read_text(), "members of a cgroup stay"
+        )
+        made.group.rmdir()
+
+
+@WAYS
+def test_a_frozen_process(way: tuple[str, ...], freezer: Freezer, tmp_path: Path) -> None:
+    # GIVEN a process whose cgroup is frozen
+    with live_target(tmp_path, "futex:2", "spin:1", "memory:8") as target:
+        before = target.state()
+        (freezer.group / "cgroup.procs").write_text(str(target.pid))
+        freezer.freeze()
+        wait_until(freezer.is_frozen, "it does not freeze")
+        try:
+            # WHEN it is snapshot
+            took = coreward("snapshot", target.pid, *way, "-o", tmp_path / "core")
+            # THEN it is done, or refused with the reason
+            if took.returncode:
+                assert "could be stopped: it sleeps uninterruptibly" in refused(took)
+            else:
+                with CoreFile(tmp_path / "core") as core:
+                    assert len(core.threads) == 4
+            assert freezer.is_frozen()
+        finally:
+            freezer.thaw()
+        # AND when it thaws it goes on as if nothing had been
+        assert target.changed(before) == {}
+        assert target.goes_on() and target.report.broken == 0
