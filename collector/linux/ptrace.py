@@ -30,7 +30,7 @@ from collector.arch.x86_64 import REGISTERS
 from collector.errors import CaptureError
 from collector.linux import procfs
 
-_CONT, _DETACH, _SYSCALL = 7, 17, 24
+_PEEKDATA, _CONT, _DETACH, _SYSCALL = 2, 7, 17, 24
 _GETREGS, _SETREGS = 12, 13  # unlike the regset of the same, 64 bit wide also of 32-bit code
 _SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
 _GETREGSET = 0x4204
@@ -335,6 +335,15 @@ def set_sigmask(tid: int, mask: int) -> None:
     words = ctypes.c_uint64(mask)
     result = _ptrace(_SETSIGMASK, tid, _MASK_BYTES, ctypes.addressof(words))
     _check(result, "SETSIGMASK", tid)
+
+
+def peek(tid: int, address: int) -> int:
+    """The word at an address of a stopped thread's own memory. PtraceError: there is none."""
+    ctypes.set_errno(0)
+    word = _ptrace(_PEEKDATA, tid, address, 0)
+    if word == -1 and _errno():
+        _check(word, "PEEKDATA", tid)
+    return int(word) & (1 << 64) - 1
 
 
 def get_event_message(tid: int) -> int:

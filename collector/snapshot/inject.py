@@ -39,7 +39,7 @@ from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.pagemap import resident_part
 from collector.linux.procfs import thread_with_memory
-from collector.linux.ptrace import Options, PtraceError, Stop, StopKind
+from collector.linux.ptrace import Event, Options, PtraceError, Stop, StopKind
 from collector.snapshot import restart
 
 _SIZE = 512  # bytes at the end of a mapping that are used; they must be zero
@@ -225,6 +225,7 @@ class Injector:
         program = make(restart.by_hand(regs), mask)
         self._set_options(tid)
         self._write(program.code.ljust(_SIZE - len(_MARK), b"\0") + _MARK)
+        self._check_program(tid, program.code)
         # from here on the thread restores itself, whatever becomes of us
         ptrace.set_regs(tid, program.start(regs, self.base))
         unsure = ptrace.dispatches_syscalls(tid) is None
@@ -237,6 +238,19 @@ class Injector:
             thread.give_back(regs, mask)
             if not self._kept and not thread.stuck:  # who is stuck needs the stub to get out
                 self.clear()
+
+    def _check_program(self, tid: int, code: bytes) -> None:
+        """Raise InjectionRefused if the stub is not in the memory of the thread.
+
+        Its process may have begun another program meanwhile: the id of its main thread is then
+        that of the thread that called execve(2).
+        """
+        try:
+            if ptrace.peek(tid, self.base) == int.from_bytes(code[:8], "little"):
+                return
+        except PtraceError:
+            pass
+        raise InjectionRefused(f"process {self.pid} has begun another program, or ended")
 
     def keep(self) -> None:
         """Somebody still runs the stub after the thread was given back: `clear` comes later."""
@@ -252,7 +266,7 @@ class Injector:
         os.pwrite(mem_fd, bytes(_SIZE), self.base)
 
     def _set_options(self, tid: int) -> None:
-        options = Options.SYSGOOD | Options.CLONE | Options.FORK
+        options = Options.SYSGOOD | Options.CLONE | Options.FORK | Options.EXEC
         if tid not in self.seccomp:
             ptrace.set_options(tid, options)
             return
@@ -399,6 +413,9 @@ class Borrowed:
                 raise CaptureError(f"thread {self.tid} was killed while it was borrowed")
             if self._unsure and stop.signal == signal.SIGSYS:
                 raise InjectionRefused(f"cannot inject into thread {self.tid}, {_DISPATCHED}")
+            if stop.event is Event.EXEC:
+                self._gone = True
+                raise CaptureError(f"thread {self.tid} has begun another program")
             if stop.kind is StopKind.EVENT:
                 self.child = ptrace.get_event_message(self.tid)
             # SIGSTOP: the kernel stops it again when it is let go

@@ -33,7 +33,7 @@ from collector.elfcore.types import Thread
 from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.procfs import Blocked
-from collector.linux.ptrace import Options, PtraceError, Stop
+from collector.linux.ptrace import Event, Options, PtraceError, Stop
 from collector.native.cpu import xsave_layout
 from collector.snapshot import refusal, restart, tasks
 from collector.snapshot.tasks import TaskFacts
@@ -157,7 +157,8 @@ class StoppedProcess:
         self.rewound: list[int] = []  # tids whose system call was set to start again
         self.pause: Pause | None = None  # known after `release`
         self._policy, self._deadline = policy, deadline
-        self._options = options | Options.CLONE  # new threads are traced as well, from the start
+        # new threads are traced as well, from the start; who begins another program is seen
+        self._options = options | Options.CLONE | Options.EXEC
         self._registers_of = registers_of
         self._raw_others = b""
         self._slots: dict[int, int] = {}
@@ -314,6 +315,8 @@ class StoppedProcess:
         return True
 
     def _take(self, tid: int, stop: Stop) -> None:
+        if stop.event is Event.EXEC:
+            raise CaptureError(f"process {self.pid} has begun another program (execve)")
         slot = len(self._slots)
         file, at = self._place(slot)
         if not file.fetch(at, tid):

@@ -266,3 +266,20 @@ def test_a_frozen_process(way: tuple[str, ...], freezer: Freezer, tmp_path: Path
         # AND when it thaws it goes on as if nothing had been
         assert target.changed(before) == {}
         assert target.goes_on() and target.report.broken == 0
+
+
+# --- in exec --------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_a_process_that_begins_another_program(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a process that calls execve(2) all the time, from any thread
+    file = tmp_path / "numbers"
+    with running("live_exec", str(file), cwd=tmp_path) as victim:
+        for _ in range(5):
+            # WHEN it is snapshot THEN it is done, or refused with a reason
+            took = coreward("snapshot", victim.pid, *way, "-o", tmp_path / "core", "--force")
+            if took.returncode:
+                assert refused(took)
+            # AND it goes on as if nothing had been
+            goes_on(file)
