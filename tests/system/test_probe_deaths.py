@@ -314,30 +314,35 @@ def test_a_killed_process_of_a_container_tells_its_objects(probe: Probe, tmp_pat
     assert str(program) in {m.path for m in left.mapped}
 
 
-def test_a_full_ring_is_counted_and_goes_on(probe: Probe, tmp_path: Path) -> None:
-    # GIVEN more deaths than the ring can hold, and nobody reads
-    deaths = 400
+def test_what_is_not_told_is_counted(probe: Probe) -> None:
+    # GIVEN a program whose share of the ring is smaller than what comes
+    deaths, program, before = 2000, build("storm"), probe.counters()
     probe.drain()
-    before = probe.counters()
-    with running("probe_many", str(deaths), cwd=tmp_path) as victim:
-        victim.go()
-        assert victim.wait() == 0
+    # WHEN it kills children of its own as fast as it can, and nobody reads
+    storm = subprocess.Popen([program, str(deaths)])
+    assert storm.wait() == 0
+    # THEN each of these deaths is told or counted, and none dropped
+    events = [event for event in probe.drain() if event.who.ppid == storm.pid]
+    found = [one for one in probe.tallies.all() if one.who.exe == str(program)]
+    counted = sum(one.count for one in found)
+    assert counted > 0
+    for kind in (FatalSignal, Exit):
+        assert sum(isinstance(event, kind) for event in events) + counted == deaths
     after = probe.counters()
+    assert after.dropped_deliver == before.dropped_deliver
+    assert after.dropped_exit == before.dropped_exit
+    # AND of those that are told few have their stacks
+    stacks = [event for event in events if isinstance(event, FatalSignal) and event.stack]
+    assert 0 < len(stacks) < 200
+    # AND a count says whose it is
+    assert {one.signal for one in found} == {signal.SIGKILL}
+    assert {one.sender.comm for one in found if one.sender} == {"storm"}
 
-    # THEN each one is in the ring or in the counter of the program that lost it
-    events = [event for event in probe.drain() if event.who.ppid == victim.pid]
-    fatal = [event for event in events if isinstance(event, FatalSignal)]
-    left = [event for event in events if isinstance(event, Exit)]
-    assert after.dropped_deliver > before.dropped_deliver
-    assert len(fatal) + after.dropped_deliver - before.dropped_deliver == deaths
-    assert len(left) + after.dropped_exit - before.dropped_exit == deaths
-    assert after.fatal - before.fatal == deaths
-
-    # AND the next death is reported again
-    with running("null_main", cwd=tmp_path, core_limit=0) as victim:
-        victim.go()
-        victim.wait()
-    assert shape(events_of(probe, victim.pid)) == [
-        (FatalSignal, signal.SIGSEGV),
-        (Exit, signal.SIGSEGV),
+    # AND others have their own share
+    other = subprocess.Popen(["/bin/sleep", "1000"])
+    other.kill()
+    other.wait()
+    assert shape(events_of(probe, other.pid)) == [
+        (FatalSignal, signal.SIGKILL),
+        (Exit, signal.SIGKILL),
     ]
