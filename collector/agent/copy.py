@@ -57,9 +57,11 @@ class Copies:
                 self._promised -= room
 
 
-def order_for(status: bytes, room: int) -> CopyOrder:
-    """For a process with this /proc/PID/status."""
-    return CopyOrder(room, _SECONDS + size_of(status) * _PER_BYTE)
+def order_for(crash: Crash, room: int) -> CopyOrder:
+    """To copy what it has within `room` bytes, while it is held."""
+    gathered = crash.gathered
+    seconds = _SECONDS + size_of(gathered.dying.text.status) * _PER_BYTE
+    return CopyOrder(room, seconds, gathered.dying.tid, gathered.handoff.pidfd)
 
 
 def size_of(status: bytes) -> int:

@@ -64,7 +64,7 @@ def _copy(context: Context, crash: Crash) -> None:
     status = crash.gathered.dying.text.status
     share = context.policy.policy.release.copy
     with context.copies.room(size_of(status), share) as room:
-        order = order_for(status, room)
+        order = order_for(crash, room)
         answers = run_writer(_job(context, crash, order))
         first, held_ms = wait_for_copy(crash, answers, order.seconds)
     _note_release(context, crash, held_ms)

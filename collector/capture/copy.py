@@ -16,6 +16,8 @@ import contextlib
 import ctypes
 import mmap
 import os
+import select
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,12 +26,14 @@ from typing import NamedTuple
 from collector.arch.x86_64 import PAGE
 from collector.capture.memory import ProcessMemory
 from collector.elfcore.types import Mapping
+from collector.linux import process_vm
 from collector.linux.pagemap import resident_part
 from collector.ranges import Range, outside, union
 
 _HUGE = 2 << 20  # bytes of a huge page
 _PIECE = 4 << 20  # bytes that a thread reads at a time
 _THREADS = 2  # more are no faster on any machine that was measured
+_PIECE_OF = struct.Struct("=QQ")  # struct iovec
 _FILE_PIECE = 1 << 20
 _FILE_S = 0.25  # for all that is not in memory
 
@@ -38,6 +42,28 @@ class _Piece(NamedTuple):
     start: int
     end: int
     offset: int  # in our memory
+    mapped: bool = False  # all of it is in the page tables of the process
+
+
+class Reader:
+    """Reads the memory of one held process faster than through its /proc/PID/mem, by a third.
+
+    process_vm_readv(2) knows a process by its number. That is this process's for as long as its
+    pidfd says that it has not ended: what was read when it says so no more is not taken.
+    """
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        """pid: of a thread that has its memory."""
+        self._pid, self._pidfd = pid, pidfd
+
+    def read_into(self, address: int, buffer: memoryview) -> int:
+        """Bytes read; 0 where it is to be tried in another way."""
+        ours = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        local, remote = _PIECE_OF.pack(ours, len(buffer)), _PIECE_OF.pack(address, len(buffer))
+        got = process_vm.read(self._pid, local, remote, 1)
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        return 0 if ended.poll(0) else got
 
 
 class HeldMemory:
@@ -88,8 +114,15 @@ class HeldMemory:
 class CopiedMemory:
     """`Memory` of a process that may be gone by now: what was copied of it."""
 
-    def __init__(self, held: ProcessMemory, pagemap_fd: int, mappings: Sequence[Mapping]) -> None:
+    def __init__(
+        self,
+        held: ProcessMemory,
+        pagemap_fd: int,
+        mappings: Sequence[Mapping],
+        reader: Reader | None = None,
+    ) -> None:
         self._held = held
+        self._reader = reader
         self._pagemap = pagemap_fd
         self._mappings = mappings
         self._pieces: list[_Piece] = []
@@ -104,7 +137,7 @@ class CopiedMemory:
     def size(self, wanted: Iterable[Range]) -> int:
         """Bytes that copying these addresses would take now."""
         return sum(
-            b - a for low, high in self._split(wanted) for a, b in self._in_memory(low, high)
+            b - a for _, low, high in self._split(wanted) for a, b in self._in_memory(low, high)
         )
 
     def fill(self, wanted: Sequence[Range], room: int, seconds: float) -> None:
@@ -132,7 +165,7 @@ class CopiedMemory:
         pieces: list[_Piece] = []
         absent: list[Range] = []
         offset = 0
-        for low, high in self._split(wanted):
+        for mapping, low, high in self._split(wanted):
             there = list(self._in_memory(low, high))
             absent += outside(list(self._held.ranges(low, high)), there)
             for start, end in there:
@@ -142,7 +175,7 @@ class CopiedMemory:
                     if stop == at:  # no room
                         self._missing.append((at, end))
                         break
-                    pieces.append(_Piece(at, stop, offset))
+                    pieces.append(_Piece(at, stop, offset, not mapping.shared))
                     offset += stop - at
                     at = stop
         return pieces, absent
@@ -174,10 +207,14 @@ class CopiedMemory:
         at, offset = piece.start, piece.offset
         while at < piece.end and time.monotonic() < until:
             size = piece.end - at
-            got = self._held.read_into(at, self._area[offset : offset + size]) & -PAGE
+            got = 0
+            if self._reader is not None and piece.mapped:
+                got = self._reader.read_into(at, self._area[offset : offset + size]) & -PAGE
+            if not got:
+                got = self._held.read_into(at, self._area[offset : offset + size]) & -PAGE
             if got:
                 parts.append(_Piece(at, at + got, offset))
-            step = min(got + PAGE, size)
+            step = min(got or PAGE, size)
             at, offset = at + step, offset + step
         return parts
 
@@ -204,13 +241,14 @@ class CopiedMemory:
         there = union((piece.start, piece.end) for piece in read)
         self._missing += outside(sorted(wanted), there)
 
-    def _split(self, wanted: Iterable[Range]) -> Iterator[Range]:
-        """The same addresses, each range within one mapping."""
+    def _split(self, wanted: Iterable[Range]) -> Iterator[tuple[Mapping, int, int]]:
+        """The same addresses, each range with the mapping that it lies in."""
         ends = [m.end for m in self._mappings]
         for low, high in wanted:
             index = bisect.bisect_right(ends, low)
             while index < len(ends) and self._mappings[index].start < high:
-                yield max(low, self._mappings[index].start), min(high, ends[index])
+                mapping = self._mappings[index]
+                yield mapping, max(low, mapping.start), min(high, mapping.end)
                 index += 1
 
     def _in_memory(self, start: int, end: int) -> Iterator[Range]:
@@ -239,7 +277,7 @@ class CopiedMemory:
             index = bisect.bisect_right(self._pieces, (at, 1 << 64)) - 1
             if index < 0 or at >= self._pieces[index].end:
                 break
-            start, end, offset = self._pieces[index]
+            start, end, offset, _ = self._pieces[index]
             size = min(end - at, len(buffer) - done)
             offset += at - start
             buffer[done : done + size] = self._area[offset : offset + size]

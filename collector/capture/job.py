@@ -33,6 +33,8 @@ class CopyOrder(msgspec.Struct, frozen=True, array_like=True):
 
     room: int  # bytes that the copy may take
     seconds: float  # that it may take
+    pid: int  # of a thread that has the memory
+    pidfd: int
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

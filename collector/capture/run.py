@@ -118,6 +118,8 @@ def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     fds = [job_fd, job.mem_fd, job.pagemap_fd, *job.shared_fds.values()]
     if job.root_fd is not None:
         fds.append(job.root_fd)
+    if job.copy is not None:
+        fds.append(job.copy.pidfd)
     return subprocess.Popen(
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
         pass_fds=fds,

@@ -20,7 +20,7 @@ import msgspec
 
 from collector import __version__
 from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
-from collector.capture.copy import CopiedMemory, HeldMemory
+from collector.capture.copy import CopiedMemory, HeldMemory, Reader
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_job
@@ -123,9 +123,10 @@ class Core:
     def _copy(self, order: CopyOrder) -> None:
         """Let the process go as soon as we have what is wanted of it, or what there is room for."""
         job = self._job
+        reader = Reader(order.pid, order.pidfd)
         held = HeldMemory(self._held, job.pagemap_fd)
         image = self._image
-        copied = CopiedMemory(self._held, job.pagemap_fd, image.mappings)
+        copied = CopiedMemory(self._held, job.pagemap_fd, image.mappings, reader)
         threads = image.threads if job.capture in (Capture.FULL, Capture.STACKS) else []
         first = select_stacks(image.mappings, threads or image.threads[:1], image.auxv, held.read)
         wanted = first
