@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from collector.agent.copy import Copies
+from collector.agent.lend import Lender
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
 from collector.export.metrics import Metrics
@@ -72,6 +73,7 @@ class Context:
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
+    lender: Lender | None = None
     copies: Copies = dataclasses.field(default_factory=Copies)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 

@@ -28,7 +28,7 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
         gathered.handoff.keep()
         return ReleaseDecision(mode=Release.AFTER_COPY, reason=_shared(gathered.others))
     text = gathered.dying.text
-    governor = Governor(context.policy.policy.release, context.pins)
+    governor = Governor(context.policy.policy.release, context.pins, lender=context.lender)
     plan = gathered.open.enter_context(
         governor.admitted(
             gathered.handoff.pid,

@@ -9,6 +9,7 @@ pure function; `Governor` joins it with the facts of linux.memory, and keeps the
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from collector.agent.lend import Lender, short_of
 from collector.linux import procfs
 from collector.linux.memory import LevelKey, MemoryFacts, read_facts
 from collector.model import Release
 from collector.native.contract import OWNER_DEVICE
 from collector.policy.types import ReleaseSettings
+
+log = logging.getLogger(__name__)
 
 ROOM = "room for a successor"  # why a process may go at once
 
@@ -177,6 +181,7 @@ class Verdict(NamedTuple):
 
     decision: ReleaseDecision
     reservation: Reservation | None
+    loan: tuple[str, ...] = ()  # files of limits that were raised for it
 
 
 class Governor:
@@ -188,7 +193,9 @@ class Governor:
         pins: Pins,
         proc: Path = Path("/proc"),
         cgroups: Path = Path("/sys/fs/cgroup"),
+        lender: Lender | None = None,
     ) -> None:
+        self._lender = lender
         self._settings = settings
         self._pins = pins
         self._proc = proc
@@ -220,7 +227,31 @@ class Governor:
         levels = tuple(level.key for level in facts.levels or ())
         levels += () if owner is None else (owner,)
         reservation = self._pins.reserve(facts.private or 0, levels, allow)
+        if reservation is None and self._lender is not None and self._settings.lend:
+            loan = self._lend(facts)
+            if loan:
+                facts = read_facts(pid, self._proc, self._cgroups, status, groups)
+                reservation = self._pins.reserve(facts.private or 0, levels, allow)
+                if reservation is None:
+                    self._lender.give_back(loan, facts.private or 0)
+                    return Verdict(decision, None)
+                decision = ReleaseDecision(mode=wanted, reason=f"lent room in {len(loan)} limits")
+                return Verdict(decision, reservation, (*loan,))
         return Verdict(decision, reservation)
+
+    def _lend(self, facts: MemoryFacts) -> list[str]:
+        """Raise the limits that are too low for a successor; the files that were changed."""
+        assert self._lender is not None
+        totals = self._pins.totals()
+        size = facts.private or 0
+        if not facts.levels or size + totals.bytes > (facts.host_available or 0):
+            return []
+        needed = {v.path: size + totals.by_level.get(v.key, 0) for v in facts.levels}
+        try:
+            return self._lender.lend(short_of(facts.levels, needed), size)
+        except OSError as error:
+            log.warning("no room can be lent: %s", error)
+            return []
 
     @contextmanager
     def admitted(
@@ -232,12 +263,14 @@ class Governor:
         owner: LevelKey | None = None,
     ) -> Iterator[ReleaseDecision]:
         """`judge`, and the reservation is given back at the end of the block."""
-        decision, reservation = self.judge(pid, wanted, status, groups, owner)
+        decision, reservation, loan = self.judge(pid, wanted, status, groups, owner)
         try:
             yield decision
         finally:
             if reservation is not None:
                 self._pins.release(reservation)
+                if loan and self._lender is not None:
+                    self._lender.give_back(loan, reservation.size)
 
 
 def most_pinned(settings: ReleaseSettings, host_total: int | None = None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from collector.agent.lend import Lender
 from collector.cli.render import clean, print_json, size
 from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
 from collector.errors import CorewardError, HoldError, ProbeError, TakeoverRefused
@@ -69,6 +70,7 @@ class DoctorVerb:
             signal.signal(number, lambda *_: sys.exit(1))
         if args.restore or args.unpin:
             done = SettingsGuard(args.run_dir).restore() if args.restore else []
+            done += Lender(args.run_dir).restore() if args.restore else []
             if args.unpin:
                 done += _unpin(args.pin_dir)
             for line in done or ["nothing to put back"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from collector import logs
 from collector.agent.context import Context, Lanes
+from collector.agent.lend import Lender
 from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
 from collector.cli.output import say_no_more
@@ -118,6 +119,10 @@ class RunVerb:
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
             _watch(metrics, probe, backend, native)
+            lender = Lender(args.run_dir)
+            _restore_limits(lender)  # of an agent that was killed
+            parts.callback(_restore_limits, lender)
+            metrics.lent.set_function(lambda: lender.lent)
             recorder = FlightRecorder(store, metrics, announce)
             agent = Agent(
                 Context(
@@ -131,6 +136,7 @@ class RunVerb:
                     recorder=recorder,
                     native=native,
                     pins=Pins(native),
+                    lender=lender,
                 )
             )
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -223,6 +229,14 @@ def _open_backend(
     parts.callback(backend.close)
     pin.prepare()
     return backend
+
+
+def _restore_limits(lender: Lender) -> None:
+    try:
+        for line in lender.restore():
+            log.info("%s", line)
+    except OSError as error:  # deaths are taken all the same
+        log.error("limits of memory cgroups: %s", error)
 
 
 def _serve(

@@ -81,6 +81,7 @@ class Metrics:
         hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
         hanging.set_function(children.hanging)
         self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
+        self.lent = gauge("lent_bytes", "Bytes by which limits of memory cgroups are raised")
         self.pinned = gauge("pinned_bytes", "Bytes of memory in pinned address spaces")
         self.triggers = counter(
             "triggers", "Health triggers fired, by what came of it", "rule", "trigger", "outcome"

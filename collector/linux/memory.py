@@ -114,20 +114,20 @@ def _is_dir(path: str) -> bool:
 
 
 def _level_v2(directory: str) -> CgroupLevel | None:
-    limits = [_number(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
+    limits = [number_in(f"{directory}/{name}") for name in ("memory.max", "memory.high")]
     limit = min((value for value in limits if value is not None), default=None)
     return _level(directory, limit, "memory.current", b"\ninactive_file ")
 
 
 def _level_v1(directory: str) -> CgroupLevel | None:
-    limit = _number(f"{directory}/memory.limit_in_bytes")
+    limit = number_in(f"{directory}/memory.limit_in_bytes")
     return _level(directory, limit, "memory.usage_in_bytes", b"\ntotal_inactive_file ")
 
 
 def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) -> CgroupLevel | None:
     if limit is None or limit >= NO_LIMIT:
         return None
-    used = _number(f"{directory}/{usage}")
+    used = number_in(f"{directory}/{usage}")
     figures = b"\n" + (procfs.read(f"{directory}/memory.stat") or b"")
     cache = figures.partition(reclaimable)[2].partition(b"\n")[0]
     about = os.stat(directory)  # noqa: PTH116
@@ -140,7 +140,7 @@ def _level(directory: str, limit: int | None, usage: str, reclaimable: bytes) ->
     )
 
 
-def _number(path: str) -> int | None:
-    """The number in a file; None for "max", or if there is no such file."""
+def number_in(path: str) -> int | None:
+    """The number in a file of a cgroup; None for "max", or if there is no such file."""
     text = (procfs.read(path) or b"").strip()
     return int(text) if text.isdigit() else None

@@ -490,6 +490,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "max_pinned": _size_or_auto,
         "max_pins": nodes.integer(1, 1024, "a number of pins"),
         "copy": nodes.written(_share, "a share such as 50%"),
+        "lend": nodes.boolean,
     },
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),

@@ -13,7 +13,7 @@ from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent
 from tests.system.memory_cgroups import memory_cgroup
 from tests.system.needs import by_socket
-from tests.system.victims import running
+from tests.system.victims import running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -88,3 +88,20 @@ def test_memory_that_keeps_whoever_touches_it_waiting(tmp_path: Path) -> None:
     # THEN nothing of it was touched that was not there
     assert (record["release"], record["outcome"]) == ("after-copy", "complete")
     assert record["frames"]
+
+
+def test_room_is_lent_where_policy_says_so(tmp_path: Path) -> None:
+    # GIVEN a policy that lends, and a cgroup without room
+    with (
+        agent(tmp_path, config=UNLIMITED + "release: {lend: true}\n") as one,
+        memory_cgroup(LIMIT) as group,
+        running("resident", str(SIZE), "4", cwd=tmp_path, cgroup=group.path) as victim,
+    ):
+        # WHEN a process dies there
+        victim.go()
+        victim.wait()
+        record = one.record(victim.pid)
+        # THEN it goes at once, its core is whole, and the limit is what it was before
+        assert (record["release"], record["outcome"]) == ("instant", "complete")
+        assert "lent room" in record["release_reason"]
+        wait_until(lambda: group.limits[0].read_text().strip() == str(LIMIT), "it stays raised")

@@ -209,7 +209,7 @@ def test_the_account(tmp_path: Path) -> None:
         assert pins.totals().count == 2
     with governor.admitted(7, Release.INSTANT) as fourth:
         assert fourth == INSTANT
-    assert governor.judge(7, Release.AFTER_WRITE) == (BY_POLICY, None)
+    assert governor.judge(7, Release.AFTER_WRITE) == (BY_POLICY, None, ())
     assert first.reservation is not None
     pins.release(first.reservation)
     assert pins.totals() == PinTotals()
