@@ -12,20 +12,14 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+
+from collector.fair import FairQueue, Task, Waiting
 
 _TOGETHER = 128  # tasks
 
 log = logging.getLogger(__name__)
-Task = Callable[[], None]
-
-
-class _Waiting(NamedTuple):
-    run: Task
-    dropped: Task | None
-    first: bool
 
 
 class Lane:
@@ -33,6 +27,7 @@ class Lane:
 
     reserved: so many more workers for tasks that come `first`, however long the others take.
     together: what to enter around tasks that a worker does one after the other.
+    most_bytes: that the waiting tasks may keep in memory. Owners have fair shares: see fair.py.
     """
 
     def __init__(
@@ -43,39 +38,49 @@ class Lane:
         *,
         nice: int = 0,
         reserved: int = 0,
+        most_bytes: int | None = None,
         together: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.name = name
         self._together = together
         self._usual, self._workers = workers, workers + reserved
-        self._limit, self._nice = limit, nice
+        self._nice = nice
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         # a token for each task. Not a Condition, which takes longer to wake a worker: a dying
         # process may wait for it
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._tasks: deque[_Waiting] = deque()
+        self._tasks = FairQueue(limit, most_bytes)
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._busy = 0
         self._usual_busy = 0  # of these, with tasks that did not come first
         self._closed = False
 
-    def submit(self, task: Task, *, first: bool = False, dropped: Task | None = None) -> bool:
-        """Queue a task (`first`: before all others); False if the lane is full or closed, or the
-        system has no thread for it.
+    def submit(
+        self,
+        task: Task,
+        *,
+        first: bool = False,
+        dropped: Task | None = None,
+        owner: Hashable = None,
+        size: int = 0,
+    ) -> bool:
+        """Queue a task (`first`: before all others); False if the lane is full, its owner's share
+        is used up, it is closed, or the system has no thread for it.
 
-        dropped: to be done instead if the lane is closed before the task was begun.
+        dropped: to be done instead if the lane is closed before the task was begun. size: bytes
+        that it keeps in memory.
         """
         with self._lock:
-            if self._closed or len(self._tasks) >= self._limit:
+            if self._closed:
                 return False
             if self._idle <= len(self._tasks) and len(self._threads) < self._workers:
                 self._start()
             if not self._threads:
                 return False
-            waiting = _Waiting(task, dropped, first)
-            (self._tasks.appendleft if first else self._tasks.append)(waiting)
+            if not self._tasks.add(Waiting(task, dropped, first, owner, size)):
+                return False
             self._calls.put(None)
             return True
 
@@ -104,8 +109,7 @@ class Lane:
         """Take no more work, and drop what was never begun; returns how many tasks that were."""
         with self._lock:
             self._closed = True
-            left = list(self._tasks)
-            self._tasks.clear()
+            left = self._tasks.clear()
             for _ in self._threads:
                 self._calls.put(None)
         for waiting in left:
@@ -126,9 +130,9 @@ class Lane:
                     return
                 if not self._may_begin():
                     continue  # whoever ends such a task calls again
-                usual = not self._tasks[0].first
+                usual = not self._tasks.next_is_first
                 most = _TOGETHER if self._together else 1
-                tasks = deque(self._tasks.popleft().run for _ in range(min(most, self.waiting)))
+                tasks = deque(self._tasks.pop().run for _ in range(min(most, self.waiting)))
                 self._busy += 1
                 self._usual_busy += usual
             try:
@@ -143,7 +147,9 @@ class Lane:
 
     def _may_begin(self) -> bool:
         """Whether the first task that waits is one for a worker that is free."""
-        return bool(self._tasks) and (self._tasks[0].first or self._usual_busy < self._usual)
+        if not self._tasks:
+            return False
+        return self._tasks.next_is_first or self._usual_busy < self._usual
 
     def _do_all(self, tasks: deque[Task]) -> None:
         """Each is forgotten with all that it holds when it is done."""

@@ -28,6 +28,7 @@ HANDOFF_QUEUE = 4096
 HANDOFF_NICE = -10  # of whoever takes processes: they and their restart wait for it
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 64
+CAPTURE_BYTES = 64 << 20  # of mappings and registers of what waits for its writer
 COPY_WORKERS = 8  # each waits for a writer that copies
 COPY_QUEUE = 256
 
@@ -38,7 +39,9 @@ class Lanes:
     def __init__(self, settings: CaptureSettings, store: Store) -> None:
         self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE)
         # one more for those that are held: what others have died of keeps no process waiting
-        self.captures = Lane("capture", settings.workers, settings.queue, reserved=1)
+        self.captures = Lane(
+            "capture", settings.workers, settings.queue, reserved=1, most_bytes=CAPTURE_BYTES
+        )
         # in a storm one flush of the disk does for many records
         self.records = Lane("record", 1, RECORD_QUEUE, together=store.batch)
         # a process waits for each: nothing that takes long is done here

@@ -61,6 +61,7 @@ def explain(
     if not lane.submit(
         partial(_explain, context, crash, core, files, cut),
         dropped=partial(give_up, "the agent was stopped before"),
+        owner=crash.record.uid,
     ):
         give_up("too many explanations were waiting already")
 

@@ -36,6 +36,12 @@ class Gathered:
     def close(self) -> None:
         self.open.close()
 
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of it in our own memory until its core is written."""
+        parts = (self.threads, self.mappings, self.head)
+        return sum(len(part) for part in parts if part is not None)
+
 
 def gather(taken: Taken) -> Gathered:
     """What was taken; all that is open of it is the result's.

@@ -46,13 +46,17 @@ def write(context: Context, crash: Crash) -> None:
     if not crash.decided.explain and crash.decided.admission.capture is Capture.RECORD:
         _settle(context, crash, Written(capture=Capture.RECORD))
     elif crash.release.mode is Release.AFTER_COPY and context.lanes.copies.submit(
-        partial(_copy, context, crash), dropped=partial(_settle, context, crash, _STOPPED)
+        partial(_copy, context, crash),
+        dropped=partial(_settle, context, crash, _STOPPED),
+        owner=crash.gathered.owner,
     ):
         pass
     elif not captures.submit(
         partial(_write, context, crash),
         first=held,
         dropped=partial(_settle, context, crash, _STOPPED),
+        owner=crash.gathered.owner,
+        size=crash.gathered.kept_bytes,
     ):
         context.metrics.queue_full.inc()
         _settle(context, crash, _FULL)
@@ -73,7 +77,10 @@ def _copy(context: Context, crash: Crash) -> None:
         return
     done = partial(_abandon, context, crash, answers)
     if not context.lanes.captures.submit(
-        partial(_write, context, crash, answers), dropped=partial(done, _STOPPED)
+        partial(_write, context, crash, answers),
+        dropped=partial(done, _STOPPED),
+        owner=crash.gathered.owner,
+        size=crash.gathered.kept_bytes,
     ):
         context.metrics.queue_full.inc()
         done(_FULL)

@@ -57,6 +57,8 @@ class FakeLane:
         *,
         first: bool = False,
         dropped: Callable[[], None] | None = None,
+        owner: object = None,
+        size: int = 0,
     ) -> bool:
         if len(self.tasks) >= self.limit:
             return False

@@ -208,3 +208,41 @@ def test_tasks_that_wait_are_done_together() -> None:
     assert done == [0, 1, 2, 3]
     assert entered == [4]
     lane.close()
+
+
+def test_owners_take_turns_and_have_shares() -> None:
+    # GIVEN a busy lane
+    lane, gate, order = Lane("test", 1, 6, most_bytes=100), Gate(), list[str]()
+    lane.submit(gate)
+    assert gate.running.wait(PATIENCE)
+    # WHEN one owner submits as much as it may, and two others one task each
+    mine = [lane.submit(partial(order.append, f"a{n}"), owner="a") for n in range(4)]
+    others = [lane.submit(partial(order.append, who), owner=who) for who in ("b", "c")]
+    gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    # THEN it has half of the places, and nobody waits behind all of them
+    assert (mine, others) == ([True, True, True, False], [True, True])
+    assert order == ["a0", "b", "c", "a1", "a2"]
+    lane.close()
+
+
+def test_what_waits_is_bounded_in_memory() -> None:
+    lane, gate = Lane("test", 1, 10, most_bytes=100), Gate()
+    lane.submit(gate)
+    assert gate.running.wait(PATIENCE)
+    # GIVEN one that is too large, but the only one
+    assert lane.submit(gate, owner="a", size=1000)
+    # THEN nothing else that keeps memory may wait, but what a process waits for
+    assert not lane.submit(gate, owner="b", size=1)
+    assert lane.submit(gate, owner="b", size=1, first=True)
+    gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    # AND an owner has half of it
+    again = Gate()
+    lane.submit(again)
+    assert again.running.wait(PATIENCE)
+    sizes = [lane.submit(again, owner="a", size=30) for _ in range(2)]
+    assert (sizes, lane.submit(again, owner="b", size=30)) == ([True, False], True)
+    again.go.set()
+    assert lane.wait_idle(PATIENCE)
+    lane.close()
