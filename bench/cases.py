@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from bench.model import MIB, Case
 
 THREADS = 16
@@ -44,6 +46,21 @@ CASES = (
         about="50,000 mappings",
     ),
 )
+
+# in a memory cgroup with a limit, as pods and units have them
+LIMITED = (
+    msgspec.structs.replace(
+        _size("64MiB in 1000", 64, 7),
+        memory_limit=1000 * MIB,
+        about="64 MiB in a memory cgroup of 1,000 MiB: a successor fits",
+    ),
+    msgspec.structs.replace(
+        _size("1GiB in 1.5", 1024, 5),
+        memory_limit=1536 * MIB,
+        about="1 GiB in a memory cgroup of 1.5 GiB: no room for a successor",
+    ),
+)
+CASES += LIMITED
 
 QUICK = ("64MiB", "256MiB", "1GiB", "threads", "mappings")
 QUICK_ROUNDS = 3

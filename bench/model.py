@@ -25,6 +25,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     resident: int  # about; to tell whether it fits
     about: str
+    memory_limit: int | None = None  # bytes, of a memory cgroup of its own
 
     @property
     def is_size(self) -> bool:

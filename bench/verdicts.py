@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.model import MIB, Case, Figure, LiveCase, Result, Snapshot, Spread, spread
-from bench.peers import NoDump
+from bench.peers import KernelCore, NoDump
 from bench.takers import AUTO, NONE, NONSTOP
 
 WAIT_TARGET_MS = 5.0  # median, 64 MiB to 8 GiB
 BELOW_FROM = 256 * MIB  # from here on faster than dying with no dump
 COUNT_TARGET = 1.2  # times no dump, for many threads or mappings
+ROOM_TARGET_MS = 3.0  # in a limited memory cgroup that has room for a successor
+COPY_TARGET_MS = 600.0  # for each GiB, where it has none
+COPY_SHARE_TARGET = 0.3  # of the time that the kernel takes for its core file
 OURS = ("coreward, socket", "coreward, pipe")
 
 WRITER_TARGET_MS = 10.0  # longest stop by a pre-copy: 6 GiB, 16 threads, a moderate writer
@@ -31,18 +34,38 @@ def judge(result: Result) -> list[Figure]:
         for peer in OURS:
             ours, none = (wait_of(result, name, case.name) for name in (peer, NoDump.name))
             if ours is not None and none is not None:
-                figures += _judge(case, peer, ours, none)
+                kernel = wait_of(result, KernelCore.name, case.name)
+                figures += _judge(case, peer, ours, none, kernel)
     return figures
 
 
-def _judge(case: Case, peer: str, ours: Spread, none: Spread) -> list[Figure]:
+def _judge(
+    case: Case, peer: str, ours: Spread, none: Spread, kernel: Spread | None
+) -> list[Figure]:
     name = f"{case.name}, {peer.removeprefix('coreward, ')}: signal to wait"
     ratio = ours.median / none.median
+    if case.memory_limit is not None:
+        return _judge_limited(case, name, ours, kernel)
     if not case.is_size:
         return [Figure(name=name, value=ratio, unit="x no dump", target=COUNT_TARGET)]
     figures = [Figure(name=name, value=ours.median, unit="ms", target=WAIT_TARGET_MS)]
     if case.resident >= BELOW_FROM:
         figures.append(Figure(name=name, value=ratio, unit="x no dump", target=1.0, below=True))
+    return figures
+
+
+def _judge_limited(case: Case, name: str, ours: Spread, kernel: Spread | None) -> list[Figure]:
+    """In a memory cgroup with a limit: at once if a successor fits, else when it is copied."""
+    assert case.memory_limit is not None
+    if 2 * case.resident <= case.memory_limit:
+        return [Figure(name=name, value=ours.median, unit="ms", target=ROOM_TARGET_MS)]
+    target = COPY_TARGET_MS * case.resident / (1024 * MIB)
+    figures = [Figure(name=name, value=ours.median, unit="ms", target=target)]
+    if kernel is not None:
+        share = ours.median / kernel.median
+        figures.append(
+            Figure(name=name, value=share, unit="x the kernel's file", target=COPY_SHARE_TARGET)
+        )
     return figures
 
 

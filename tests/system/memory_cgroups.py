@@ -56,6 +56,13 @@ def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
         group.path.rmdir()
 
 
+def has_memory_controller() -> bool:
+    """Whether some version of cgroups has it here."""
+    return "memory" in _words(ROOT / "cgroup.controllers") or (
+        ROOT / "memory" / "cgroup.procs"
+    ).exists()
+
+
 def _make(name: str) -> MemoryCgroup:
     if "memory" in _words(ROOT / "cgroup.controllers"):
         if "memory" not in _words(ROOT / "cgroup.subtree_control"):
