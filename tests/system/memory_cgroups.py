@@ -58,9 +58,10 @@ def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
 
 def has_memory_controller() -> bool:
     """Whether some version of cgroups has it here."""
-    return "memory" in _words(ROOT / "cgroup.controllers") or (
-        ROOT / "memory" / "cgroup.procs"
-    ).exists()
+    return (
+        "memory" in _words(ROOT / "cgroup.controllers")
+        or (ROOT / "memory" / "cgroup.procs").exists()
+    )
 
 
 def _make(name: str) -> MemoryCgroup:
