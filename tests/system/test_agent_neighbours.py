@@ -23,7 +23,7 @@ WAYS = (by_socket("socket"), "pipe")
 
 @contextlib.contextmanager
 def killed_with(name: str) -> Iterator[None]:
-    """At the end every process of this victim's program is killed: those that it has started, too."""
+    """At the end every process of this victim's program is killed, also those that it started."""
     try:
         yield
     finally:
