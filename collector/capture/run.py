@@ -82,7 +82,10 @@ def _run(job: Job) -> Iterator[WriterAnswer | None]:
                 if isinstance(answer, Copied) and writer.stdin is not None:
                     writer.stdin.close()  # it is its turn
                     clock.start(job)
+                elif answer is None:
+                    return
                 elif not isinstance(answer, Explainable):
+                    children.has_ended(writer.pid, _GRACE)  # else it would be a death of its own
                     return
             children.has_ended(writer.pid, _GRACE)
         finally:

@@ -16,6 +16,7 @@ import dataclasses
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,7 @@ class Native:
         self._lock = threading.Lock()
         self._pool: int | None = None
         self._pipe = False
+        weakref.finalize(self, _close, self._slots, self._orders)
         if threads_program >= 0:
             self._refill()
 
@@ -331,3 +333,11 @@ class Native:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+
+def _close(slots: list[Slot | None], orders: contract.Orders) -> None:
+    """Close the pages that no pin has used."""
+    for slot, pin in zip(slots, orders.pins, strict=True):
+        if slot is not None and pin.state == READY:
+            pin.state = EMPTY
+            slot.close()

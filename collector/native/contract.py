@@ -7,7 +7,7 @@ import enum
 import struct
 from ctypes import c_char, c_int32, c_int64, c_uint32, c_uint64
 
-PINS = 64  # pages that are ready for a pin
+PINS = 32  # pages that are ready for a pin
 HANDS = 256  # processes that were released and are not known to Python yet
 TAKERS = 64  # threads at most that take processes from the kernel
 WHY, LINE = 128, 256  # bytes

@@ -11,7 +11,7 @@
 
 #define COREWARD_API __attribute__((visibility("default")))
 
-#define PINS 64              /* pages that are ready for a pin; Python makes new ones */
+#define PINS 32              /* pages that are ready for a pin; Python makes new ones */
 #define HANDS 256            /* processes that were released and are not known to Python yet */
 #define TAKERS 64            /* threads at most that take processes from the kernel */
 #define WHY 128              /* bytes of a reason, with its zero */

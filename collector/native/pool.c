@@ -85,7 +85,8 @@ static void leave(struct pool *p)
 	pthread_cond_broadcast(&p->arrived);
 	pthread_mutex_unlock(&p->lock);
 	if (last) {
-		close(p->nothing);
+		forget(p->nothing);
+		forget(p->listener);
 		free(p);
 	}
 }
@@ -308,7 +309,7 @@ void *coreward_serve(int listener, int pipe, struct orders *o)
 	if (!p)
 		return NULL;
 	p->orders = o;
-	p->listener = listener;
+	p->listener = fcntl(listener, F_DUPFD_CLOEXEC, 0); /* its number may be another's, once closed */
 	p->pipe = pipe;
 	p->last = &p->first;
 	p->users = 1;
@@ -319,7 +320,7 @@ void *coreward_serve(int listener, int pipe, struct orders *o)
 	pthread_cond_init(&p->arrived, &clock);
 	pthread_cond_init(&p->begun, &clock);
 	pthread_mutex_lock(&p->lock);
-	if (p->nothing >= 0)
+	if (p->nothing >= 0 && p->listener >= 0)
 		error = start(p, watchdog, p);
 	for (int i = 0; i < USUAL && !error; i++)
 		error = start_taker(p);

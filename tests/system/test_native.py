@@ -240,12 +240,14 @@ def test_it_lets_go_only_where_it_may(
         assert native.has_in_hand(key) is at_once
         later = ProcessKey(key.pid, key.start_ns + 3 * TICK_NS)
         assert not native.has_in_hand(later)
-        assert native.fresh() == ((1, gathered.size, {}) if at_once else (0, 0, {}))
+        assert native.fresh() == (
+            (1, gathered.size, {gathered.owner: 1}) if at_once else (0, 0, {})
+        )
         native.joined(later)
         assert native.has_in_hand(key) is at_once
         if at_once:
             assert 1 << 12 < gathered.size < 1 << 22
-            native.entered(gathered.size)
+            native.entered(gathered.size, gathered.levels)
             native.joined(key)
         assert native.fresh() == (0, 0, {}) and not native.has_in_hand(key)
         gathered.close()
@@ -272,7 +274,7 @@ def test_a_process_in_a_cgroup_with_a_limit(
             gathered = take(native, crashing, victim)
             # THEN it goes at once if a successor has room beside theirs
             assert (gathered.pin is not None) is at_once
-            taken = {key: gathered.size} if at_once else {}
+            taken = {key: gathered.size, gathered.owner: 1} if at_once else {}
             assert native.fresh()[2] == taken
             assert gathered.levels == tuple(taken)
             if at_once:

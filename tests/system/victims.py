@@ -29,7 +29,7 @@ SOURCES = ROOT / "tests" / "victims"
 # How many times slower than a usual machine this one is: tests/kernels sets it for its guests.
 SLOWNESS = float(os.environ.get("COREWARD_TEST_SLOWNESS", "1"))
 # Seconds until what must happen counts as stuck. No test should need them: a busy machine might.
-PATIENCE = max(300.0, 60.0 * SLOWNESS)
+PATIENCE = 60.0
 
 
 class Stuck(AssertionError):
