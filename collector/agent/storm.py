@@ -222,8 +222,5 @@ def was_counted(context: Context, taken: Taken) -> bool:
             return False
     except (CorewardError, OSError, ValueError):
         return False
-    context.native.joined(key)
-    if taken.pin is not None:
-        context.native.entered(taken.size)
     taken.close()
     return True

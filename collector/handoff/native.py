@@ -17,7 +17,7 @@ import os
 import resource
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,12 +60,14 @@ class Taken:
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
     owner: LevelKey | None = None  # whose share of the pins it uses
+    unwanted: Callable[[], None] = lambda: None  # strike its pin out of the native part's account
 
     def close(self) -> None:
-        """Release the process, and close all that was opened of it."""
+        """Release the process, and close all that was opened of it: nobody wants it."""
         self.handoff.release()
         if self.pin is not None:
             self.pin.release()
+            self.unwanted()
         for fd in (*self.files.values(), *self.shared_fds.values()):
             if fd >= 0:
                 os.close(fd)
@@ -286,6 +288,7 @@ class Native:
             taken.size = raw.private_size
             levels = raw.levels[: raw.limits]
             taken.levels = tuple(LevelKey(level.device, level.inode) for level in levels)
+            taken.unwanted = partial(self._unwanted, taken)
         return taken
 
     def _pin(self, raw: contract.Taken) -> Pin | None:
@@ -317,6 +320,11 @@ class Native:
                     ready.uffd, ready.page = slot.uffd, slot.address
                     ready.request = ctypes.addressof(slot.request)
                     ready.state = READY
+
+    def _unwanted(self, taken: Taken) -> None:
+        self.entered(taken.size, taken.levels)
+        if taken.key is not None:
+            self.joined(taken.key)
 
     def _unwatch(self, watch: int) -> bool:
         return bool(self._library.coreward_unwatch(watch))
