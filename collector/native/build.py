@@ -26,7 +26,7 @@ LIBRARY = "coreward-handoff.so"
 LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
-        *("pool", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
+        *("pool", "watchdog", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
         *("gather", "iterate", "exit_words", "headroom", "admit", "pin"),
     )
 )

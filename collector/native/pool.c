@@ -1,12 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The threads that take processes from the kernel, and the watchdog that sees to it that no process
- * waits for another one's sake. None of them ever waits for the interpreter.
- *
- * A taker can be kept waiting in the kernel, for ever, by what a process controls. It is not waited
- * for, and cannot be ended: others take its place, up to a bound; beyond that the watchdog itself
- * accepts, and lets go at once.
- */
+/* The threads that take processes from the kernel, and what they have taken, until Python asks for it.
+ * None of them ever waits for the interpreter. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,39 +13,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "pool.h"
 
 #define USUAL 8              /* takers */
 #define STACK (1 << 20)      /* bytes for each */
-#define TICK_MS 10           /* the watchdog looks so often while somebody waits */
-#define HUNGRY 2             /* looks with nobody free, until there is one taker more */
-#define TAKER_NICE -10       /* a process, and the restart of its service, wait for it */
 #define WAITING 256          /* results that Python has not taken; beyond that nothing is gathered */
-
-struct result {
-	struct result *next;
-	int answer;
-	struct taken taken;
-};
-
-struct pool {
-	struct orders *orders;
-	int listener;
-	bool pipe;
-	int nothing;               /* /dev/null */
-	pthread_mutex_t lock;      /* of all that follows */
-	pthread_cond_t arrived, begun;
-	struct result *first, **last;
-	_Atomic int results;
-	int users;                 /* of this memory: threads, and Python */
-	int takers, idle;          /* those that were written off are none */
-	bool leaving;
-	struct taker {
-		struct pool *pool;
-		int64_t since_ns;      /* it took a connection; 0: it has none */
-		bool used, written_off;
-	} all[TAKERS];
-};
 
 static void push(struct pool *p, struct result *r)
 {
@@ -62,7 +28,7 @@ static void push(struct pool *p, struct result *r)
 	pthread_cond_signal(&p->arrived);
 }
 
-static void tell(struct pool *p, int answer, const struct taken *t)
+void tell(struct pool *p, int answer, const struct taken *t)
 {
 	struct result *r = calloc(1, sizeof(*r));
 
@@ -78,11 +44,12 @@ static void tell(struct pool *p, int answer, const struct taken *t)
 }
 
 /* The caller has the lock, and does not use the pool any more. */
-static void leave(struct pool *p)
+void leave(struct pool *p)
 {
 	bool last = !--p->users;
 
-	pthread_cond_broadcast(&p->arrived);
+	if (p->leaving) /* whoever waits for a process sees whether one can still come */
+		pthread_cond_broadcast(&p->arrived);
 	pthread_mutex_unlock(&p->lock);
 	if (last) {
 		forget(p->nothing);
@@ -92,7 +59,7 @@ static void leave(struct pool *p)
 }
 
 /* Let a process go, and close all that is open of it; false: its time was over before. */
-static bool let_go(struct taken *t)
+bool let_go(struct taken *t)
 {
 	bool in_time = watch_end(t->watch); /* first: the number may be another file's afterwards */
 
@@ -111,7 +78,9 @@ static int see_to(struct pool *p, int conn, struct taken *t)
 	int answer;
 
 	watch_begin(o, t, conn);
+	pthread_mutex_lock(&p->lock); /* the watchdog has not looked yet, or sleeps already */
 	pthread_cond_signal(&p->begun);
+	pthread_mutex_unlock(&p->lock);
 	answer = p->pipe ? take_pipe(conn, o, t) : take_socket(conn, o, t);
 	if (answer == PROCESS && p->results >= WAITING)
 		because(t, "%d other deaths wait for the agent", WAITING);
@@ -200,7 +169,7 @@ static int start(struct pool *p, void *(*work)(void *), void *of)
 	return error;
 }
 
-static int start_taker(struct pool *p)
+int start_taker(struct pool *p)
 {
 	int error = EAGAIN;
 
@@ -213,89 +182,6 @@ static int start_taker(struct pool *p)
 			break;
 		}
 	return error;
-}
-
-/* ---- the watchdog */
-
-static bool somebody_knocks(struct pool *p)
-{
-	return poll(&(struct pollfd){ p->listener, POLLIN, 0 }, 1, 0) == 1;
-}
-
-/* No taker is free, and there can be no more of them: accept one, and let it go. */
-static void turn_away(struct pool *p)
-{
-	static const struct timeval moment = { 0, 1000 }, no_limit = { 0, 0 };
-	struct taken t;
-	int conn, answer;
-
-	/* a taker that is free again may be faster: then nobody knocks any more */
-	setsockopt(p->listener, SOL_SOCKET, SO_RCVTIMEO, &moment, sizeof(moment));
-	answer = wait_for(p->listener, &t, &conn);
-	setsockopt(p->listener, SOL_SOCKET, SO_RCVTIMEO, &no_limit, sizeof(no_limit));
-	if (answer != PROCESS)
-		return;
-	if (p->pipe) /* its helper notes the death; the process is known to nobody else */
-		because(&t, "a helper of the pipe was turned away: all %d threads are kept waiting", TAKERS);
-	else if (peer(conn, &t.pidfd, &t) && identify(&t, 0))
-		because(&t, "%d others keep the agent waiting", TAKERS);
-	t.hold = conn;
-	let_go(&t);
-	tell(p, t.pid > 0 ? PROCESS : REFUSED, &t);
-}
-
-/* Takers that do not come back in time are not counted on any more. */
-static void write_off(struct pool *p, int64_t now)
-{
-	int64_t most = p->orders->patience_ns;
-
-	for (int i = 0; i < TAKERS && most; i++) {
-		struct taker *one = &p->all[i];
-
-		if (one->used && !one->written_off && one->since_ns && now - one->since_ns > most) {
-			one->written_off = true;
-			p->orders->left_behind++;
-			p->takers--;
-		}
-	}
-}
-
-static void cut_overdue(struct pool *p, bool all)
-{
-	struct taken t;
-
-	while (watch_cut(p->orders, p->nothing, all, &t))
-		if (t.pid > 0)
-			tell(p, PROCESS, &t);
-}
-
-static void *watchdog(void *of)
-{
-	static const struct timespec tick = { 0, TICK_MS * 1000000 };
-	struct pool *p = of;
-	int hungry = 0;
-
-	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), TAKER_NICE - 1);
-	pthread_mutex_lock(&p->lock);
-	while (!p->leaving || watch_any(p->orders)) {
-		if (!p->leaving && p->idle && !watch_any(p->orders)) {
-			pthread_cond_wait(&p->begun, &p->lock);
-			continue;
-		}
-		pthread_mutex_unlock(&p->lock);
-		nanosleep(&tick, NULL);
-		cut_overdue(p, false);
-		pthread_mutex_lock(&p->lock);
-		write_off(p, now_ns());
-		hungry = p->idle || p->leaving ? 0 : hungry + 1;
-		if (hungry >= HUNGRY && somebody_knocks(p) && start_taker(p)) {
-			pthread_mutex_unlock(&p->lock);
-			turn_away(p);
-			pthread_mutex_lock(&p->lock);
-		}
-	}
-	leave(p);
-	return NULL;
 }
 
 /* ---- for Python */
@@ -371,9 +257,13 @@ void coreward_leave(void *of)
 {
 	struct pool *p = of;
 	struct taken t;
+	int answer;
 
-	while (coreward_take(p, &t, 0) == PROCESS)
-		discard(&t);
+	while ((answer = coreward_take(p, &t, 0)) != NOBODY && answer != CLOSED)
+		if (answer == PROCESS) {
+			discard(&t);
+			unpin(p->orders, &t);
+		}
 	pthread_mutex_lock(&p->lock);
 	p->leaving = true;
 	pthread_cond_signal(&p->begun);

@@ -2,7 +2,7 @@
 /*
  * The processes that wait for us, each with its deadline. Whoever gathers one may be kept waiting
  * by what the process controls, for ever; so somebody else, who touches nothing of any process,
- * lets it go when its time is over. Here is the table of both; the watchdog itself is in pool.c.
+ * lets it go when its time is over. Here is the table of both; the watchdog itself is in watchdog.c.
  */
 #include <fcntl.h>
 #include <pthread.h>

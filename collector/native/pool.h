@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What pool.c and watchdog.c know of the threads that take processes. */
+#ifndef COREWARD_POOL_H
+#define COREWARD_POOL_H
+
+#include <pthread.h>
+
+#include "native.h"
+
+#define TAKER_NICE -10       /* a process, and the restart of its service, wait for it */
+
+struct result {
+	struct result *next;
+	int answer;
+	struct taken taken;
+};
+
+struct pool {
+	struct orders *orders;
+	int listener;
+	bool pipe;
+	int nothing;               /* /dev/null */
+	pthread_mutex_t lock;      /* of all that follows */
+	pthread_cond_t arrived, begun;
+	struct result *first, **last;
+	_Atomic int results;
+	int users;                 /* of this memory: threads, and Python */
+	int takers, idle;          /* those that were written off are none */
+	bool leaving;
+	struct taker {
+		struct pool *pool;
+		int64_t since_ns;      /* it took a connection; 0: it has none */
+		bool used, written_off;
+	} all[TAKERS];
+};
+
+void tell(struct pool *p, int answer, const struct taken *t);
+bool let_go(struct taken *t);
+void leave(struct pool *p);
+int start_taker(struct pool *p);
+void *watchdog(void *of);
+
+#endif
