@@ -166,4 +166,6 @@ def test_no_more_is_read_than_allowed(tmp_path: Path) -> None:
         with CoreFile(one.core(record, tmp_path / "plain")) as core:
             assert len(core.threads) == 3
         said = gdb(tmp_path / "plain", "thread apply all bt", program="resident")
-    assert "Thread 3 " in said and "crash" in said and "??" not in said
+    # gdb goes one step beyond the first frame of a thread, to address 0
+    inner = re.sub(r"0x0+ in \?\? \(\)", "", said)
+    assert "Thread 3 " in said and "crash" in said and "??" not in inner
