@@ -5,6 +5,7 @@ It costs neither time nor room, whatever its size, and what it holds is in the c
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
