@@ -99,7 +99,7 @@ class Coreward:
     about = "full core, zstd level 1, fsync; default policy without its limit"
 
     def __init__(self, backend: str) -> None:
-        self._backend = backend
+        self.backend = backend
         self.name = f"coreward, {backend}"
 
     def rounds(self, case: Case) -> int:
@@ -107,5 +107,5 @@ class Coreward:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        with coreward(self._backend) as session:
+        with coreward(self.backend) as session:
             yield session

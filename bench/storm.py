@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.coreward import CorewardSession
+from bench.coreward import Coreward, CorewardSession, coreward
 from bench.model import Figure, Say
 from bench.peers import Peer, Session, Unavailable
 from bench.processes import memory_kib
@@ -33,7 +33,9 @@ def measure(peers: Sequence[Peer], say: Say) -> list[Figure]:
     for peer in peers:
         say(f"storm of {LOOPS} crash loops: {peer.name}")
         try:
-            with peer.session() as session:
+            # the default policy: with a core of each death it is the cores that take the time
+            how = coreward(peer.backend, "") if isinstance(peer, Coreward) else peer.session()
+            with how as session:
                 storm = _storm(session)
                 figures += _figures(peer.name, storm, session)
         except Unavailable as error:
