@@ -217,9 +217,9 @@ class Native:
         return int(self._orders.untold)
 
     def take(self, timeout_s: float | None = None) -> Taken | None:
-        """The next process that was handed over; None: for ever.
+        """The next process that was handed over. timeout_s None: waits for ever.
 
-        None: not in that time, or the listener was closed (`is_closed`). Raises HoldError if a
+        None: not in that time, or the listener was closed. Raises HoldError if a
         connection was not the kernel's, or its hand-off broke off; HelperGone if a pipe's helper
         had given up.
         """

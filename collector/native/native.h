@@ -43,7 +43,7 @@ bool watch_move(struct taken *t, int hold);
 bool watch_owner(struct taken *t);
 bool watch_hand_on(struct taken *t);
 bool watch_end(int watch);
-bool watch_cut(struct orders *o, int nothing, bool all, struct taken *t);
+bool watch_cut(struct orders *o, int nothing, struct taken *t);
 bool watch_any(struct orders *o);
 
 /* accept.c */

@@ -106,10 +106,9 @@ bool watch_end(int watch)
 }
 
 /*
- * Let a process go whose time is over, if there is one, or (all) any: its descriptor leads to
- * `nothing` from now on. False: there is none. If a taker had it, `t` is what is known of it.
+ * Let a process go whose time is over, if there is one: its descriptor leads to `nothing` from now on. False: there is none. If a taker had it, `t` is what is known of it.
  */
-bool watch_cut(struct orders *o, int nothing, bool all, struct taken *t)
+bool watch_cut(struct orders *o, int nothing, struct taken *t)
 {
 	int64_t now = now_ns(), most = o->patience_ns;
 	bool found = false;
@@ -119,7 +118,7 @@ bool watch_cut(struct orders *o, int nothing, bool all, struct taken *t)
 	for (int i = 0; i < WATCHES && !found; i++) {
 		struct watch *w = &watches[i];
 
-		if (w->orders != o || w->cut || !(all || (most && now - w->since_ns > most)))
+		if (w->orders != o || w->cut || !most || now - w->since_ns <= most)
 			continue;
 		found = w->cut = true;
 		dup2(nothing, w->hold);

@@ -62,11 +62,11 @@ static void write_off(struct pool *p, int64_t now)
 	}
 }
 
-static void cut_overdue(struct pool *p, bool all)
+static void cut_overdue(struct pool *p)
 {
 	struct taken t;
 
-	while (watch_cut(p->orders, p->nothing, all, &t))
+	while (watch_cut(p->orders, p->nothing, &t))
 		if (t.pid > 0)
 			tell(p, PROCESS, &t);
 }
@@ -86,7 +86,7 @@ void *watchdog(void *of)
 		}
 		pthread_mutex_unlock(&p->lock);
 		nanosleep(&tick, NULL);
-		cut_overdue(p, false);
+		cut_overdue(p);
 		pthread_mutex_lock(&p->lock);
 		write_off(p, now_ns());
 		hungry = p->idle || p->leaving ? 0 : hungry + 1;
