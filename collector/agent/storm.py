@@ -19,7 +19,6 @@ from collector.agent.context import Context
 from collector.agent.unheld import facts_of
 from collector.errors import CorewardError
 from collector.handoff.native import Taken
-from collector.linux import procfs
 from collector.linux.clock import boot_to_utc
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record
 from collector.policy.match import decide
@@ -213,14 +212,12 @@ def was_counted(context: Context, taken: Taken) -> bool:
 
     Its share of records is used up, and with it that of cores.
     """
-    if context.probe is None or not taken.texts["stat"]:
+    if context.probe is None or taken.key is None or not taken.texts["stat"]:
         return False
     try:
-        start_ns = procfs.parse_stat(taken.texts["stat"]).start_ns
-        key = ProcessKey(taken.handoff.pid, start_ns)
-        if not context.probe.tallies.has_counted(key):
+        if not context.probe.tallies.has_counted(taken.key):
             return False
-    except (CorewardError, OSError, ValueError):
+    except (CorewardError, OSError):
         return False
     taken.close()
     return True
