@@ -11,6 +11,7 @@ from collector.agent.copy import Copies
 from collector.agent.lend import Lender
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
+from collector.agent.unstored import Unstored
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
 from collector.handoff.native import Native
@@ -78,6 +79,7 @@ class Context:
     pins: Pins = dataclasses.field(default_factory=Pins)
     lender: Lender | None = None
     copies: Copies = dataclasses.field(default_factory=Copies)
+    unstored: Unstored = dataclasses.field(default_factory=Unstored)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property

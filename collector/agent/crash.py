@@ -66,6 +66,7 @@ class Crash:
         self.state = State.SEEN
         self.since = time.monotonic()  # of its state
         self.not_held: str | None = None  # why its hand-off came to nothing
+        self.stored = False  # whether the store has its record, in whatever form
         self._lock = threading.Lock()
         self._record: Record | None = None
         self._open: set[str] = set()
@@ -120,6 +121,7 @@ class Crash:
             except (CorewardError, OSError) as error:  # a full disk must not stop the agent
                 log.error("record %s cannot be stored: %s", self.record.id, error)
                 return False
+            self.stored = True
             return True
 
     def lacks(self, *parts: str) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
+from collector.agent.gather import Gathered
+from collector.elfcore.types import Prot
 from collector.model import Capture, Cause
 from collector.policy.facts import exe_of, facts_from
-from collector.policy.limit import Admission, site_of
+from collector.policy.limit import Admission
 from collector.policy.match import decide as match
+from collector.policy.site import Code, site_of
 from collector.policy.types import Action
+from collector.probe.iterators import decode_mappings
 
 NO_CORE_WANTED = "the process's RLIMIT_CORE is 0"
+_MOST_MAPPINGS = 256 << 10  # bytes of their list; one that is longer is not decoded here
 
 
 def decide(context: Context, crash: Crash) -> Decided:
@@ -44,5 +51,15 @@ def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> A
         return Admission(capture=Capture.NONE, reason=None)
     if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
         return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
-    site = site_of(crash.seen.fatal) if crash.seen.fatal else None
+    fatal = crash.seen.fatal
+    site = site_of(fatal, _code(crash.gathered)) if fatal else None
     return context.limiter.admit(action, exe, site, uid=crash.gathered.dying.uid)
+
+
+def _code(gathered: Gathered) -> Iterator[Code]:
+    """The files that it executed, decoded only if somebody asks."""
+    raw = gathered.mappings
+    if raw is not None and len(raw) <= _MOST_MAPPINGS:
+        for one in decode_mappings(raw, None):
+            if one.prot & Prot.X and one.inode:
+                yield one.start, one.end, one.offset

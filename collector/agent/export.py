@@ -13,7 +13,7 @@ from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled
 from collector.errors import CorewardError
 from collector.explain.reason import reason
-from collector.model import Capture, Cause, Outcome, Record, Release, SamplesFacts
+from collector.model import Capture, Cause, Outcome, ProcessKey, Record, Release, SamplesFacts
 from collector.signals import signal_name
 from collector.store.ids import record_id
 
@@ -96,20 +96,35 @@ def end_of_process(context: Context, crash: Crash) -> None:
 
 def end(context: Context, crash: Crash, part: str) -> None:
     """A part of the record is done; the last one closes it."""
-    if crash.end(part):
-        close(context, crash.record)
+    if crash.end(part) and close(context, crash.record):
+        crash.stored = True
+        recorded(context, crash)
 
 
-def close(context: Context, record: Record) -> None:
-    """Store the whole record, count the death, and say it in one line."""
+def close(context: Context, record: Record) -> bool:
+    """Store the whole record, count the death, and say it in one line; whether it is on disk.
+
+    If it is not, that is tried again until it is.
+    """
     record = msgspec.structs.replace(record, reason=reason(record))
+    stored = True
     try:
         context.store.put(record)
     except (CorewardError, OSError) as error:
-        log.error("record %s cannot be stored: %s", record.id, error)
+        stored = False
+        waits = "it is tried again" if context.unstored.add(record) else "too many wait already"
+        log.error("record %s cannot be stored: %s; %s", record.id, error, waits)
         context.metrics.errors.labels("store").inc()
     count(context, record.cause, record.signal, record.outcome)
     context.announce(record)
+    return stored
+
+
+def store_again(context: Context) -> None:
+    """Try what could not be stored before."""
+    for record in context.unstored.again(context.store):
+        if context.probe is not None:
+            context.probe.recorded(ProcessKey(record.pid, record.start_ns))
 
 
 def count(context: Context, cause: Cause, signo: int | None, outcome: Outcome) -> None:
@@ -119,6 +134,7 @@ def count(context: Context, cause: Cause, signo: int | None, outcome: Outcome) -
 
 
 def recorded(context: Context, crash: Crash) -> None:
-    """It is on record, or is not to be: no later agent need be told of it again."""
-    if context.probe is not None and crash.seen.who is not None:
+    """If it is on record, or is not to be: no later agent need be told of it again."""
+    on_record = crash.stored or not crash.is_open
+    if on_record and context.probe is not None and crash.seen.who is not None:
         context.probe.recorded(crash.seen.who.key)

@@ -31,7 +31,7 @@ import msgspec
 from collector.agent.accept import Acceptor
 from collector.agent.context import Context
 from collector.agent.events import ended, take_events
-from collector.agent.export import close
+from collector.agent.export import close, store_again
 from collector.agent.flow import arrived
 from collector.agent.release import most_pinned
 from collector.agent.storm import Storms
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
 _RECORDS_GO_ON = 2  # where cores end at `store.min_free`, records do at this part of it
-_LOOK_MS = 5000  # how often deaths are looked at whose end does not come
+_LOOK_MS = 5000  # how often is looked at deaths whose end does not come, and at the unstored
 
 
 class Agent:
@@ -62,6 +62,7 @@ class Agent:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acceptor: Acceptor | None = None
         self._storms = Storms()
+        self._store_again_at = 0.0  # of time.monotonic
         self._stopping = False
         self._reload = False
 
@@ -80,6 +81,7 @@ class Agent:
             if take_events(self._context):
                 self._storms.stir()
             self._storms.look(self._context)
+            self._store_again()
             if self._reload:
                 self._reload = False
                 self._apply_reload()
@@ -109,11 +111,19 @@ class Agent:
         """
         probe = self._context.probe
         ring = -1 if probe is None else probe.fileno()
-        times = [self._storms.timeout_ms, _LOOK_MS if self._context.registry.waits else -1]
+        waits = self._context.registry.waits or len(self._context.unstored) > 0
+        times = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
         timeout_ms = min((time for time in times if time >= 0), default=-1)
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+
+    def _store_again(self) -> None:
+        """What could not be stored, every few seconds."""
+        now = time.monotonic()
+        if len(self._context.unstored) and now >= self._store_again_at:
+            self._store_again_at = now + _LOOK_MS / 1e3
+            self._context.record(partial(store_again, self._context))
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
@@ -168,6 +178,7 @@ class Agent:
                 lane.wait_idle(max(0.0, until - time.monotonic()))
         self._storms.look(context, last=True)
         dropped = {lane.name: lane.close() for lane in lanes.all() if lane is not lanes.records}
+        context.record(partial(store_again, context))
         lanes.records.wait_idle(_LAST_S)
         dropped[lanes.records.name] = lanes.records.close()
         for crash in context.registry.abandoned(all_done=True):

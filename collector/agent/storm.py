@@ -100,7 +100,7 @@ class Storms:
                 if record is None:
                     kind.outcome = Outcome.IGNORED
                 else:
-                    records.append(record)
+                    records.append((kind, record))
                 kind.written, kind.written_at = tally.count, now
         if records:
             context.record(partial(_write, context, records))
@@ -199,11 +199,12 @@ def _reason(tally: Tally) -> str:
     return f"{tally.count:,} more {by} of {of} in {seconds:,.0f} s, which were only counted"
 
 
-def _write(context: Context, records: Iterable[Record]) -> None:
-    for record in records:
+def _write(context: Context, records: Iterable[tuple[_Kind, Record]]) -> None:
+    for kind, record in records:
         try:
             context.store.put(record)
         except (CorewardError, OSError) as error:
+            kind.written = 0  # it is due again at the next look
             log.error("record %s cannot be stored: %s", record.id, error)
 
 

@@ -20,8 +20,8 @@ from collector.handoff.pipe import PipeNote
 from collector.linux import cgroupfs, procfs
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.facts import is_container, unit_of_cgroup
-from collector.policy.limit import site_of
 from collector.policy.match import decide
+from collector.policy.site import site_of
 from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
 from collector.signals import CORE_SIGNALS, signal_name
@@ -85,7 +85,9 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     if not facts.cgroup:
         crash.lose("cgroup", "it was gone when the event was read")
     ask_recorder(context, crash)
-    site = site_of(seen.fatal) if seen.fatal else None
+    mapped = seen.exit.mapped if seen.exit else ()
+    code = [(one.start, one.end, one.offset) for one in mapped if one.executable]
+    site = site_of(seen.fatal, code) if seen.fatal else None
     if context.kill_limiter.admit(decision.action, facts.exe, site, uid=who.uid).reason is None:
         _explain_events(context, crash)
     else:

@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from collector.model import Capture, CrashSite, FatalSignal
+from collector.model import Capture
+from collector.policy.site import Site
 from collector.policy.types import Action, Limit
 from collector.policy.units import show_duration
 
@@ -57,7 +58,7 @@ class Limiter:
         self,
         action: Action,
         exe: str | None,
-        site: CrashSite | None,
+        site: Site | None,
         now: float | None = None,
         *,
         uid: int | None = None,
@@ -118,13 +119,3 @@ class Limiter:
         while window and window[0] <= now - key[2]:
             window.popleft()
         return window
-
-
-def site_of(death: FatalSignal) -> CrashSite | None:
-    """The site that a limit may count: that of a hardware fault.
-
-    A signal that was sent (abort(3) too: the thread sends itself SIGABRT) leaves the thread in
-    libc's system call wrapper, a "site" that unrelated programs share. Kernel-generated signals
-    have si_code > 0 (sigaction(2)).
-    """
-    return death.site if death.si_code is not None and death.si_code > 0 else None

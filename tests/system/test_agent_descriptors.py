@@ -17,6 +17,15 @@ def descriptors(running: RunningAgent) -> int:
     return len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
 
 
+def use_up(running: RunningAgent) -> int:
+    """Let the agent open nothing more; its hard limit, to be given back."""
+    open_now = {int(fd.name) for fd in Path(f"/proc/{running.process.pid}/fd").iterdir()}
+    hard = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)[1]
+    lowest = min(set(range(len(open_now) + 1)) - open_now)
+    resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (lowest, hard))
+    return hard
+
+
 def test_silent_connections_to_the_metrics(tmp_path: Path) -> None:
     with agent(tmp_path, metrics=True) as one, contextlib.ExitStack() as stack:
         before = descriptors(one)
@@ -37,3 +46,32 @@ def test_silent_connections_to_the_metrics(tmp_path: Path) -> None:
             'coreward_deaths_total{cause="signal",outcome="complete",signal="SIGSEGV"}'
         )
         assert descriptors(one) < before + 40
+
+
+def test_deaths_while_there_are_no_descriptors_at_all(tmp_path: Path) -> None:
+    with agent(tmp_path) as one, running("null_main", cwd=tmp_path) as victim:
+        # GIVEN an agent that cannot open one more file
+        hard = use_up(one)
+        # WHEN a process is killed
+        victim.process.kill()
+        victim.process.wait()
+        # THEN it is told, though it cannot be put on record
+        one.wait_line("cannot be stored.*it is tried again")
+        # AND it is on record as soon as there are some
+        resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        one.wait_line("is stored now")
+        assert [record["pid"] for record in one.listed()] == [victim.pid]
+
+
+def test_an_agent_that_is_killed_without_descriptors(tmp_path: Path) -> None:
+    with agent(tmp_path) as one, running("null_main", cwd=tmp_path) as victim:
+        use_up(one)
+        victim.process.kill()
+        victim.process.wait()
+        one.wait_line("cannot be stored")
+        # WHEN the agent is killed before there are any
+        one.process.kill()
+        one.process.wait()
+    # THEN the next one has it from BPF
+    with agent(tmp_path) as other:
+        assert other.record(victim.pid)["signal_name"] == "SIGKILL"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import pytest
 
 from collector import proof
 from collector.agent.events import ended as end_of
+from collector.agent.export import store_again
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native
-from collector.model import Outcome, ProcessKey
+from collector.model import Outcome, ProcessKey, Record
 from collector.native.build import build_library
 from tests.unit.agent_fakes import FakeAgent
 from tests.unit.event_samples import KEY, ended, fatal, who
@@ -227,3 +229,34 @@ def test_what_cannot_be_taken_over_is_released(
     assert os.read(read, 1) == os.read(other, 1) == b""
     os.close(read)
     os.close(other)
+
+
+def test_a_store_that_takes_nothing_for_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a store without a descriptor to spare
+    agent = make("defaults: {capture: record}")
+    put = agent.store.put
+
+    def none_left(record: Record) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(agent.store, "put", none_left)
+    # WHEN a process that nobody held dies, and one that was handed over
+    killed = ProcessKey(KEY.pid + 1, KEY.start_ns)
+    agent.probe.tell(
+        msgspec.structs.replace(ended(), who=msgspec.structs.replace(who(), key=killed))
+    )
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN both are told, and BPF's ledger keeps them for the next agent
+    assert {record.pid for record in agent.announced} == {KEY.pid, killed.pid}
+    assert agent.probe.settled == []
+    store_again(agent.context)
+    assert agent.store.list() == []
+    # AND as soon as there are descriptors they are on record, as they were told
+    monkeypatch.setattr(agent.store, "put", put)
+    store_again(agent.context)
+    assert {r.id: r for r in agent.store.list()} == {r.id: r for r in agent.announced}
+    assert set(agent.probe.settled) == {KEY, killed}
+    assert not len(agent.context.unstored)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec.structs import replace
 
-from collector.model import Capture, CrashSite, FatalSignal, Identity, ProcessKey
-from collector.policy.limit import Admission, Limiter, site_of
+from collector.model import Capture, CrashSite
+from collector.policy.limit import Admission, Limiter
 from collector.policy.types import Action, Limit
 
 FULL, STACKS, THREADS = Capture.FULL, Capture.STACKS, Capture.THREADS
@@ -151,20 +151,3 @@ def test_threads_are_judged_one_at_a_time() -> None:
     # THEN they never were inside together, and one got it
     assert met == []
     assert sorted(got) == [FULL, RECORD]
-
-
-def test_only_hardware_faults_have_a_site_that_counts() -> None:
-    # GIVEN a fault, an abort(3) (the thread signals itself from inside libc), and no siginfo
-    who = Identity(
-        key=ProcessKey(1, 1), tid=1, ns_pid=1, ns_tid=1, ppid=0, comm="a", uid=0, gid=0,
-        cgroup_id=0, exe=None,
-    )  # fmt: skip
-    fault = FatalSignal(
-        who=who, time_ns=0, signal=11, si_code=1, si_addr=0, siginfo=b"", sender=None, regs=(),
-        stack=(), site=HERE, last_fault=None,
-    )  # fmt: skip
-    abort = replace(fault, signal=6, si_code=-6)
-    bare = replace(fault, si_code=None)
-
-    # WHEN their sites are asked for, THEN only the fault has one
-    assert [site_of(death) for death in (fault, abort, bare)] == [HERE, None, None]
