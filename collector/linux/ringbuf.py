@@ -10,6 +10,7 @@ has no lock of its own: one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 from collections.abc import Generator
@@ -24,6 +25,32 @@ DISCARDED = 1 << 30  # BPF_RINGBUF_DISCARD_BIT
 LENGTH = DISCARDED - 1
 WINDOW = 256 << 10  # bytes; grows for a record that is larger
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED = ctypes.c_void_p(-1).value  # MAP_FAILED
+
+
+class _Window:
+    """Some pages of a ring, to be read. An mmap of Python would need a descriptor of its own, and
+    a reader that has no more of them is to read on."""
+
+    def __init__(self, descriptor: int, size: int, offset: int) -> None:
+        self.size = size
+        where = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
+        if where == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, f"a ring cannot be mapped: {os.strerror(number)}")
+        self._address: int = where
+
+    def close(self) -> None:
+        _libc.munmap(self._address, self.size)
+
+    def read(self, at: int, length: int) -> bytes:
+        assert 0 <= at <= at + length <= self.size
+        return ctypes.string_at(self._address + at, length)
+
 
 class Ring:
     """The reader of one ring; owns `descriptor`, which becomes readable when records wait."""
@@ -37,9 +64,8 @@ class Ring:
         self._writers = mmap.mmap(descriptor, PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
         self._consumed = memoryview(self._reader).cast("Q")
         self._produced = memoryview(self._writers).cast("Q")
-        self._window: mmap.mmap | None = None
+        self._window: _Window | None = None
         self._window_start = 0
-        self._window_size = 0
 
     def close(self) -> None:
         self._drop_window()
@@ -53,23 +79,20 @@ class Ring:
         if self._window is not None:
             self._window.close()
         self._window = None
-        self._window_size = 0
 
     def _at(self, offset: int, length: int) -> bytes:
         """Bytes of the doubled data area."""
-        end = self._window_start + self._window_size
-        if offset < self._window_start or offset + length > end:
+        window = self._window
+        relative = offset - self._window_start
+        if window is None or relative < 0 or relative + length > window.size:
             self._drop_window()
             start = offset & ~(PAGE - 1)
             size = max(WINDOW, (offset + length - start + PAGE - 1) & ~(PAGE - 1))
             size = min(size, 2 * self.size - start)
-            self._window = mmap.mmap(
-                self.descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=2 * PAGE + start
-            )
-            self._window_start, self._window_size = start, size
-        assert self._window is not None
-        relative = offset - self._window_start
-        return self._window[relative : relative + length]
+            window = self._window = _Window(self.descriptor, size, 2 * PAGE + start)
+            self._window_start = start
+            relative = offset - start
+        return window.read(relative, length)
 
     def _header(self, position: int) -> int:
         header = int.from_bytes(self._at(position & (self.size - 1), 4), "little")
@@ -91,9 +114,10 @@ class Ring:
             header = self._header(position)
             if header & BUSY:
                 return
+            data = None if header & DISCARDED else self._data(position, header)
             try:
-                if not header & DISCARDED:
-                    yield self._data(position, header)
+                if data is not None:
+                    yield data
             finally:
                 position = _following(position, header)
                 self._consumed[0] = position  # one aligned store; x86 keeps the order
@@ -133,7 +157,7 @@ class Ring:
 
     def trim(self) -> None:
         """Give back the memory that a large record took; a small window stays for the next one."""
-        if self._window_size > WINDOW:
+        if self._window is not None and self._window.size > WINDOW:
             self._drop_window()
 
 
