@@ -17,12 +17,16 @@ def descriptors(running: RunningAgent) -> int:
     return len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
 
 
-def use_up(running: RunningAgent) -> int:
-    """Let the agent open nothing more; its hard limit, to be given back."""
-    open_now = {int(fd.name) for fd in Path(f"/proc/{running.process.pid}/fd").iterdir()}
-    hard = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)[1]
+def use_up(one: RunningAgent, folder: Path) -> int:
+    """Let an agent that works open nothing more; its hard limit, to be given back."""
+    with running("null_main", cwd=folder) as victim:
+        victim.go()
+        victim.wait()
+    one.wait_record(victim.pid)
+    open_now = {int(fd.name) for fd in Path(f"/proc/{one.process.pid}/fd").iterdir()}
+    hard = resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE)[1]
     lowest = min(set(range(len(open_now) + 1)) - open_now)
-    resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (lowest, hard))
+    resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (lowest, hard))
     return hard
 
 
@@ -51,7 +55,7 @@ def test_silent_connections_to_the_metrics(tmp_path: Path) -> None:
 def test_deaths_while_there_are_no_descriptors_at_all(tmp_path: Path) -> None:
     with agent(tmp_path) as one, running("null_main", cwd=tmp_path) as victim:
         # GIVEN an agent that cannot open one more file
-        hard = use_up(one)
+        hard = use_up(one, tmp_path)
         # WHEN a process is killed
         victim.process.kill()
         victim.process.wait()
@@ -60,12 +64,12 @@ def test_deaths_while_there_are_no_descriptors_at_all(tmp_path: Path) -> None:
         # AND it is on record as soon as there are some
         resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (hard, hard))
         one.wait_line("is stored now")
-        assert [record["pid"] for record in one.listed()] == [victim.pid]
+        assert one.info(one.wait_record(victim.pid))["signal_name"] == "SIGKILL"
 
 
 def test_an_agent_that_is_killed_without_descriptors(tmp_path: Path) -> None:
     with agent(tmp_path) as one, running("null_main", cwd=tmp_path) as victim:
-        use_up(one)
+        use_up(one, tmp_path)
         victim.process.kill()
         victim.process.wait()
         one.wait_line("cannot be stored")
