@@ -67,6 +67,8 @@ class RunningAgent:
             cwd=ROOT,
             text=True,
             env=sanitized.environment(),
+            # as a service has one: its lowest priority is below that of its own, not of all others
+            start_new_session=True,
         )
         self._listener = threading.Thread(
             target=self._listen, args=(self.process.stdout,), daemon=True
