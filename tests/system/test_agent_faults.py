@@ -174,11 +174,35 @@ def test_a_core_that_does_not_fit(small_disk: Path, tmp_path: Path) -> None:
         with running("null_main", cwd=tmp_path) as victim:
             crash(victim)
         # THEN the agent says so and lives on
-        one.wait_line(rf" pid {victim.pid} null_main: ")
-        # AND when there is room again, all is as before
+        one.wait_line("cannot be stored: .*; it is tried again")
+        identity = one.wait_record(victim.pid)
+        # AND when there is room again that death is on record, and all is as before
         filler.unlink()
+        one.wait_line(f"record {identity} is stored now")
+        assert one.info(identity)["signal_name"] == "SIGSEGV"
         assert outcome(whole_death(one, tmp_path)) == ("full", "complete", {})
         assert list(small_disk.glob("crashes/*/.tmp*")) == []
+
+
+def test_an_agent_that_is_killed_while_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
+    # GIVEN a disk without room for a record
+    filler = small_disk / "filler"
+    with agent(tmp_path, config="store: {min_free: 0B}") as one:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        # WHEN a process dies, and then the agent
+        with running("null_main", cwd=tmp_path) as victim:
+            victim.process.kill()
+            victim.process.wait()
+        one.wait_line(rf"^\S+ \w+ pid {victim.pid} ")
+        one.process.kill()
+        one.process.wait()
+        filler.unlink()
+        one.restart()
+        # THEN the next one has that death from BPF's ring
+        record = one.record(victim.pid)
+        assert record["signal_name"] == "SIGKILL" and record["late"]
 
 
 def test_the_reserve_of_the_disk(small_disk: Path, tmp_path: Path) -> None:
