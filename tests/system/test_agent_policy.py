@@ -287,3 +287,20 @@ def test_captures_beyond_a_limit_get_smaller(ruled: RunningAgent, tmp_path: Path
     ]
     after = [ruled.metric(f'coreward_limited_total{{capture="{kind}"}}') for kind in SMALLER]
     assert [late - early for early, late in zip(before, after, strict=True)] == [4, 1]
+
+
+def test_copies_of_a_program_that_abort_are_one(ruled: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN copies of two programs that call abort(3), which all stand in libc then
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    one, copy, other = folders
+    # WHEN they die
+    records = [
+        die_as(ruled, "limit", "assertion", folder=one),
+        die_as(ruled, "limit", "assertion", folder=copy),
+        die_as(ruled, "limit", "heap_abort", "1", folder=other),
+    ]
+    # THEN who called it is the site that the limit counts
+    used_up = "limit of 1 full captures per 1h used up for this crash site"
+    assert [record["lost"].get("memory") for record in records] == [None, used_up, None]
