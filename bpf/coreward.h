@@ -38,7 +38,6 @@ enum cw_event_type {
 
 /* Indices of the map `counters`; each is a u64 that only grows. */
 enum cw_counter {
-	CW_DROPPED_DELIVER,
 	CW_DROPPED_EXIT,
 	CW_DROPPED_OOM,
 	CW_DROPPED_MAPPED,

@@ -283,7 +283,6 @@ def _counted(counters: Counters) -> dict[str, int]:
 
 def _dropped(counters: Counters) -> dict[str, int]:
     return {
-        "signal_deliver": counters.dropped_deliver,
         "sched_process_exit": counters.dropped_exit,
         "mark_victim": counters.dropped_oom,
         "mappings": counters.dropped_mapped,

@@ -41,8 +41,7 @@ _MAX_LEAVING = 1024  # processes between the two records of their end
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """What the programs counted since they were loaded, and the reader since it was opened."""
 
-    dropped_deliver: int  # fatal signals that found the ring full
-    dropped_exit: int
+    dropped_exit: int  # deaths that found the ring full
     dropped_oom: int
     dropped_mapped: int  # objects of killed processes: their backtraces miss them
     handled: int  # signals that were delivered and not fatal

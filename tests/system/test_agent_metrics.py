@@ -66,7 +66,6 @@ def test_what_is_counted(tmp_path: Path) -> None:
             "mark_victim",
             "overwritten",
             "sched_process_exit",
-            "signal_deliver",
             "undecodable",
         )
     }
