@@ -33,7 +33,7 @@ UNLIMITED = "defaults: {limit: none}"
 # A process must be gone 100 ms after its agent; the rest is for a machine that is busy otherwise.
 GONE_S = 3.0
 BACKENDS = (by_socket("socket"), "pipe")
-KILLS = 60  # of the agent, for each way of hand-off
+KILLS = 20  # of the agent, for each way of hand-off; `python -m bench` has a longer run
 
 
 def crash(victim: Victim) -> None:
