@@ -35,7 +35,7 @@ from collector.agent.export import close, store_again
 from collector.agent.flow import arrived
 from collector.agent.release import most_pinned
 from collector.agent.storm import Storms
-from collector.agent.unheld import record_note
+from collector.agent.unheld import Notes
 from collector.errors import HoldError
 from collector.handoff.backends import NoBackend
 from collector.handoff.native import Native
@@ -194,8 +194,8 @@ class Agent:
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
-        for note in spooled.notes:
-            self._context.record(partial(record_note, self._context, note))
+        for task in Notes(self._context, spooled.notes).tasks():
+            self._context.record(task)
         if spooled.lost:
             self._context.metrics.errors.labels("spool").inc(spooled.lost)
             log.warning("%d deaths of the time without an agent are only counted", spooled.lost)

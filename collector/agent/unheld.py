@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from collector import copies, proof
 from collector.agent.assemble import CORE_BIT
@@ -26,7 +28,6 @@ from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.ids import record_id
-from collector.store.store import Store
 
 _INTERPRETER = os.readlink("/proc/self/exe")  # now: it may be replaced while we run
 NOTE_SLACK = datetime.timedelta(seconds=5)  # a note has whole seconds of another clock
@@ -158,39 +159,63 @@ def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> 
     return "the kernel did not hand it over: not dumpable, as after a change of user"
 
 
-def record_note(context: Context, note: PipeNote) -> None:
-    """A death of the time without an agent; one that BPF saw as well is on record already."""
-    key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
-    time = datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
-    if context.registry.was_late(key):
-        return
-    if _on_record(context.store, key, time):  # by an earlier agent, too slow for the helper
-        return
-    close(
-        context,
-        Record(
-            id=record_id(context.boot_id, key),
-            time=time,
-            pid=note.pid,
-            tid=note.tid,
-            cause=Cause.SIGNAL,
-            comm="",
-            start_ns=key.start_ns,
-            uid=note.uid,
-            gid=note.gid,
-            signal=note.signal,
-            signal_name=signal_name(note.signal),
-            late=True,
-            lost={"comm": "only the pipe helper saw it", "core": "no agent answered the helper"},
-        ),
+class Notes:
+    """What the pipe helper noted while no agent was there. For the records' lane alone.
+
+    In a storm these are thousands: what is on record is looked up once for all of them.
+    """
+
+    def __init__(self, context: Context, notes: Sequence[PipeNote]) -> None:
+        self._context = context
+        self._notes = notes
+        self._known: set[ProcessKey] | None = None  # to a tick: deaths on record at that time
+
+    def tasks(self) -> Iterator[Callable[[], None]]:
+        """One for each note."""
+        for note in self._notes:
+            yield partial(self._record, note)
+
+    def _record(self, note: PipeNote) -> None:
+        """Unless it is on record already."""
+        key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
+        if self._context.registry.was_late(key):
+            return
+        if self._known is None:
+            self._known = self._find_known()
+        if key in self._known:  # by an earlier agent, too slow for the helper; or noted twice
+            return
+        self._known.add(key)
+        close(self._context, _of_note(self._context, note, key))
+
+    def _find_known(self) -> set[ProcessKey]:
+        times = [_time_of(note) for note in self._notes]
+        found = self._context.store.list(
+            since=min(times) - NOTE_SLACK, until=max(times) + NOTE_SLACK
+        )
+        deaths = (record for record in found if record.cause is not Cause.SNAPSHOT)
+        return {ProcessKey(record.pid, record.start_ns).to_tick() for record in deaths}
+
+
+def _of_note(context: Context, note: PipeNote, key: ProcessKey) -> Record:
+    return Record(
+        id=record_id(context.boot_id, key),
+        time=_time_of(note),
+        pid=note.pid,
+        tid=note.tid,
+        cause=Cause.SIGNAL,
+        comm="",
+        start_ns=key.start_ns,
+        uid=note.uid,
+        gid=note.gid,
+        signal=note.signal,
+        signal_name=signal_name(note.signal),
+        late=True,
+        lost={"comm": "only the pipe helper saw it", "core": "no agent answered the helper"},
     )
 
 
-def _on_record(store: Store, key: ProcessKey, time: datetime.datetime) -> bool:
-    """Whether the death of this process, at about that time, is in the store."""
-    near = store.list(since=time - NOTE_SLACK, until=time + NOTE_SLACK)
-    deaths = [record for record in near if record.cause is not Cause.SNAPSHOT]
-    return any(key.is_same(ProcessKey(r.pid, r.start_ns)) for r in deaths)
+def _time_of(note: PipeNote) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
 
 
 def _live_cgroup(who: Identity) -> str | None:

@@ -1,0 +1,87 @@
+"""What the pipe helper noted while no agent was there: on record once, whoever else has seen it."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from collector.agent.unheld import Notes
+from collector.handoff.pipe import PipeNote
+from collector.model import Cause, Record
+from tests.unit.agent_fakes import FakeAgent
+from tests.unit.event_samples import KEY, ended, fatal
+from tests.unit.store_samples import SEGFAULT, TIME
+
+
+def note(pid: int, ticks: int = 5000) -> PipeNote:
+    return PipeNote(pid, pid, 11, 1000, 1000, 1, int(TIME.timestamp()), None, ticks)
+
+
+def known(**differs: Any) -> Record:
+    """A death on record, which began in the tick of KEY."""
+    usual = {"start_ns": KEY.start_ns, "time": TIME + datetime.timedelta(seconds=2), **differs}
+    return msgspec.structs.replace(SEGFAULT, **usual)
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
+    return FakeAgent(tmp_path, monkeypatch)
+
+
+def take(agent: FakeAgent, *notes: PipeNote) -> list[int]:
+    """The pids of the records that are made of notes."""
+    for task in Notes(agent.context, notes).tasks():
+        agent.context.record(task)
+    agent.settle()
+    return sorted(record.pid for record in agent.announced if record.late)
+
+
+def test_what_only_the_helper_saw_is_on_record(agent: FakeAgent) -> None:
+    assert take(agent, note(812), note(813)) == [812, 813]
+    record = agent.announced[0]
+    assert record.lost["core"] == "no agent answered the helper"
+    assert (record.signal_name, record.uid) == ("SIGSEGV", 1000)
+
+
+def test_a_note_that_is_there_twice_is_one_death(agent: FakeAgent) -> None:
+    assert take(agent, note(812), note(812), note(812, ticks=5001)) == [812, 812]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (known(), []),  # of an earlier agent, which was too slow for the helper
+        (known(start_ns=0), [812]),  # another process of that pid
+        (known(cause=Cause.SNAPSHOT), [812]),  # it went on, and died then
+        (known(time=TIME + datetime.timedelta(minutes=5)), [812]),
+    ],
+)
+def test_a_death_on_record_is_left_alone(
+    agent: FakeAgent, record: Record, expected: list[int]
+) -> None:
+    agent.store.put(record)
+    assert take(agent, note(812)) == expected
+
+
+def test_what_bpf_saw_of_that_time_is_no_second_death(agent: FakeAgent) -> None:
+    # GIVEN that BPF tells of a death before the agent was there
+    agent.probe.attached_ns = 1 << 62
+    agent.probe.tell(fatal(), ended())
+    agent.take_events()
+    # THEN its record is the one that BPF's events make
+    assert take(agent, note(812)) == [812]
+    assert agent.record().comm == "victim"
+
+
+def test_thousands_of_notes_look_at_the_store_once(
+    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    whole = agent.store.list
+    monkeypatch.setattr(agent.store, "list", lambda **how: looks.append(how) or whole(**how))
+    assert len(take(agent, *(note(pid) for pid in range(1, 200)))) == 199
+    assert len(looks) == 1
