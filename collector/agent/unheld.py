@@ -176,9 +176,10 @@ class Notes:
             yield partial(self._record, note)
 
     def _record(self, note: PipeNote) -> None:
-        """Unless it is on record already."""
+        """Unless it is on record already, or BPF has seen it: then it is, or is counted."""
         key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
-        if self._context.registry.was_late(key):
+        probe = self._context.probe
+        if self._context.registry.was_late(key) or (probe and note.time_s > probe.since_s):
             return
         if self._known is None:
             self._known = self._find_known()

@@ -105,6 +105,11 @@ def is_complete(directory: Path, *, attached: bool = True) -> bool:
     return (directory / COMPLETE).exists() and (not attached or any(links))
 
 
+def published_s(directory: Path) -> float:
+    """When a complete build was pinned, in seconds since the epoch."""
+    return (directory / COMPLETE).stat().st_mtime
+
+
 def event_format(directory: Path) -> int:
     """The CW_FORMAT that the records of this build have; 0 if it does not say."""
     if not (directory / FORMAT).exists():

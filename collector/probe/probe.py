@@ -201,6 +201,7 @@ class Probe:
 
     loader: str
     attached_ns: int  # CLOCK_BOOTTIME; earlier events happened while nobody listened
+    since_s: float  # since the epoch: the programs, or those they replace, see every death
     tallies: Tallies
     replaced_tallies: list[Tally]  # of replaced builds; they grow no more
 
@@ -212,6 +213,8 @@ class Probe:
         self._waiting = deque(event for old in replaced for event in old.events)
         self._reported = {_identity(event) for event in self._waiting}
         self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
+        directories = [directory, *(old.directory for old in replaced)]
+        self.since_s = min(map(pins.published_s, directories))
         self._drain_lock = threading.Lock()
         self._fence = threading.Lock()
         self._ring = Ring(libbpf.get_pin(str(directory / "ring")))

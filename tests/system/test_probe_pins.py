@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def test_deaths_while_the_reader_is_away_are_late(
     loader: str, directory: Path, tmp_path: Path
 ) -> None:
     # GIVEN a reader that has left its programs behind
+    begun_s = time.time()
     with open_probe(loader, directory) as probe:
-        before = probe.attached_ns
+        before, since_s = probe.attached_ns, probe.since_s
     # WHEN a process dies, and a new reader comes
+    died_s = time.time()
     pid = die(tmp_path)
     with open_probe(loader, directory) as probe:
         # THEN there is something to read at once, and it is older than the reader
@@ -68,6 +71,9 @@ def test_deaths_while_the_reader_is_away_are_late(
         late = about(probe.drain(), pid)
         assert names(late) == ["FatalSignal", "Exit"]
         assert all(before < event.time_ns < probe.attached_ns for event in late)
+        # AND it knows since when the programs see deaths
+        assert begun_s - 0.1 <= since_s <= died_s  # file systems tell time in jiffies
+        assert probe.since_s == since_s
         # AND what happens from now on is not
         current = events_of(probe, die(tmp_path))
         assert all(event.time_ns > probe.attached_ns for event in current)

@@ -115,6 +115,7 @@ class FakeProbe:
     """BPF: events that a test tells, and which deaths it may forget."""
 
     attached_ns = 0
+    since_s = float("inf")
 
     def __init__(self) -> None:
         self._waiting: list[Event] = []

@@ -77,6 +77,16 @@ def test_what_bpf_saw_of_that_time_is_no_second_death(agent: FakeAgent) -> None:
     assert agent.record().comm == "victim"
 
 
+def test_what_bpf_has_counted_is_no_second_death(agent: FakeAgent) -> None:
+    # GIVEN programs that were attached when the deaths came, of which they tell nothing
+    agent.probe.since_s = TIME.timestamp() - 60
+    # THEN these were beyond a share, and are counted; no record is made of notes
+    assert take(agent, note(812), note(813)) == []
+    # WHEN they came later, THEN the helper alone has seen them
+    agent.probe.since_s = TIME.timestamp() + 60
+    assert take(agent, note(812), note(813)) == [812, 813]
+
+
 def test_thousands_of_notes_look_at_the_store_once(
     agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
