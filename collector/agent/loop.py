@@ -68,14 +68,20 @@ class Agent:
 
     # ---- the main thread: wait, take in, hand on
 
+    def catch_up(self) -> None:
+        """Put on record what happened before: while no agent was there, or to one that was killed.
+
+        To be called before the kernel hands anything over: then nobody waits for it.
+        """
+        self._give_up_interrupted()
+        take_events(self._context)
+
     def run(self) -> None:
         """Work until `stop`. What is then being captured is finished first."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
-        self._give_up_interrupted()
-        take_events(self._context)
-        self._take_notes()
         self._start_accepting()
+        self._take_notes()
         while not self._stopping:
             self._wait()
             if take_events(self._context):
@@ -127,8 +133,9 @@ class Agent:
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
-        for record in self._context.store.list(closed=False):
-            close(self._context, _interrupted(record))
+        context = self._context
+        for record in context.store.list(closed=False):
+            context.record(partial(close, context, _interrupted(record)))
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
@@ -194,6 +201,7 @@ class Agent:
     def _take_notes(self) -> None:
         """Deaths that the pipe helper noted while no agent was there."""
         spooled = self._context.backend.notes()
+        take_events(self._context)  # of all that was noted
         for task in Notes(self._context, spooled.notes).tasks():
             self._context.record(task)
         if spooled.lost:

@@ -102,10 +102,11 @@ class Registry:
                 del self._crashes[crash.key.to_tick()]
             return old
 
-    def was_late(self, key: ProcessKey) -> bool:
-        """Whether BPF saw this death while no agent ran."""
+    def knows(self, key: ProcessKey) -> bool:
+        """Whether this death is still to be given out, or BPF saw it while no agent ran."""
+        at = key.to_tick()
         with self._lock:
-            return key.to_tick() in self._late
+            return at in self._late or at in self._crashes
 
     def _of(self, key: ProcessKey) -> Crash:
         at = key.to_tick()

@@ -171,16 +171,19 @@ class Notes:
         self._known: set[ProcessKey] | None = None  # to a tick: deaths on record at that time
 
     def tasks(self) -> Iterator[Callable[[], None]]:
-        """One for each note."""
+        """One for each note of a death that BPF has not seen, to be done after those waiting."""
         for note in self._notes:
-            yield partial(self._record, note)
+            key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
+            if not self._is_seen(note) and not self._context.registry.knows(key):
+                yield partial(self._record, note, key)
 
-    def _record(self, note: PipeNote) -> None:
-        """Unless it is on record already, or BPF has seen it: then it is, or is counted."""
-        key = ProcessKey(note.pid, (note.start_ticks or 0) * TICK_NS)
+    def _is_seen(self, note: PipeNote) -> bool:
+        """Whether the programs were attached by then: they have told it, or counted it."""
         probe = self._context.probe
-        if self._context.registry.was_late(key) or (probe and note.time_s > probe.since_s):
-            return
+        return probe is not None and note.time_s > probe.since_s
+
+    def _record(self, note: PipeNote, key: ProcessKey) -> None:
+        """Unless it is on record already."""
         if self._known is None:
             self._known = self._find_known()
         if key in self._known:  # by an earlier agent, too slow for the helper; or noted twice

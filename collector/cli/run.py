@@ -111,34 +111,38 @@ class RunVerb:
             probe = _open_probe(args, parts, undo)
             if probe is not None:
                 native.use_bpf(*probe.iterators)
-            allow(native, policy)  # crashes may come as soon as the kernel hands them over
-            backend = _open_backend(args.run_dir, policy, native, parts)
-            blind = probe is None and isinstance(backend, NoBackend)
-            if blind and not args.degraded:
-                raise _nothing_works(args, backend)
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
-            _watch(metrics, probe, backend, native)
             lender = Lender(args.run_dir)
             _restore_limits(lender)  # of an agent that was killed
             parts.callback(_restore_limits, lender)
             metrics.lent.set_function(lambda: lender.lent)
-            recorder = FlightRecorder(store, metrics, announce)
-            agent = Agent(
-                Context(
-                    policy=holder,
-                    probe=probe,
-                    store=store,
-                    backend=backend,
-                    metrics=metrics,
-                    announce=announce,
-                    lanes=Lanes(policy.capture, store),
-                    recorder=recorder,
-                    native=native,
-                    pins=Pins(native),
-                    lender=lender,
-                )
+            context = Context(
+                policy=holder,
+                probe=probe,
+                store=store,
+                backend=NoBackend("the agent was still starting"),
+                metrics=metrics,
+                announce=announce,
+                lanes=Lanes(policy.capture, store),
+                recorder=FlightRecorder(store, metrics, announce),
+                native=native,
+                pins=Pins(native),
+                lender=lender,
             )
+            agent = Agent(context)
+            agent.catch_up()
+            _keep_small()
+            # what exists now stays: later collections need not look at it
+            gc.collect()
+            gc.freeze()
+            # from now on processes wait for us: all that takes time is done
+            allow(native, policy)
+            backend = context.backend = _open_backend(args.run_dir, policy, native, parts)
+            blind = probe is None and isinstance(backend, NoBackend)
+            if blind and not args.degraded:
+                raise _nothing_works(args, backend)
+            _watch(metrics, probe, backend, native)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
@@ -150,10 +154,6 @@ class RunVerb:
             )
             if backend.reason:
                 log.info("hand-off: %s", backend.reason)
-            _keep_small()
-            # what exists now stays: later collections need not look at it
-            gc.collect()
-            gc.freeze()
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             undo.pop_all()
             agent.run()

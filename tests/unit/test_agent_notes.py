@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from collector.agent.unheld import Notes
+from collector.handoff.backends import NoBackend
 from collector.handoff.pipe import PipeNote
 from collector.model import Cause, Record
 from tests.unit.agent_fakes import FakeAgent
@@ -95,3 +96,16 @@ def test_thousands_of_notes_look_at_the_store_once(
     monkeypatch.setattr(agent.store, "list", lambda **how: looks.append(how) or whole(**how))
     assert len(take(agent, *(note(pid) for pid in range(1, 200)))) == 199
     assert len(looks) == 1
+
+
+def test_what_has_not_ended_yet_is_no_second_death(agent: FakeAgent) -> None:
+    # GIVEN a death of which BPF has told the signal, while the agent was starting
+    agent.context.backend = NoBackend("the agent was still starting")
+    agent.probe.tell(fatal())
+    agent.take_events()
+    # WHEN its helper, which did not wait for that, has left a note
+    assert take(agent, note(812)) == []
+    # THEN its end makes the record
+    agent.probe.tell(ended())
+    agent.settle()
+    assert agent.record().comm == "victim"
