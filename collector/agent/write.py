@@ -27,6 +27,7 @@ from collector.agent.facts import (
 )
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.run import run_writer
+from collector.errors import CorewardError
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
@@ -46,7 +47,7 @@ def write(context: Context, crash: Crash) -> None:
     if not crash.decided.explain and crash.decided.admission.capture is Capture.RECORD:
         _settle(context, crash, Written(capture=Capture.RECORD))
     elif crash.release.mode is Release.AFTER_COPY and context.lanes.copies.submit(
-        partial(_copy, context, crash),
+        partial(_copy_or_let_go, context, crash),
         dropped=partial(_settle, context, crash, _STOPPED),
         owner=crash.gathered.owner,
     ):
@@ -61,6 +62,16 @@ def write(context: Context, crash: Crash) -> None:
         context.metrics.queue_full.inc()
         _settle(context, crash, _FULL)
     context.metrics.queued.set(captures.waiting)
+
+
+def _copy_or_let_go(context: Context, crash: Crash) -> None:
+    """No process is held for a copy that cannot even be begun: on a full disk, for example."""
+    try:
+        _copy(context, crash)
+    except Exception as error:
+        usual = isinstance(error, CorewardError | OSError)
+        log.error("record %s: %s", crash.record.id, error, exc_info=not usual)
+        _settle(context, crash, Failed(str(error) if usual else f"the agent failed: {error!r}"))
 
 
 def _copy(context: Context, crash: Crash) -> None:

@@ -88,10 +88,11 @@ class FakeLanes:
     def __init__(self) -> None:
         self.handoffs, self.captures = FakeLane("handoff"), FakeLane("capture")
         self.records, self.explains = FakeLane("record"), FakeLane("explain")
-        self.kills = FakeLane("kill")
+        self.kills, self.copies = FakeLane("kill"), FakeLane("copy")
 
     def all(self) -> tuple[FakeLane, ...]:
-        return self.handoffs, self.records, self.captures, self.explains, self.kills
+        lanes = self.handoffs, self.records, self.copies, self.captures, self.explains
+        return (*lanes, self.kills)
 
 
 class FakeTallies:

@@ -15,6 +15,7 @@ import pytest
 from collector import proof
 from collector.agent.events import ended as end_of
 from collector.agent.export import store_again
+from collector.errors import StoreError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native
 from collector.model import Outcome, ProcessKey, Record
@@ -260,3 +261,33 @@ def test_a_store_that_takes_nothing_for_a_time(make: Make, monkeypatch: pytest.M
     assert {r.id: r for r in agent.store.list()} == {r.id: r for r in agent.announced}
     assert set(agent.probe.settled) == {KEY, killed}
     assert not len(agent.context.unstored)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (StoreError("the disk is full"), "the disk is full"),
+        (RuntimeError("a mistake"), "the agent failed: RuntimeError('a mistake')"),
+    ],
+)
+def test_nobody_is_held_for_a_copy_that_cannot_be_begun(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    # GIVEN a process that shares its memory, and so waits until that is copied
+    agent = make()
+    agent.probe.tell(fatal())
+    agent.hand_over(pinned=False, others=1)
+    assert agent.log == []
+
+    def fail(_: str) -> Path:
+        raise error
+
+    # WHEN its writer has no place to write to
+    monkeypatch.setattr(agent.store, "folder", fail)
+    agent.settle()
+    # THEN it goes all the same, and its record says why it has no core
+    assert agent.log == ["released"]
+    agent.probe.tell(ended())
+    agent.settle()
+    record = agent.record()
+    assert (record.outcome, record.lost["core"]) == (Outcome.FAILED, why)
