@@ -13,12 +13,14 @@ import msgspec
 
 from bench import (
     crashes,
+    killed,
     listing,
     machine,
     overhead,
     report,
     rest,
     snapshots,
+    soak,
     storm,
     takers,
     writing,
@@ -29,6 +31,7 @@ from bench.relayed import Minicoredumper, SystemdCoredump
 from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
 OTHERS = ("rest", "write", "bpf", "storm")
+ALONE = ("killed", "soak")  # minutes each, and only if asked for
 SLOW = (SystemdCoredump, Minicoredumper)  # a storm would take them minutes to work off
 SNAPSHOTS = "snapshots"  # all cases of them
 
@@ -44,13 +47,20 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--case",
         action="append",
-        choices=[*crashing, *live, *OTHERS, SNAPSHOTS],
+        choices=[*crashing, *live, *OTHERS, *ALONE, SNAPSHOTS],
         dest="cases",
         help="only this one; can be given several times",
     )
     parser.add_argument("--peer", action="append", dest="peers", help="only peers named so")
     parser.add_argument("--rounds", type=int, help="at most this many rounds of each case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument(
+        "--crashes", type=int, default=killed.CRASHES, help="of `killed` (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, help="of `killed`: when agents are killed")
+    parser.add_argument(
+        "--minutes", type=float, default=soak.MINUTES, help="of `soak` (default: %(default)g)"
+    )
     args = parser.parse_args(words)
     if args.cases is None:
         args.cases = [*QUICK, *QUICK_LIVE] if args.quick else [*crashing, *live]
@@ -106,6 +116,12 @@ def run(
         result.figures += writing.measure(*((1024, 2) if args.quick else (2048, 5)), say)
     if "storm" in args.cases:
         result.figures += storm.measure([p for p in peers if not isinstance(p, SLOW)], say)
+    if "killed" in args.cases:
+        result.figures += killed.measure(peers, killed.Run(args.crashes, args.seed), say)
+    if "soak" in args.cases:
+        figures, table = soak.measure(args.minutes, say)
+        result.figures += figures
+        result.tables.append(table)
     cases = [case for case in CASES if case.name in args.cases]
     crashes.compare(cases, peers, args.rounds, result, say)
     living = [case for case in LIVE_CASES if case.name in args.cases]

@@ -133,6 +133,14 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 Say = Callable[[str], None]  # progress, for whoever watches
 
 
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers that are neither of a case nor judged."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
 class Result(msgspec.Struct, kw_only=True):
     """Everything of one run of the benchmark; what `--json` writes."""
 
@@ -142,5 +150,6 @@ class Result(msgspec.Struct, kw_only=True):
     live_cases: list[LiveCase] = []
     snapshots: list[Snapshot] = []
     figures: list[Figure] = []
+    tables: list[Table] = []
     absent: dict[str, str] = {}  # peer -> why it could not run
     notes: list[str] = []

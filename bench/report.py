@@ -41,6 +41,8 @@ def show(result: Result, peers: Sequence[Peer], takers: Sequence[Taker]) -> None
     for live in result.live_cases:
         rows = [snapshot_row(result, live, taker) for taker in takers]
         _table(live.about, list(_SNAPSHOT), rows, right=10)
+    for table in result.tables:
+        _table(table.title, table.header, table.rows, right=len(table.header))
     figures = [*judge(result), *judge_snapshots(result), *result.figures]
     header = ["figure", "measured", "target", "verdict", "detail"]
     _table("Targets and figures", header, [_figure(f) for f in figures], right=2)
