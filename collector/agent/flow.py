@@ -27,7 +27,7 @@ from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
 from collector.agent.storm import was_counted
 from collector.agent.write import give_up, write
-from collector.errors import CorewardError
+from collector.errors import CorewardError, HoldError
 from collector.handoff.native import Taken
 from collector.model import Capture, Outcome
 
@@ -58,6 +58,9 @@ def handle(context: Context, taken: Taken) -> None:
     try:
         if taken.key is not None:
             crash = context.registry.hold(taken.key)
+            if crash is None:
+                taken.close()
+                return
         gathered = gather(taken)
         try:
             crash = _join(context, gathered)
@@ -94,6 +97,8 @@ def _join(context: Context, gathered: Gathered) -> Crash:
         context.native.entered(gathered.size, gathered.levels)
     key = gathered.dying.key
     crash = context.registry.hold(key)
+    if crash is None:
+        raise HoldError("its death is on record already")
     crash.gathered = gathered
     context.native.joined(key)
     return crash

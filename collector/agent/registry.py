@@ -15,6 +15,7 @@ from collector.model import Event, Exit, FatalSignal, ProcessKey
 
 _FORGET_S = 120.0  # an unfinished death is looked at again after this long
 _EXIT_S = 5.0  # the end of a released process is waited for no longer
+_ENDED = 4096  # deaths that are remembered for a hand-off that is looked at too late
 
 
 class Registry:
@@ -28,6 +29,7 @@ class Registry:
         self._lock = threading.Lock()
         self._crashes: dict[ProcessKey, Crash] = {}  # by ProcessKey.to_tick()
         self._late: set[ProcessKey] = set()  # the same
+        self._ended: dict[ProcessKey, None] = {}  # the same: given out by `note`, the oldest first
 
     def note(self, event: Event, *, late: bool = False) -> Crash | None:
         """Take an event in; returns the death if that was its end and nobody works on it.
@@ -43,14 +45,26 @@ class Registry:
             elif isinstance(event, Exit):
                 crash.seen.exit = event
                 if crash.state is not State.HELD:
-                    return self._crashes.pop(crash.key.to_tick())
+                    return self._end(crash)
             else:
                 crash.seen.oom = event
             return None
 
-    def hold(self, key: ProcessKey) -> Crash:
-        """The death of a process that was handed over; the caller's until `settle`."""
+    def _end(self, crash: Crash) -> Crash:
+        at = crash.key.to_tick()
+        self._ended[at] = None
+        if len(self._ended) > _ENDED:
+            del self._ended[next(iter(self._ended))]
+        return self._crashes.pop(at)
+
+    def hold(self, key: ProcessKey) -> Crash | None:
+        """The death of a process that was handed over; the caller's until `settle`.
+
+        None: it was let go before anybody looked at it, and its death was given out already.
+        """
         with self._lock:
+            if key.to_tick() in self._ended:
+                return None
             crash = self._of(key)
             crash.state = State.HELD
             return crash

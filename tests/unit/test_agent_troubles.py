@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -291,3 +292,18 @@ def test_nobody_is_held_for_a_copy_that_cannot_be_begun(
     agent.settle()
     record = agent.record()
     assert (record.outcome, record.lost["core"]) == (Outcome.FAILED, why)
+
+
+def test_a_hand_off_that_is_looked_at_too_late_is_no_second_death(make: Make) -> None:
+    # GIVEN a process that was let go by the watchdog, and whose end makes its record
+    agent = make()
+    agent.context.backend = SimpleNamespace(backend="socket")  # type: ignore[assignment]
+    agent.probe.tell(fatal(), ended())
+    agent.settle()
+    # WHEN Python comes to its hand-off
+    agent.hand_over(pinned=False)
+    agent.settle()
+    # THEN nothing is kept of that
+    assert agent.log == ["released"]
+    assert agent.record().lost["core"] == "the agent did not answer the kernel in time"
+    assert not agent.context.registry.waits
