@@ -146,11 +146,10 @@ class RunVerb:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
-            print(
+            _say(
                 f"{'degraded, no death is seen' if blind else 'ready'}: "
                 f"{probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
-                f"policy {policy.source}, store {path}",
-                flush=True,
+                f"policy {policy.source}, store {path}"
             )
             if backend.reason:
                 log.info("hand-off: %s", backend.reason)
@@ -168,6 +167,12 @@ def _keep_small() -> None:
     libc.malloc_trim(0)
 
 
+def _say(line: str) -> None:
+    """In one piece, whichever threads have something to say at the same time; print() is none."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def announce(record: Record) -> None:
     """One line for one finished death."""
     kept = record.capture.value if record.core else record.outcome.value
@@ -176,7 +181,7 @@ def announce(record: Record) -> None:
     line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
     reason = record.reason or record.cause.value
     try:
-        print(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]", flush=True)
+        _say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]")
     except OSError as error:  # nobody reads them any more, or the disk is full
         say_no_more()
         log.warning("no lines any more: stdout cannot be written: %s", error.strerror)

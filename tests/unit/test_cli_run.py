@@ -75,3 +75,15 @@ def test_what_was_interrupted_is_said_with_one_flush_for_many(
         (Outcome.FAILED, Capture.RECORD)
     }
     assert all(r.reason and "core" in r.lost for r in agent.store.list())
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes announce deaths at the same time, also while the agent says that it is ready."""
+    written: list[str] = []
+    monkeypatch.setattr(
+        run.sys, "stdout", argparse.Namespace(write=written.append, flush=lambda: None)
+    )
+    run.announce(SEGFAULT)
+    run.announce(SEGFAULT)
+    assert len(written) == 2
+    assert all(line.endswith("]\n") and line.count("\n") == 1 for line in written)
