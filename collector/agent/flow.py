@@ -25,7 +25,6 @@ from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
-from collector.agent.storm import was_counted
 from collector.agent.write import give_up, write
 from collector.errors import CorewardError, HoldError
 from collector.handoff.native import Taken
@@ -40,8 +39,6 @@ def arrived(context: Context, taken: Taken) -> None:
     The caller itself sees to one that is held, because its priority is higher; and to one for
     which there is no worker: meanwhile the kernel's backlog holds new ones.
     """
-    if was_counted(context, taken):
-        return
     if taken.pin is None:
         with context.native.busy():
             handle(context, taken)

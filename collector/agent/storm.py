@@ -18,7 +18,6 @@ import msgspec
 from collector.agent.context import Context
 from collector.agent.unheld import facts_of
 from collector.errors import CorewardError
-from collector.handoff.native import Taken
 from collector.linux.clock import boot_to_utc
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record
 from collector.policy.match import decide
@@ -206,19 +205,3 @@ def _write(context: Context, records: Iterable[tuple[_Kind, Record]]) -> None:
         except (CorewardError, OSError) as error:
             kind.written = 0  # it is due again at the next look
             log.error("record %s cannot be stored: %s", record.id, error)
-
-
-def was_counted(context: Context, taken: Taken) -> bool:
-    """Whether BPF has only counted the death of a process that was handed over; let go of it then.
-
-    Its share of records is used up, and with it that of cores.
-    """
-    if context.probe is None or taken.key is None or not taken.texts["stat"]:
-        return False
-    try:
-        if not context.probe.tallies.has_counted(taken.key):
-            return False
-    except (CorewardError, OSError):
-        return False
-    taken.close()
-    return True

@@ -110,7 +110,7 @@ class RunVerb:
             undo = parts.enter_context(contextlib.ExitStack())
             probe = _open_probe(args, parts, undo)
             if probe is not None:
-                native.use_bpf(*probe.iterators)
+                native.use_bpf(*probe.iterators, probe.tallies.counted)
             metrics = Metrics()
             _serve(metrics, args.listen, policy, parts)
             lender = Lender(args.run_dir)

@@ -91,7 +91,9 @@ class Native:
         built, or not for this version.
         """
         self._library = library.load(path)
-        self._orders = contract.Orders(threads_program, mappings_program, heard_fd=-1)
+        self._orders = contract.Orders(
+            threads_program, mappings_program, heard_fd=-1, counted_map=-1
+        )
         self.streams = threads_program < 0 if stream is None else stream
         self._orders.stream = self.streams
         self._in_hand = memoryview(self._orders.in_hand).cast("B").cast("i")
@@ -105,10 +107,14 @@ class Native:
 
     # ---- what it may do
 
-    def use_bpf(self, threads_program: int, mappings_program: int) -> None:
-        """From now on BPF tells threads and mappings; the descriptors must stay open."""
+    def use_bpf(self, threads_program: int, mappings_program: int, counted_map: int = -1) -> None:
+        """From now on BPF tells threads and mappings; the descriptors must stay open.
+
+        counted_map: of deaths that BPF has counted already, which nobody need be told of; -1: none.
+        """
         self._orders.threads_program = threads_program
         self._orders.mappings_program = mappings_program
+        self._orders.counted_map = counted_map
         self._orders.stream = self.streams = False
         self._refill()
 

@@ -73,7 +73,7 @@ struct orders {
 	struct pin pins[PINS];
 	struct hand in_hand[HANDS];/* ours */
 	int32_t heard_fd;          /* where pipe helpers see that we hear others; see pipe.py */
-	int32_t unused;
+	int32_t counted_map;       /* BPF's, of deaths that it has only counted; -1: there is none */
 	_Atomic uint64_t heard;    /* ours: so many helpers */
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;

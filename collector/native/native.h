@@ -56,6 +56,9 @@ bool peer(int conn, int *pidfd, struct taken *t);
 bool identify(struct taken *t, int tid);
 int wait_for(int listener, struct taken *t, int *conn);
 
+/* counted.c */
+bool was_counted(const struct orders *o, const struct taken *t);
+
 /* accept_socket.c, accept_pipe.c */
 int take_socket(int conn, struct orders *o, struct taken *t);
 int take_pipe(int conn, struct orders *o, struct taken *t);

@@ -82,6 +82,10 @@ static int see_to(struct pool *p, int conn, struct taken *t)
 	pthread_cond_signal(&p->begun);
 	pthread_mutex_unlock(&p->lock);
 	answer = p->pipe ? take_pipe(conn, o, t) : take_socket(conn, o, t);
+	if (answer == PROCESS && was_counted(o, t)) {
+		let_go(t);
+		answer = CLOSED;
+	}
 	if (answer == PROCESS && p->results >= WAITING)
 		because(t, "%d other deaths wait for the agent", WAITING);
 	else if (answer == PROCESS && watch_owner(t) && !gather(o, t))

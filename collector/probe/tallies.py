@@ -6,6 +6,7 @@ nothing has been added to it for long, so that its room can be used again.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.linux.bpfhash import HashMap
-from collector.model import Identity, ProcessKey, Sender
+from collector.model import Identity, Sender
 from collector.probe import events
 
 PIDS = 64  # CW_TALLY_PIDS
@@ -24,7 +25,6 @@ _TIMES = struct.Struct("<QQQ")  # the head of struct cw_tally
 _PIDS = struct.Struct(f"<{PIDS}I")
 TALLY_BYTES = _TIMES.size + events.WHO.size + events.SENDER.size + _PIDS.size
 COUNTED, TALLIES = "counted", "tallies"  # maps
-_PID, _START = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +46,13 @@ class Tallies:
 
     def __init__(self, directory: Path) -> None:
         self._tallies = HashMap(libbpf.get_pin(str(directory / TALLIES)))
-        self._counted = HashMap(libbpf.get_pin(str(directory / COUNTED)))
+        # descriptor of a map, u32 -> u64: pid -> start, ns, of a process that dumps core, whose
+        # death is in a tally and nowhere else
+        self.counted = libbpf.get_pin(str(directory / COUNTED))
 
     def close(self) -> None:
         self._tallies.close()
-        self._counted.close()
+        os.close(self.counted)
 
     def all(self) -> Iterator[Tally]:
         """What was counted so far."""
@@ -63,14 +65,6 @@ class Tallies:
         """Take it out; returns it as it was then, None if it was not there."""
         value = self._tallies.remove(tally.key)
         return None if value is None else decode(tally.key, value)
-
-    def has_counted(self, key: ProcessKey) -> bool:
-        """Whether the death of this process, which dumps core, is in a tally and nowhere else.
-
-        `key` may be exact to a clock tick only.
-        """
-        value = self._counted.get(_PID.pack(key.pid))
-        return value is not None and key.is_same(ProcessKey(key.pid, _START.unpack(value)[0]))
 
 
 def decode(key: bytes, value: bytes) -> Tally:

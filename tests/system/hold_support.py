@@ -57,9 +57,10 @@ class Place:
         subprocess.run(["gcc", "-O1", "-pthread", "-o", self.victim, source], check=True)
 
     @contextlib.contextmanager
-    def backend(self, kind: Backend) -> Iterator[OpenBackend]:
+    def backend(self, kind: Backend, native: Native | None = None) -> Iterator[OpenBackend]:
+        guard, native = SettingsGuard(self.state_dir), native or Native()
         with open_backend(
-            *(kind, self.run_dir, SettingsGuard(self.state_dir), Native(), False, self.helper),
+            *(kind, self.run_dir, guard, native, False, self.helper),
             **({"patience_s": 10.0} if SLOWNESS > 1 else {}),
         ) as backend:
             assert isinstance(backend, OpenBackend)

@@ -21,7 +21,8 @@ from collector.handoff.backends import NoBackend, open_backend
 from collector.handoff.native import Native
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
-from collector.model import Backend
+from collector.linux import libbpf, procfs
+from collector.model import TICK_NS, Backend
 from collector.native.build import build
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
 from tests.system.needs import by_socket, needs
@@ -71,6 +72,35 @@ def test_a_crash_is_held_until_it_is_released(here: Place, kind: Backend, user: 
         assert 50 <= held_ms == held.release()
         assert victim.process.wait() == -signal.SIGSEGV
         assert backend.refused == 0
+
+
+@pytest.mark.parametrize("kind", EITHER)
+def test_a_death_that_bpf_has_counted_is_let_go_and_told_nobody(here: Place, kind: Backend) -> None:
+    """
+    GIVEN a process that BPF has counted, and one whose pid was that of such a process before
+    WHEN both crash
+    THEN the first one goes at once, and only the other one arrives
+    """
+    with Victim(here) as counted, Victim(here) as later:
+        starts = {counted.pid: start_ns(counted.pid), later.pid: start_ns(later.pid) - TICK_NS}
+        counted_map = libbpf.create_array("counted", 8, max(starts) + 1)
+        for pid, start in starts.items():
+            libbpf.write_array(counted_map, pid, start.to_bytes(8, "little"))
+        native = Native()
+        native.use_bpf(-1, -1, counted_map)
+        with here.backend(kind, native) as backend:
+            counted.crash()
+            assert counted.is_gone(PATIENCE)
+            later.crash()
+            with accept(backend) as held:
+                assert held.pid == later.pid
+                assert not later.is_gone()
+        os.close(counted_map)
+
+
+def start_ns(pid: int) -> int:
+    """When it started, since boot, to a clock tick."""
+    return procfs.parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).start_ns
 
 
 @pytest.mark.parametrize("kind", EITHER)

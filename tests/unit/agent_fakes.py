@@ -100,16 +100,12 @@ class FakeTallies:
 
     def __init__(self) -> None:
         self.found: dict[bytes, Tally] = {}
-        self.counted: set[ProcessKey] = set()
 
     def all(self) -> list[Tally]:
         return list(self.found.values())
 
     def remove(self, tally: Tally) -> Tally | None:
         return self.found.pop(tally.key, None)
-
-    def has_counted(self, key: ProcessKey) -> bool:
-        return key.to_tick() in self.counted
 
 
 class FakeProbe:

@@ -8,12 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.agent.flow import arrived
 from collector.agent.storm import Storms
 from collector.model import Cause, Outcome, Record
 from collector.probe.tallies import Tally
 from tests.unit.agent_fakes import FakeAgent
-from tests.unit.event_samples import KEY, OTHER, who
+from tests.unit.event_samples import OTHER, who
 
 SECOND = 1_000_000_000
 NOW = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -120,19 +119,6 @@ def test_an_owners_programs_are_counted_together(agent: FakeAgent) -> None:
     record: Record = agent.record()
     assert record.exe is None
     assert record.reason == "3 more deaths by SIGKILL of uid 1000 in 3 s, which were only counted"
-
-
-def test_a_hand_off_of_a_counted_death_is_let_go(agent: FakeAgent) -> None:
-    # GIVEN a process whose death was counted
-    agent.probe.tallies.counted.add(KEY.to_tick())
-
-    # WHEN it is handed over
-    arrived(agent.context, agent.taken())
-    agent.settle()
-
-    # THEN it and its memory are let go of, and it has no record beside the count
-    assert agent.log == ["released", "unpinned"]
-    assert not agent.store.list()
 
 
 def test_a_quiet_host_is_not_looked_at() -> None:
