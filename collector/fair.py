@@ -42,6 +42,10 @@ class FairQueue:
         """Whether the next one is of those that come first."""
         return bool(self._first)
 
+    def waiting_of(self, owner: Hashable) -> int:
+        """Tasks of one owner that wait for their turn."""
+        return len(self._owners.get(owner, ()))
+
     def add(self, task: Waiting) -> bool:
         """Whether there was room for it."""
         if self._count >= self._limit or not (task.first or self._has_share(task)):
@@ -55,7 +59,7 @@ class FairQueue:
         return True
 
     def _has_share(self, task: Waiting) -> bool:
-        waiting = len(self._owners.get(task.owner, ()))
+        waiting = self.waiting_of(task.owner)
         if task.owner is not None and waiting >= max(1, self._limit // 2):
             return False
         if self._most_bytes is None or not self._count:

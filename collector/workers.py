@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from contextlib import AbstractContextManager
 from collector.fair import FairQueue, Task, Waiting
 
 _TOGETHER = 128  # tasks
+USUAL_S = 0.1  # that a task takes, until there was one
+_WEIGHT = 1 / 8  # of the last task among all before it
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Lane:
         self._idle = 0
         self._busy = 0
         self._usual_busy = 0  # of these, with tasks that did not come first
+        self._task_s = USUAL_S  # in the mean
         self._closed = False
 
     def submit(
@@ -99,6 +103,16 @@ class Lane:
     def waiting(self) -> int:
         """Tasks that no worker has taken yet."""
         return len(self._tasks)
+
+    def waiting_of(self, owner: Hashable) -> int:
+        """Those of one owner, without those that came `first`."""
+        with self._lock:
+            return self._tasks.waiting_of(owner)
+
+    @property
+    def each_s(self) -> float:
+        """Seconds from one task that is done to the next, if all workers have some."""
+        return self._task_s / self._usual
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; False if that took longer (seconds)."""
@@ -165,7 +179,9 @@ class Lane:
             log.exception("%s: what was done together could not be finished", self.name)
 
     def _do(self, task: Task) -> None:
+        begun = time.monotonic()
         try:
             task()
         except Exception:
             log.exception("%s: a task failed", self.name)
+        self._task_s += (time.monotonic() - begun - self._task_s) * _WEIGHT

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
+from collector.agent.crowd import REASON, is_crowded
 from collector.agent.gather import Gathered
 from collector.elfcore.types import Prot
-from collector.model import Capture, Cause
+from collector.model import Capture, Cause, Release
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
 from collector.policy.match import decide as match
@@ -33,15 +34,17 @@ def decide(context: Context, crash: Crash) -> Decided:
     )
     decision = match(context.policy.policy, facts)
     admission = _admit(context, crash, decision.action, facts.exe)
-    if admission.reason:
+    if admission.reason == REASON:
+        context.metrics.crowded.inc()
+    elif admission.reason:
         context.metrics.limited.labels(admission.capture.value).inc()
     return Decided(
         facts=facts,
         decision=decision,
         admission=admission,
         # one that a limit reduced to a record was explained the first times
-        explain=admission.capture is not Capture.RECORD
-        or admission.reason in (None, NO_CORE_WANTED),
+        explain=not crash.gathered.spared
+        and (admission.capture is not Capture.RECORD or admission.reason in (None, NO_CORE_WANTED)),
     )
 
 
@@ -51,6 +54,8 @@ def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> A
         return Admission(capture=Capture.NONE, reason=None)
     if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
         return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
+    if action.capture is not Capture.RECORD and _has_no_turn(context, crash.gathered, action):
+        return Admission(capture=Capture.RECORD, reason=REASON)  # no limit is charged with it
     fatal = crash.seen.fatal
     site = site_of(fatal, _code(crash.gathered)) if fatal else None
     return context.limiter.admit(action, exe, site, uid=crash.gathered.dying.uid)
@@ -63,3 +68,11 @@ def _code(gathered: Gathered) -> Iterator[Code]:
         for one in decode_mappings(raw, None):
             if one.prot & Prot.X and one.inode:
                 yield one.start, one.end, one.offset
+
+
+def _has_no_turn(context: Context, gathered: Gathered, action: Action) -> bool:
+    """Whether it was released without its memory, or would only wait for the cores of others."""
+    if gathered.spared:
+        return True
+    at_once = gathered.pin is None and action.release is Release.INSTANT
+    return at_once and is_crowded(context, gathered.owner)

@@ -39,7 +39,7 @@ def arrived(context: Context, taken: Taken) -> None:
     The caller itself sees to one that is held, because its priority is higher; and to one for
     which there is no worker: meanwhile the kernel's backlog holds new ones.
     """
-    if taken.pin is None:
+    if taken.pin is None and not taken.spared:
         with context.native.busy():
             handle(context, taken)
         return

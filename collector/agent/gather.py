@@ -27,6 +27,7 @@ class Gathered:
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
     address: int  # of memory that can be read, for a pin; 0: none
     others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
+    spared: bool  # it was released without a pin, and nothing of its memory is there
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     open: contextlib.ExitStack  # all that is to be closed
@@ -75,6 +76,7 @@ def gather(taken: Taken) -> Gathered:
         shared_fds=taken.shared_fds,
         address=taken.address,
         others=taken.others,
+        spared=taken.spared,
         pin=taken.pin,
         size=taken.size,
         levels=taken.levels,

@@ -42,6 +42,7 @@ from collector.handoff.native import Native
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
 from collector.policy.types import Policy
+from collector.workers import USUAL_S
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,7 @@ def allow(native: Native, policy: Policy) -> None:
         max_pinned=most_pinned(policy.release),
         patience_s=policy.hold.patience,
     )
+    native.expect(USUAL_S / policy.capture.workers)  # until one was written
 
 
 def _interrupted(record: Record) -> Record:

@@ -11,6 +11,7 @@ from collector import copies, proof
 from collector.agent.assemble import CORE_BIT
 from collector.agent.context import Context
 from collector.agent.crash import Crash
+from collector.agent.crowd import REASON
 from collector.agent.explain import Files, explain
 from collector.agent.export import ask_recorder, close, count, end, recorded
 from collector.agent.facts import Placed
@@ -155,6 +156,9 @@ def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> 
     if context.backend.backend == "none":
         return f"no hand-off: {context.backend.reason}"
     if seen.exit is not None and seen.exit.status & CORE_BIT:
+        if context.native.was_spared(who.key):
+            context.metrics.crowded.inc()
+            return REASON
         return "the agent did not answer the kernel in time"
     return "the kernel did not hand it over: not dumpable, as after a change of user"
 

@@ -105,6 +105,7 @@ def _abandon(context: Context, crash: Crash, answers: Answers, answer: Written |
 def _write(context: Context, crash: Crash, begun: Answers | None = None) -> None:
     """Run a writer for one process, or one that was begun; the last use of its memory."""
     context.metrics.queued.set(context.lanes.captures.waiting)
+    context.native.expect(context.lanes.captures.each_s)
     result: Written | Failed = Failed("the writer said nothing")
     try:
         with contextlib.closing(begun or run_writer(_job(context, crash))) as answers:

@@ -6,13 +6,11 @@ imports are heavy, and it can be given a low priority without slowing the hand-o
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterator
 
@@ -70,11 +68,10 @@ def _run(job: Job) -> Iterator[WriterAnswer | None]:
     """Run one writer. The last answer is Written, Failed, or None: it was out of time."""
     job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
     try:
-        with _yielding(not job.urgent):
-            with os.fdopen(os.dup(job_fd), "wb") as file:
-                file.write(msgspec.msgpack.encode(job))
-            os.lseek(job_fd, 0, os.SEEK_SET)
-            writer = _start(job, job_fd)
+        with os.fdopen(os.dup(job_fd), "wb") as file:
+            file.write(msgspec.msgpack.encode(job))
+        os.lseek(job_fd, 0, os.SEEK_SET)
+        writer = _start(job, job_fd)
         clock = _Clock(job)
         try:
             for answer in _answers_of(writer, clock):
@@ -100,31 +97,15 @@ def _run(job: Job) -> Iterator[WriterAnswer | None]:
         os.close(job_fd)
 
 
-@contextlib.contextmanager
-def _yielding(wanted: bool) -> Iterator[None]:
-    """Give this thread, and the children that it starts, a low priority for a while (sched(7)).
-
-    The threads of the released process are still exiting and its parent waits for them; packing a
-    large job and starting an interpreter beside them would delay it.
-    """
-    own = threading.get_native_id()
-    before = os.getpriority(os.PRIO_PROCESS, own)
-    if wanted:
-        os.setpriority(os.PRIO_PROCESS, own, WRITER_NICE)
-    try:
-        yield
-    finally:
-        os.setpriority(os.PRIO_PROCESS, own, before)
-
-
 def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     fds = [job_fd, job.mem_fd, job.pagemap_fd, *job.shared_fds.values()]
     if job.root_fd is not None:
         fds.append(job.root_fd)
     if job.copy is not None:
         fds.append(job.copy.pidfd)
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
+        0 if job.urgent else WRITER_NICE,
         pass_fds=fds,
         stdin=subprocess.DEVNULL if job.copy is None else subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -99,6 +99,7 @@ class RunVerb:
         level = logging.DEBUG if args.debug else logging.INFO
         logs.set_up(level)
         descriptors.use_all()  # each process that waits has some
+        descriptors.make_room()
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
         holder = PolicyHolder(config)
         policy = holder.policy

@@ -69,7 +69,7 @@ def explain_core(
                 command += ["--root-fd", str(root_fd)]
             if all_threads:
                 command.append("--all")
-            return _decode(*_run(command, fds, timeout, MAX_DOCUMENT))
+            return _decode(*_run(command, fds, nice, timeout, MAX_DOCUMENT))
         except (OSError, _ChildFailed) as error:
             return _failed(str(error))
 
@@ -104,7 +104,7 @@ def unwind_stacks(
             if root_fd is not None:
                 fds.append(root_fd)
                 command += ["--root-fd", str(root_fd)]
-            document, _ = _run(command, fds, timeout, MAX_STACKS_DOCUMENT)
+            document, _ = _run(command, fds, nice, timeout, MAX_STACKS_DOCUMENT)
             found = msgspec.json.decode(document, type=UnwoundStacks)
             if len(found.stacks) == len(stacks) and found.is_whole():
                 return found
@@ -146,12 +146,15 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _run(command: list[str], fds: list[int], timeout: float, most: int) -> tuple[bytes, int]:
+def _run(
+    command: list[str], fds: list[int], nice: int, timeout: float, most: int
+) -> tuple[bytes, int]:
     """The child's document of at most `most` bytes, and its peak RSS. Raises _ChildFailed."""
     if children.hanging() >= children.MAX_HANGING:
         raise _ChildFailed("too many processes hang in the kernel")
-    process = subprocess.Popen(
+    process = children.start(
         command,
+        nice,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -73,6 +73,9 @@ class Metrics:
         self.written = counter("core_written_bytes", "Bytes of cores written to disk")
         self.elided = counter("core_elided_bytes", "Bytes of absent or zero pages not written")
         self.limited = counter("limited", "Captures made smaller by a limit", "capture")
+        self.crowded = counter(
+            "crowded", "Cores given up so that no process waits: too many died at a time"
+        )
         self.queue_full = counter("capture_queue_full", "Captures given up: the queue was full")
         self.errors = counter(
             "errors", "Deaths that an error of the agent left incomplete", "stage"

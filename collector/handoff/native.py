@@ -56,18 +56,19 @@ class Taken:
     core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
     address: int  # of memory that can be read, for a pin; 0: none
     others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
+    spared: bool  # it was released without a pin, for so many of its owner's wait for their cores
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again
     levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
     owner: LevelKey | None = None  # whose share of the pins it uses
-    unwanted: Callable[[], None] = lambda: None  # strike its pin out of the native part's account
+    unwanted: Callable[[], None] = lambda: None  # strike it out of the native part's accounts
 
     def close(self) -> None:
         """Release the process, and close all that was opened of it: nobody wants it."""
         self.handoff.release()
         if self.pin is not None:
             self.pin.release()
-            self.unwanted()
+        self.unwanted()
         for fd in (*self.files.values(), *self.shared_fds.values()):
             if fd >= 0:
                 os.close(fd)
@@ -129,6 +130,14 @@ class Native:
         self._orders.max_pins, self._orders.max_pinned = max_pins, max_pinned
         self._orders.instant = int(instant)
 
+    def expect(self, capture_s: float) -> None:
+        """So many seconds pass until the next core is written, if all writers are at work.
+
+        Processes of an owner who has his share of the pins are released without one if those
+        before them take longer than `patience_s`.
+        """
+        self._orders.capture_ns = round(capture_s * 1e9)
+
     def count(self, pins: int, size: int, by_level: Mapping[LevelKey, int] = {}) -> None:
         """The pins that are in the account, their bytes, and those by memory cgroup."""
         open_ = contract.Account(pins, size, len(by_level))
@@ -167,6 +176,11 @@ class Native:
     def has_in_hand(self, key: ProcessKey) -> bool:
         """Whether this process was released, and nobody has said `joined` of it yet."""
         return self._index_in_hand(key) is not None
+
+    def was_spared(self, key: ProcessKey) -> bool:
+        """Whether it was released, and is told by nobody but BPF: see `Taken.spared`."""
+        ticks = key.start_ns // TICK_NS
+        return bool(self._library.coreward_was_spared(key.pid, ticks))
 
     def joined(self, key: ProcessKey) -> None:
         """Python has registered this process, so its exit event can be matched from now on."""
@@ -285,6 +299,7 @@ class Native:
             core_limit=limit,
             address=raw.address,
             others=raw.others,
+            spared=bool(raw.spared and raw.gathered),
             owner=LevelKey(OWNER_DEVICE, raw.owner),
             pin=None,
             size=0,
@@ -294,6 +309,7 @@ class Native:
             taken.size = raw.private_size
             levels = raw.levels[: raw.limits]
             taken.levels = tuple(LevelKey(level.device, level.inode) for level in levels)
+        if taken.pin is not None or taken.spared:
             taken.unwanted = partial(self._unwanted, taken)
         return taken
 
@@ -328,7 +344,8 @@ class Native:
                     ready.state = READY
 
     def _unwanted(self, taken: Taken) -> None:
-        self.entered(taken.size, taken.levels)
+        if taken.pin is not None:
+            self.entered(taken.size, taken.levels)
         if taken.key is not None:
             self.joined(taken.key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import time
@@ -21,6 +22,18 @@ def use_all() -> int:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def make_room(count: int = 4096) -> None:
+    """Let the table of descriptors be large enough for so many, now.
+
+    The kernel doubles it when it is full, and of a process with several threads it waits for all
+    CPUs then (expand_fdtable of fs/file.c): on a busy host for a tenth of a second, in which no
+    thread gets a descriptor.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError), open(os.devnull, "rb") as any_file:
+        os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, min(count, hard) - 1))
 
 
 class Spare:

@@ -15,7 +15,6 @@
 
 #include "native.h"
 
-#define MOMENT_MS 5          /* a hand-off follows its signal within so long, if there is one */
 #define EVENTS_MS 100        /* events are read this late at most */
 
 int64_t now_ns(void)

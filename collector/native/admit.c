@@ -37,6 +37,23 @@ static void add_owner(struct orders *o, struct taken *t)
 		t->levels[t->limits++] = (struct level){ OWNER_DEVICE, t->owner, most ? most : 1 };
 }
 
+/*
+ * Whether its owner has its share of the pins, and they are more than can be written in the time
+ * that a process may wait: this one would only wait behind them. As collector/agent/crowd.py.
+ */
+bool is_crowded(struct orders *o, const struct taken *t)
+{
+	const struct level owner = { OWNER_DEVICE, t->owner, 0 };
+	int64_t share = o->max_pins / 2, mine, all;
+
+	pthread_mutex_lock(&lock);
+	mine = counted(&o->open, &owner) + counted(&o->fresh, &owner);
+	all = o->open.pins + o->fresh.pins;
+	pthread_mutex_unlock(&lock);
+	return o->instant && !o->stream && o->patience_ns &&
+	       mine >= (share > HANDFUL ? share : HANDFUL) && all * o->capture_ns > o->patience_ns;
+}
+
 /* Whether a successor of this size has room in each of its cgroups, beside those of other pins. */
 static bool has_room(struct orders *o, const struct taken *t)
 {

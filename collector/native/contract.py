@@ -15,6 +15,7 @@ PIN_MS = 50  # a pin that does not hold within so long never will
 MAX_CMDLINE = 16 << 10  # bytes of a process's arguments that are kept
 DEPTH = 16  # memory cgroups with a limit above one process
 LEVELS = 128  # and above all that are pinned
+HANDFUL = 8  # deaths of one owner at a time that are no storm, whatever is slow
 OWNER_DEVICE = 0  # of a level that is an owner, with a number of pins
 
 TEXTS = ("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter", "maps")
@@ -82,6 +83,7 @@ class Orders(ctypes.Structure):
         ("helper_device", c_uint64),
         ("helper_inode", c_uint64),
         ("patience_ns", c_int64),
+        ("capture_ns", c_int64),
         ("left_behind", c_int32),
         ("untold", c_int32),
     )
@@ -118,6 +120,8 @@ class Taken(ctypes.Structure):
         ("watch", c_int32),
         ("limits", c_int32),
         ("others", c_int32),
+        ("spared", c_int32),
+        ("unused", c_int32),
         ("levels", Level * DEPTH),
         ("address", c_uint64),
         ("private_size", c_int64),

@@ -2,7 +2,6 @@
 /* Everything of a held process that goes with it, and its release if nothing speaks against it. */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,7 +12,6 @@
 #include "native.h"
 
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
-#define EXIT_MS 50           /* for the end of a process that was let go */
 
 /* Files without a name behind shared mappings: they tell which pages exist at all. Not those that
  * somebody else answers for: opening one would ask him. */
@@ -44,10 +42,11 @@ static void open_shared(struct taken *t)
 	t->shared.size = count * sizeof(*found);
 }
 
-/* From now on it is known that this process was taken, whoever sees its end first. */
+/* From now on it is known that this process was taken, whoever sees its end first. Those that are
+ * spared may be many: they leave half of the places to others. */
 static struct hand *enter_hand(struct orders *o, struct taken *t)
 {
-	for (int i = 0; i < HANDS; i++) {
+	for (int i = 0; i < (t->spared ? HANDS / 2 : HANDS); i++) {
 		int32_t nobody = 0;
 
 		if (atomic_compare_exchange_strong(&o->in_hand[i].pid, &nobody, -1)) {
@@ -150,10 +149,12 @@ static bool collect(struct orders *o, struct taken *t)
 {
 	bool bpf = o->threads_program >= 0;
 
-	if (!make_area(t) || !open_process(t, !bpf) || (bpf && !list(o, t)))
+	if (!make_area(t) || !open_process(t, !bpf) || (bpf && !t->spared && !list(o, t)))
 		return false;
-	t->address = readable(t);
-	count_others(t);
+	if (!t->spared) {
+		t->address = readable(t);
+		count_others(t);
+	}
 	/* the iterators go by its number, which is another's once it was killed and reaped */
 	return is_there(t) || because(t, "it has gone meanwhile");
 }
@@ -182,27 +183,39 @@ void discard(struct taken *t)
 	coreward_drop(t);
 }
 
-/* Pin its memory, and let it go. False: it is held still. */
+/* It is not released by us after all: false. */
+static bool take_back(struct orders *o, const struct taken *t, struct hand *hand)
+{
+	if (hand)
+		hand->pid = 0;
+	if (!t->spared)
+		coreward_entered(o, t->private_size, t->levels, t->limits);
+	return false;
+}
+
+/* Whether it may go without Python: with a pin, unless it is spared that. */
+static bool may_go(struct orders *o, struct taken *t)
+{
+	if (!t->spared && o->instant && !o->stream && !t->others && admit(o, t))
+		return true;
+	t->spared = t->spared || is_crowded(o, t); /* others of its owner may have been faster */
+	return t->spared;
+}
+
+/* Pin its memory, unless it is spared that, and let it go. False: it is held still. */
 static bool pin_and_release(struct orders *o, struct taken *t, bool *in_time)
 {
 	struct hand *hand;
 
-	if (!o->instant || o->stream || t->others || !admit(o, t))
+	if (!may_go(o, t))
 		return false;
 	hand = enter_hand(o, t);
-	if (!hand || !pin_memory(o, t)) {
-		if (hand)
-			hand->pid = 0;
-		coreward_entered(o, t->private_size, t->levels, t->limits);
-		return false;
-	}
+	if (!hand || (!t->spared && !pin_memory(o, t)))
+		return take_back(o, t, hand);
 	*in_time = watch_end(t->watch);
 	t->watch = -1;
-	if (!*in_time) {
-		hand->pid = 0;
-		coreward_entered(o, t->private_size, t->levels, t->limits);
-		return false;
-	}
+	if (!*in_time)
+		return take_back(o, t, hand);
 	t->released_ns = now_ns();
 	close(t->hold);
 	t->hold = -1;
@@ -222,9 +235,11 @@ bool gather(struct orders *o, struct taken *t)
 		abandon(t);
 		return true;
 	}
-	if (pin_and_release(o, t, &in_time)) {
-		/* its threads need the CPU that Python would be on now */
-		poll(&(struct pollfd){ t->pidfd, POLLIN, 0 }, 1, EXIT_MS);
+	if (pin_and_release(o, t, &in_time))
+		return true;
+	if (in_time && t->spared) { /* too many are in hand: it is let go as it is */
+		abandon(t);
+		t->gathered = 0;
 		return true;
 	}
 	if (in_time && watch_hand_on(t))

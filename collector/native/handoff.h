@@ -22,6 +22,7 @@
 #define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
 #define DEPTH 16             /* memory cgroups with a limit above one process */
 #define LEVELS 128           /* and above all that are pinned, with their owners */
+#define HANDFUL 8            /* deaths of one owner at a time that are no storm, whatever is slow */
 #define OWNER_DEVICE 0       /* of a level that is an owner, with a number of pins: no file system is 0 */
 
 enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
@@ -78,6 +79,7 @@ struct orders {
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;
 	_Atomic int64_t patience_ns; /* a process waits no longer, unless Python wants it to; 0: it may */
+	_Atomic int64_t capture_ns; /* until the next core is written, if all writers are at work */
 	_Atomic int32_t left_behind; /* ours: threads that a process keeps waiting */
 	_Atomic int32_t untold;    /* ours: deaths that there was no memory for */
 };
@@ -108,6 +110,8 @@ struct taken {
 	int32_t limits;            /* of memory cgroups: so many of `levels` */
 	int32_t others;            /* processes that share its memory, and go on; negative: its parent, by
 				    * vfork(2), which waits */
+	int32_t spared;            /* let go without its memory: so many of its owner wait for cores */
+	int32_t unused;
 	struct level levels[DEPTH];
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */
@@ -147,8 +151,9 @@ COREWARD_API void *coreward_serve(int listener, int pipe, struct orders *o);
 /*
  * The next hand-off that they have taken, and gathered; an enum answer. -1 ms: wait for ever.
  * PROCESS: if `hold` is not -1 it is held, and coreward_unwatch() is to be called before that is
- * closed. If `gathered` is 0 something could not be had, `why` says what, and it was released. In
- * any case coreward_drop(). REFUSED: not a process for us, `why` says why. LATE: the pipe's helper
+ * closed. If `gathered` is 0 something could not be had, `why` says what, and it was released. If
+ * it is `spared` there is no pin, nor anything of threads and memory. In any case coreward_drop().
+ * REFUSED: not a process for us, `why` says why. LATE: the pipe's helper
  * had given up, and leaves a note. CLOSED: the listener is, and all was taken. NOBODY: in that time.
  */
 COREWARD_API int coreward_take(void *pool, struct taken *t, int timeout_ms);
@@ -172,6 +177,9 @@ COREWARD_API void coreward_entered(struct orders *o, int64_t size, const struct 
 /* What is in Python's account now; and what is not yet. */
 COREWARD_API void coreward_count(struct orders *o, const struct account *open);
 COREWARD_API void coreward_fresh(const struct orders *o, struct account *fresh);
+
+/* Whether a process was let go without being told of, for so many of its owner died before it. */
+COREWARD_API int coreward_was_spared(int pid, uint64_t start_ticks);
 
 /* So many more, or fewer, processes are held by Python. */
 COREWARD_API void coreward_busy(struct orders *o, int more);

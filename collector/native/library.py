@@ -19,6 +19,7 @@ _FUNCTIONS = {
     "coreward_entered": (None, POINTER(Orders), c_int64, POINTER(Level), c_int32),
     "coreward_count": (None, POINTER(Orders), POINTER(Account)),
     "coreward_fresh": (None, POINTER(Orders), POINTER(Account)),
+    "coreward_was_spared": (c_int, c_int, c_uint64),
     "coreward_busy": (None, POINTER(Orders), c_int),
     "coreward_wait": (None, POINTER(Orders), c_int, c_int, c_int),
     "coreward_sizes": (c_uint64,),

@@ -30,6 +30,7 @@
 #define CHUNK (1UL << 18)    /* the kernel fills at most 32 KiB of it per read */
 #define MAX_SHARED 1024      /* descriptors for one process */
 #define STAT_SIZE 2048       /* more than /proc/PID/stat has */
+#define MOMENT_MS 5          /* a hand-off follows its signal within so long, if there is one */
 
 struct robust_head {
 	uint64_t next;             /* Documentation/locking/robust-futexes.rst */
@@ -59,6 +60,9 @@ int wait_for(int listener, struct taken *t, int *conn);
 /* counted.c */
 bool was_counted(const struct orders *o, const struct taken *t);
 
+/* spared.c */
+void note_spared(const struct taken *t);
+
 /* accept_socket.c, accept_pipe.c */
 int take_socket(int conn, struct orders *o, struct taken *t);
 int take_pipe(int conn, struct orders *o, struct taken *t);
@@ -82,6 +86,7 @@ struct bytes iterate(int program, int pid, bool single, char *to, size_t room);
 void keep_words(struct taken *t);
 void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list);
 bool find_levels(struct taken *t, const char *groups, int64_t enough);
+bool is_crowded(struct orders *o, const struct taken *t);
 bool admit(struct orders *o, struct taken *t);
 uint64_t readable(struct taken *t);
 bool pin_memory(struct orders *o, struct taken *t);

@@ -18,14 +18,37 @@
 #define USUAL 8              /* takers */
 #define STACK (1 << 20)      /* bytes for each */
 #define WAITING 256          /* results that Python has not taken; beyond that nothing is gathered */
+#define EXIT_MS 50           /* for the end of a process that was let go */
 
+/* Behind those before it, but a process that is held comes before all that were released. */
 static void push(struct pool *p, struct result *r)
 {
-	r->next = NULL;
-	*p->last = r;
-	p->last = &r->next;
+	bool is_held = r->answer == PROCESS && r->taken.hold >= 0;
+	struct result **place = is_held ? p->held : p->last;
+
+	r->next = *place;
+	*place = r;
+	if (is_held)
+		p->held = &r->next;
+	if (!r->next)
+		p->last = &r->next;
 	p->results++;
 	pthread_cond_signal(&p->arrived);
+}
+
+static struct result *pop(struct pool *p)
+{
+	struct result *r = p->first;
+
+	if (!r)
+		return NULL;
+	p->first = r->next;
+	if (p->last == &r->next)
+		p->last = &p->first;
+	if (p->held == &r->next)
+		p->held = &p->first;
+	p->results--;
+	return r;
 }
 
 void tell(struct pool *p, int answer, const struct taken *t)
@@ -71,6 +94,15 @@ bool let_go(struct taken *t)
 	return in_time;
 }
 
+/* Its threads need the CPU that Python would be on now. But no other process waits for that: when
+ * nobody is there to take the next one, this taker is. */
+static void await_end(struct pool *p, struct taken *t)
+{
+	for (int left = EXIT_MS; left > 0 && p->idle > 0; left -= MOMENT_MS)
+		if (poll(&(struct pollfd){ t->pidfd, POLLIN, 0 }, 1, MOMENT_MS))
+			break;
+}
+
 /* What becomes of a connection: an enum answer, or CLOSED where there is nothing to tell. */
 static int see_to(struct pool *p, int conn, struct taken *t)
 {
@@ -86,14 +118,21 @@ static int see_to(struct pool *p, int conn, struct taken *t)
 		let_go(t);
 		answer = CLOSED;
 	}
-	if (answer == PROCESS && p->results >= WAITING)
+	t->spared = answer == PROCESS && is_crowded(o, t);
+	if (answer == PROCESS && p->results >= (t->spared ? WAITING / 2 : WAITING))
 		because(t, "%d other deaths wait for the agent", WAITING);
 	else if (answer == PROCESS && watch_owner(t) && !gather(o, t))
 		answer = CLOSED; /* the watchdog was faster, and has told it */
-	if (answer != CLOSED && !t->gathered && !let_go(t))
-		answer = CLOSED;
+	if (answer != CLOSED && !t->gathered) {
+		if (t->spared)
+			note_spared(t);
+		if (!let_go(t) || t->spared)
+			answer = CLOSED;
+	}
 	if (p->pipe) /* that of a socket is what holds the process */
 		close(conn);
+	if (answer != CLOSED && t->gathered && t->hold < 0)
+		await_end(p, t);
 	return answer;
 }
 
@@ -201,7 +240,7 @@ void *coreward_serve(int listener, int pipe, struct orders *o)
 	p->orders = o;
 	p->listener = fcntl(listener, F_DUPFD_CLOEXEC, 0); /* its number may be another's, once closed */
 	p->pipe = pipe;
-	p->last = &p->first;
+	p->last = p->held = &p->first;
 	p->users = 1;
 	p->nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
 	pthread_mutex_init(&p->lock, NULL);
@@ -243,15 +282,10 @@ int coreward_take(void *of, struct taken *t, int timeout_ms)
 			pthread_cond_wait(&p->arrived, &p->lock);
 		else if (pthread_cond_timedwait(&p->arrived, &p->lock, &until))
 			break;
-	r = p->first;
+	r = pop(p);
 	answer = r ? r->answer : p->leaving && !p->takers ? CLOSED : NOBODY;
-	if (r) {
-		p->first = r->next;
-		if (!p->first)
-			p->last = &p->first;
-		p->results--;
+	if (r)
 		*t = r->taken;
-	}
 	leave(p);
 	free(r);
 	return answer;

@@ -22,10 +22,11 @@ struct pool {
 	int nothing;               /* /dev/null */
 	pthread_mutex_t lock;      /* of all that follows */
 	pthread_cond_t arrived, begun;
-	struct result *first, **last;
+	struct result *first, **held, **last; /* behind the last one that is held; behind all */
 	_Atomic int results;
 	int users;                 /* of this memory: threads, and Python */
-	int takers, idle;          /* those that were written off are none */
+	int takers;                /* those that were written off are none */
+	_Atomic int idle;
 	bool leaving;
 	struct taker {
 		struct pool *pool;

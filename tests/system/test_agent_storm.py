@@ -9,9 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from collector.agent.crowd import REASON
 from tests.system.agents import RunningAgent, Stuck, agent
+from tests.system.needs import by_socket
 from tests.system.victims import PATIENCE, build
 
+CROWD = 100  # 50 at a time, of which 32 are pinned
 STORM = 5000  # more than the ring has room for, and than a program's share
 
 
@@ -66,3 +71,25 @@ def test_a_storm_without_an_agent_is_counted_by_the_next(tmp_path: Path) -> None
         # THEN it has all of its deaths
         found = wait_for_count(running, "storm", STORM)
         assert sum(record["count"] or 1 for record in found) == STORM
+
+
+@pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
+def test_a_crowd_whose_cores_are_all_wanted(tmp_path: Path, backend: str) -> None:
+    # GIVEN a policy that wants the core of each death
+    unlimited = "defaults: {limit: none}\n"
+    with agent(
+        tmp_path, backend=backend, config=unlimited, patience="250ms", metrics=True
+    ) as running:
+        # WHEN more of one user's processes crash at a time than can be pinned
+        storm = subprocess.Popen([build("storm"), str(CROWD), str(int(signal.SIGABRT))])
+        assert storm.wait(PATIENCE) == 0
+        wait_for_count(running, "storm", CROWD)
+        _, found = running.accounts()
+        # THEN each is on record, with its core or with the reason why there is none
+        assert len(found) == CROWD and all(one["signal"] == signal.SIGABRT for one in found)
+        without = [one for one in found if one["core"] is None]
+        assert 0 < len(without) < CROWD
+        assert all("memory" in one["lost"] or "core" in one["lost"] for one in without)
+        # AND those that were let go for the others' sake are counted
+        spared = [one for one in without if one["lost"].get("memory") == REASON]
+        assert running.metric("coreward_crowded_total") == len(spared)

@@ -340,7 +340,7 @@ def test_a_library_of_another_version_is_refused(
     source = tmp_path / "other.c"
     names = (
         *("serve", "take", "leave", "unwatch", "drop", "entered", "count", "fresh", "busy"),
-        *("wait", "sizes"),
+        *("wait", "sizes", "was_spared"),
     )
     source.write_text("".join(f"long coreward_{name}(void) {{ return 1; }}\n" for name in names))
     other = tmp_path / "other.so"

@@ -24,12 +24,13 @@ from collector.handoff.handoff import HandOff
 from collector.handoff.native import Taken
 from collector.linux.memory import LevelKey
 from collector.model import Capture, Event, ProcessKey, Record
-from collector.native.contract import FILES
+from collector.native.contract import FILES, OWNER_DEVICE
 from collector.policy.load import loads
 from collector.probe.tallies import Tally
 from collector.store.store import Store
 from tests.unit.event_samples import KEY
 
+OWNER = LevelKey(OWNER_DEVICE, 1000)  # of all its processes
 _NO_LIMIT = resource.RLIM_INFINITY
 _TEXTS = {  # of a process that started at tick 5000
     "stat": b"812 (victim) S 1" + b" 0" * 17 + b" 5000" + b" 0" * 30,
@@ -50,6 +51,7 @@ class FakeLane:
         self.name = name
         self.limit = limit
         self.tasks: list[tuple[Callable[[], None], Callable[[], None] | None]] = []
+        self.each_s = 0.05
 
     def submit(
         self,
@@ -67,6 +69,10 @@ class FakeLane:
 
     @property
     def waiting(self) -> int:
+        return len(self.tasks)
+
+    def waiting_of(self, owner: object) -> int:
+        """It has one owner's."""
         return len(self.tasks)
 
     def run(self) -> bool:
@@ -165,12 +171,19 @@ class FakePin:
 class FakeNative:
     def __init__(self) -> None:
         self.in_hand: list[ProcessKey] = []
+        self.spared: list[ProcessKey] = []
 
     def has_in_hand(self, key: ProcessKey) -> bool:
         return any(key.is_same(other) for other in self.in_hand)
 
     def joined(self, key: ProcessKey) -> None:
         self.in_hand = [other for other in self.in_hand if not key.is_same(other)]
+
+    def was_spared(self, key: ProcessKey) -> bool:
+        return key in self.spared
+
+    def expect(self, capture_s: float) -> None:
+        """It has no storms."""
 
     def entered(self, size: int, levels: tuple[LevelKey, ...] = ()) -> None:
         """It has an account of its own in the real one."""
@@ -236,10 +249,18 @@ class FakeAgent:
             yield Explainable(str(core), 3, "worker-3", None)
         yield self.answer
 
-    def taken(self, *, pinned: bool = True, core_limit: int = _NO_LIMIT, others: int = 0) -> Taken:
-        """What comes of the native part; `pinned`: it has released the process."""
+    def taken(
+        self,
+        *,
+        pinned: bool = True,
+        core_limit: int = _NO_LIMIT,
+        others: int = 0,
+        spared: bool = False,
+    ) -> Taken:
+        """What comes of the native part; `pinned`: it has released the process; `spared`: without
+        a pin."""
         handoff = FakeHandOff(self)
-        if pinned:
+        if pinned or spared:
             handoff.release()
         return Taken(
             handoff=handoff,
@@ -255,15 +276,16 @@ class FakeAgent:
             core_limit=core_limit,
             address=0,
             others=others,
-            pin=FakePin(self) if pinned else None,  # type: ignore[arg-type]
+            spared=spared,
+            pin=FakePin(self) if pinned and not spared else None,  # type: ignore[arg-type]
             size=4096,
+            levels=(OWNER,) if pinned else (),
+            owner=OWNER,
         )
 
-    def hand_over(
-        self, *, pinned: bool = True, core_limit: int = _NO_LIMIT, others: int = 0
-    ) -> None:
-        """The kernel hands the process over, and a worker sees to it."""
-        handle(self.context, self.taken(pinned=pinned, core_limit=core_limit, others=others))
+    def hand_over(self, **how: Any) -> None:
+        """The kernel hands the process over, and a worker sees to it. how: as for `taken`."""
+        handle(self.context, self.taken(**how))
 
     def take_events(self) -> None:
         take_events(self.context)

@@ -246,3 +246,26 @@ def test_what_waits_is_bounded_in_memory() -> None:
     again.go.set()
     assert lane.wait_idle(PATIENCE)
     lane.close()
+
+
+def test_it_knows_whose_tasks_wait_and_how_long_one_takes() -> None:
+    # GIVEN a lane whose two workers are busy
+    lane = Lane("test", 2, 10)
+    usual = lane.each_s
+    gates = [Gate(), Gate()]
+    for gate in gates:
+        lane.submit(gate, owner="one")
+        assert gate.running.wait(PATIENCE)
+    # WHEN tasks wait THEN each is its owner's
+    for owner in ("one", "one", "other"):
+        lane.submit(lambda: None, owner=owner)
+    assert [lane.waiting_of(owner) for owner in ("one", "other", "nobody")] == [2, 1, 0]
+    # AND tasks that take no time are expected to go on so
+    for gate in gates:
+        gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    for _ in range(100):
+        lane.submit(lambda: None)
+        assert lane.wait_idle(PATIENCE)
+    assert lane.each_s < usual
+    lane.close()

@@ -37,6 +37,7 @@ CONSTANTS = {
     "MAX_CMDLINE": contract.MAX_CMDLINE,
     "DEPTH": contract.DEPTH,
     "LEVELS": contract.LEVELS,
+    "HANDFUL": contract.HANDFUL,
     "DIGITS": pipe.DIGITS,
     "NO_LIMIT": memory.NO_LIMIT,
     "TEXTS": len(contract.TEXTS),
