@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from collector.linux.memory import LevelKey
 from collector.model import Capture, Outcome, Release
 from collector.native.contract import HANDFUL
 from tests.unit.agent_fakes import OWNER, FakeAgent
-from tests.unit.event_samples import ended, fatal
+from tests.unit.event_samples import KEY, ended, fatal
 
 Make = Callable[..., FakeAgent]
 SHARE = 20
@@ -114,3 +115,17 @@ def test_a_rule_that_has_a_process_wait_is_kept(make: Make) -> None:
     agent.hand_over(pinned=False)
     agent.settle()
     assert agent.log == ["written as full", "released"]
+
+
+def test_one_that_only_bpf_tells_has_the_same_reason(make: Make) -> None:
+    # GIVEN a process that the native part has let go, and has told nobody of
+    agent = make("")
+    agent.context.backend = SimpleNamespace(backend="socket")  # type: ignore[assignment]
+    agent.native.spared.append(KEY)
+    # WHEN BPF tells its death
+    agent.probe.tell(fatal(), ended())
+    agent.settle()
+    # THEN its record says why it has no core, which is counted
+    assert agent.record().lost["core"] == REASON
+    value = agent.context.metrics.registry.get_sample_value
+    assert value("coreward_crowded_total") == 1
