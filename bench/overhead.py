@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.model import Figure, Say
 from bench.programs import build
-from collector.probe import open_probe
+from collector.probe.probe import open_probe
 from tests.system.settings import kernel_settings
 
 _SIGNALS, _FORKS = 200_000, 2_000

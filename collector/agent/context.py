@@ -19,7 +19,7 @@ from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
-from collector.probe import Probe
+from collector.probe.probe import Probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 from collector.workers import Lane

@@ -29,7 +29,8 @@ from collector.linux import descriptors
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
-from collector.probe import Counters, Probe, open_probe, pins
+from collector.probe import pins
+from collector.probe.probe import Counters, Probe, open_probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 

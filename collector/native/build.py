@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +85,8 @@ def build_cpu(directory: Path, compiler: str = "gcc") -> Path:
 
 
 def _compile(target: Path, sources: Sequence[Path], command: list[str]) -> Path:
+    import subprocess  # noqa: PLC0415 - whoever only looks for what was built has no use for it
+
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     command = [*command, "-o", str(partial), *map(str, sources)]

@@ -5,18 +5,6 @@
 
 The programs are pinned: they record while no agent runs, and the next opener drains what happened
 meanwhile. Policy does not live here: what is worth keeping is the agent's matter.
+
+Nothing is imported here: a writer needs `iterators` alone, and starts while a process waits for it.
 """
-
-from __future__ import annotations
-
-from collector.probe.iterators import decode_mappings, decode_threads
-from collector.probe.probe import PIN_DIR, Counters, Probe, open_probe
-
-__all__ = [
-    "PIN_DIR",
-    "Counters",
-    "Probe",
-    "decode_mappings",
-    "decode_threads",
-    "open_probe",
-]

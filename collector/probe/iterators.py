@@ -21,7 +21,6 @@ from collector.arch import xsave
 from collector.arch.x86_64 import PAGE
 from collector.elfcore.types import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mapping, Prot, Thread
 from collector.errors import ProbeError
-from collector.linux import libbpf
 from collector.linux.procfs import parse_maps, thread_with_memory
 from collector.native.cpu import xsave_layout
 from collector.probe.events import text
@@ -95,6 +94,8 @@ def read_all(program: int, pid: int, *, single: bool = False) -> memoryview:
 
     OSError ESRCH if there is none, ENOBUFS if it has more than CAPACITY bytes to say.
     """
+    from collector.linux import libbpf  # noqa: PLC0415 - decoding has no use for it
+
     descriptor = libbpf.open_task_iterator(program, pid, single=single)
     try:
         area = mmap.mmap(-1, CAPACITY, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)

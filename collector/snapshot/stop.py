@@ -432,6 +432,6 @@ class StoppedProcess:
     def _decoded_others(self) -> list[Thread]:
         if not self._raw_others:
             return []
-        from collector.probe import decode_threads  # noqa: PLC0415  (only with BPF)
+        from collector.probe.iterators import decode_threads  # noqa: PLC0415  (only with BPF)
 
         return decode_threads(self._raw_others)

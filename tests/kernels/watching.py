@@ -16,7 +16,7 @@ from collector.elfcore.reader import CoreFile
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.pipe import PipeBackend
 from collector.native.build import NAME, find
-from collector.probe import open_probe
+from collector.probe.probe import open_probe
 from tests.kernels.deaths import (
     CONFIG,
     ZOO,

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from collector.model import Event, Exit, ProcessKey
-from collector.probe import Probe, files, open_probe, pins
+from collector.probe import files, pins
 from collector.probe.build import build
+from collector.probe.probe import Probe, open_probe
 from tests.system.scratch import NAME, tmpfs
 from tests.system.victims import PATIENCE, Stuck
 
@@ -78,7 +79,7 @@ def key_of(pid: int) -> ProcessKey:
 def reader_process(loader: str, directory: Path) -> subprocess.Popen[bytes]:
     """A process that has opened the probe and holds it until it is killed."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom collector.probe import open_probe\n"
+        "import sys, time\nfrom pathlib import Path\nfrom collector.probe.probe import open_probe\n"
         "probe = open_probe(sys.argv[1], Path(sys.argv[2]))\n"
         "print('open', flush=True)\nsys.stdin.read()\n"
     )

@@ -19,7 +19,7 @@ from collector.elfcore.reader import CoreFile
 from collector.handoff.coredump_socket import SocketBackend
 from collector.model import Capture
 from collector.policy.types import Codec
-from collector.probe import Probe, open_probe
+from collector.probe.probe import Probe, open_probe
 from collector.ranges import Range, union
 from tests.system.needs import needs
 from tests.system.settings import kernel_settings

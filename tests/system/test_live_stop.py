@@ -18,7 +18,8 @@ from collector.elfcore.types import Thread
 from collector.errors import CaptureError
 from collector.linux import procfs, ptrace
 from collector.linux.ptrace import Stop, StopKind, run_as_tracer
-from collector.probe import Probe, decode_threads
+from collector.probe.iterators import decode_threads
+from collector.probe.probe import Probe
 from collector.snapshot import tasks
 from collector.snapshot.stop import DEADLINE, Pause, Perturb, StoppedProcess, Unstopped, Why
 from tests.system.live_victims import (

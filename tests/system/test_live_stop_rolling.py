@@ -15,7 +15,7 @@ from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot, Thread
 from collector.errors import CaptureError
 from collector.linux.pagemap import resident
-from collector.probe import decode_threads
+from collector.probe.iterators import decode_threads
 from collector.snapshot.rolling import Rolled, roll
 from collector.snapshot.stop import Perturb, Why
 from tests.system.live_victims import NOTICING, counters, rows, states, wait_blocked, wait_untraced

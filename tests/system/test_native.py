@@ -21,7 +21,8 @@ from collector.linux.memory import LevelKey
 from collector.model import TICK_NS, ProcessKey
 from collector.native import library
 from collector.native.build import build_library
-from collector.probe import Probe, decode_mappings, decode_threads, open_probe
+from collector.probe.iterators import decode_mappings, decode_threads
+from collector.probe.probe import Probe, open_probe
 from tests.system.agents import agent
 from tests.system.memory_cgroups import memory_cgroup
 from tests.system.needs import by_socket, needs

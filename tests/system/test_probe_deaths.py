@@ -26,7 +26,7 @@ from collector.model import (
     OomVictim,
     Sender,
 )
-from collector.probe import Probe
+from collector.probe.probe import Probe
 from tests.system.memory_cgroups import memory_cgroup
 from tests.system.probe_support import (
     LOADERS,

@@ -19,8 +19,8 @@ from collector.arch.x86_64 import FS_BASE
 from collector.capture.image import decode_maps
 from collector.elfcore.types import VM_DONTDUMP, Mapping, Thread
 from collector.errors import ProbeError
-from collector.probe import Probe, decode_mappings, decode_threads
-from collector.probe.iterators import _threads
+from collector.probe.iterators import _threads, decode_mappings, decode_threads
+from collector.probe.probe import Probe
 from tests.system.probe_support import LOADERS, opened, overlay
 from tests.system.victims import PATIENCE, Stuck, build, running
 

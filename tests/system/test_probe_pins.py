@@ -17,8 +17,9 @@ import pytest
 
 from collector.errors import ProbeError
 from collector.model import Event
-from collector.probe import events, files, open_probe, pins
+from collector.probe import events, files, pins
 from collector.probe.build import compile_object
+from collector.probe.probe import open_probe
 from tests.system.probe_support import (
     LOADERS,
     about,
@@ -278,7 +279,7 @@ def resident():
 import msgspec, subprocess, hashlib, ctypes, select, struct, tempfile
 import collector.model
 before = resident()
-from collector.probe import open_probe
+from collector.probe.probe import open_probe
 probe = open_probe(sys.argv[1], Path(sys.argv[2]))
 probe.drain()
 print(resident() - before)

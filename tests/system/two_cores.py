@@ -22,7 +22,7 @@ from collector.handoff.native import Native, Taken
 from collector.handoff.pipe import PipeBackend
 from collector.model import Capture, FatalSignal
 from collector.policy.types import Codec, Compress, MemoryChoice
-from collector.probe import Probe
+from collector.probe.probe import Probe
 from tests.system.settings import KernelSettings
 from tests.system.victims import PATIENCE, running
 

@@ -6,7 +6,6 @@ import pytest
 
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import ProbeError
-from collector.probe import decode_mappings, decode_threads
 from collector.probe.iterators import (
     HAS_ANON_VMA,
     HAS_FILE,
@@ -15,6 +14,8 @@ from collector.probe.iterators import (
     IS_WALK,
     MAPPING,
     THREAD,
+    decode_mappings,
+    decode_threads,
 )
 
 REGS = tuple(range(200, 227))
