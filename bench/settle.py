@@ -7,6 +7,7 @@ import os
 
 from collector.linux import procfs
 
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, madvise(2), Linux >= 5.14
 _KEEP = 2 << 30  # bytes of free memory that are left alone
 
 
@@ -20,10 +21,14 @@ def settle(size: int) -> None:
 
     A virtual machine may give free memory back to its host (free page reporting, balloon). The
     first use of such a page takes microseconds, so whoever comes first after a pause would pay for
-    the page cache of all.
+    the page cache of all. Only free blocks of 2 MiB and more are given back, and small pages come
+    from smaller ones first: so it is done with small pages and with huge ones.
     """
     os.sync()
     size = min(size, available_memory() - _KEEP) & ~(mmap.PAGESIZE - 1)
     if size > 0:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        mmap.mmap(-1, size, flags=flags).close()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mmap.mmap(-1, size, flags=flags | mmap.MAP_POPULATE).close()
+        with mmap.mmap(-1, size, flags=flags) as huge:
+            huge.madvise(mmap.MADV_HUGEPAGE)
+            huge.madvise(_POPULATE_WRITE)
