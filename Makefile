@@ -9,7 +9,8 @@ DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gc
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
-NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-cpu.so
+NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-copy \
+          $(BUILD)/coreward-cpu.so
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench wheel clean

@@ -1,8 +1,10 @@
 """copy: where its cgroup has no room for a successor, a process goes when its memory is ours.
 
-The writer copies what policy wants of it, and says so; then the process is let go, and the writer
-waits for its turn like all others. A lane of its own, for a process waits: behind no core that is
-being written. However long the copy takes, the process does not wait longer than its size allows.
+A copier copies all that a full core can have of it, at once; then the process is let go, and its
+core is written in its turn like all others. Where there is no room for so much, or its mappings do
+not tell what is wanted, a writer looks into its memory first, has that copied, and waits for its
+turn. A lane of its own, for a process waits: behind no core that is being written. However long the
+copy takes, the process does not wait longer than its size allows.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from functools import partial
 from pathlib import Path
 
 from collector.agent.crash import Crash
+from collector.arch.x86_64 import SP
+from collector.capture.copier import NoRoom, make_copy
 from collector.capture.job import Copied, CopyOrder, WriterAnswer
-from collector.errors import HoldError
+from collector.capture.parts import Copy, Source
+from collector.errors import HoldError, ProbeError
 from collector.handoff.handoff import HandOff
 from collector.handoff.pin import Pin
 from collector.linux import procfs
 from collector.linux.memory import read_levels
+from collector.model import Capture
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +37,7 @@ Answers = Generator[WriterAnswer, None, None]
 LEAST_ROOM = 16 << 20  # bytes: stacks are copied in any case
 _WRITER_SIZE = 48 << 20  # bytes that a writer needs besides
 _SECONDS, _PER_BYTE = 2.0, 4.0 / (1 << 30)  # several times what it takes on a busy machine
-_GRACE_S = 1.0  # for a writer that did not keep to its time
+_GRACE_S = 2.0  # for a writer whose copier did not keep to its time
 _EXIT_S = 1.0
 _SIZES = (b"RssAnon", b"RssShmem", b"RssFile", b"VmSwap")
 
@@ -60,13 +66,40 @@ class Copies:
 def order_for(crash: Crash, room: int) -> CopyOrder:
     """To copy what it has within `room` bytes, while it is held."""
     gathered = crash.gathered
-    seconds = _SECONDS + size_of(gathered.dying.text.status) * _PER_BYTE
-    return CopyOrder(room, seconds, gathered.dying.tid, gathered.handoff.pidfd)
+    dying = gathered.dying
+    seconds = _SECONDS + size_of(dying.text.status) * _PER_BYTE
+    source = Source(dying.tid, gathered.handoff.pidfd, dying.mem_fd, dying.pagemap_fd)
+    return CopyOrder(room, seconds, source)
 
 
 def size_of(status: bytes) -> int:
     """Bytes of memory that a core can have at most of what is there."""
     return sum(procfs.size(status, name) or 0 for name in _SIZES)
+
+
+def copy_at_once(crash: Crash, order: CopyOrder, most: int | None) -> Copy | None:
+    """A copy of all that a full core can have, if the mappings tell it and there is room.
+
+    most: bytes of memory that may be read; None: no limit. None if a writer has to select. It is
+    open for as long as what was gathered. Raises CaptureError and OSError as make_copy does.
+    """
+    from collector.capture.outline import outline  # noqa: PLC0415 - half a MB; few agents copy
+
+    gathered, decided, fatal = crash.gathered, crash.decided, crash.seen.fatal
+    dying, choice = gathered.dying, decided.decision.action.memory
+    if decided.admission.capture is not Capture.FULL or fatal is None:
+        return None
+    if most is not None and size_of(dying.text.status) > most:
+        return None
+    try:
+        parts = outline(dying, gathered.mappings, gathered.shared_fds, fatal.regs[SP], choice)
+        if parts is None:
+            return None
+        copy = make_copy(parts, order.source, order.room, order.seconds, whole=True)
+    except (NoRoom, ProbeError):
+        return None
+    gathered.open.callback(os.close, copy.fd)
+    return copy
 
 
 def wait_for_copy(crash: Crash, answers: Answers, seconds: float) -> tuple[WriterAnswer, float]:
@@ -82,7 +115,7 @@ def wait_for_copy(crash: Crash, answers: Answers, seconds: float) -> tuple[Write
         first = next(answers)
     finally:
         late.cancel()
-    return first, _let_go(crash) if isinstance(first, Copied) else handoff.release()
+    return first, let_go(crash) if isinstance(first, Copied) else handoff.release()
 
 
 def _too_late(crash: Crash, handoff: HandOff) -> None:
@@ -90,7 +123,7 @@ def _too_late(crash: Crash, handoff: HandOff) -> None:
     handoff.release()
 
 
-def _let_go(crash: Crash) -> float:
+def let_go(crash: Crash) -> float:
     """Release a process whose memory nobody needs any more: we free that, its parent need not wait.
 
     A few milliseconds for each 100 MiB, while its successor starts.

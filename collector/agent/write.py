@@ -5,12 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from collector import siginfo
 from collector.agent.context import Context
-from collector.agent.copy import Answers, order_for, size_of, wait_for_copy
+from collector.agent.copy import (
+    Answers,
+    copy_at_once,
+    let_go,
+    order_for,
+    size_of,
+    wait_for_copy,
+)
 from collector.agent.crash import Crash
 from collector.agent.explain import Files, explain
 from collector.agent.export import end, end_of_process
@@ -26,8 +34,9 @@ from collector.agent.facts import (
     SignalSender,
 )
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
-from collector.capture.run import run_writer
-from collector.errors import CorewardError
+from collector.capture.parts import Copy
+from collector.capture.run import run_without_memory, run_writer
+from collector.errors import CaptureError, CorewardError
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
@@ -53,7 +62,7 @@ def write(context: Context, crash: Crash) -> None:
     ):
         pass
     elif not captures.submit(
-        partial(_write, context, crash),
+        partial(_write, context, crash, lambda: run_writer(_job(context, crash))),
         first=held,
         dropped=partial(_settle, context, crash, _STOPPED),
         owner=crash.gathered.owner,
@@ -77,24 +86,53 @@ def _copy_or_let_go(context: Context, crash: Crash) -> None:
 def _copy(context: Context, crash: Crash) -> None:
     """Let a process go when its memory is copied; its core is written in its turn."""
     status = crash.gathered.dying.text.status
-    share = context.policy.policy.release.copy
-    with context.copies.room(size_of(status), share) as room:
+    with context.copies.room(size_of(status), context.policy.policy.release.copy) as room:
         order = order_for(crash, room)
+        try:
+            copied = copy_at_once(crash, order, _most_read(context, crash))
+        except (CaptureError, OSError) as error:
+            why = str(error)
+            _note_release(context, crash, crash.gathered.handoff.release())
+            _queue(context, crash, lambda: run_without_memory(_job(context, crash), why))
+            return
+        if copied is not None:
+            _note_release(context, crash, let_go(crash))
+            _queue(context, crash, lambda: run_writer(_job(context, crash, copied=copied)))
+            return
         answers = run_writer(_job(context, crash, order))
         first, held_ms = wait_for_copy(crash, answers, order.seconds)
     _note_release(context, crash, held_ms)
     if isinstance(first, Failed | Written):
         _abandon(context, crash, answers, first)
         return
-    done = partial(_abandon, context, crash, answers)
+    _queue(context, crash, lambda: answers, partial(_abandon, context, crash, answers))
+
+
+def _queue(
+    context: Context,
+    crash: Crash,
+    begin: Callable[[], Answers],
+    given_up: Callable[[Failed], None] | None = None,
+) -> None:
+    """Have the core of a process that has gone written in its turn. begin: its writer."""
+    given_up = given_up or partial(_settle, context, crash)
     if not context.lanes.captures.submit(
-        partial(_write, context, crash, answers),
-        dropped=partial(done, _STOPPED),
+        partial(_write, context, crash, begin),
+        dropped=partial(given_up, _STOPPED),
         owner=crash.gathered.owner,
         size=crash.gathered.kept_bytes,
     ):
         context.metrics.queue_full.inc()
-        done(_FULL)
+        given_up(_FULL)
+
+
+def _most_read(context: Context, crash: Crash) -> int | None:
+    """Bytes of its memory that policy lets be read; None: no limit."""
+    action = crash.decided.decision.action
+    limits = [action.memory.max, context.policy.policy.capture.max_read]
+    if action.honour_rlimit:
+        limits.append(crash.gathered.dying.core_limit)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _abandon(context: Context, crash: Crash, answers: Answers, answer: Written | Failed) -> None:
@@ -102,13 +140,13 @@ def _abandon(context: Context, crash: Crash, answers: Answers, answer: Written |
     _settle(context, crash, answer)
 
 
-def _write(context: Context, crash: Crash, begun: Answers | None = None) -> None:
+def _write(context: Context, crash: Crash, begin: Callable[[], Answers]) -> None:
     """Run a writer for one process, or one that was begun; the last use of its memory."""
     context.metrics.queued.set(context.lanes.captures.waiting)
     context.native.expect(context.lanes.captures.each_s)
     result: Written | Failed = Failed("the writer said nothing")
     try:
-        with contextlib.closing(begun or run_writer(_job(context, crash))) as answers:
+        with contextlib.closing(begin()) as answers:
             for answer in answers:
                 if isinstance(answer, Explainable):
                     _explain(context, crash, answer)
@@ -120,7 +158,9 @@ def _write(context: Context, crash: Crash, begun: Answers | None = None) -> None
     _settle(context, crash, result)
 
 
-def _job(context: Context, crash: Crash, copy: CopyOrder | None = None) -> Job:
+def _job(
+    context: Context, crash: Crash, copy: CopyOrder | None = None, copied: Copy | None = None
+) -> Job:
     """Everything of the process that is gone after its release, and what to do with it."""
     gathered, decided, seen = crash.gathered, crash.decided, crash.seen
     action = decided.decision.action
@@ -148,8 +188,9 @@ def _job(context: Context, crash: Crash, copy: CopyOrder | None = None) -> Job:
         max_time=context.policy.policy.capture.max_time,
         min_free=context.policy.policy.store.min_free,
         explain=decided.explain,
-        urgent=crash.release.mode is not Release.INSTANT,
+        urgent=crash.release.mode is not Release.INSTANT and copied is None,
         copy=copy,
+        copied=copied,
     )
 
 

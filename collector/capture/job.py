@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from collector.capture.parts import Copy, Source
 from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
@@ -33,8 +34,7 @@ class CopyOrder(msgspec.Struct, frozen=True, array_like=True):
 
     room: int  # bytes that the copy may take
     seconds: float  # that it may take
-    pid: int  # of a thread that has the memory
-    pidfd: int
+    source: Source
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     explain: bool  # write the small core for the explainer
     urgent: bool  # the process waits for us: no low priority
     copy: CopyOrder | None = None
+    copied: Copy | None = None  # all that is wanted of its memory, where it has gone already
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from collector.capture.image import mapping_at
 from collector.capture.mapped import BLIND, SMALL, MappedFiles, data_ranges
+from collector.capture.parts import Kind, Part
 from collector.capture.select import is_shm
 from collector.elfcore import types
 from collector.linux.pagemap import Pagemap, resident_part
@@ -98,27 +99,34 @@ class ProcessMemory:
     def unknown(self, start: int, end: int) -> list[Range]:
         """The parts of [start, end), which lie inside one mapping, that are only in a file which is
         not to be read, or not to be found."""
-        mapping = mapping_at(self._mappings, self._starts, start)
-        if mapping is None or mapping.special or not _has_file(mapping):
-            return []
-        if is_shm(mapping) and mapping.start in self._shared:
-            return []
-        if self._in_file(mapping, start, end) is not None:
+        if self.is_known(start, end):
             return []
         return outside([(start, end)], list(self._pagemap.populated(start, end)))
 
-    def in_memory(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Of `ranges` what is in memory: no file has to be read, and nobody else be waited for.
-
-        Raises OSError when the address space is gone.
-        """
+    def parts(self, start: int, end: int) -> Iterator[Part]:
+        """How [start, end), which must lie inside one mapping, is copied; but for `unknown`."""
         mapping = mapping_at(self._mappings, self._starts, start)
         if mapping is None or end > _PATH_READS:
             return
-        if mapping.special or (is_shm(mapping) and mapping.start in self._shared):
-            yield from self.ranges(start, end)
+        fd = self._shared.get(mapping.start)
+        if fd is not None and is_shm(mapping):
+            yield Part(start, end, Kind.OF_FILE, fd, start - mapping.start + mapping.offset)
+        elif mapping.special:
+            yield Part(start, end, Kind.ALL)
         else:
-            yield from self._pagemap.populated(start, end)
+            yield Part(start, end, Kind.IN_MEMORY)
+            if _has_file(mapping):
+                for low, high in self._in_file(mapping, start, end) or ():
+                    yield Part(low, high, Kind.ABSENT)
+
+    def is_known(self, start: int, end: int) -> bool:
+        """Whether `unknown` has nothing of [start, end), without a look at the process."""
+        mapping = mapping_at(self._mappings, self._starts, start)
+        if mapping is None or mapping.special or not _has_file(mapping):
+            return True
+        if is_shm(mapping) and mapping.start in self._shared:
+            return True
+        return self._in_file(mapping, start, end) is not None
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes read from `address` on; fewer than asked where memory is unreadable from there."""

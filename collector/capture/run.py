@@ -51,6 +51,11 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
     if job.copy is not None:  # it has gone, and was not pinned
         yield Failed(why)
         return
+    yield from run_without_memory(job, why)
+
+
+def run_without_memory(job: Job, why: str) -> Generator[WriterAnswer, None, None]:
+    """As run_writer, for a process whose memory is not to be had; `why` is in the core's losses."""
     smaller = min(job.capture, Capture.THREADS, key=_BY_SIZE.index)
     job = msgspec.structs.replace(job, capture=smaller, explain=False, max_time=_LAST_TIME)
     for answer in _run(job):
@@ -102,7 +107,9 @@ def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     if job.root_fd is not None:
         fds.append(job.root_fd)
     if job.copy is not None:
-        fds.append(job.copy.pidfd)
+        fds.append(job.copy.source.pidfd)
+    if job.copied is not None:
+        fds.append(job.copied.fd)
     return children.start(
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
         0 if job.urgent else WRITER_NICE,

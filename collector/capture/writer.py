@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Never, TypeVar
 
@@ -20,7 +20,7 @@ import msgspec
 
 from collector import __version__
 from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
-from collector.capture.copy import CopiedMemory, HeldMemory, Reader
+from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_job
@@ -45,7 +45,7 @@ from collector.errors import CorewardError, Stalled
 from collector.linux import procfs
 from collector.linux.stall import with_stall_guard
 from collector.model import Capture
-from collector.ranges import outside, union
+from collector.ranges import Range, outside, union
 
 T = TypeVar("T")
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
@@ -94,6 +94,8 @@ class Core:
         self._planned: Plan | None = None  # of the first core, where it was made beforehand
         self._smaller_why = "the disk is full"
         self._not_copied = 0  # bytes
+        if job.copied is not None:
+            self._use(CopiedMemory(job.copied, self._image.mappings))
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
@@ -122,27 +124,37 @@ class Core:
 
     def _copy(self, order: CopyOrder) -> None:
         """Let the process go as soon as we have what is wanted of it, or what there is room for."""
-        job = self._job
-        reader = Reader(order.pid, order.pidfd)
+        from collector.capture.copier import NoRoom  # noqa: PLC0415 - most writers copy nothing
+
+        job, image = self._job, self._image
         held = HeldMemory(self._held, job.pagemap_fd)
-        image = self._image
-        copied = CopiedMemory(self._held, job.pagemap_fd, image.mappings, reader)
         threads = image.threads if job.capture in (Capture.FULL, Capture.STACKS) else []
         first = select_stacks(image.mappings, threads or image.threads[:1], image.auxv, held.read)
-        wanted = first
+        copied: CopiedMemory | None = None
         if job.capture is Capture.FULL:
             plan = self._plan(Capture.FULL, held)
             rest = union((s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz)
-            wanted = [*first, *outside(rest, first)]
-            if copied.size(wanted) > order.room:
-                self._smaller_why = f"there is no room for a copy, but for {order.room >> 20} MiB"
-                wanted, self._capture = first, Capture.STACKS
-            else:
+            try:
+                copied = self._copied([*first, *outside(rest, first)], order, whole=True)
                 self._planned = plan
-        copied.fill(wanted, order.room, order.seconds)
-        self._memory, self._not_copied = copied, copied.missing
+            except NoRoom:
+                self._smaller_why = f"there is no room for a copy, but for {order.room >> 20} MiB"
+                self._capture = Capture.STACKS
+        self._use(copied or self._copied(first, order, whole=False))
         _say(Copied())
         yield_to_services()
+
+    def _copied(self, wanted: Sequence[Range], order: CopyOrder, *, whole: bool) -> CopiedMemory:
+        from collector.capture.copier import make_copy  # noqa: PLC0415
+
+        mappings = self._image.mappings
+        parts = parts_of(wanted, self._held, mappings)
+        copy = make_copy(parts, order.source, order.room, order.seconds, whole=whole)
+        return CopiedMemory(copy, mappings)
+
+    def _use(self, copied: CopiedMemory) -> None:
+        """From now on its memory is what was copied of it."""
+        self._memory, self._not_copied = copied, copied.missing
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """The result of a look into its memory. Raises Stalled if it keeps us waiting."""

@@ -1,6 +1,7 @@
 """Build the native parts: `python -m collector.native.build OUTDIR` makes coreward-pipe, the pipe
-helper, coreward-handoff.so, the agent's way from the kernel's hand-off to the release, and
-coreward-cpu.so, which asks the CPU.
+helper, coreward-handoff.so, the agent's way from the kernel's hand-off to the release,
+coreward-copy, which copies the memory of a process that waits, and coreward-cpu.so, which asks the
+CPU.
 
 Run when the project is set up; the agent only uses what was built. x86-64 gets a helper without
 libc, which starts and ends in 0.09 ms; other architectures a static one with it, 0.37 ms.
@@ -29,6 +30,8 @@ LIBRARY_SOURCES = tuple(
         *("counted", "gather", "iterate", "exit_words", "headroom", "admit", "pin", "spared"),
     )
 )
+COPIER = "coreward-copy"
+COPIER_SOURCES = tuple(Path(__file__).parent / f"{name}.c" for name in ("copier", "pieces"))
 CPU_LIBRARY = "coreward-cpu.so"
 CPU_SOURCE = Path(__file__).parent / "cpu.c"
 _HEADERS = Path(__file__).parents[2] / "bpf"  # of the BPF programs' records
@@ -40,11 +43,11 @@ _SANITIZERS = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     *("-fno-omit-frame-pointer", "-g"),
 )
-_SHARED = (
+_STRICT = (
     *(*_WARNINGS, "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes"),
-    *("-D_GNU_SOURCE", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"),
-    f"-I{_HEADERS}",
+    *("-D_GNU_SOURCE", "-pthread"),
 )
+_SHARED = (*_STRICT, "-shared", "-fPIC", "-fvisibility=hidden", f"-I{_HEADERS}")
 _FREESTANDING = (
     *("-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-fno-stack-protector"),
     *("-fno-asynchronous-unwind-tables", "-fcf-protection=none"),
@@ -74,6 +77,12 @@ def build_library(directory: Path, compiler: str = "gcc", *, inside: bool = Fals
     how = ["-fvisibility=default"] if inside else []
     how += _SANITIZERS if SANITIZED else ()
     return _compile(directory / LIBRARY, LIBRARY_SOURCES, [compiler, *_SHARED, *how])
+
+
+def build_copier(directory: Path, compiler: str = "gcc") -> Path:
+    """Compile the program that copies into `directory`, as `build` does."""
+    linked = _SANITIZERS if SANITIZED else _STATIC
+    return _compile(directory / COPIER, COPIER_SOURCES, [compiler, *_STRICT, *linked])
 
 
 def build_cpu(directory: Path, compiler: str = "gcc") -> Path:
@@ -119,7 +128,12 @@ if __name__ == "__main__":
         if len(sys.argv) != 2:
             raise UsageError("usage: python -m collector.native.build OUTDIR")
         outdir = Path(sys.argv[1])
-        for built in (build(outdir), build_library(outdir), build_cpu(outdir)):
+        for built in (
+            build(outdir),
+            build_library(outdir),
+            build_copier(outdir),
+            build_cpu(outdir),
+        ):
             print(built)
     except (HoldError, UsageError) as failure:
         print(f"coreward: {failure}", file=sys.stderr)

@@ -23,7 +23,7 @@ from collector.probe.probe import Probe, open_probe
 from collector.ranges import Range, union
 from tests.system.needs import needs
 from tests.system.settings import kernel_settings
-from tests.system.two_cores import TwoCores, differences, dumped, plain_thread, two_cores
+from tests.system.two_cores import Copier, TwoCores, differences, dumped, plain_thread, two_cores
 from tests.system.victims import build
 
 pytestmark = needs("socket hand-off")
@@ -46,11 +46,14 @@ def both_cores(
     *words: str,
     capture: Capture = Capture.FULL,
     codec: Codec = Codec.NONE,
+    copier: Copier = None,
 ) -> TwoCores:
     """Those of a victim, by the socket. words: its name and arguments; none: `mixed`."""
     words = words or ("mixed", str(folder / "mapped.bin"))
     with kernel_settings() as settings, closing(SocketBackend(folder / "core.sock")) as backend:
-        return two_cores(probe, backend, settings, folder, *words, capture=capture, codec=codec)
+        return two_cores(
+            probe, backend, settings, folder, *words, capture=capture, codec=codec, copier=copier
+        )
 
 
 @pytest.mark.parametrize("codec", [Codec.NONE, Codec.ZSTD])
@@ -76,6 +79,18 @@ def test_mixed_mappings_and_fifty_threads(probe: Probe, tmp_path: Path, codec: C
         assert differences(kernel, ours) == []
     # AND what is zero or was never touched takes no room
     assert cores.ours.stat().st_blocks < cores.kernel.stat().st_blocks
+
+
+@pytest.mark.parametrize("copier", ["agent", "writer"])
+def test_a_copy_of_its_memory_is_as_good(probe: Probe, tmp_path: Path, copier: Copier) -> None:
+    # GIVEN two cores of one process, of which ours is of a copy that was made before
+    cores = both_cores(probe, tmp_path, copier=copier)
+
+    with CoreFile(cores.kernel) as kernel, CoreFile(cores.ours) as ours:
+        # THEN every byte is the same, and nothing is missing
+        assert list(dumped(ours).values()) == list(dumped(kernel).values())
+        assert differences(kernel, ours) == []
+    assert cores.written.lost == {}
 
 
 @pytest.mark.parametrize("kind", ["anon", "file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -88,6 +89,37 @@ def test_memory_that_keeps_whoever_touches_it_waiting(tmp_path: Path) -> None:
     # THEN nothing of it was touched that was not there
     assert (record["release"], record["outcome"]) == ("after-copy", "complete")
     assert record["frames"]
+
+
+def copiers(agent_pid: int) -> list[int]:
+    """Processes of the agent's that copy at the moment."""
+    lists = Path(f"/proc/{agent_pid}/task").glob("*/children")
+    children = [int(pid) for text in map(Path.read_text, lists) for pid in text.split()]
+    return [pid for pid in children if name_of(pid) == "coreward-copy"]
+
+
+def name_of(pid: int) -> str:
+    """Of its program; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(os.readlink(f"/proc/{pid}/exe")).name
+    return ""
+
+
+@pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
+def test_the_agent_is_killed_while_it_copies(backend: str, tmp_path: Path) -> None:
+    # GIVEN a process whose memory is being copied (or was: then all holds as well)
+    with (
+        agent(tmp_path, backend=backend, config=NO_ROOM) as one,
+        running("resident", "512", "4", cwd=tmp_path) as victim,
+    ):
+        victim.go()
+        while not (at_work := copiers(one.process.pid)) and victim.process.poll() is None:
+            pass
+        # WHEN the agent is killed
+        one.process.kill()
+        # THEN the process goes, and so does who copied it, with the copy
+        assert victim.wait() < 0
+        wait_until(lambda: not any(map(name_of, at_work)), "a copier stays")
 
 
 def test_room_is_lent_where_policy_says_so(tmp_path: Path) -> None:

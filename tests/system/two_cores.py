@@ -9,11 +9,16 @@ import os
 import select
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from collector.agent.gather import gather
-from collector.capture.job import Job, Written
+from collector.arch.x86_64 import SP
+from collector.capture.copier import make_copy
+from collector.capture.job import CopyOrder, Job, Written
+from collector.capture.outline import outline
+from collector.capture.parts import Source
 from collector.capture.run import run_writer
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Segment, Thread
@@ -27,6 +32,8 @@ from tests.system.settings import KernelSettings
 from tests.system.victims import PATIENCE, running
 
 CHUNK = 1 << 20
+ROOM = 1 << 30  # bytes
+Copier = Literal["agent", "writer"] | None
 
 
 class TwoCores(msgspec.Struct):
@@ -46,8 +53,11 @@ def two_cores(
     *arguments: str,
     capture: Capture = Capture.FULL,
     codec: Codec = Codec.NONE,
+    copier: Copier = None,
 ) -> TwoCores:
     """Let a victim die and keep both cores of it. The settings are changed, for others to restore.
+
+    copier: who has its memory copied first; None: the core is written from the process.
 
     Raises OSError if the kernel does not take the backend's core_pattern.
     """
@@ -63,11 +73,11 @@ def two_cores(
         taken = native.take(PATIENCE)
         assert taken is not None and taken.pin is None
         with taken.handoff:
-            return _capture_both(probe, taken, folder, capture, codec)
+            return _capture_both(probe, taken, folder, capture, codec, copier)
 
 
 def _capture_both(
-    probe: Probe, taken: Taken, folder: Path, capture: Capture, codec: Codec
+    probe: Probe, taken: Taken, folder: Path, capture: Capture, codec: Codec, copier: Copier
 ) -> TwoCores:
     handoff = taken.handoff
     kernel = folder / "kernel.core"
@@ -103,7 +113,17 @@ def _capture_both(
             urgent=True,
         )
         # ours first: the kernel brings pages of mapped files in that it then finds in memory
-        (answer,) = run_writer(job)
+        source = Source(dying.tid, handoff.pidfd, dying.mem_fd, dying.pagemap_fd)
+        if copier == "agent":
+            shared, sp = gathered.shared_fds, fatal.regs[SP]
+            parts = outline(dying, gathered.mappings, shared, sp, MemoryChoice())
+            assert parts is not None
+            copy = make_copy(parts, source, ROOM, PATIENCE, whole=True)
+            job = msgspec.structs.replace(job, copied=copy)
+        elif copier == "writer":
+            job = msgspec.structs.replace(job, copy=CopyOrder(ROOM, PATIENCE, source))
+        *copied, answer = run_writer(job)
+        assert len(copied) == (copier == "writer")
         _save_stream(handoff.stream_fd(), kernel)
     assert isinstance(answer, Written), answer
     assert answer.name is not None

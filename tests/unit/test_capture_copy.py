@@ -1,6 +1,6 @@
 """The copy of a process's memory: what is in it, and that nothing keeps it waiting.
 
-The process is this one: /proc/self/mem needs no rights.
+The process is this one: its copier inherits /proc/self/mem, which needs no rights.
 """
 
 from __future__ import annotations
@@ -14,13 +14,28 @@ from pathlib import Path
 
 import pytest
 
-from collector.capture.copy import CopiedMemory, HeldMemory
+from collector.capture import copier
+from collector.capture.copier import NoRoom, make_copy
+from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
 from collector.capture.image import decode_maps
 from collector.capture.memory import ProcessMemory
+from collector.capture.parts import Kind, Part, Source
 from collector.elfcore.types import Mapping
+from collector.errors import CaptureError
+from collector.native.build import build_copier
 
 PAGE, MIB = 4096, 1 << 20
 LONG = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_copier(tmp_path_factory.mktemp("copier"))
+
+
+@pytest.fixture(autouse=True)
+def built(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copier, "find", lambda name: program)
 
 
 class Own:
@@ -32,16 +47,32 @@ class Own:
         self.end = self.start + len(area)
         self.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
         self.mem = os.open("/proc/self/mem", os.O_RDONLY)
+        self.pidfd = os.pidfd_open(os.getpid())
         found = decode_maps(Path("/proc/self/maps").read_bytes())
         self.mappings: list[Mapping] = [m for m in found if m.start < self.end > self.start < m.end]
         self.memory = ProcessMemory(self.mem, self.pagemap, self.mappings, {})
 
-    def copied(self, room: int = 1 << 40, seconds: float = LONG) -> CopiedMemory:
-        copy = CopiedMemory(self.memory, self.pagemap, self.mappings)
-        copy.fill([(self.start, self.end)], room, seconds)
-        return copy
+    @property
+    def source(self) -> Source:
+        return Source(os.getpid(), self.pidfd, self.mem, self.pagemap)
+
+    def copied(
+        self, room: int = 1 << 40, seconds: float = LONG, *, whole: bool = False
+    ) -> CopiedMemory:
+        parts = parts_of([(self.start, self.end)], self.memory, self.mappings)
+        return self.copied_parts(parts, room, seconds, whole=whole)
+
+    def copied_parts(
+        self, parts: list[Part], room: int = 1 << 40, seconds: float = LONG, *, whole: bool = False
+    ) -> CopiedMemory:
+        copy = make_copy(parts, self.source, room, seconds, whole=whole)
+        try:
+            return CopiedMemory(copy, self.mappings)
+        finally:
+            os.close(copy.fd)
 
     def close(self) -> None:
+        os.close(self.pidfd)
         os.close(self.mem)
         os.close(self.pagemap)
 
@@ -111,6 +142,61 @@ def test_pages_of_a_file_that_nobody_has_touched(tmp_path: Path) -> None:
     own.close()
 
 
+def test_what_has_no_room_as_a_whole_is_not_begun(anonymous: Own) -> None:
+    with pytest.raises(NoRoom, match=f"{3 * PAGE} bytes, and room for {2 * PAGE}"):
+        anonymous.copied(room=2 * PAGE, whole=True)
+
+
+def test_pages_that_cannot_be_read_are_passed_over(anonymous: Own) -> None:
+    # GIVEN a mapping of a file that has become shorter
+    with os.fdopen(os.memfd_create("short"), "r+b") as file:
+        file.truncate(3 * PAGE)
+        area = mmap.mmap(file.fileno(), 3 * PAGE, flags=mmap.MAP_PRIVATE)
+        area[:] = b"x" * len(area)
+        file.truncate(PAGE)
+    own = Own(area)
+    # WHEN all of it is copied
+    copy = own.copied_parts([Part(own.start, own.end, Kind.ALL)])
+    # THEN what is there is had, and what is missing is named
+    assert copy.read(own.start, 3 * PAGE) == b"x" * PAGE
+    assert (copy.copied, copy.missing) == (PAGE, 2 * PAGE)
+    own.close()
+
+
+def test_shared_memory_is_read_from_its_file_to_the_last_byte() -> None:
+    # GIVEN an object with a hole, and a length that is no whole page
+    with os.fdopen(os.memfd_create("shared"), "r+b") as file:
+        size = 8 * MIB + 100
+        file.truncate(size)
+        os.pwrite(file.fileno(), b"first", 0)
+        os.pwrite(file.fileno(), b"last", size - 4)
+        area = mmap.mmap(file.fileno(), size)
+        own = Own(area)
+        end = own.start + (size + PAGE - 1 & -PAGE)
+        copy = own.copied_parts([Part(own.start, end, Kind.OF_FILE, file.fileno(), 0)])
+    last = own.start + 8 * MIB
+    assert copy.read(own.start, 5) == b"first"
+    assert copy.read(last, PAGE) == area[8 * MIB :].ljust(PAGE, b"\0")
+    assert list(copy.ranges(own.start, end)) == [
+        (own.start, own.start + PAGE),
+        (last, last + PAGE),
+    ]
+    assert copy.missing == 0
+    own.close()
+
+
+def test_a_copier_that_does_not_answer_is_left_in_time(
+    anonymous: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = tmp_path / "stubborn"
+    stubborn.write_text("#!/bin/sh\nexec sleep 1000\n")
+    stubborn.chmod(0o700)
+    monkeypatch.setattr(copier, "find", lambda name: stubborn)
+    monkeypatch.setattr(copier, "_GRACE_S", 0.1)
+    with pytest.raises(CaptureError, match="could not be copied in time"):
+        anonymous.copied(seconds=0)
+
+
 class Stubborn(ProcessMemory):
     """Reads of some pages come back only when the test is over."""
 
@@ -123,17 +209,6 @@ class Stubborn(ProcessMemory):
         if address < self._high and address + len(buffer) > self._low:
             self.over.wait()
         return super().read_into(address, buffer)
-
-
-def test_memory_that_keeps_its_readers_waiting_is_left_behind(anonymous: Own) -> None:
-    last = anonymous.start + 2000 * PAGE
-    memory = Stubborn(anonymous, last, last + PAGE)
-    copy = CopiedMemory(memory, anonymous.pagemap, anonymous.mappings)
-    copy.fill([(anonymous.start, anonymous.end)], 1 << 40, 0.5)
-    assert copy.read(anonymous.start, 5) == b"00000"
-    assert copy.missing == PAGE
-    memory.over.set()
-    assert copy.read(last, 5) == b""  # it came too late, and is not taken
 
 
 def test_what_is_not_in_memory_is_waited_for_once(anonymous: Own) -> None:
