@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-Task = Callable[[], None]
+Task = Callable[[], object]
 
 
 class Waiting(NamedTuple):

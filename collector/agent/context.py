@@ -87,7 +87,7 @@ class Context:
         """Whether there is no BPF: nobody tells the ends of processes."""
         return self.probe is None
 
-    def record(self, task: Callable[[], None]) -> None:
+    def record(self, task: Callable[[], object]) -> None:
         """Have a record made, after those that wait already."""
         if not self.lanes.records.submit(task):
             self.metrics.errors.labels("record").inc()

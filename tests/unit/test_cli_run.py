@@ -31,9 +31,13 @@ def test_the_past_is_caught_up_with_before_anything_is_handed_over(
         def allow(self, **_: Any) -> None:
             order.append("allow")
 
+        def expect(self, _: float) -> None:
+            """How long a core takes is of no account here."""
+
     monkeypatch.setattr(run.os, "geteuid", lambda: 0)
     monkeypatch.setattr(run.logs, "set_up", lambda _: None)
     monkeypatch.setattr(run.descriptors, "use_all", lambda: None)
+    monkeypatch.setattr(run.descriptors, "make_room", lambda: None)
     monkeypatch.setattr(run, "Native", Native)
     monkeypatch.setattr(run, "Pins", lambda _: None)
     monkeypatch.setattr(
