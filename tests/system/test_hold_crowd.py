@@ -15,7 +15,7 @@ from collector.handoff.native import Native, Taken
 from collector.linux.memory import LevelKey
 from collector.model import Backend
 from collector.native.contract import HANDFUL, OWNER_DEVICE
-from collector.probe import Probe, open_probe
+from collector.probe.probe import Probe, open_probe
 from tests.system.hold_support import Place, Victim, place, take
 from tests.system.needs import by_socket
 from tests.system.victims import PATIENCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def known(**differs: Any) -> Record:
 
 
 @pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
-    return FakeAgent(tmp_path, monkeypatch)
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAgent]:
+    made = FakeAgent(tmp_path, monkeypatch)
+    with made.store:
+        yield made
 
 
 def take(agent: FakeAgent, *notes: PipeNote) -> list[int]:

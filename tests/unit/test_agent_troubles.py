@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,15 @@ IGNORED = "defaults: {capture: none}"
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda policy="": FakeAgent(tmp_path, monkeypatch, policy)
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    with contextlib.ExitStack() as stores:
+
+        def one(policy: str = "") -> FakeAgent:
+            made = FakeAgent(tmp_path, monkeypatch, policy)
+            stores.enter_context(made.store)
+            return made
+
+        yield one
 
 
 @pytest.mark.parametrize("policy", ["", IGNORED], ids=["recorded", "ignored"])

@@ -75,10 +75,9 @@ def test_what_was_interrupted_is_said_with_one_flush_for_many(
     # THEN it is left to the lane that writes many together
     assert agent.lanes.records.waiting == 3
     agent.settle()
-    assert {(r.outcome, r.capture) for r in agent.store.list()} == {
-        (Outcome.FAILED, Capture.RECORD)
-    }
-    assert all(r.reason and "core" in r.lost for r in agent.store.list())
+    with agent.store as store:
+        assert {(r.outcome, r.capture) for r in store.list()} == {(Outcome.FAILED, Capture.RECORD)}
+        assert all(r.reason and "core" in r.lost for r in store.list())
 
 
 def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
