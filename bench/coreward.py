@@ -76,11 +76,17 @@ def _odd(record: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def coreward(backend: str, config: str = UNLIMITED_CAPTURES) -> Iterator[CorewardSession]:
-    """An agent with the named hand-off. Raises Unavailable if it does not start."""
+def coreward(
+    backend: str, config: str = UNLIMITED_CAPTURES, patience: str = "10s"
+) -> Iterator[CorewardSession]:
+    """An agent with the named hand-off. Raises Unavailable if it does not start.
+
+    patience: `hold.patience`; by default so long that a busy machine spoils no sample.
+    """
     with scratch() as folder, contextlib.ExitStack() as stack:
         try:
-            running = stack.enter_context(agent(folder, backend=backend, config=config))
+            how = agent(folder, backend=backend, config=config, patience=patience)
+            running = stack.enter_context(how)
         except Stuck as error:
             raise Unavailable(f"the agent does not start with this hand-off: {error}") from error
         yield CorewardSession(f"coreward, {backend}", folder, running)

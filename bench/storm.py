@@ -6,10 +6,11 @@ import json
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from bench.coreward import Coreward, CorewardSession, coreward
+from bench.coreward import UNLIMITED_CAPTURES, Coreward, CorewardSession, coreward
 from bench.model import Figure, Say
 from bench.peers import Peer, Session, Unavailable
 from bench.processes import memory_kib
@@ -18,6 +19,7 @@ from bench.programs import build
 LOOPS = 16
 SECONDS = 10
 RATE_TARGET, WAIT_TARGET, MEMORY_TARGET = 500.0, 100.0, 200.0  # 1/s, ms, MiB
+_PATIENCE = "250ms"  # hold.patience, as by default
 _PATIENCE_S = 60.0  # until all is on record
 
 
@@ -30,17 +32,26 @@ class _Storm(NamedTuple):
 def measure(peers: Sequence[Peer], say: Say) -> list[Figure]:
     """The same storm under each peer. Those that cannot run are left out."""
     figures: list[Figure] = []
-    for peer in peers:
-        say(f"storm of {LOOPS} crash loops: {peer.name}")
+    for name, how in _ways(peers):
+        say(f"storm of {LOOPS} crash loops: {name}")
         try:
-            # the default policy: with a core of each death it is the cores that take the time
-            how = coreward(peer.backend, "") if isinstance(peer, Coreward) else peer.session()
             with how as session:
                 storm = _storm(session)
-                figures += _figures(peer.name, storm, session)
+                figures += _figures(name, storm, session)
         except Unavailable as error:
-            say(f"{peer.name}: {error}")
+            say(f"{name}: {error}")
     return figures
+
+
+def _ways(peers: Sequence[Peer]) -> Iterator[tuple[str, AbstractContextManager[Session]]]:
+    """Coreward by its default policy, and by one that wants the core of each death."""
+    for peer in peers:
+        if isinstance(peer, Coreward):
+            yield peer.name, coreward(peer.backend, "", _PATIENCE)
+            every = coreward(peer.backend, UNLIMITED_CAPTURES, _PATIENCE)
+            yield f"{peer.name}, every core wanted", every
+        else:
+            yield peer.name, peer.session()
 
 
 def _storm(session: Session) -> _Storm:

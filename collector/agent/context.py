@@ -26,7 +26,7 @@ from collector.workers import Lane
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
 HANDOFF_QUEUE = 4096
-HANDOFF_NICE = -10  # of whoever takes processes: they and their restart wait for it
+HANDOFF_NICE = -5  # of whoever decides about processes; those who take them come before (pool.h)
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 256
 CAPTURE_BYTES = 64 << 20  # of mappings and registers of what waits for its writer
