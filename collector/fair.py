@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import NamedTuple
 
 Task = Callable[[], object]
+_NOBODY = object()
 
 
 class Waiting(NamedTuple):
@@ -68,14 +69,20 @@ class FairQueue:
         fits = sum(self._bytes.values()) + task.size <= self._most_bytes
         return fits and (task.owner is None or not waiting or own <= self._most_bytes // 2)
 
-    def pop(self) -> Waiting:
-        """The next one. Raises IndexError if there is none."""
+    def has_turn(self, blocked: Collection[Hashable] = ()) -> bool:
+        """Whether there is one for `pop`."""
+        return bool(self._first) or any(owner not in blocked for owner in self._owners)
+
+    def pop(self, blocked: Collection[Hashable] = ()) -> Waiting:
+        """The next one that comes first, or is of none of these owners. Raises IndexError if there
+        is none."""
         if self._first:
             task = self._first.popleft()
         else:
-            if not self._owners:
+            owner = next((owner for owner in self._owners if owner not in blocked), _NOBODY)
+            if owner is _NOBODY:
                 raise IndexError("nothing waits")
-            owner, tasks = next(iter(self._owners.items()))
+            tasks = self._owners[owner]
             task = tasks.popleft()
             del self._owners[owner]
             if tasks:

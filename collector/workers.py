@@ -12,8 +12,8 @@ import os
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable
 from contextlib import AbstractContextManager
 
 from collector.fair import FairQueue, Task, Waiting
@@ -31,6 +31,7 @@ class Lane:
     reserved: so many more workers for tasks that come `first`, however long the others take.
     together: what to enter around tasks that a worker does one after the other.
     most_bytes: that the waiting tasks may keep in memory. Owners have fair shares: see fair.py.
+    of_one: workers that are at work for one owner at a time, but for tasks that come `first`.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class Lane:
         nice: int = 0,
         reserved: int = 0,
         most_bytes: int | None = None,
+        of_one: int | None = None,
         together: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.name = name
         self._together = together
         self._usual, self._workers = workers, workers + reserved
         self._nice = nice
+        self._of_one = of_one
+        self._running: Counter[Hashable] = Counter()  # tasks that did not come first, by owner
         self._lock = threading.Lock()
         self._done = threading.Condition(self._lock)
         # a token for each task. Not a Condition, which takes longer to wake a worker: a dying
@@ -146,15 +150,22 @@ class Lane:
                     continue  # whoever ends such a task calls again
                 usual = not self._tasks.next_is_first
                 most = _TOGETHER if self._together else 1
-                tasks = deque(self._tasks.pop().run for _ in range(min(most, self.waiting)))
+                begun = [self._tasks.pop(self._blocked()) for _ in range(min(most, self.waiting))]
+                owner = begun[0].owner
+                tasks = deque(task.run for task in begun)
+                del begun  # each task is forgotten when it is done
                 self._busy += 1
                 self._usual_busy += usual
+                self._running[owner] += usual
             try:
                 self._do_all(tasks)
             finally:
                 with self._lock:
                     self._busy -= 1
                     self._usual_busy -= usual
+                    self._running[owner] -= usual
+                    if not self._running[owner]:
+                        del self._running[owner]
                     if self._tasks:
                         self._calls.put(None)
                     self._done.notify_all()
@@ -163,7 +174,17 @@ class Lane:
         """Whether the first task that waits is one for a worker that is free."""
         if not self._tasks:
             return False
-        return self._tasks.next_is_first or self._usual_busy < self._usual
+        free = self._tasks.next_is_first or self._usual_busy < self._usual
+        return free and self._tasks.has_turn(self._blocked())
+
+    def _blocked(self) -> Collection[Hashable]:
+        """The owners for whom as many workers are at work as may be."""
+        if self._of_one is None:
+            return ()
+        most = self._of_one
+        return [
+            owner for owner, count in self._running.items() if owner is not None and count >= most
+        ]
 
     def _do_all(self, tasks: deque[Task]) -> None:
         """Each is forgotten with all that it holds when it is done."""

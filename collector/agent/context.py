@@ -46,7 +46,7 @@ class Lanes:
         # in a storm one flush of the disk does for many records
         self.records = Lane("record", 1, RECORD_QUEUE, together=store.batch)
         # a process waits for each: nothing that takes long is done here
-        self.copies = Lane("copy", COPY_WORKERS, COPY_QUEUE)
+        self.copies = Lane("copy", COPY_WORKERS, COPY_QUEUE, of_one=COPY_WORKERS // 2)
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
         # of what was killed, which may be much on a busy host: no crash waits behind that
         self.kills = Lane("kill", 1, EXPLAIN_QUEUE)

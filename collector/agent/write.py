@@ -78,9 +78,14 @@ def _copy_or_let_go(context: Context, crash: Crash) -> None:
     try:
         _copy(context, crash)
     except Exception as error:
-        usual = isinstance(error, CorewardError | OSError)
-        log.error("record %s: %s", crash.record.id, error, exc_info=not usual)
-        _settle(context, crash, Failed(str(error) if usual else f"the agent failed: {error!r}"))
+        _settle(context, crash, _failed(crash, error))
+
+
+def _failed(crash: Crash, error: Exception) -> Failed:
+    """What is said of a core that could not be begun, because the disk is full or we are wrong."""
+    usual = isinstance(error, CorewardError | OSError)
+    log.error("record %s: %s", crash.record.id, error, exc_info=None if usual else error)
+    return Failed(str(error) if usual else f"the agent failed: {error!r}")
 
 
 def _copy(context: Context, crash: Crash) -> None:
@@ -153,8 +158,7 @@ def _write(context: Context, crash: Crash, begin: Callable[[], Answers]) -> None
                 elif isinstance(answer, Written | Failed):
                     result = answer
     except Exception as error:  # its memory must be let go of all the same
-        log.exception("record %s", crash.record.id)
-        result = Failed(f"the agent failed: {error!r}")
+        result = _failed(crash, error)
     _settle(context, crash, result)
 
 

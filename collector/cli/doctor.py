@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,9 +29,9 @@ from collector.probe import pins
 from collector.store.store import Store
 
 _LIBRARIES = ("drgn", "msgspec", "prometheus-client", "pyyaml", "zstandard")
-
-
 _NOT_TRIED = "not tried"
+# what our two ways of hand-off write into kernel.core_pattern, with their run directory
+_OURS = re.compile(r"@@(?P<socket>/.+)/core\.sock|\|/.*/coreward-pipe (?P<pipe>/\S+) .*")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +74,7 @@ class DoctorVerb:
             done += Lender(args.run_dir).restore() if args.restore else []
             if args.unpin:
                 done += _unpin(args.pin_dir)
-            for line in done or ["nothing to put back"]:
+            for line in done or [_nothing_put_back(args.run_dir)]:
                 print(clean(line))
             return 0
         checks = list(_checks(args))
@@ -85,6 +86,26 @@ class DoctorVerb:
                 mark = "ok" if check.ok else ("MISSING" if check.needed else "no")
                 print(f"{mark:<8}{check.name:<{width}}  {clean(check.detail)}")
         return 0 if all(check.ok or not check.needed for check in checks) else 1
+
+
+def _nothing_put_back(run_dir: Path) -> str:
+    other = _run_dir_of(_core_pattern())
+    if other is None or other == run_dir:
+        return "nothing to put back"
+    return (
+        f"nothing to put back in {run_dir}; kernel.core_pattern is that of an agent with another: "
+        f"see `coreward doctor --restore --run-dir {other}`"
+    )
+
+
+def _core_pattern() -> str:
+    return (SYSCTL / "core_pattern").read_text().rstrip("\n")
+
+
+def _run_dir_of(pattern: str) -> Path | None:
+    """Of the agent that this core_pattern is of, if it is one of ours."""
+    found = _OURS.fullmatch(pattern)
+    return Path(found["socket"] or found["pipe"]) if found else None
 
 
 def _unpin(pin_dir: Path) -> list[str]:
@@ -204,11 +225,14 @@ def _native() -> Check:
 
 
 def _settings(run_dir: Path) -> Iterator[Check]:
-    pattern = (SYSCTL / "core_pattern").read_text().rstrip("\n")
+    pattern = _core_pattern()
+    other = _run_dir_of(pattern)
     guard = SettingsGuard(run_dir)
     foreign = pattern.startswith(("|", "@")) and not guard.is_ours(pattern)
     if guard.file.exists():
         detail = f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
+    elif other is not None and other != run_dir:
+        detail = f"{pattern!r}: that of an agent with --run-dir {other}, which has the crashes"
     elif foreign:
         detail = f"{pattern!r}: another crash handler's; see hold.takeover"
     else:

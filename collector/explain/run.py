@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import selectors
 import signal
 import stat
 import subprocess
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -202,20 +201,24 @@ def _read_all(
 ) -> tuple[bytes, bytes] | None:
     """Both outputs until they end, each cut at its bound; None if the deadline passes before."""
     output, errors = bytearray(), bytearray()
-    bounds: dict[IO[bytes], tuple[bytearray, int]] = {}
-    if process.stdout is not None and process.stderr is not None:
-        bounds = {process.stdout: (output, most + 2), process.stderr: (errors, _MAX_ERRORS)}
-    while bounds:
-        left = deadline - time.monotonic()
-        readable = select.select(list(bounds), [], [], left)[0] if left > 0 else []
-        if not readable:
-            return None
-        for pipe in readable:
-            kept, bound = bounds[pipe]
-            data = os.read(pipe.fileno(), 65536)
-            kept += data[: bound - len(kept)]
-            if not data:
-                del bounds[pipe]
+    with selectors.PollSelector() as open_:  # not select(2), which takes no descriptor above 1023
+        for pipe, kept, bound in (
+            (process.stdout, output, most + 2),
+            (process.stderr, errors, _MAX_ERRORS),
+        ):
+            if pipe is not None:
+                open_.register(pipe, selectors.EVENT_READ, (kept, bound))
+        while open_.get_map():
+            left = deadline - time.monotonic()
+            readable = open_.select(left) if left > 0 else []
+            if not readable:
+                return None
+            for key, _ in readable:
+                kept, bound = key.data
+                data = os.read(key.fd, 65536)
+                kept += data[: bound - len(kept)]
+                if not data:
+                    open_.unregister(key.fileobj)
     return bytes(output), bytes(errors)
 
 

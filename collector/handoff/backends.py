@@ -118,10 +118,12 @@ class OpenBackend:
     def _prove(self) -> None:
         child = proof.die(dumpable=True)
         ended = os.pidfd_open(child)
+        end = select.poll()
+        end.register(ended, select.POLLIN)
         try:
             deadline = time.monotonic() + _PROBE_TIMEOUT_S
             while (left := deadline - time.monotonic()) > 0:
-                has_ended = select.select([ended], [], [], 0)[0]  # before we look, not after
+                has_ended = bool(end.poll(0))  # before we look, not after
                 taken = self._take(0 if has_ended else min(left, _LOOK_S))
                 if taken is not None and taken.handoff.pid == child:
                     return taken.close()

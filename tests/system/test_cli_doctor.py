@@ -84,6 +84,12 @@ def test_what_a_killed_agent_has_left(tmp_path: Path) -> None:
         assert checks(tmp_path)["core_pattern"]["detail"] == (
             f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
         )
+        # AND where it is looked for if it was another run directory
+        other = tmp_path / "other"
+        assert doctor(other, "--restore").stdout == (
+            f"nothing to put back in {other / 'run'}; kernel.core_pattern is that of an agent with "
+            f"another: see `coreward doctor --restore --run-dir {tmp_path / 'run'}`\n"
+        )
         # WHEN it is told to put it back
         done = doctor(tmp_path, "--restore")
         # THEN it does, once

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import struct
 import subprocess
@@ -47,6 +49,27 @@ def test_what_is_no_core(tmp_path: Path) -> None:
     assert lost(explain_core(pipe)) == f"{pipe} is not a regular file"
     missing = tmp_path / "missing"
     assert lost(explain_core(missing)) == f"[Errno 2] No such file or directory: '{missing}'"
+
+
+def test_more_descriptors_than_select_takes(core: KernelCore) -> None:
+    # GIVEN a process that has used up all numbers below 1,100
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, use_all_descriptors())
+        while True:
+            fd = os.open("/dev/null", os.O_RDONLY)
+            stack.callback(os.close, fd)
+            if fd >= 1100:
+                break
+        # THEN what it explains is explained all the same
+        frames = explain_core(core.path).frames
+    assert frames and frames[0].function == "inner"
+
+
+def use_all_descriptors() -> tuple[int, int]:
+    """Raise the soft limit to the hard one; what they were."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    return before
 
 
 def test_truncated_cores(core: KernelCore, tmp_path: Path) -> None:

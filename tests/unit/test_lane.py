@@ -47,6 +47,29 @@ def test_no_more_than_its_workers_run_and_no_more_than_its_limit_waits() -> None
     lane.close()
 
 
+def test_no_owner_has_all_workers() -> None:
+    # GIVEN a lane of three workers, two of which one owner may have
+    lane = Lane("test", 3, 10, of_one=2)
+    mine, other = [Gate() for _ in range(4)], Gate()
+    for gate in mine:
+        assert lane.submit(gate, owner="me")
+    for gate in mine[:2]:
+        assert gate.running.wait(PATIENCE)
+    # WHEN another one's task comes THEN it does not wait behind mine
+    assert lane.submit(other, owner="other")
+    assert other.running.wait(PATIENCE)
+    assert not mine[2].running.is_set()
+    # AND mine go on, two at a time, when there is a turn for them
+    mine[0].go.set()
+    assert mine[2].running.wait(PATIENCE)
+    assert not mine[3].running.is_set()
+    for gate in (*mine, other):
+        gate.go.set()
+    assert lane.wait_idle(PATIENCE)
+    assert mine[3].running.is_set()
+    lane.close()
+
+
 def test_order_and_who_goes_first() -> None:
     # GIVEN a busy lane in which two tasks wait
     lane, gate, order = Lane("test", 1, 10), Gate(), list[str]()
