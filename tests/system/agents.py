@@ -250,8 +250,9 @@ def agent(
         finally:
             if running is not None and running.process.poll() is None:
                 try:
-                    running.stop()
-                except subprocess.TimeoutExpired:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        running.stop()
+                finally:  # also when the test is interrupted
                     running.process.kill()
                     running.process.wait()
             if pins.exists():
