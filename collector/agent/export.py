@@ -19,14 +19,22 @@ from collector.store.ids import record_id
 
 log = logging.getLogger(__name__)
 
+_UNOPENED = (
+    "the files behind {} shared mappings were not kept open: of a mapping above 64 MiB the core "
+    "has only what this process used"
+)
+
 
 def open_held(context: Context, crash: Crash) -> None:
     """Begin the record of a process that was handed over; on disk before its core is begun."""
     seen, gathered, decided = crash.seen, crash.gathered, crash.decided
     dying, facts, action = gathered.dying, decided.facts, decided.decision.action
     lost = {"memory": decided.admission.reason} if decided.admission.reason else {}
-    if gathered.others > 0 and decided.admission.capture is not Capture.RECORD:
-        lost["instant"] = "others share its memory, and wrote on while it was copied"
+    if decided.admission.capture is not Capture.RECORD:
+        if gathered.others > 0:
+            lost["instant"] = "others share its memory, and wrote on while it was copied"
+        if gathered.unopened:
+            lost["shared"] = _UNOPENED.format(gathered.unopened)
     if seen.who is None:
         identity = record_id(context.boot_id, dying.key)
         record = record_of_held(identity, gathered.handoff, dying)

@@ -25,6 +25,7 @@ class Gathered:
     head: bytearray | None  # else: the head of the kernel's own core stream
     patches: list[Patch]
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    unopened: int  # shared mappings whose file has no name and is not in shared_fds
     address: int  # of memory that can be read, for a pin; 0: none
     others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
     spared: bool  # it was released without a pin, and nothing of its memory is there
@@ -74,6 +75,7 @@ def gather(taken: Taken) -> Gathered:
         head=head,
         patches=[Patch(*word) for word in taken.words],
         shared_fds=taken.shared_fds,
+        unopened=taken.unopened,
         address=taken.address,
         others=taken.others,
         spared=taken.spared,

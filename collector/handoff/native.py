@@ -53,6 +53,7 @@ class Taken:
     mappings: memoryview | None
     words: list[tuple[int, bytes]]  # of memory that its exit changes: address and content
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    unopened: int  # shared mappings whose file has no name and is not in shared_fds
     core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
     address: int  # of memory that can be read, for a pin; 0: none
     others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
@@ -296,6 +297,7 @@ class Native:
             mappings=memoryview(raw.mappings.copy()) if bpf else None,
             words=list(WORD.iter_unpack(raw.words.copy())),
             shared_fds=dict(SHARED.iter_unpack(raw.shared.copy())),
+            unopened=raw.unopened,
             core_limit=limit,
             address=raw.address,
             others=raw.others,

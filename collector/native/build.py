@@ -27,7 +27,8 @@ LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
         *("pool", "watchdog", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
-        *("counted", "gather", "iterate", "exit_words", "headroom", "admit", "pin", "spared"),
+        *("counted", "gather", "iterate", "shared", "exit_words", "headroom", "admit", "pin"),
+        "spared",
     )
 )
 COPIER = "coreward-copy"

@@ -121,7 +121,7 @@ class Taken(ctypes.Structure):
         ("limits", c_int32),
         ("others", c_int32),
         ("spared", c_int32),
-        ("unused", c_int32),
+        ("unopened", c_int32),
         ("levels", Level * DEPTH),
         ("address", c_uint64),
         ("private_size", c_int64),

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Everything of a held process that goes with it, and its release if nothing speaks against it. */
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -12,35 +10,6 @@
 #include "native.h"
 
 #define MANY 500             /* threads: their mappings are worth a thread of ours */
-
-/* Files without a name behind shared mappings: they tell which pages exist at all. Not those that
- * somebody else answers for: opening one would ask him. */
-static void open_shared(struct taken *t)
-{
-	struct shared *found = (struct shared *)(uintptr_t)t->shared.at;
-	uint64_t at = t->mappings.at, end = at + t->mappings.size;
-	size_t count = 0;
-
-	while (at + sizeof(struct cw_mapping) <= end && count < MAX_SHARED) {
-		struct cw_mapping m;
-
-		memcpy(&m, (const void *)(uintptr_t)at, sizeof(m)); /* paths make them unaligned */
-		if (m.flags & CW_MAPPING_OWN_FS && m.vm_flags & 8 /* VM_SHARED */ && !m.nlink) {
-			char name[64];
-			int fd;
-
-			snprintf(name, sizeof(name), "map_files/%llx-%llx",
-				 (unsigned long long)m.start, (unsigned long long)m.end);
-			fd = openat(t->fds[DIR_FD], name, O_RDONLY | O_CLOEXEC);
-			if (fd >= 0)
-				found[count++] = (struct shared){ m.start, fd, 0 };
-		}
-		if (m.size < sizeof(m))
-			break;
-		at += m.size;
-	}
-	t->shared.size = count * sizeof(*found);
-}
 
 /* From now on it is known that this process was taken, whoever sees its end first. Those that are
  * spared may be many: they leave half of the places to others. */

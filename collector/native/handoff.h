@@ -111,7 +111,7 @@ struct taken {
 	int32_t others;            /* processes that share its memory, and go on; negative: its parent, by
 				    * vfork(2), which waits */
 	int32_t spared;            /* let go without its memory: so many of its owner wait for cores */
-	int32_t unused;
+	int32_t unopened;          /* shared mappings whose file is not in `shared` */
 	struct level levels[DEPTH];
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */

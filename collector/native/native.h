@@ -78,11 +78,12 @@ int64_t field(const char *text, const char *name);
 bool small_file(const char *path, char *to, size_t size);
 bool is_there(struct taken *t);
 
-/* gather.c, and its parts: process, iterate, exit_words, headroom, admit, pin */
+/* gather.c, and its parts: process, iterate, shared, exit_words, headroom, admit, pin */
 bool gather(struct orders *o, struct taken *t);
 void discard(struct taken *t);
 bool open_process(struct taken *t, bool maps);
 struct bytes iterate(int program, int pid, bool single, char *to, size_t room);
+void open_shared(struct taken *t);
 void keep_words(struct taken *t);
 void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list);
 bool find_levels(struct taken *t, const char *groups, int64_t enough);

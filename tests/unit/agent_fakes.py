@@ -256,6 +256,7 @@ class FakeAgent:
         core_limit: int = _NO_LIMIT,
         others: int = 0,
         spared: bool = False,
+        unopened: int = 0,
     ) -> Taken:
         """What comes of the native part; `pinned`: it has released the process; `spared`: without
         a pin."""
@@ -273,6 +274,7 @@ class FakeAgent:
             mappings=memoryview(b""),
             words=[],
             shared_fds={},
+            unopened=unopened,
             core_limit=core_limit,
             address=0,
             others=others,

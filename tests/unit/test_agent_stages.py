@@ -340,3 +340,12 @@ def test_a_process_that_is_killed_again_and_again_is_not_explained_each_time(
     agent.hand_over()
     agent.settle()
     assert agent.jobs[-1].capture is Capture.FULL
+
+
+def test_files_of_shared_mappings_that_were_not_opened_are_named(make: Make) -> None:
+    agent = make()
+    agent.probe.tell(fatal())
+    agent.hand_over(unopened=7)
+    agent.probe.tell(ended())
+    agent.settle()
+    assert agent.record().lost["shared"].startswith("the files behind 7 shared mappings")
