@@ -108,21 +108,17 @@ static bool status_tells_dump(struct taken *t, int tid)
 	return found || because(t, "pid %d is not dumping core", t->pid);
 }
 
-/*
- * Whose share of us it uses: its user's. root's processes, and those of containers' roots, are told
- * apart by their cgroup; others could make as many of these as they like.
- */
-static uint64_t owner_of(const struct pidfd_info *info, int pid)
+/* Whose share of us it uses, as far as the kernel told who it is. */
+static uint64_t owner_told(const struct pidfd_info *info, int pid)
 {
+	uint64_t cgroup = info->mask & HAS_CGROUP ? info->cgroupid : 0;
 	struct stat about;
 	char path[32];
 
-	if (info->mask & HAS_CREDS && (info->ruid || !(info->mask & HAS_CGROUP)))
-		return info->ruid;
 	if (info->mask & HAS_CREDS)
-		return UINT64_C(1) << 63 | info->cgroupid;
+		return owner_of(pid, info->ruid, cgroup);
 	snprintf(path, sizeof(path), "/proc/%d", pid);
-	return stat(path, &about) ? 0 : about.st_uid;
+	return stat(path, &about) ? 0 : owner_of(pid, about.st_uid, cgroup);
 }
 
 static uint64_t start_of(int pid)
@@ -140,16 +136,16 @@ static bool tells(struct taken *t, int tid)
 	};
 
 	if (ioctl(t->pidfd, GET_INFO, &info)) {
+		if (errno == ESRCH || t->pid <= 0)
+			return because(t, "nothing is known of a process: %s", strerror(errno));
 		info.mask = 0;
-		t->owner = owner_of(&info, t->pid);
-		if (errno != ESRCH && t->pid > 0)
-			return status_tells_dump(t, tid ? tid : t->pid);
-		return because(t, "nothing is known of a process: %s", strerror(errno));
+		t->owner = owner_told(&info, t->pid);
+		return status_tells_dump(t, tid ? tid : t->pid);
 	}
 	if (!(info.mask & HAS_PID) || !info.tgid)
 		return because(t, "the process is not visible in this pid namespace");
 	t->pid = (int32_t)info.tgid;
-	t->owner = owner_of(&info, t->pid);
+	t->owner = owner_told(&info, t->pid);
 	if (!(info.mask & HAS_COREDUMP))
 		return status_tells_dump(t, tid ? tid : t->pid);
 	if (!(info.coredump_mask & DUMPED))

@@ -28,7 +28,7 @@ LIBRARY_SOURCES = tuple(
     for name in (
         *("pool", "watchdog", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
         *("counted", "gather", "iterate", "shared", "exit_words", "headroom", "admit", "pin"),
-        "spared",
+        *("spared", "owner"),
     )
 )
 COPIER = "coreward-copy"

@@ -118,7 +118,7 @@ struct taken {
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */
 	uint64_t entries;          /* of robust lists, so far */
 	int64_t robust_until_ns;   /* for the rest of them */
-	uint64_t owner;            /* whose share it uses: a uid, or root's cgroup */
+	uint64_t owner;            /* whose share it uses: a uid, or a cgroup of root's; see owner.c */
 	struct bytes texts[TEXTS]; /* files of /proc/PID; maps only without BPF */
 	struct bytes threads;      /* struct cw_thread of coreward.h */
 	struct bytes mappings;     /* struct cw_mapping */

@@ -57,6 +57,9 @@ bool peer(int conn, int *pidfd, struct taken *t);
 bool identify(struct taken *t, int tid);
 int wait_for(int listener, struct taken *t, int *conn);
 
+/* owner.c */
+uint64_t owner_of(int pid, uint32_t uid, uint64_t cgroup);
+
 /* counted.c */
 bool was_counted(const struct orders *o, const struct taken *t);
 
