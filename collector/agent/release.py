@@ -22,7 +22,7 @@ from collector.agent.lend import Lender, short_of
 from collector.linux import procfs
 from collector.linux.memory import LevelKey, MemoryFacts, read_facts
 from collector.model import Release
-from collector.native.contract import OWNER_DEVICE
+from collector.native.contract import OWNER_BYTES, OWNER_DEVICE
 from collector.policy.types import ReleaseSettings
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,13 @@ def decide(
 ) -> ReleaseDecision:
     """Instant release if policy wants it and nothing speaks against it; the first reason counts.
 
-    owner: who has a share of the pins; None: nobody in particular.
+    owner: who has a share of the pins, and of their bytes; None: nobody in particular.
     """
     if wanted is not Release.INSTANT:
         return ReleaseDecision(mode=wanted, reason="policy")
     against = _against_instant(settings, facts, pins)
-    share = max(1, settings.max_pins // 2)
-    if owner is not None and pins.by_level.get(owner, 0) >= share:
-        against = against or f"{share} pins are its user's already"
+    if owner is not None:
+        against = against or _against_owner(settings, facts, pins, owner)
     if against is None:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
     return ReleaseDecision(mode=Release.AFTER_COPY, reason=against)
@@ -94,6 +93,25 @@ def _against_instant(settings: ReleaseSettings, facts: MemoryFacts, pins: PinTot
                 f"memory cgroup {level.path} has {_mib(level.headroom)} of {_mib(level.limit)}"
             )
     return None
+
+
+def _against_owner(
+    settings: ReleaseSettings, facts: MemoryFacts, pins: PinTotals, owner: LevelKey
+) -> str | None:
+    """An owner has half of the pins, and of the bytes; or one pin, of any size."""
+    share = max(1, settings.max_pins // 2)
+    if pins.by_level.get(owner, 0) >= share:
+        return f"{share} pins are its user's already"
+    most = most_pinned(settings, facts.host_total) // 2
+    mine, size = pins.by_level.get(bytes_of(owner), 0), facts.private or 0
+    if mine and mine + size > most:
+        return f"{_mib(mine)} of its user's are pinned, {_mib(size)} more would exceed {_mib(most)}"
+    return None
+
+
+def bytes_of(owner: LevelKey) -> LevelKey:
+    """Where the account has the bytes of an owner's pins; at the owner it has their number."""
+    return LevelKey(OWNER_BYTES, owner.inode)
 
 
 def _mib(size: int) -> str:
@@ -225,7 +243,7 @@ class Governor:
             return decision.mode is Release.INSTANT
 
         levels = tuple(level.key for level in facts.levels or ())
-        levels += () if owner is None else (owner,)
+        levels += () if owner is None else (owner, bytes_of(owner))
         reservation = self._pins.reserve(facts.private or 0, levels, allow)
         if reservation is None and self._lender is not None and self._settings.lend:
             loan = self._lend(facts)

@@ -28,13 +28,14 @@ static int64_t share(const struct level *l, int64_t size)
 	return l->device == OWNER_DEVICE ? 1 : size;
 }
 
-/* Whose pin it is: an owner has half of them, so that the others' processes go at once as well. */
+/* Whose pin it is: an owner has half of them, and of what may be pinned, so that the others' processes
+ * go at once as well. Of cgroups there are DEPTH at most. */
 static void add_owner(struct orders *o, struct taken *t)
 {
 	int64_t most = o->max_pins / 2;
 
-	if (t->limits < DEPTH)
-		t->levels[t->limits++] = (struct level){ OWNER_DEVICE, t->owner, most ? most : 1 };
+	t->levels[t->limits++] = (struct level){ OWNER_DEVICE, t->owner, most ? most : 1 };
+	t->levels[t->limits++] = (struct level){ OWNER_BYTES, t->owner, o->max_pinned / 2 };
 }
 
 /*
@@ -54,7 +55,8 @@ bool is_crowded(struct orders *o, const struct taken *t)
 	       mine >= (share > HANDFUL ? share : HANDFUL) && all * o->capture_ns > o->patience_ns;
 }
 
-/* Whether a successor of this size has room in each of its cgroups, beside those of other pins. */
+/* Whether a successor of this size has room in each of its cgroups, beside those of other pins; and
+ * the pin in its owner's shares. One that is its owner's only one may have more bytes. */
 static bool has_room(struct orders *o, const struct taken *t)
 {
 	if (!t->limits)
@@ -63,8 +65,9 @@ static bool has_room(struct orders *o, const struct taken *t)
 		return false;
 	for (int i = 0; i < t->limits; i++) {
 		const struct level *l = &t->levels[i];
+		int64_t others = counted(&o->open, l) + counted(&o->fresh, l);
 
-		if (counted(&o->open, l) + counted(&o->fresh, l) + share(l, t->private_size) > l->bytes)
+		if (others + share(l, t->private_size) > l->bytes && (others || l->device != OWNER_BYTES))
 			return false;
 	}
 	return true;

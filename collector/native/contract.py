@@ -14,9 +14,11 @@ WHY, LINE = 128, 256  # bytes
 PIN_MS = 50  # a pin that does not hold within so long never will
 MAX_CMDLINE = 16 << 10  # bytes of a process's arguments that are kept
 DEPTH = 16  # memory cgroups with a limit above one process
-LEVELS = 128  # and above all that are pinned
+LIMITS = DEPTH + 2  # of one process: these, and the two shares of its owner
+LEVELS = 256  # and of all that are pinned
 HANDFUL = 8  # deaths of one owner at a time that are no storm, whatever is slow
 OWNER_DEVICE = 0  # of a level that is an owner, with a number of pins
+OWNER_BYTES = (1 << 32) - 1  # the same with their bytes
 
 TEXTS = ("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter", "maps")
 FILES = ("dir_fd", "mem", "pagemap", "root", "exe", "mounts")
@@ -122,7 +124,7 @@ class Taken(ctypes.Structure):
         ("others", c_int32),
         ("spared", c_int32),
         ("unopened", c_int32),
-        ("levels", Level * DEPTH),
+        ("levels", Level * LIMITS),
         ("address", c_uint64),
         ("private_size", c_int64),
         ("core_limit", c_uint64),

@@ -21,9 +21,11 @@
 #define MAX_CMDLINE (16 << 10) /* bytes of a process's arguments that are kept */
 #define NO_LIMIT (1LL << 60) /* bytes; cgroup v1 says "none" with a number near 2^63 */
 #define DEPTH 16             /* memory cgroups with a limit above one process */
-#define LEVELS 128           /* and above all that are pinned, with their owners */
+#define LIMITS (DEPTH + 2)    /* of one process: these, and the two shares of its owner */
+#define LEVELS 256           /* and of all that are pinned */
 #define HANDFUL 8            /* deaths of one owner at a time that are no storm, whatever is slow */
 #define OWNER_DEVICE 0       /* of a level that is an owner, with a number of pins: no file system is 0 */
+#define OWNER_BYTES UINT32_MAX /* the same with their bytes: nor is one this */
 
 enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
 enum file { DIR_FD, MEM, PAGEMAP, ROOT, EXE, MOUNTS, FDS };
@@ -107,12 +109,12 @@ struct taken {
 	int32_t begun;             /* its read was begun: it may hold */
 	int32_t pin_fd;
 	int32_t watch;             /* its place in the watchdog's table, -1: none */
-	int32_t limits;            /* of memory cgroups: so many of `levels` */
+	int32_t limits;            /* of memory cgroups, and its owner's: so many of `levels` */
 	int32_t others;            /* processes that share its memory, and go on; negative: its parent, by
 				    * vfork(2), which waits */
 	int32_t spared;            /* let go without its memory: so many of its owner wait for cores */
 	int32_t unopened;          /* shared mappings whose file is not in `shared` */
-	struct level levels[DEPTH];
+	struct level levels[LIMITS];
 	uint64_t address;          /* of memory that can be read, for a pin; 0: none */
 	int64_t private_size;      /* bytes that a successor must allocate again */
 	uint64_t core_limit;       /* RLIMIT_CORE, bytes; RLIM_INFINITY: none */

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from collector.agent.gather import Gathered, gather
+from collector.agent.release import bytes_of
 from collector.elfcore.reader import CoreFile
 from collector.errors import HoldError
 from collector.handoff.coredump_socket import SocketBackend
@@ -208,6 +209,12 @@ def take(native: Native, crashing: Crashing, victim: Victim) -> Gathered:
     return gathered
 
 
+def shares_of(gathered: Gathered) -> dict[LevelKey, int]:
+    """What its pin takes of its owner's shares."""
+    assert gathered.owner is not None
+    return {gathered.owner: 1, bytes_of(gathered.owner): gathered.size}
+
+
 @needs("socket hand-off")
 @pytest.mark.parametrize(
     ("instant", "pins", "pinned", "others", "at_once"),
@@ -242,7 +249,7 @@ def test_it_lets_go_only_where_it_may(
         later = ProcessKey(key.pid, key.start_ns + 3 * TICK_NS)
         assert not native.has_in_hand(later)
         assert native.fresh() == (
-            (1, gathered.size, {gathered.owner: 1}) if at_once else (0, 0, {})
+            (1, gathered.size, shares_of(gathered)) if at_once else (0, 0, {})
         )
         native.joined(later)
         assert native.has_in_hand(key) is at_once
@@ -275,7 +282,7 @@ def test_a_process_in_a_cgroup_with_a_limit(
             gathered = take(native, crashing, victim)
             # THEN it goes at once if a successor has room beside theirs
             assert (gathered.pin is not None) is at_once
-            taken = {key: gathered.size, gathered.owner: 1} if at_once else {}
+            taken = {key: gathered.size, **shares_of(gathered)} if at_once else {}
             assert native.fresh()[2] == taken
             assert gathered.levels == tuple(taken)
             if at_once:

@@ -7,7 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.agent.release import Governor, Pins, PinTotals, ReleaseDecision, decide
+from collector.agent.release import (
+    Governor,
+    Pins,
+    PinTotals,
+    ReleaseDecision,
+    bytes_of,
+    decide,
+)
 from collector.linux.memory import CgroupLevel, LevelKey, MemoryFacts, read_facts
 from collector.model import Release
 from collector.native.contract import OWNER_DEVICE
@@ -233,3 +240,32 @@ def test_an_owner_has_half_of_the_pins() -> None:
     )
     # THEN the first one waits, the other one does not
     assert (mine, others) == (held("5 pins are its user's already"), INSTANT)
+
+
+@pytest.mark.parametrize(
+    ("mine", "private", "reason"),
+    [
+        (1, GIB - 1, None),
+        (1, GIB, "0 MiB of its user's are pinned, 1024 MiB more would exceed 1024 MiB"),
+        (GIB, GIB, "1024 MiB of its user's are pinned, 1024 MiB more would exceed 1024 MiB"),
+        (0, 2 * GIB, None),  # one alone may have all
+    ],
+)
+def test_an_owner_has_half_of_the_bytes_or_one_pin(
+    mine: int, private: int, reason: str | None
+) -> None:
+    settings, owner = ReleaseSettings(max_pinned=2 * GIB), LevelKey(OWNER_DEVICE, 1000)
+    facts = msgspec.structs.replace(ROOMY, private=private)
+    # GIVEN an owner who has so much pinned
+    account = Pins()
+    if mine:
+        account.enter(mine, (owner, bytes_of(owner)))
+    by_level = account.totals().by_level
+    # WHEN one more of his processes dies
+    found = decide(Release.INSTANT, settings, facts, PinTotals(by_level=by_level), owner)
+    # THEN it waits if it would have more than half
+    assert found == (INSTANT if reason is None else held(reason))
+    # AND those of others do not
+    another = LevelKey(OWNER_DEVICE, 1001)
+    found = decide(Release.INSTANT, settings, facts, PinTotals(by_level=by_level), another)
+    assert found == INSTANT
