@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -48,11 +49,18 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def explain(
-    context: Context, crash: Crash, core: Path, files: Files, *, cut: str | None = None
+    context: Context,
+    crash: Crash,
+    core: Path,
+    files: Files,
+    *,
+    owner: Hashable,
+    cut: str | None = None,
 ) -> None:
     """Have a core explained; never waits. The core and the descriptors are not the caller's more.
 
-    cut: why outer frames are not in this core, if there are any.
+    owner: whose share of the lane it takes. cut: why outer frames are not in this core, if there
+    are any.
     """
     crash.begin("explanation")
     # of what was killed, which may be much on a busy host, no crash waits behind that
@@ -61,7 +69,7 @@ def explain(
     if not lane.submit(
         partial(_explain, context, crash, core, files, cut),
         dropped=partial(give_up, "the agent was stopped before"),
-        owner=crash.record.uid,
+        owner=owner,
     ):
         give_up("too many explanations were waiting already")
 

@@ -142,7 +142,7 @@ def _explain_events(context: Context, crash: Crash) -> None:
     base = fatal.regs[SP] - RED_ZONE & -PAGE
     if fatal.stack[-1].address == base + (STACK_PAGES - 1) * PAGE:  # there may be more
         cut = f"the stack beyond the {STACK_PAGES * PAGE >> 10} KiB that BPF copies"
-    explain(context, crash, core, Files(), cut=cut)
+    explain(context, crash, core, Files(), owner=crash.record.uid, cut=cut)
 
 
 def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> str:

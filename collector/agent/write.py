@@ -211,7 +211,7 @@ def _explain(context: Context, crash: Crash, small: Explainable) -> None:
         Path(small.path).unlink(missing_ok=True)
         crash.lose("frames", f"its files cannot be kept open: {error.strerror}")
         return
-    explain(context, crash, Path(small.path), files)
+    explain(context, crash, Path(small.path), files, owner=crash.gathered.owner)
 
 
 def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:

@@ -14,7 +14,7 @@ from collector.agent.flow import arrived
 from collector.agent.release import ReleaseDecision
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
-from tests.unit.agent_fakes import FakeAgent
+from tests.unit.agent_fakes import OWNER, FakeAgent
 from tests.unit.event_samples import KEY, OTHER, ended, fatal, who
 
 Make = Callable[..., FakeAgent]
@@ -349,3 +349,15 @@ def test_files_of_shared_mappings_that_were_not_opened_are_named(make: Make) -> 
     agent.probe.tell(ended())
     agent.settle()
     assert agent.record().lost["shared"].startswith("the files behind 7 shared mappings")
+
+
+def test_explanations_take_turns_by_owner(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # whatever uids a user's namespaces have
+    agent, owners = make(), []
+    monkeypatch.setattr(
+        agent.lanes.explains, "submit", lambda *_, owner, **__: owners.append(owner) is None
+    )
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.settle()
+    assert owners == [OWNER]
