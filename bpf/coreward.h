@@ -10,7 +10,7 @@
 #ifndef COREWARD_H
 #define COREWARD_H
 
-#define CW_FORMAT 4
+#define CW_FORMAT 5
 
 #define CW_COMM 16
 #define CW_NAME_MAX 256    /* NAME_MAX and the terminating zero */
@@ -26,6 +26,7 @@
 #define CW_XSTATE_MAX 12288
 #define CW_RING_BYTES (16 << 20)
 #define CW_RING_BIG (4 << 20) /* stacks and mappings are told while less than this waits to be read */
+#define CW_PATHS_MAX (1 << 20) /* bytes of paths that are told of the mappings of one process */
 #define CW_PROCESSES 4096  /* processes that are remembered between two of their events */
 
 enum cw_event_type {
@@ -233,6 +234,8 @@ enum cw_mapping_flag {
 	CW_MAPPING_DELETED = 16,  /* a path of the former kind, and the file is unlinked */
 	CW_MAPPING_OWN_FS = 32,   /* the kernel itself answers for the file: nobody can let it wait */
 	CW_MAPPING_VFORK = 64,    /* of vfork(2): the parent, whose memory it is, waits */
+	CW_MAPPING_SAME = 128,    /* no path: it is that of the last file that came with one, or with none */
+	CW_MAPPING_UNNAMED = 256, /* no path: those before it have used up CW_PATHS_MAX */
 };
 
 /* One mapping of the iterator `mappings`, followed by path_size bytes. */

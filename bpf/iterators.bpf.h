@@ -16,8 +16,18 @@ struct cw_scratch {
 	__u8 bytes[CW_XSTATE_MAX];
 };
 
+/* Which path it is, beyond its bytes. A file may be opened often, so its struct file tells nothing. */
+struct cw_path_key {
+	u64 dentry;
+	u64 mnt;
+	u64 inode;
+};
+
 struct cw_path_scratch {
 	char bytes[CW_PAGE];
+	u64 session;           /* the listing that the rest is about */
+	u64 told;              /* bytes of paths that its records have */
+	struct cw_path_key last; /* of the last one */
 };
 
 /* Of the reader, not of the CPU: another one may come in between, and it must not have to wait until
@@ -121,11 +131,18 @@ FN int special_name(char *out, struct vm_area_struct *vma)
 }
 
 /* bpf_d_path() names only files that the verifier knows; this one it does not. */
-FN int walked_path(struct cw_mapping *out, char *bytes, struct path *path)
+FN int walked_path(char *bytes, const struct cw_path_key *key)
 {
 	struct task_struct *reader = (void *)bpf_get_current_task_btf();
 	struct fs_struct *fs = READ(reader, fs);
-	struct dentry *dentry = READ(path, dentry);
+
+	return copy_path((struct cw_path *)bytes, key->dentry, key->mnt,
+			 fs ? (u64)ADDRESS(fs, root) : 0);
+}
+
+/* What user space knows of a file of an overlay. */
+FN void fill_walked(struct cw_mapping *out, struct dentry *dentry)
+{
 	struct inode *inode = READ(dentry, d_inode);
 	struct super_block *super = READ(inode, i_sb);
 
@@ -134,8 +151,27 @@ FN int walked_path(struct cw_mapping *out, char *bytes, struct path *path)
 	out->flags |= CW_MAPPING_PATH_WALK;
 	if (!READ(dentry, d_hash.pprev))
 		out->flags |= CW_MAPPING_DELETED;
-	return copy_path((struct cw_path *)bytes, (u64)dentry, (u64)READ(path, mnt),
-			 fs ? (u64)ADDRESS(fs, root) : 0);
+}
+
+/*
+ * Paths are the process's choice, 4 KiB for each of its mappings: of 65,000 that were 250 MB in the
+ * reader, and a quarter of a second, while all that is not a path is 88 bytes. So a path is not told
+ * again for the mapping behind it, whatever anonymous ones are in between, and all together have a
+ * bound, which is one of time as well: making a path takes as long as it is.
+ */
+FN u32 untold(const struct cw_path_scratch *scratch, const struct cw_path_key *key)
+{
+	if (scratch->last.dentry == key->dentry && scratch->last.mnt == key->mnt &&
+	    scratch->last.inode == key->inode)
+		return CW_MAPPING_SAME;
+	return scratch->told < CW_PATHS_MAX ? 0 : CW_MAPPING_UNNAMED;
+}
+
+/* A record that the kernel had no room for comes again, so this is for those that went out. */
+FN void remember(struct cw_path_scratch *scratch, const struct cw_path_key *key, s64 size)
+{
+	scratch->told += size > 0 ? size : CW_PAGE; /* one that is too long takes its time, too */
+	scratch->last = *key;
 }
 
 /* <linux/magic.h>, <linux/fs.h> */
@@ -154,10 +190,12 @@ FN int is_own_file_system(struct super_block *super)
 	return magic != CW_FUSE && GET(GET(super, s_type), fs_flags) & CW_FS_REQUIRES_DEV;
 }
 
-FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
+FN s64 fill_file(struct cw_mapping *out, struct cw_path_scratch *scratch, struct cw_path_key *key,
+		 struct file *file)
 {
 	struct inode *inode = GET(file, f_inode);
 	struct path *user_path;
+	u32 flags;
 
 	out->flags |= CW_MAPPING_FILE;
 	out->inode = GET(inode, i_ino);
@@ -166,9 +204,24 @@ FN s64 fill_file(struct cw_mapping *out, char *bytes, struct file *file)
 	if (is_own_file_system(GET(inode, i_sb)))
 		out->flags |= CW_MAPPING_OWN_FS;
 	user_path = file_user_path(file);
+	if (user_path) {
+		key->dentry = (u64)READ(user_path, dentry);
+		key->mnt = (u64)READ(user_path, mnt);
+		fill_walked(out, (struct dentry *)key->dentry);
+	} else {
+		key->dentry = (u64)GET(file, f_path.dentry);
+		key->mnt = (u64)GET(file, f_path.mnt);
+	}
+	key->inode = out->inode;
+	flags = untold(scratch, key);
+	out->flags |= flags;
+	if (flags) {
+		key->dentry = 0; /* nothing to remember */
+		return 0;
+	}
 	if (user_path)
-		return walked_path(out, bytes, user_path);
-	return bpf_d_path((struct path *)ADDRESS(file, f_path), bytes, CW_PAGE);
+		return walked_path(scratch->bytes, key);
+	return bpf_d_path((struct path *)ADDRESS(file, f_path), scratch->bytes, CW_PAGE);
 }
 
 ITERATE(task_vma, mappings)
@@ -177,6 +230,7 @@ ITERATE(task_vma, mappings)
 	struct task_struct *task = ctx->task;
 	struct cw_mapping out = {};
 	struct cw_path_scratch *scratch;
+	struct cw_path_key key = {};
 	struct mm_struct *mm;
 	struct file *file;
 	s64 size = 0;
@@ -187,6 +241,11 @@ ITERATE(task_vma, mappings)
 				       BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!scratch)
 		return AGAIN;
+	if (scratch->session != ctx->meta->session_id) {
+		scratch->session = ctx->meta->session_id;
+		scratch->told = 0;
+		scratch->last.dentry = 0;
+	}
 	mm = GET(vma, vm_mm);
 	out.start = GET(vma, vm_start);
 	out.end = GET(vma, vm_end);
@@ -202,7 +261,7 @@ ITERATE(task_vma, mappings)
 	file = GET(vma, vm_file);
 	if (file) {
 		out.pgoff = GET(vma, vm_pgoff);
-		size = fill_file(&out, scratch->bytes, file);
+		size = fill_file(&out, scratch, &key, file);
 	} else if (GET(vma, vm_ops) && GET(GET(vma, vm_ops), name)) {
 		out.flags |= CW_MAPPING_SPECIAL;
 		size = special_name(scratch->bytes, vma);
@@ -211,9 +270,14 @@ ITERATE(task_vma, mappings)
 		size = -1;
 	out.path_size = size;
 	out.size = sizeof(out) + (size > 0 ? size : 0);
-	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
-	if (size > 0 && size <= CW_PAGE)
-		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
+	if (bpf_seq_write(ctx->meta->seq, &out, sizeof(out)))
+		return 0;
+	ONE_REGISTER(size);
+	if (size > 0 && size <= CW_PAGE &&
+	    bpf_seq_write(ctx->meta->seq, scratch->bytes, size))
+		return 0;
+	if (key.dentry)
+		remember(scratch, &key, size);
 	return 0;
 }
 

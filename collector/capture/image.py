@@ -22,7 +22,7 @@ from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Thread
 from collector.errors import CaptureError
 from collector.linux.procfs import MapsLine, field, parse_maps, parse_stat
 from collector.native.cpu import xsave_layout
-from collector.probe.iterators import decode_mappings, decode_threads
+from collector.probe.iterators import PATHS_MAX, decode_mappings, decode_threads
 
 _MAX_NAME = 15
 _MAX_ARGS = 79
@@ -104,6 +104,15 @@ def mapping_of(line: MapsLine) -> Mapping:
         inode=line.inode,
         path=line.path,
     )
+
+
+def lost_names(mappings: Sequence[Mapping]) -> dict[str, str]:
+    """What a record says of paths that were not told; empty if all are there."""
+    count = sum(m.unnamed for m in mappings)
+    if not count:
+        return {}
+    most = PATHS_MAX >> 20
+    return {"mappings": f"names of {count} mappings: too long, or beyond {most} MiB of paths"}
 
 
 def mapping_at(mappings: Sequence[Mapping], starts: Sequence[int], address: int) -> Mapping | None:

@@ -53,7 +53,7 @@ def kind_of(mapping: Mapping) -> MappingKind | None:
         return None
     if is_shm(mapping):
         return MappingKind.SHM
-    return MappingKind.FILE if path.startswith("/") else MappingKind.ANON
+    return MappingKind.FILE if _is_file(mapping) else MappingKind.ANON
 
 
 def is_shm(mapping: Mapping) -> bool:
@@ -61,9 +61,13 @@ def is_shm(mapping: Mapping) -> bool:
     path = mapping.path or ""
     return mapping.shared and (
         mapping.nlink == 0
-        or not path
+        or not (path or mapping.unnamed)
         or path.startswith(("/dev/zero (deleted)", "/memfd:", "/SYSV", "/dev/shm/"))
     )
+
+
+def _is_file(mapping: Mapping) -> bool:
+    return mapping.unnamed or (mapping.path or "").startswith("/")
 
 
 def kernel_dump_size(mapping: Mapping, coredump_filter: int, read: Read) -> int:
@@ -152,7 +156,7 @@ def select_stacks(
         path = m.path or ""
         if path == "[vdso]" or (m.special and m.prot & Prot.X):
             space.add(m.start, m.end)
-        elif m.offset == 0 and path.startswith("/") and read(m.start, 4) == b"\x7fELF":
+        elif m.offset == 0 and _is_file(m) and read(m.start, 4) == b"\x7fELF":
             space.add(m.start, m.start + PAGE)
         if m.prot & Prot.W and not m.shared and _is_runtime(path):
             space.add(m.start, m.end)

@@ -23,7 +23,7 @@ from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
 from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper, yield_to_services
-from collector.capture.image import coredump_filter, image_of_job
+from collector.capture.image import coredump_filter, image_of_job, lost_names
 from collector.capture.job import (
     EXPLAIN_CORE,
     Copied,
@@ -107,7 +107,8 @@ class Core:
             except Stalled as error:
                 self._give_memory_up(error, "frames")
         if self._job.capture in (Capture.RECORD, Capture.NONE):
-            return Written(capture=self._job.capture, lost=self._given_up)
+            lost = {**lost_names(self._image.mappings), **self._given_up}
+            return Written(capture=self._job.capture, lost=lost)
         if self._job.copy is not None:
             os.read(sys.stdin.fileno(), 1)  # until it is our turn
             self._deadline = time.monotonic() + self._job.max_time
@@ -224,7 +225,7 @@ class Core:
         return with_left_out(note, plan.left_out)
 
     def _lost(self, capture: Capture, plan: Plan, result: WriteResult) -> dict[str, str]:
-        lost = dict(self._given_up)
+        lost = {**lost_names(self._image.mappings), **self._given_up}
         if "memory" in lost:
             return lost
         if capture is not self._job.capture:

@@ -79,6 +79,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     vm_flags: int | None = None
     anon_vma: bool | None = None  # the mapping owns private anonymous pages
     nlink: int | None = None  # of the mapped file; 0: unlinked (shared anonymous memory)
+    unnamed: bool = False  # of a file whose path could not be told
     special: bool = False  # named by the kernel: [vdso], [vvar], ...
     dump_size: int | None = None  # bytes that the kernel's own core has of it, where it said so
 

@@ -36,6 +36,8 @@ MAY_SHARE = 0x80  # VM_MAYSHARE <linux/mm.h>: MAP_SHARED, also of a file opened 
 THREAD = struct.Struct("<8I16s10Q27QQII")  # struct cw_thread
 MAPPING = struct.Struct("<IIQQQQQIIQQQii")  # struct cw_mapping
 HAS_FILE, HAS_ANON_VMA, IS_SPECIAL, IS_WALK, IS_DELETED = 1, 2, 4, 8, 16  # enum cw_mapping_flag
+IS_SAME, IS_UNNAMED = 128, 256
+PATHS_MAX = 1 << 20  # CW_PATHS_MAX, bytes
 
 _SIZE = struct.Struct("<I")
 
@@ -243,12 +245,21 @@ def decode_mappings(raw: Raw, maps_text: bytes | None) -> list[Mapping]:
     """The mappings by address. Names in `maps_text` (/proc/PID/maps) go before those in `raw`."""
     names = {(line.start, line.end): line.path for line in parse_maps(maps_text or b"")}
     mappings = []
+    told: str | None = None  # the path that came last
     for offset, m in _mappings(raw):
         prot = Prot(0)
         for bit, allowed in ((VM_READ, Prot.R), (VM_WRITE, Prot.W), (VM_EXEC, Prot.X)):
             if m.vm_flags & bit:
                 prot |= allowed
-        own_name = _name(m, bytes(raw[offset + MAPPING.size : offset + m.size]))
+        if m.flags & IS_SAME:
+            name = told
+        elif m.flags & IS_UNNAMED:
+            name = None
+        else:
+            name = _name(m, bytes(raw[offset + MAPPING.size : offset + m.size]))
+            if m.flags & HAS_FILE:
+                told = name
+        name = names.get((m.start, m.end)) or name
         mappings.append(
             Mapping(
                 start=m.start,
@@ -258,10 +269,11 @@ def decode_mappings(raw: Raw, maps_text: bytes | None) -> list[Mapping]:
                 offset=m.pgoff * PAGE,
                 device=m.device,
                 inode=m.inode,
-                path=names.get((m.start, m.end)) or own_name,
+                path=name,
                 vm_flags=m.vm_flags,
                 anon_vma=bool(m.flags & HAS_ANON_VMA),
                 nlink=m.nlink if m.flags & HAS_FILE else None,
+                unnamed=bool(m.flags & HAS_FILE) and name is None,
                 special=bool(m.flags & IS_SPECIAL),
             )
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from collector.capture.core_file import core_name, core_writer, write_explain_core
+from collector.capture.image import lost_names
 from collector.capture.job import EXPLAIN_CORE
 from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
@@ -126,6 +127,7 @@ def _record(identity: str, found: Found, capture: Capture) -> Record:
         capture_wanted=capture,
         capture=capture,
         outcome=Outcome.COMPLETE,
+        lost=lost_names(found.image.mappings),
     )
 
 
@@ -136,7 +138,7 @@ def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
         core_size=size,
         core_memory=core.result.written,
         outcome=Outcome.TRUNCATED if core.truncated else Outcome.COMPLETE,
-        lost={} if core.lost is None else {"memory": core.lost},
+        lost=record.lost if core.lost is None else {**record.lost, "memory": core.lost},
     )
 
 

@@ -24,7 +24,7 @@ from collector.ranges import Range, union
 from tests.system.needs import needs
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import Copier, TwoCores, differences, dumped, plain_thread, two_cores
-from tests.system.victims import build
+from tests.system.victims import build, deep_files
 
 pytestmark = needs("socket hand-off")
 
@@ -91,6 +91,36 @@ def test_a_copy_of_its_memory_is_as_good(probe: Probe, tmp_path: Path, copier: C
         assert list(dumped(ours).values()) == list(dumped(kernel).values())
         assert differences(kernel, ours) == []
     assert cores.written.lost == {}
+
+
+@pytest.mark.parametrize(("count", "files"), [(200, 2), (20_000, 1)])
+def test_many_mappings_of_few_files(probe: Probe, tmp_path: Path, count: int, files: int) -> None:
+    # GIVEN two cores of a process with many mappings, of files with long paths in turn, or of one
+    names = deep_files(tmp_path, files) if files > 1 else ["/etc/passwd"]
+    cores = both_cores(probe, tmp_path, "mapped_paths", str(count), *names)
+
+    # THEN all have the names that the kernel gives them
+    with CoreFile(cores.kernel) as kernel, CoreFile(cores.ours) as ours:
+        assert list(dumped(ours).values()) == list(dumped(kernel).values())
+        assert len(kernel.notes.files or ()) > count
+        assert ours.notes.files == kernel.notes.files
+        assert differences(kernel, ours) == []
+    assert cores.written.lost == {}
+
+
+def test_too_many_paths_are_left_out(probe: Probe, tmp_path: Path) -> None:
+    # GIVEN two cores of a process whose paths are more than the agent takes
+    cores = both_cores(probe, tmp_path, "mapped_paths", "2000", *deep_files(tmp_path, 2))
+
+    # THEN ours has all the memory, some names, and says how many there are not
+    with CoreFile(cores.kernel) as kernel, CoreFile(cores.ours) as ours:
+        assert list(dumped(ours).values()) == list(dumped(kernel).values())
+        assert differences(kernel, ours) == []
+        files = ours.notes.files or ()
+    unnamed = int(cores.written.lost["mappings"].split()[2])
+    missing = 2000 - sum("/ffff" in file.path for file in files)
+    assert 0 < missing <= unnamed < missing + 20  # libraries are above them
+    assert list(cores.written.lost) == ["mappings"]
 
 
 @pytest.mark.parametrize("kind", ["anon", "file"])

@@ -19,10 +19,18 @@ from collector.arch.x86_64 import FS_BASE
 from collector.capture.image import decode_maps
 from collector.elfcore.types import VM_DONTDUMP, Mapping, Thread
 from collector.errors import ProbeError
-from collector.probe.iterators import _threads, decode_mappings, decode_threads
+from collector.probe.iterators import (
+    IS_SAME,
+    MAPPING,
+    PATHS_MAX,
+    _mappings,
+    _threads,
+    decode_mappings,
+    decode_threads,
+)
 from collector.probe.probe import Probe
 from tests.system.probe_support import LOADERS, opened, overlay
-from tests.system.victims import PATIENCE, Stuck, build, running
+from tests.system.victims import PATIENCE, Stuck, build, deep_files, running
 
 THREADS = 20
 RAX = 10  # in struct user_regs_struct
@@ -223,6 +231,42 @@ def test_many_mappings_are_told_once_each(probe: Probe, tmp_path: Path) -> None:
         expected = decode_maps(Path(f"/proc/{victim.pid}/maps").read_bytes())
     assert len(found) >= 3000
     assert [_shape(m) for m in found] == [_shape(m) for m in expected if m.path != "[vsyscall]"]
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_paths_are_told_once_and_have_a_bound(probe: Probe, tmp_path: Path, files: int) -> None:
+    # GIVEN tens of thousands of mappings of one file with a long path, or of two in turn
+    count, names = 65_000, deep_files(tmp_path, files)
+    with running("mapped_paths", str(count), *names, cwd=tmp_path) as victim:
+        # WHEN they are listed, and again by the same reader
+        raw = probe.mappings(victim.pid)
+        assert probe.mappings(victim.pid) == raw
+        maps = Path(f"/proc/{victim.pid}/maps").read_bytes()
+    found = decode_mappings(raw, None)
+    expected = [m for m in decode_maps(maps) if m.path != "[vsyscall]"]
+
+    # THEN the listing is not much longer than it would be without any path
+    paths = len(raw) - len(found) * MAPPING.size
+    assert paths < (8192 if files == 1 else PATHS_MAX + 8192)
+    # AND each mapping is there, with the name that it has if it has one
+    assert [_shape(m)[:-1] for m in found] == [_shape(m)[:-1] for m in expected]
+    named = [(m.path, e.path) for m, e in zip(found, expected, strict=True) if not m.unnamed]
+    assert all(one == other for one, other in named)
+    # (of two, the one that was told last keeps its name)
+    assert len(found) - len(named) == 0 if files == 1 else count // 3 < len(named) < count * 2 // 3
+
+
+def test_a_path_is_told_again_behind_another(probe: Probe, tmp_path: Path) -> None:
+    # GIVEN mappings of two files in turn, fewer than there is room for, in several buffers
+    names = deep_files(tmp_path, 2)
+    with running("mapped_paths", "200", *names, cwd=tmp_path) as victim:
+        raw = probe.mappings(victim.pid)
+        maps = Path(f"/proc/{victim.pid}/maps").read_bytes()
+    # THEN all have their names
+    expected = [_shape(m) for m in decode_maps(maps) if m.path != "[vsyscall]"]
+    assert [_shape(m) for m in decode_mappings(raw, None)] == expected
+    # AND those of libraries, which have several mappings each, were told once
+    assert sum(bool(m.flags & IS_SAME) for _, m in _mappings(raw)) > 3
 
 
 def test_a_process_goes_on_without_its_leader(probe: Probe, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def build_folder() -> Path:
     return ROOT / "build" / f"victims-{digest.hexdigest()[:12]}"
 
 
+def deep_files(folder: Path, count: int) -> list[str]:
+    """Small files with paths of 3,800 bytes, almost the longest that there are."""
+    while len(str(folder)) < 3800 - 256:
+        folder /= "d" * min(250, 3800 - 256 - len(str(folder)))
+    folder.mkdir(parents=True)
+    names = [str(folder / str(i).rjust(3799 - len(str(folder)), "f")) for i in range(count)]
+    for name in names:
+        Path(name).write_bytes(b"x" * 4096)
+    return names
+
+
 @functools.cache
 def build(name: str) -> Path:
     """Build one program (`null_main`, `Crash`, ...) and return its file."""

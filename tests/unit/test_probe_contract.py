@@ -45,6 +45,9 @@ EXPECTED = {
     "CW_MAPPING_SPECIAL": iterators.IS_SPECIAL,
     "CW_MAPPING_PATH_WALK": iterators.IS_WALK,
     "CW_MAPPING_DELETED": iterators.IS_DELETED,
+    "CW_MAPPING_SAME": iterators.IS_SAME,
+    "CW_MAPPING_UNNAMED": iterators.IS_UNNAMED,
+    "CW_PATHS_MAX": iterators.PATHS_MAX,
     "CW_COUNTERS": len(Counters.__struct_fields__) - 2,
 }
 

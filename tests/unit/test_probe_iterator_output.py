@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from collector.capture.image import lost_names
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import ProbeError
 from collector.probe.iterators import (
     HAS_ANON_VMA,
     HAS_FILE,
     IS_DELETED,
+    IS_SAME,
     IS_SPECIAL,
+    IS_UNNAMED,
     IS_WALK,
     MAPPING,
     THREAD,
@@ -99,6 +102,31 @@ def test_a_mapping_is_decoded_whole() -> None:
 )
 def test_mappings_are_named_as_the_kernel_does(raw: bytes, name: str | None) -> None:
     assert [m.path for m in decode_mappings(raw, None)] == [name]
+
+
+def test_a_path_is_told_once() -> None:
+    raw = (
+        mapping(0x1000, 0x2000, HAS_FILE | IS_SAME)  # of what? nothing came before
+        + mapping(0x2000, 0x3000, HAS_FILE | IS_WALK | IS_DELETED, b"b\0a\0")
+        + mapping(0x3000, 0x4000)
+        + mapping(0x9000, 0xA000, IS_SPECIAL, b"[vdso]\0")
+        + mapping(0xA000, 0xB000, HAS_FILE | IS_WALK | IS_DELETED | IS_SAME)
+        + mapping(0xB000, 0xC000, HAS_FILE | IS_UNNAMED)
+        + mapping(0xC000, 0xD000, HAS_FILE | IS_SAME)
+        + mapping(0xD000, 0xE000, HAS_FILE, path_size=-1)
+        + mapping(0xE000, 0xF000, HAS_FILE | IS_SAME)
+    )
+    found = decode_mappings(raw, None)
+    name = "/a/b (deleted)"
+    assert [m.path for m in found] == [None, name, None, "[vdso]", name, None, name, None, None]
+    assert [i for i, m in enumerate(found) if m.unnamed] == [0, 5, 7, 8]
+    # AND the record tells how many are without a name, unless /proc has it
+    assert lost_names(found) == {
+        "mappings": "names of 4 mappings: too long, or beyond 1 MiB of paths"
+    }
+    text = b"0000b000-0000c000 r--p 00000000 00:00 0      /c\n"
+    assert not decode_mappings(raw, text)[5].unnamed
+    assert lost_names(decode_mappings(mapping(0x3000, 0x4000), None)) == {}
 
 
 def test_names_of_proc_go_first() -> None:
