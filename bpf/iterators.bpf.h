@@ -6,6 +6,8 @@
 #ifndef COREWARD_ITERATORS_H
 #define COREWARD_ITERATORS_H
 
+#include "paths.bpf.h"
+
 #define CW_XSTATE_HEADER 512
 #define CW_XSTATE_BASE 832
 #define CW_XSTATE_BASE_FEATURES (1ULL << 0 | 1ULL << 1 | 1ULL << 2 | 1ULL << 9)
@@ -16,24 +18,9 @@ struct cw_scratch {
 	__u8 bytes[CW_XSTATE_MAX];
 };
 
-/* Which path it is, beyond its bytes. A file may be opened often, so its struct file tells nothing. */
-struct cw_path_key {
-	u64 dentry;
-	u64 mnt;
-	u64 inode;
-};
-
-struct cw_path_scratch {
-	char bytes[CW_PAGE];
-	u64 session;           /* the listing that the rest is about */
-	u64 told;              /* bytes of paths that its records have */
-	struct cw_path_key last; /* of the last one */
-};
-
 /* Of the reader, not of the CPU: another one may come in between, and it must not have to wait until
  * this one is through, for that may never be: the kernel lists mappings under the process's lock. */
 TASK_MAP(xstate_scratch, struct cw_scratch);
-TASK_MAP(path_scratch, struct cw_path_scratch);
 
 /* Ids as fill_prstatus() of the kernel gives them: its real_parent is a thread, too. */
 FN void fill_ids(struct cw_thread *out, struct task_struct *t)
@@ -119,59 +106,6 @@ ITERATE(task, threads)
 	if (size && size <= CW_XSTATE_MAX)
 		bpf_seq_write(ctx->meta->seq, scratch->bytes, size);
 	return 0;
-}
-
-/* [vdso] and its like: the kernel keeps the name in a struct vm_special_mapping. */
-FN int special_name(char *out, struct vm_area_struct *vma)
-{
-	const char *name = 0;
-
-	bpf_probe_read_kernel(&name, sizeof(name), GET(vma, vm_private_data));
-	return bpf_probe_read_kernel_str(out, CW_NAME_MAX, name);
-}
-
-/* bpf_d_path() names only files that the verifier knows; this one it does not. */
-FN int walked_path(char *bytes, const struct cw_path_key *key)
-{
-	struct task_struct *reader = (void *)bpf_get_current_task_btf();
-	struct fs_struct *fs = READ(reader, fs);
-
-	return copy_path((struct cw_path *)bytes, key->dentry, key->mnt,
-			 fs ? (u64)ADDRESS(fs, root) : 0);
-}
-
-/* What user space knows of a file of an overlay. */
-FN void fill_walked(struct cw_mapping *out, struct dentry *dentry)
-{
-	struct inode *inode = READ(dentry, d_inode);
-	struct super_block *super = READ(inode, i_sb);
-
-	out->inode = READ(inode, i_ino);
-	out->dev = READ(super, s_dev);
-	out->flags |= CW_MAPPING_PATH_WALK;
-	if (!READ(dentry, d_hash.pprev))
-		out->flags |= CW_MAPPING_DELETED;
-}
-
-/*
- * Paths are the process's choice, 4 KiB for each of its mappings: of 65,000 that were 250 MB in the
- * reader, and a quarter of a second, while all that is not a path is 88 bytes. So a path is not told
- * again for the mapping behind it, whatever anonymous ones are in between, and all together have a
- * bound, which is one of time as well: making a path takes as long as it is.
- */
-FN u32 untold(const struct cw_path_scratch *scratch, const struct cw_path_key *key)
-{
-	if (scratch->last.dentry == key->dentry && scratch->last.mnt == key->mnt &&
-	    scratch->last.inode == key->inode)
-		return CW_MAPPING_SAME;
-	return scratch->told < CW_PATHS_MAX ? 0 : CW_MAPPING_UNNAMED;
-}
-
-/* A record that the kernel had no room for comes again, so this is for those that went out. */
-FN void remember(struct cw_path_scratch *scratch, const struct cw_path_key *key, s64 size)
-{
-	scratch->told += size > 0 ? size : CW_PAGE; /* one that is too long takes its time, too */
-	scratch->last = *key;
 }
 
 /* <linux/magic.h>, <linux/fs.h> */
