@@ -226,9 +226,9 @@ def test_the_reserve_of_the_disk(small_disk: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_fifty_at_once(backend: str, tmp_path: Path) -> None:
-    # GIVEN fifty programs
+    # GIVEN fifty programs, and time to wait for their cores: else they would be a crowd
     with (
-        agent(tmp_path, config=UNLIMITED, backend=backend) as one,
+        agent(tmp_path, config=UNLIMITED, backend=backend, patience="1m") as one,
         contextlib.ExitStack() as stack,
     ):
         victims = [stack.enter_context(running("null_main", cwd=tmp_path)) for _ in range(50)]
