@@ -47,7 +47,8 @@ sanitize: setup
 	@$(SANITIZE) $(BIN)/python -m collector.native.build $(BUILD)/sanitize
 	@runtime=$$(gcc -print-file-name=libasan.so); \
 	$(SANITIZE) COREWARD_SANITIZER_RUNTIME=$$runtime LD_PRELOAD=$$runtime \
-	    $(BIN)/pytest -q -s tests/system/test_native.py tests/system/test_hold_handoff.py
+	    $(BIN)/pytest -q -s tests/system/test_native.py tests/system/test_hold_handoff.py \
+	        tests/system/test_hold_crowd.py
 
 # Each parser of the native part for a minute; `make unit` does it for a second.
 fuzz: $(BIN)/.ready

@@ -26,9 +26,9 @@ LIBRARY = "coreward-handoff.so"
 LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
-        *("pool", "watchdog", "watch", "accept", "accept_socket", "accept_pipe", "proc", "process"),
-        *("counted", "gather", "iterate", "shared", "exit_words", "headroom", "admit", "pin"),
-        *("spared", "owner"),
+        *("pool", "results", "watchdog", "watch", "accept", "accept_socket", "accept_pipe"),
+        *("owner", "proc", "process", "counted", "gather", "iterate", "shared", "exit_words"),
+        *("headroom", "admit", "pin", "spared"),
     )
 )
 COPIER = "coreward-copy"

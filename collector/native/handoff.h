@@ -155,8 +155,8 @@ COREWARD_API void *coreward_serve(int listener, int pipe, struct orders *o);
  * PROCESS: if `hold` is not -1 it is held, and coreward_unwatch() is to be called before that is
  * closed. If `gathered` is 0 something could not be had, `why` says what, and it was released. If
  * it is `spared` there is no pin, nor anything of threads and memory. In any case coreward_drop().
- * REFUSED: not a process for us, `why` says why. LATE: the pipe's helper
- * had given up, and leaves a note. CLOSED: the listener is, and all was taken. NOBODY: in that time.
+ * REFUSED: not a process for us, `why` says why. LATE: the pipe's helper had given up, and leaves a
+ * note. CLOSED: the listener is, and all was taken. NOBODY: in that time.
  */
 COREWARD_API int coreward_take(void *pool, struct taken *t, int timeout_ms);
 

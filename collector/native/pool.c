@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The threads that take processes from the kernel, and what they have taken, until Python asks for it.
- * None of them ever waits for the interpreter. */
+/* The threads that take processes from the kernel. None of them ever waits for the interpreter. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,52 +18,6 @@
 #define STACK (1 << 20)      /* bytes for each */
 #define WAITING 256          /* results that Python has not taken; beyond that nothing is gathered */
 #define EXIT_MS 50           /* for the end of a process that was let go */
-
-/* Behind those before it, but a process that is held comes before all that were released. */
-static void push(struct pool *p, struct result *r)
-{
-	bool is_held = r->answer == PROCESS && r->taken.hold >= 0;
-	struct result **place = is_held ? p->held : p->last;
-
-	r->next = *place;
-	*place = r;
-	if (is_held)
-		p->held = &r->next;
-	if (!r->next)
-		p->last = &r->next;
-	p->results++;
-	pthread_cond_signal(&p->arrived);
-}
-
-static struct result *pop(struct pool *p)
-{
-	struct result *r = p->first;
-
-	if (!r)
-		return NULL;
-	p->first = r->next;
-	if (p->last == &r->next)
-		p->last = &p->first;
-	if (p->held == &r->next)
-		p->held = &p->first;
-	p->results--;
-	return r;
-}
-
-void tell(struct pool *p, int answer, const struct taken *t)
-{
-	struct result *r = calloc(1, sizeof(*r));
-
-	if (!r) {
-		p->orders->untold++;
-		return;
-	}
-	r->answer = answer;
-	r->taken = *t;
-	pthread_mutex_lock(&p->lock);
-	push(p, r);
-	pthread_mutex_unlock(&p->lock);
-}
 
 /* The caller has the lock, and does not use the pool any more. */
 void leave(struct pool *p)
@@ -282,7 +235,7 @@ int coreward_take(void *of, struct taken *t, int timeout_ms)
 			pthread_cond_wait(&p->arrived, &p->lock);
 		else if (pthread_cond_timedwait(&p->arrived, &p->lock, &until))
 			break;
-	r = pop(p);
+	r = next_result(p);
 	answer = r ? r->answer : p->leaving && !p->takers ? CLOSED : NOBODY;
 	if (r)
 		*t = r->taken;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What pool.c and watchdog.c know of the threads that take processes. */
+/* What pool.c, results.c and watchdog.c know of the threads that take processes. */
 #ifndef COREWARD_POOL_H
 #define COREWARD_POOL_H
 
@@ -35,6 +35,7 @@ struct pool {
 	} all[TAKERS];
 };
 
+struct result *next_result(struct pool *p);
 void tell(struct pool *p, int answer, const struct taken *t);
 bool let_go(struct taken *t);
 void leave(struct pool *p);

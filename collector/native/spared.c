@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Processes of a crowd of which nothing was gathered, as Python had enough of its like to see to. It
- * is not told of them: BPF is, and whoever makes a record of that asks here why there is no core.
+ * Processes of a crowd of which nothing was gathered, as Python had enough of their like to see to.
+ * BPF tells it of their deaths, and whoever makes a record of one asks here why there is no core.
  */
 #include <pthread.h>
 
