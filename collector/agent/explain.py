@@ -20,6 +20,8 @@ from collector.explain.run import explain_core
 
 log = logging.getLogger(__name__)
 
+_NICE = 19  # of who explains: nobody waits for it
+
 
 class Files(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors through which a dead process's files are found; None: by their paths."""
@@ -84,7 +86,7 @@ def _give_up(context: Context, crash: Crash, core: Path, files: Files, why: str)
 def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str | None) -> None:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
-        found = explain_core(core, exe=exe, root_fd=files.root)
+        found = explain_core(core, exe=exe, root_fd=files.root, nice=_NICE)
     except Exception as error:  # its record must be closed all the same
         log.exception("record %s", crash.record.id)
         _give_up(context, crash, core, files, f"the agent failed: {error!r}")

@@ -82,9 +82,7 @@ def _all(store: Store, record: Record, *, as_json: bool) -> int:
     from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
 
     with plain_core(core_of(store, record)) as core:
-        explanation = explain_core(
-            core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY, nice=0
-        )
+        explanation = explain_core(core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY)
     warn_incomplete(record)
     if explanation.threads is None:
         why = explanation.lost.get("threads") or explanation.lost.get("frames") or "not said why"

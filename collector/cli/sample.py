@@ -166,7 +166,7 @@ class _Watch:
 
     def _report(self, target: _Target) -> ProcessReport:
         sampler = target.sampler
-        found = sampler.backtraces(_UNWINDING_S, nice=0)
+        found = sampler.backtraces(_UNWINDING_S)
         with contextlib.suppress(ProcessError):
             process = sampler.process
             target.identity = _look(process, process.identity)  # it may have become another program

@@ -42,14 +42,14 @@ def explain_core(
     root_fd: int | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
-    nice: int = 19,
+    nice: int = 0,
 ) -> Explanation:
     """Backtraces and what else a plain ELF core says. Blocks for at most `timeout` seconds.
 
     all_threads: of all threads, not only the dying one. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
     dead process had as its root, O_PATH suffices; None: this process's. memory: bytes of private
-    memory that the child may have. nice: 0 if somebody waits for it. Raises nothing for a bad core,
+    memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a bad core,
     or for a child that fails.
     """
     with contextlib.ExitStack() as stack:
@@ -81,11 +81,11 @@ def unwind_stacks(
     root_fd: int | None = None,
     timeout: float = 60.0,
     memory: int = 1 << 30,
-    nice: int = 19,
+    nice: int = 0,
 ) -> UnwoundStacks:
     """Backtraces of stacks that were copied from the process whose mappings `core` tells.
 
-    core, exe: descriptors of a plain ELF core and of the main program's file; nice: 0 if somebody
+    core, exe: descriptors of a plain ELF core and of the main program's file; nice: 19 if nobody
     waits for it; else as `explain_core`. A stack that cannot be unwound has the frames that were
     found, or none.
     """

@@ -187,10 +187,10 @@ class Sampler:
         """Small cores of the mappings that stacks in the ring stand on, by their numbers."""
         return {number: context.core_fd for number, context in self._contexts.items()}
 
-    def backtraces(self, timeout: float = 60.0, *, nice: int = 19) -> Backtraces:
+    def backtraces(self, timeout: float = 60.0, *, nice: int = 0) -> Backtraces:
         """Unwind every distinct stack in the ring, in a process of its own (see explain.run).
 
-        nice: how much that process yields to others; 0 if somebody waits.
+        nice: how much that process yields to others; 19 if nobody waits.
         """
         self.refresh()
         frames: dict[bytes, tuple[Frame, ...]] = {}

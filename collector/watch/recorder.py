@@ -250,7 +250,7 @@ class Recorder:
     @staticmethod
     def _written(watched: _Watched, folder: Path) -> SamplesFacts:
         sampler = watched.sampler
-        found = sampler.backtraces(_UNWINDING_S)
+        found = sampler.backtraces(_UNWINDING_S, nice=19)
         lost = {**sampler.lost, **found.lost}
         if watched.ring.dropped:
             lost["oldest"] = (
