@@ -45,7 +45,10 @@ def demonstrate(folder: Path) -> int:
     command = [*COREWARD, "run", *store, "--config", str(ROOT / "config" / "default.yaml")]
     command += ["--run-dir", str(folder / "run"), "--listen", f"127.0.0.1:{port}"]
     command += ["--pin-dir", f"/sys/fs/bpf/coreward-demo-{os.getpid()}", "--unpin"]
-    agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    # a session of its own, as a service has: it yields to its own work, not to all of ours
+    agent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
     try:
         lines = read_lines(agent)
         print(f"$ coreward {' '.join(command[3:7])} ...\n{next(lines)}")
