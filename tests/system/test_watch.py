@@ -299,7 +299,7 @@ watch:
       - {name: stuck, uninterruptible: 300ms}
       - {name: leak, descriptors: 150}
       - {name: fat, resident: 32MiB, for: 100ms, mode: full-stop, capture: stacks}
-      - {name: hot, cpu: 50%, for: 300ms}
+      - {name: hot, cpu: 10%, for: 300ms}
 """
 
 
@@ -337,7 +337,7 @@ def wish(victim: Victim, what: str) -> None:
         ("d", "stuck", r"thread `stuck` \(\d+\) has not run .*, in state D, in vfork", "threads"),
         ("f", "leak", r"20\d open descriptors, more than 150", "threads"),
         ("m", "fat", r"\d\d MiB resident, more than 32 for 0 s", "full-stop"),
-        ("b", "hot", r"\d\.\d\d CPUs busy, more than 0.50 for 0 s", "threads"),
+        ("b", "hot", r"\d\.\d\d CPUs busy, more than 0.10 for 0 s", "threads"),
     ],
     ids=["blocked", "no-progress", "uninterruptible", "descriptors", "resident", "cpu"],
 )
