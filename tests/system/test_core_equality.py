@@ -6,7 +6,6 @@ one death, two cores. They must agree in every thread's registers, in the mappin
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -19,9 +18,10 @@ from collector.elfcore.reader import CoreFile
 from collector.handoff.coredump_socket import SocketBackend
 from collector.model import Capture
 from collector.policy.types import Codec
-from collector.probe.probe import Probe, open_probe
+from collector.probe.probe import Probe
 from collector.ranges import Range, union
 from tests.system.needs import needs
+from tests.system.probe_support import opened
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import Copier, TwoCores, differences, dumped, plain_thread, two_cores
 from tests.system.victims import build, deep_files
@@ -34,10 +34,8 @@ GDB += [str(build("mixed")), "-c"]
 
 @pytest.fixture(scope="module", params=["core", "bcc"])
 def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
-    pins = Path(f"/sys/fs/bpf/coreward-test-equality-{os.getpid()}")
-    with open_probe(request.param, pins) as opened:
-        yield opened
-        opened.unpin()
+    with opened(request.param, "equality") as one:
+        yield one
 
 
 def both_cores(

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,10 @@ from collector.handoff.native import Native, Taken
 from collector.linux.memory import LevelKey
 from collector.model import Backend
 from collector.native.contract import HANDFUL, OWNER_DEVICE
-from collector.probe.probe import Probe, open_probe
+from collector.probe.probe import Probe
 from tests.system.hold_support import Place, Victim, place, take
 from tests.system.needs import by_socket
+from tests.system.probe_support import opened
 from tests.system.victims import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -30,10 +30,8 @@ HOUR = 3600.0
 
 @pytest.fixture(scope="module")
 def probe() -> Iterator[Probe]:
-    pins = Path(f"/sys/fs/bpf/coreward-test-crowd-{os.getpid()}")
-    with open_probe("core", pins) as opened:
-        yield opened
-        opened.unpin()
+    with opened("core", "crowd") as one:
+        yield one
 
 
 @pytest.fixture

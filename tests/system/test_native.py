@@ -23,10 +23,11 @@ from collector.model import TICK_NS, ProcessKey
 from collector.native import library
 from collector.native.build import build_library
 from collector.probe.iterators import decode_mappings, decode_threads
-from collector.probe.probe import Probe, open_probe
+from collector.probe.probe import Probe
 from tests.system.agents import agent
 from tests.system.memory_cgroups import memory_cgroup
 from tests.system.needs import by_socket, needs
+from tests.system.probe_support import opened
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import differences, dumped, plain_thread, two_cores
 from tests.system.victims import PATIENCE, Victim, build, running
@@ -41,10 +42,8 @@ FUTEX_TID_MASK = 0x3FFFFFFF  # <linux/futex.h>
 
 @pytest.fixture(scope="module")
 def probe() -> Iterator[Probe]:
-    pins = Path(f"/sys/fs/bpf/coreward-test-native-{os.getpid()}")
-    with open_probe("core", pins) as opened:
-        yield opened
-        opened.unpin()
+    with opened("core", "native") as one:
+        yield one
 
 
 @pytest.fixture
