@@ -88,7 +88,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
         crash.lose("cgroup", "it was gone when the event was read")
     ask_recorder(context, crash)
     mapped = seen.exit.mapped if seen.exit else ()
-    code = [(one.start, one.end, one.offset) for one in mapped if one.executable]
+    code = ((one.start, one.end, one.offset) for one in mapped if one.executable)
     site = site_of(seen.fatal, code) if seen.fatal else None
     if context.kill_limiter.admit(decision.action, facts.exe, site, uid=who.uid).reason is None:
         _explain_events(context, crash)

@@ -49,7 +49,6 @@ _FULL = Failed("too many captures were waiting already")
 def write(context: Context, crash: Crash) -> None:
     """Have the core written, and the death explained; never waits."""
     crash.begin("core")
-    captures = context.lanes.captures
     held = crash.release.mode is not Release.INSTANT
     if not held:
         _note_release(context, crash, crash.gathered.handoff.release())
@@ -61,16 +60,9 @@ def write(context: Context, crash: Crash) -> None:
         owner=crash.gathered.owner,
     ):
         pass
-    elif not captures.submit(
-        partial(_write, context, crash, lambda: run_writer(_job(context, crash))),
-        first=held,
-        dropped=partial(_settle, context, crash, _STOPPED),
-        owner=crash.gathered.owner,
-        size=crash.gathered.kept_bytes,
-    ):
-        context.metrics.queue_full.inc()
-        _settle(context, crash, _FULL)
-    context.metrics.queued.set(captures.waiting)
+    else:
+        _queue(context, crash, lambda: run_writer(_job(context, crash)), first=held)
+    context.metrics.queued.set(context.lanes.captures.waiting)
 
 
 def _copy_or_let_go(context: Context, crash: Crash) -> None:
@@ -118,11 +110,14 @@ def _queue(
     crash: Crash,
     begin: Callable[[], Answers],
     given_up: Callable[[Failed], None] | None = None,
+    *,
+    first: bool = False,
 ) -> None:
-    """Have the core of a process that has gone written in its turn. begin: its writer."""
+    """Have a core written in its turn. begin: its writer. first: the process waits for it."""
     given_up = given_up or partial(_settle, context, crash)
     if not context.lanes.captures.submit(
         partial(_write, context, crash, begin),
+        first=first,
         dropped=partial(given_up, _STOPPED),
         owner=crash.gathered.owner,
         size=crash.gathered.kept_bytes,
