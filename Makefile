@@ -37,7 +37,7 @@ unit: $(BIN)/.ready
 	$(BIN)/pytest -q tests/unit
 
 system: setup
-	$(BIN)/pytest -q tests/system
+	$(BIN)/python -m tests.system
 
 # The native part under the sanitizers of addresses and undefined behaviour, in real hand-offs. The
 # interpreter leaks by design at its end; a fault of another process is none of the sanitizer's.

@@ -1,15 +1,18 @@
 """Tests that need something which this kernel lacks are skipped; see needs.py.
 
-They run one after the other: many borrow the kernel's settings, and an agent sees every death on
-the machine, so a test that floods it would be in the way of one that looks at what it keeps.
+Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that look
+at every death on the machine: they come one after the other, and the others run beside them
+(__main__.py). None of the others floods BPF's rings with deaths.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.system import guardian
+from tests.system import agents, cores, guardian, hold_support, settings, two_cores
 from tests.system.needs import MARK, missing
+
+BORROWERS = {module.__name__ for module in (agents, cores, hold_support, settings, two_cores)}
 
 
 def pytest_sessionstart() -> None:
@@ -18,8 +21,18 @@ def pytest_sessionstart() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(feature): of the kernel; see tests/system/needs.py")
+    config.addinivalue_line("markers", "alone: not at the same time as others that are so marked")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks
+def pytest_itemcollected(item: pytest.Item) -> None:
+    assert isinstance(item, pytest.Function)
+    names = vars(item.module).values()
+    if BORROWERS & {getattr(name, "__module__", None) for name in names}:
+        item.add_marker("alone")
+
+
+@pytest.hookimpl(trylast=True)  # only what `-m` has left: to try a feature may take its time
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers(MARK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +26,3 @@ def kernel_core(name: str, *arguments: str, folder: Path) -> KernelCore:
             victim.go()
             status = victim.wait()
     return KernelCore(folder / "core", victim.pid, executable, status)
-
-
-def live_core(pid: int, path: Path) -> Path:
-    """A core of a living process, by gdb's gcore."""
-    subprocess.run(
-        ["gcore", "-o", str(path), str(pid)],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return path.with_name(f"{path.name}.{pid}")

@@ -18,6 +18,7 @@ COMMAND = [sys.executable, "-m", "collector"]
 NOBODY = 65534
 CHUNK = 1 << 20
 WORD = 8
+NO_32_BIT = "it is a 32-bit process, and only of 64-bit ones there are cores and backtraces"
 
 
 def coreward(*words: object, user: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -55,6 +56,18 @@ def refused(process: subprocess.CompletedProcess[str]) -> str:
     lines = process.stderr.splitlines()
     assert (process.returncode, process.stdout, len(lines)) == (1, "", 1), process
     return lines[0].removeprefix("coreward: ")
+
+
+def live_core(pid: int, path: Path) -> Path:
+    """A core of a living process, by gdb's gcore."""
+    subprocess.run(
+        ["gcore", "-o", str(path), str(pid)],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return path.with_name(f"{path.name}.{pid}")
 
 
 def gdb(core: Path, executable: Path, *commands: str) -> str:

@@ -21,6 +21,7 @@ import pytest
 
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.needs import by_socket
+from tests.system.snapshots import NO_32_BIT
 from tests.system.victims import Victim, build, descendants, running
 
 NOBODY = 65534
@@ -620,6 +621,16 @@ def test_a_runtime(
         "release": "instant",
         "lost": {},
     }
+
+
+def test_a_32_bit_process(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a 32-bit process WHEN it dies
+    with running("bits32", cwd=tmp_path) as victim:
+        record = die(watching, victim)
+    # THEN its record says what happened, and that there is no core of such a process
+    assert (record["comm"], record["signal"], record["si_addr"]) == ("bits32", 11, 16)
+    assert (record["core"], record["capture"], record["outcome"]) == (None, "record", "reduced")
+    assert record["lost"] == {"core": NO_32_BIT, "frames": NO_32_BIT}
 
 
 def test_the_agent_stays_small(watching: RunningAgent) -> None:

@@ -23,7 +23,6 @@ from collector.snapshot.fork import (
 from collector.snapshot.inject import Injector
 from collector.snapshot.mappings import list_mappings
 from collector.snapshot.stop import StoppedProcess
-from tests.system.cores import live_core
 from tests.system.live_targets import (
     PAGE,
     differences,
@@ -33,6 +32,7 @@ from tests.system.live_targets import (
     word,
 )
 from tests.system.memory_cgroups import memory_cgroup
+from tests.system.snapshots import live_core
 from tests.system.victims import PATIENCE
 
 __all__ = ["without_rseq"]  # a fixture

@@ -20,7 +20,6 @@ from collector.snapshot.mappings import list_mappings
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.staging import StagedMemory
 from collector.snapshot.stop import StoppedProcess
-from tests.system.cores import live_core
 from tests.system.live_targets import (
     Target,
     differences,
@@ -30,6 +29,7 @@ from tests.system.live_targets import (
     word,
 )
 from tests.system.needs import needs
+from tests.system.snapshots import live_core
 from tests.system.victims import PATIENCE
 
 __all__ = ["without_rseq"]  # a fixture

@@ -39,6 +39,7 @@ from tests.system.probe_support import (
 from tests.system.raw_tracepoints import count_raw_tracepoint_links
 from tests.system.victims import Victim, build, running
 
+pytestmark = pytest.mark.alone  # it looks at all deaths
 SEGV_MAPERR = 1  # <asm-generic/siginfo.h>
 SI_USER = 0
 SI_TKILL = -6

@@ -30,6 +30,7 @@ from tests.system.probe_support import (
 )
 from tests.system.victims import build, running
 
+pytestmark = pytest.mark.alone  # it looks at all deaths
 OTHER = {"core": "bcc", "bcc": "core"}
 FIRST_USER, USERS = 20000, 100
 

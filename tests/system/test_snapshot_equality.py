@@ -11,9 +11,8 @@ import pytest
 from collector.arch.x86_64 import Reg
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Thread
-from tests.system.cores import live_core
 from tests.system.live_victims import states, wait_blocked
-from tests.system.snapshots import backtraces, coreward, differences, done, executable_of
+from tests.system.snapshots import backtraces, coreward, differences, done, executable_of, live_core
 from tests.system.victims import running, wait_until
 
 RESTART_SYSCALL = 219  # <asm/unistd_64.h>

@@ -16,11 +16,10 @@ from collector.linux import ptrace
 from collector.snapshot.fork import remote_fork
 from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.stop import StoppedProcess
-from tests.system.agents import agent
 from tests.system.live_targets import live_target
 from tests.system.live_victims import states
 from tests.system.scratch import NAME
-from tests.system.snapshots import NOBODY, coreward, nobodys_folder, refused
+from tests.system.snapshots import NO_32_BIT, NOBODY, coreward, nobodys_folder, refused
 from tests.system.test_snapshot_targets import MODES, facts_of
 from tests.system.victims import PATIENCE, running, wait_until
 
@@ -94,8 +93,6 @@ def test_a_kernel_that_does_not_tell_of_dispatch(
 
 # --- 32 bits --------------------------------------------------------------------------------------
 
-NO_32_BIT = "it is a 32-bit process, and only of 64-bit ones there are cores and backtraces"
-
 
 @WAYS
 def test_a_32_bit_process_is_refused_by_name(way: tuple[str, ...], tmp_path: Path) -> None:
@@ -136,19 +133,6 @@ def test_samples_of_a_32_bit_process(tmp_path: Path) -> None:
         goes_on(tmp_path / "numbers")
     assert took.returncode == 0, took.stderr
     assert NO_32_BIT in took.stdout + took.stderr
-
-
-def test_a_32_bit_process_that_crashes(tmp_path: Path) -> None:
-    # GIVEN an agent WHEN a 32-bit process dies
-    with agent(tmp_path) as watching:
-        with running("bits32", cwd=tmp_path) as victim:
-            victim.go()
-            victim.wait()
-        record = watching.record(victim.pid)
-    # THEN its record says what happened, and that there is no core of such a process
-    assert (record["comm"], record["signal"], record["si_addr"]) == ("bits32", 11, 16)
-    assert (record["core"], record["capture"], record["outcome"]) == (None, "record", "reduced")
-    assert record["lost"] == {"core": NO_32_BIT, "frames": NO_32_BIT}
 
 
 # --- threads of the kernel ------------------------------------------------------------------------
