@@ -52,20 +52,22 @@ def test_those_who_keep_a_lock_keep_nobody_else(tmp_path: Path, backend: str) ->
     WHEN they crash
     THEN they are released although nobody could look at them, and so is one of somebody else
     """
-    with (
-        agent(tmp_path, backend=backend, patience="250ms") as one,
-        killed_with("shared_lock"),
-        contextlib.ExitStack() as alive,
-    ):
-        bad = [alive.enter_context(running("shared_lock", "600", cwd=tmp_path)) for _ in range(2)]
-        for victim in bad:
-            victim.go()
-        for victim in bad:
-            assert victim.wait() == -signal.SIGABRT
-            assert one.record(victim.pid)["outcome"] in ("complete", "recorded")
-        with running("null_main", cwd=tmp_path) as innocent:
+    with agent(tmp_path, backend=backend, patience="250ms") as one:
+        # (its writers yield to everybody: to those who keep the lock as well, while they live)
+        with killed_with("shared_lock"), contextlib.ExitStack() as alive:
+            bad = [
+                alive.enter_context(running("shared_lock", "600", cwd=tmp_path)) for _ in range(2)
+            ]
+            innocent = alive.enter_context(running("null_main", cwd=tmp_path))
+            for victim in bad:
+                victim.go()
+            for victim in bad:
+                assert victim.wait() == -signal.SIGABRT
             innocent.go()
-            assert one.record(innocent.pid)["outcome"] == "complete"
+            assert innocent.wait() == -signal.SIGSEGV
+        for victim in bad:
+            assert one.record(victim.pid)["outcome"] in ("complete", "recorded")
+        assert one.record(innocent.pid)["outcome"] == "complete"
 
 
 @pytest.mark.parametrize("backend", WAYS)
