@@ -332,7 +332,7 @@ def test_hostile_names(tmp_path: Path) -> None:
         assert [line for line in one.lines if CONTROL.search(line)] == []
         # AND the metrics are plain
         sample = 'coreward_deaths_total{cause="signal",outcome="complete",signal="SIGSEGV"}'
-        assert one.metric(sample) == 1
+        assert one.metric(sample) >= 1  # others may be dying on this machine, too
 
 
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:

@@ -15,21 +15,30 @@ from tests.system.settings import kernel_settings
 from tests.system.victims import ROOT, running
 
 
-def doctor(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     places = ["--store", str(folder / "store"), "--run-dir", str(folder / "run")]
     places += ["--pin-dir", f"/sys/fs/bpf/coreward-test-{os.getpid()}"]
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "collector", "doctor", *places, *arguments],
-        capture_output=True,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         cwd=ROOT,
         text=True,
-        timeout=PATIENCE,
     )
 
 
+def doctor(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with begun(folder, *arguments) as process:
+        said = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
 def checks(folder: Path) -> dict[str, dict[str, Any]]:
-    return {check["name"]: check for check in json.loads(doctor(folder, "--json").stdout)}
+    return by_name(doctor(folder, "--json").stdout)
+
+
+def by_name(said: str) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(said)}
 
 
 def test_what_works_here(tmp_path: Path) -> None:
@@ -110,7 +119,8 @@ def test_beside_an_agent(tmp_path: Path) -> None:
     with agent(tmp_path, core_pattern="core") as one:
         pattern = one.settings.read("core_pattern")
         # WHEN doctor has looked
-        found = checks(other)
+        with begun(other, "--json") as looking:
+            found = by_name(looking.communicate(timeout=PATIENCE)[0])
         # THEN the agent kept the hand-off, and has no record of the deaths that were made for it
         assert not found["hand-off by pipe"]["ok"]
         assert found["hand-off by pipe"]["detail"].startswith("not tried: another coreward")
@@ -120,4 +130,6 @@ def test_beside_an_agent(tmp_path: Path) -> None:
             victim.go()
             victim.wait()
         one.record(victim.pid)
-        assert [record["pid"] for record in one.listed()] == [victim.pid]
+        parents = {one.info(record["id"])["ppid"] for record in one.listed()}
+        assert looking.pid not in parents
+        assert os.getpid() in parents

@@ -126,7 +126,8 @@ def test_make_demo_shows_three_deaths_and_puts_everything_back() -> None:
             "SIGABRT: abort() called from `check_invariant` (heap_abort.c:13)",
             "killed by SIGKILL from `bash`",
             " in main+0x",
-            'coreward_deaths_total{cause="killed",outcome="recorded",signal="SIGKILL"} 1',
+            # (how many is not its own affair: others die on this machine, too)
+            'coreward_deaths_total{cause="killed",outcome="recorded",signal="SIGKILL"} ',
         ):
             assert part in done.stdout
         # AND nothing stays behind
