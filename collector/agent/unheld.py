@@ -40,7 +40,7 @@ def record_unheld(context: Context, crash: Crash) -> None:
     if who is None:
         return
     late = context.probe is not None and crash.seen.time_ns < context.probe.attached_ns
-    none = _is_proof(crash, who) or copies.is_copy(who.key)
+    none = _is_proof(crash, who) or _is_helper(crash, who) or copies.is_copy(who.key)
     if not none and not _is_known(context, crash, who, late):
         _open(context, crash, who, late)
     recorded(context, crash)
@@ -53,6 +53,13 @@ def _is_proof(crash: Crash, who: Identity) -> bool:
     """
     looks = (who.comm, who.uid, crash.seen.signal) == (proof.NAME, 0, proof.SIGNAL)
     return looks and who.exe == _INTERPRETER and who.ns_pid == who.key.pid
+
+
+def _is_helper(crash: Crash, who: Identity) -> bool:
+    """Whether it is a child of ours that did not keep to its time, and that we killed: what it was
+    to do says so."""
+    sender = crash.seen.sender
+    return sender is not None and sender.pid == who.ppid == os.getpid()
 
 
 def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool:

@@ -20,7 +20,7 @@ from collector.agent.export import store_again
 from collector.errors import StoreError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native
-from collector.model import Outcome, ProcessKey, Record
+from collector.model import Outcome, ProcessKey, Record, Sender
 from collector.native.build import build_library
 from tests.unit.agent_fakes import FakeAgent
 from tests.unit.event_samples import KEY, ended, fatal, who
@@ -188,6 +188,21 @@ def test_a_proof_after_our_interpreter_was_replaced(
     agent.settle()
     # THEN it is no death
     assert not agent.announced
+
+
+@pytest.mark.parametrize("parent", ["ours", "other"])
+def test_a_helper_that_we_killed_is_no_death(make: Make, parent: str) -> None:
+    # GIVEN a process that was killed by this agent
+    agent = make()
+    killer = Sender(pid=os.getpid(), uid=0, comm="python3")
+    ppid = os.getpid() if parent == "ours" else os.getppid()
+    child = msgspec.structs.replace(who(), ppid=ppid)
+    agent.probe.tell(
+        fatal(who=child, signal=9, sender=killer), ended(who=child, status=9, sender=killer)
+    )
+    agent.settle()
+    # THEN it is on record unless it is a child of its own
+    assert bool(agent.announced) == (parent == "other")
 
 
 def test_a_socket_that_is_closed_again_is_the_next_agents(tmp_path: Path) -> None:
