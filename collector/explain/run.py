@@ -14,7 +14,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from collector.explain.types import (
     UnwoundStacks,
 )
 from collector.linux import children
+from collector.linux.patience import Patience
 
 _PATIENCE = 2.0  # seconds that a killed child has to end
 _MAX_ERRORS = 4096  # bytes of the child's standard error that are kept
@@ -44,8 +44,9 @@ def explain_core(
     memory: int = 1 << 30,
     nice: int = 0,
 ) -> Explanation:
-    """Backtraces and what else a plain ELF core says. Blocks for at most `timeout` seconds.
+    """Backtraces and what else a plain ELF core says.
 
+    timeout: seconds that the child may take, but for those in which others have the CPUs.
     all_threads: of all threads, not only the dying one. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
     dead process had as its root, O_PATH suffices; None: this process's. memory: bytes of private
@@ -163,7 +164,7 @@ def _run(
         process_group=0,
     )
     try:
-        outputs = _read_all(process, time.monotonic() + timeout, most)
+        outputs = _read_all(process, Patience(process.pid, timeout), most)
     finally:
         # also when it has closed its pipes and lingers, or has left children behind
         with contextlib.suppress(ProcessLookupError):
@@ -197,9 +198,9 @@ def _reap(process: subprocess.Popen[bytes]) -> int:
 
 
 def _read_all(
-    process: subprocess.Popen[bytes], deadline: float, most: int
+    process: subprocess.Popen[bytes], patience: Patience, most: int
 ) -> tuple[bytes, bytes] | None:
-    """Both outputs until they end, each cut at its bound; None if the deadline passes before."""
+    """Both outputs until they end, each cut at its bound; None if the patience ends before."""
     output, errors = bytearray(), bytearray()
     with selectors.PollSelector() as open_:  # not select(2), which takes no descriptor above 1023
         for pipe, kept, bound in (
@@ -209,11 +210,9 @@ def _read_all(
             if pipe is not None:
                 open_.register(pipe, selectors.EVENT_READ, (kept, bound))
         while open_.get_map():
-            left = deadline - time.monotonic()
-            readable = open_.select(left) if left > 0 else []
-            if not readable:
+            if not (left := patience.left()):
                 return None
-            for key, _ in readable:
+            for key, _ in open_.select(left):
                 kept, bound = key.data
                 data = os.read(key.fd, 65536)
                 kept += data[: bound - len(kept)]
