@@ -124,7 +124,12 @@ def mapping_at(mappings: Sequence[Mapping], starts: Sequence[int], address: int)
 def image_of_live(
     text: ProcText, threads: Sequence[Thread], mappings: Sequence[Mapping]
 ) -> ProcessImage:
-    """The image of a process that goes on; the thread that comes first is the one shown first."""
+    """The image of a process that goes on, its main thread first: debuggers show that one first.
+
+    Its number need not be the lowest: they begin anew at pid_max.
+    """
+    main = _own_pid(text)
+    threads = sorted(threads, key=lambda thread: thread.tid != main)
     return ProcessImage(
         threads=threads,
         mappings=with_gate(mappings),
@@ -139,10 +144,15 @@ def _xsave_note() -> bytes | None:
     return None if own is None else layout_note(own)
 
 
+def _own_pid(text: ProcText) -> int:
+    """In its own pid namespace."""
+    return int(_status_field(text.status, b"NStgid").split()[-1])
+
+
 def _psinfo(text: ProcText, threads: Sequence[Thread], dying: int | None = None) -> PsInfo:
     """As fill_psinfo() of fs/binfmt_elf.c: ids of the leader in its own pid namespace."""
     stat = parse_stat(text.stat)
-    tgid = int(_status_field(text.status, b"NStgid").split()[-1])
+    tgid = _own_pid(text)
     leader = next((t for t in threads if t.tid == tgid), threads[0])
     return PsInfo(
         pid=tgid,

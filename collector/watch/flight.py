@@ -155,6 +155,7 @@ def write_sample(flight: Flight, number: int, record: str, writer: Writer) -> Sa
     """
     sample = flight.samples[number]
     known = [(t, flight.stacks[t.stack]) for t in sample.threads if t.stack in flight.stacks]
+    known.sort(key=lambda one: one[0].tid != flight.identity.key.pid)  # debuggers show it first
     left_out = tuple(t.name for t in sample.threads if t.stack not in flight.stacks)
     if not known:
         raise NotFound(f"sample {number + 1} has no stacks: {_why(sample, flight)}")

@@ -47,7 +47,7 @@ def test_no_system_call_notices(tmp_path: Path) -> None:
             # WHEN each is held in turn
             rolled = roll(victim.pid)
             # THEN all were read
-            assert sorted(s.thread.tid for s in rolled.samples) == [victim.pid, *sorted(before)]
+            assert sorted(s.thread.tid for s in rolled.samples) == sorted({victim.pid, *before})
             assert rolled.left_out == ()
             noticing = {before[s.thread.tid].name for s in rolled.samples if s.rewound}
             assert noticing == NOTICING
@@ -81,8 +81,8 @@ def test_registers_and_stacks(tmp_path: Path) -> None:
         # WHEN each is held in turn
         rolled = roll(victim.pid, stack_bytes=STACK)
         # THEN their registers are the same but for rax
-        found = sorted((s.thread for s in rolled.samples), key=lambda thread: thread.tid)
-        assert [_comparable(t) for t in found] == [_comparable(t) for t in listed]
+        found = [s.thread for s in rolled.samples]
+        assert sorted(map(_comparable, found)) == sorted(map(_comparable, listed))
         # AND of their stacks there is what memory has
         for sample in rolled.samples:
             assert sample.stack_start == sample.thread.regs[RSP] - RED_ZONE
