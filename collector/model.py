@@ -91,6 +91,7 @@ class Outcome(enum.StrEnum):
     RECORDED = "recorded"  # no core was asked for, or none can be had for this kind of death
     IGNORED = "ignored"  # policy wants no record of it; only counted
     FAILED = "failed"  # a core was asked for and could not be written; `lost` says why
+    REMOVED = "removed"  # its core made room for another one; `lost` says why
 
 
 class Access(enum.StrEnum):
@@ -252,6 +253,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     cmdline: list[str] | None = None
     uid: int | None = None
     gid: int | None = None
+    owner: str | None = None  # whose share it takes: a user, or a unit or cgroup of root's
     cgroup: str | None = None
     unit: str | None = None
     container: bool | None = None

@@ -11,6 +11,7 @@ from collector.agent.copy import Copies
 from collector.agent.lend import Lender
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
+from collector.agent.room import Room
 from collector.agent.unstored import Unstored
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
@@ -43,6 +44,7 @@ class Lanes:
         self.captures = Lane(
             "capture", settings.workers, settings.queue, reserved=1, most_bytes=CAPTURE_BYTES
         )
+        self.writers = settings.workers + 1  # at most, at a time
         # in a storm one flush of the disk does for many records
         self.records = Lane("record", 1, RECORD_QUEUE, together=store.batch)
         # a process waits for each: nothing that takes long is done here
@@ -79,8 +81,12 @@ class Context:
     pins: Pins = dataclasses.field(default_factory=Pins)
     lender: Lender | None = None
     copies: Copies = dataclasses.field(default_factory=Copies)
+    room: Room = dataclasses.field(init=False)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.room = Room(self.store)
 
     @property
     def blind(self) -> bool:

@@ -11,6 +11,7 @@ from collector.agent.assemble import CORE_BIT, record_of_held
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled
+from collector.agent.owner import name_of
 from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record, Release, SamplesFacts
@@ -46,6 +47,7 @@ def open_held(context: Context, crash: Crash) -> None:
     at_once = crash.release.mode is Release.INSTANT
     crash.learn(
         Opened(
+            owner=name_of(gathered.owner, facts),
             exe=facts.exe,
             cmdline=dying.cmdline,
             cgroup=facts.cgroup,

@@ -38,6 +38,7 @@ class Placed(Facts, frozen=True, kw_only=True):
 
 
 class Opened(Placed, frozen=True, kw_only=True):
+    owner: str | None
     exe: str | None
     cmdline: list[str] | None
     resident_bytes: int | None

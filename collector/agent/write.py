@@ -61,7 +61,7 @@ def write(context: Context, crash: Crash) -> None:
     ):
         pass
     else:
-        _queue(context, crash, lambda: run_writer(_job(context, crash)), first=held)
+        _queue(context, crash, partial(_run, context, crash), first=held)
     context.metrics.queued.set(context.lanes.captures.waiting)
 
 
@@ -90,13 +90,14 @@ def _copy(context: Context, crash: Crash) -> None:
         except (CaptureError, OSError) as error:
             why = str(error)
             _note_release(context, crash, crash.gathered.handoff.release())
-            _queue(context, crash, lambda: run_without_memory(_job(context, crash), why))
+            ask = partial(_make_room, context, crash)
+            _queue(context, crash, lambda: run_without_memory(_job(context, crash), why, ask))
             return
         if copied is not None:
             _note_release(context, crash, let_go(crash))
-            _queue(context, crash, lambda: run_writer(_job(context, crash, copied=copied)))
+            _queue(context, crash, partial(_run, context, crash, copied=copied))
             return
-        answers = run_writer(_job(context, crash, order))
+        answers = _run(context, crash, order)
         first, held_ms = wait_for_copy(crash, answers, order.seconds)
     _note_release(context, crash, held_ms)
     if isinstance(first, Failed | Written):
@@ -157,6 +158,16 @@ def _write(context: Context, crash: Crash, begin: Callable[[], Answers]) -> None
     _settle(context, crash, result)
 
 
+def _run(
+    context: Context, crash: Crash, copy: CopyOrder | None = None, copied: Copy | None = None
+) -> Answers:
+    return run_writer(_job(context, crash, copy, copied), partial(_make_room, context, crash))
+
+
+def _make_room(context: Context, crash: Crash, written: int, free: int) -> bool:
+    return context.room.make(crash.record, written, free)
+
+
 def _job(
     context: Context, crash: Crash, copy: CopyOrder | None = None, copied: Copy | None = None
 ) -> Job:
@@ -186,6 +197,7 @@ def _job(
         max_read=context.policy.policy.capture.max_read,
         max_time=context.policy.policy.capture.max_time,
         min_free=context.policy.policy.store.min_free,
+        writers=context.lanes.writers,
         explain=decided.explain,
         urgent=crash.release.mode is not Release.INSTANT and copied is None,
         copy=copy,
@@ -212,6 +224,7 @@ def _explain(context: Context, crash: Crash, small: Explainable) -> None:
 def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
     """What became of the core; the process and its memory are let go of."""
     handoff = crash.gathered.handoff
+    context.room.done(crash.record)
     crash.let_go()
     if crash.record.held_ms is None:
         _note_release(context, crash, handoff.release())

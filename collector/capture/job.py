@@ -15,6 +15,7 @@ from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
 
 EXPLAIN_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
+GO, NO_ROOM = b"+", b"-"  # what the agent says on the writer's standard input
 
 
 class Patch(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     max_read: int | None  # bytes of memory that are read; None: as much as the host has
     max_time: float  # seconds from its start; what there is then is the core
     min_free: int  # bytes that must stay free on the store's file system
+    writers: int = 1  # at most so many write there at a time
     explain: bool  # write the small core for the explainer
     urgent: bool  # the process waits for us: no low priority
     copy: CopyOrder | None = None
@@ -89,8 +91,15 @@ class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
 class Copied(msgspec.Struct, frozen=True, tag="copied"):
     """What is wanted of its memory is the writer's: the process may go.
 
-    The writer goes on to its core when its standard input is closed.
+    The writer goes on to its core when it reads GO.
     """
+
+
+class NeedsRoom(msgspec.Struct, frozen=True, tag="needs-room"):
+    """The disk's reserve is reached: the writer waits for GO, or NO_ROOM."""
+
+    written: int  # bytes that the core has on disk
+    free: int  # bytes that must be free for it to go on
 
 
 class Written(msgspec.Struct, frozen=True, tag="written"):
@@ -111,4 +120,4 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     why: str
 
 
-WriterAnswer = Copied | Explainable | Written | Failed
+WriterAnswer = Copied | NeedsRoom | Explainable | Written | Failed

@@ -6,6 +6,7 @@ imports are heavy, and it can be given a low priority without slowing the hand-o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,7 +17,18 @@ from collections.abc import Generator, Iterator
 
 import msgspec
 
-from collector.capture.job import Copied, Explainable, Failed, Job, WriterAnswer, Written
+from collector.capture.job import (
+    GO,
+    NO_ROOM,
+    Copied,
+    Explainable,
+    Failed,
+    Job,
+    NeedsRoom,
+    WriterAnswer,
+    Written,
+)
+from collector.capture.space import AskForRoom
 from collector.linux import children
 from collector.model import Capture
 
@@ -28,8 +40,15 @@ _MAX_SAID = 1 << 22  # bytes of a writer's answers
 _decoder = msgspec.json.Decoder(WriterAnswer)
 
 
-def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
+def no_room(written: int, free: int) -> bool:
+    """Nothing is removed for it."""
+    return False
+
+
+def run_writer(job: Job, make_room: AskForRoom = no_room) -> Generator[WriterAnswer, None, None]:
     """Run a writer for this job to its end: what it says, as soon as it does.
+
+    make_room: called where the disk's reserve is reached.
 
     Copied, if that was asked for; the core itself is begun only when the next answer is asked for.
     Explainable, if the small core is there, while the rest is still written; at last Written or
@@ -41,7 +60,7 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
     if children.hanging() >= children.MAX_HANGING:
         why = "too many processes hang in the kernel"
     else:
-        for answer in _run(job):
+        for answer in _run(job, make_room):
             if answer is None:
                 why = f"its memory could not be read within {job.max_time:g} seconds"
             else:
@@ -51,14 +70,16 @@ def run_writer(job: Job) -> Generator[WriterAnswer, None, None]:
     if job.copy is not None:  # it has gone, and was not pinned
         yield Failed(why)
         return
-    yield from run_without_memory(job, why)
+    yield from run_without_memory(job, why, make_room)
 
 
-def run_without_memory(job: Job, why: str) -> Generator[WriterAnswer, None, None]:
+def run_without_memory(
+    job: Job, why: str, make_room: AskForRoom = no_room
+) -> Generator[WriterAnswer, None, None]:
     """As run_writer, for a process whose memory is not to be had; `why` is in the core's losses."""
     smaller = min(job.capture, Capture.THREADS, key=_BY_SIZE.index)
     job = msgspec.structs.replace(job, capture=smaller, explain=False, max_time=_LAST_TIME)
-    for answer in _run(job):
+    for answer in _run(job, make_room):
         if isinstance(answer, Written):
             lost = {"memory": why, "frames": why, **answer.lost}
             yield msgspec.structs.replace(answer, lost=lost)
@@ -69,7 +90,7 @@ def run_without_memory(job: Job, why: str) -> Generator[WriterAnswer, None, None
 _BY_SIZE = (Capture.NONE, Capture.RECORD, Capture.THREADS, Capture.STACKS, Capture.FULL)
 
 
-def _run(job: Job) -> Iterator[WriterAnswer | None]:
+def _run(job: Job, make_room: AskForRoom) -> Iterator[WriterAnswer | None]:
     """Run one writer. The last answer is Written, Failed, or None: it was out of time."""
     job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
     try:
@@ -80,9 +101,12 @@ def _run(job: Job) -> Iterator[WriterAnswer | None]:
         clock = _Clock(job)
         try:
             for answer in _answers_of(writer, clock):
+                if isinstance(answer, NeedsRoom):
+                    _tell(writer, GO if make_room(answer.written, answer.free) else NO_ROOM)
+                    continue
                 yield answer
-                if isinstance(answer, Copied) and writer.stdin is not None:
-                    writer.stdin.close()  # it is its turn
+                if isinstance(answer, Copied):
+                    _tell(writer, GO)  # it is its turn
                     clock.start(job)
                 elif answer is None:
                     return
@@ -114,9 +138,16 @@ def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-s", "-m", "collector.capture.writer", str(job_fd)],
         0 if job.urgent else WRITER_NICE,
         pass_fds=fds,
-        stdin=subprocess.DEVNULL if job.copy is None else subprocess.PIPE,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+
+
+def _tell(writer: subprocess.Popen[bytes], word: bytes) -> None:
+    """One that has ended meanwhile has no more to say either."""
+    if writer.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(writer.stdin.fileno(), word)
 
 
 class _Clock:

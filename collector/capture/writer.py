@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Never, TypeVar
 
@@ -26,11 +26,13 @@ from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_job, lost_names
 from collector.capture.job import (
     EXPLAIN_CORE,
+    GO,
     Copied,
     CopyOrder,
     Explainable,
     Failed,
     Job,
+    NeedsRoom,
     Told,
     WriterAnswer,
     Written,
@@ -38,6 +40,7 @@ from collector.capture.job import (
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.plan import FILE_ONLY, Plan, plan_core
 from collector.capture.select import select_stacks
+from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
 from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
@@ -50,7 +53,6 @@ from collector.ranges import Range, outside, union
 T = TypeVar("T")
 EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
 _READ_PATIENCE = 30.0  # seconds that one read of 4 MiB may take
-_CHECK_EVERY = 64 << 20  # bytes between looks at the free space
 
 
 def main() -> Never:
@@ -92,7 +94,7 @@ class Core:
         self._capture = job.capture
         self._given_up: dict[str, str] = {}  # part of the record -> why
         self._planned: Plan | None = None  # of the first core, where it was made beforehand
-        self._smaller_why = "the disk is full"
+        self._smaller_why = ""  # where it is not `self._capture` that was asked for
         self._not_copied = 0  # bytes
         if job.copied is not None:
             self._use(CopiedMemory(job.copied, self._image.mappings))
@@ -110,7 +112,7 @@ class Core:
             lost = {**lost_names(self._image.mappings), **self._given_up}
             return Written(capture=self._job.capture, lost=lost)
         if self._job.copy is not None:
-            os.read(sys.stdin.fileno(), 1)  # until it is our turn
+            _hear()  # until it is our turn
             self._deadline = time.monotonic() + self._job.max_time
         while True:
             try:
@@ -121,7 +123,14 @@ class Core:
                 smaller = _smaller(self._capture)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or smaller is None:
                     raise
-                self._capture, self._smaller_why = smaller, "the disk is full"
+                self._smaller_why = self._does_not_fit(error)
+                self._capture = smaller
+
+    def _does_not_fit(self, error: OSError) -> str:
+        """Said when what there was of the core is removed again, and its room is free."""
+        if error.errno == errno.EDQUOT:
+            return "it does not fit into the quota of the store's disk"
+        return f"it does not fit into the {free_bytes(self._folder) >> 20} MiB free on the disk"
 
     def _copy(self, order: CopyOrder) -> None:
         """Let the process go as soon as we have what is wanted of it, or what there is room for."""
@@ -190,6 +199,9 @@ class Core:
             plan = self._guarded(lambda: self._plan(capture, self._memory))
         name = core_name(job.compress)
         with atomic_file(self._folder / name) as fd:
+            self._space = SpaceWatch(
+                fd, job.min_free, unseen(job.compress, job.writers), _ask_for_room
+            )
             result = write_core(
                 self._image,
                 plan.segments,
@@ -198,7 +210,7 @@ class Core:
                 note=self._note(capture, plan),
                 overrides=self._patches,
                 bounds=Bounds(
-                    should_stop=_space_watch(fd, job.min_free),
+                    should_stop=self._space,
                     deadline=self._deadline,
                     patience=_READ_PATIENCE,
                 ),
@@ -248,7 +260,7 @@ class Core:
             )
         if stop is Stop.STALLED:
             return f"the core ends where its memory kept the reader waiting {_READ_PATIENCE:g} s"
-        return "the core ends where the disk's reserve (store.min_free) begins"
+        return self._space.why
 
     def _limit_name(self) -> str:
         job = self._job
@@ -279,24 +291,6 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _space_watch(fd: int, min_free: int) -> Callable[[], bool]:
-    """Says when the file system has no more than `min_free` bytes left; looks now and then."""
-    state: Iterator[bool] = _free_checks(fd, min_free)
-    return lambda: next(state)
-
-
-def _free_checks(fd: int, min_free: int) -> Iterator[bool]:
-    seen = -_CHECK_EVERY
-    while True:
-        written = os.fstat(fd).st_blocks * 512
-        full = False
-        if written - seen >= _CHECK_EVERY:
-            seen = written
-            space = os.fstatvfs(fd)
-            full = space.f_bavail * space.f_frsize < min_free
-        yield full
-
-
 def _check_alive(result: WriteResult) -> None:
     """All memory unreadable means that the address space went away under us."""
     if result.unreadable_bytes and not result.written:
@@ -307,6 +301,16 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else str(error)
     return str(error)
+
+
+def _ask_for_room(written: int, free: int) -> bool:
+    _say(NeedsRoom(written, free))
+    return _hear() == GO
+
+
+def _hear() -> bytes:
+    """What the agent says next; nothing if it was killed."""
+    return os.read(sys.stdin.fileno(), 1)
 
 
 def _say(answer: WriterAnswer) -> None:

@@ -165,6 +165,13 @@ class Folders:
             raise StoreError(f"{path}: not a plain file; refused")
         return path
 
+    def remove_core(self, record: Record) -> int:
+        """Remove the core that the record names; returns the bytes of disk freed."""
+        if record.core not in CORES:
+            return 0
+        with self._folder(record.id) as folder:
+            return _unlink(record.core, folder)
+
     def remove(self, id: str) -> int:
         """Remove the folder; returns the bytes of disk freed. NotFound if there is none.
 

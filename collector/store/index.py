@@ -20,8 +20,9 @@ from collector.errors import StoreError
 from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
 from collector.store.folders import FILE_MODE, Stamp
+from collector.store.room import HeldCore, owner_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NAME = "index.db"
 ASIDE = "index.db.aside"
 _BUSY_S = 10.0  # how long a writer waits for another one
@@ -37,13 +38,16 @@ CREATE TABLE deaths (
   unit TEXT,
   closed INTEGER NOT NULL,  -- 0: its writer has not closed it, or was killed before it did
   inode INTEGER NOT NULL,  -- inode and mtime_ns of the record.json that was read
-  mtime INTEGER NOT NULL
+  mtime INTEGER NOT NULL,
+  owner TEXT NOT NULL,
+  held INTEGER NOT NULL  -- bytes that its core has on disk
 ) WITHOUT ROWID;
 CREATE INDEX deaths_by_time ON deaths (time);
 CREATE INDEX deaths_open ON deaths (closed) WHERE NOT closed;
+CREATE INDEX deaths_held ON deaths (time) WHERE held > 0 AND closed;
 """
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
-_UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class IndexUnusable(StoreError):
@@ -114,6 +118,12 @@ class Index:
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         with self._errors():
             return self._db.execute(f"SELECT time, id FROM deaths{where}", values).fetchall()
+
+    def cores(self) -> list[HeldCore]:
+        """The cores of all closed records, that of the oldest death first."""
+        query = "SELECT owner, id, held FROM deaths WHERE held > 0 AND closed ORDER BY time"
+        with self._errors():
+            return [HeldCore(*row) for row in self._db.execute(query)]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -189,7 +199,8 @@ def _row(record: Record, stamp: Stamp) -> tuple[object, ...]:
     time = microseconds(record.time)
     fields = (record.cause.value, record.signal, record.comm, record.exe, record.unit)
     closed = record.reason is not None
-    return record.id, time, *fields, closed, *stamp
+    held = (record.core_size or 0) if record.core is not None else 0
+    return record.id, time, *fields, closed, *stamp, owner_of(record), held
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

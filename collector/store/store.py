@@ -22,17 +22,20 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from collector.errors import Ambiguous, NotFound, StoreError
-from collector.model import Cause, Record
+from collector.model import Capture, Cause, Outcome, Record
 from collector.store import encoding, index
 from collector.store.filter import Filter, microseconds
 from collector.store.folders import DIRECTORY_MODE, Folders, Stamp
 from collector.store.ids import ID_DIGITS, checked, is_id
 from collector.store.index import Index, IndexDamaged, IndexOutdated, IndexUnusable
+from collector.store.room import cores_to_remove
 
 LATEST = "latest"
 Records = list[Record]
@@ -204,6 +207,43 @@ class Store:
         with self._lock, contextlib.suppress(StoreError):
             if self._index is not None:
                 self._index.remove(id)
+        return freed
+
+    def make_room(self, owner: str, size: int, wanted: int, writing: Mapping[str, int]) -> int:
+        """Remove cores, so that a new one of `owner` has room; see `cores_to_remove`.
+
+        Their records stay, and say so. Returns the bytes of disk freed: 0 where nobody has to
+        give, or what could be had is less than `wanted`.
+        """
+        self._writable()
+        with self._lock:
+            cores = [] if self._index is None else self._index.cores()
+        ids = cores_to_remove(cores, writing, owner, size, wanted)
+        return sum(
+            self._remove_core(id, f"removed to make room for a core of {owner}") for id in ids
+        )
+
+    def _remove_core(self, id: str, why: str) -> int:
+        """The file goes first: killed before the record says so, its record names a file that is
+        gone, which readers can tell."""
+        try:
+            record = self._folders.read(id)
+            freed = self._folders.remove_core(record)
+        except NotFound:
+            return 0
+        except OSError as error:
+            raise StoreError(f"{self._folders.path / id}: not removed: {error.strerror}") from error
+        self.put(
+            msgspec.structs.replace(
+                record,
+                capture=Capture.RECORD,
+                outcome=Outcome.REMOVED,
+                core=None,
+                core_size=None,
+                core_memory=None,
+                lost={**record.lost, "core": why},
+            )
+        )
         return freed
 
     def clean_partial(self) -> int:

@@ -162,8 +162,9 @@ def test_a_core_that_does_not_fit(small_disk: Path, tmp_path: Path) -> None:
         # WHEN the process dies
         record = large_death(one, tmp_path)
         # THEN a smaller capture is kept, and the record says why
-        lost = {"memory": "the disk is full: stacks instead of full"}
-        assert outcome(record) == ("stacks", "reduced", lost)
+        assert outcome(record)[:2] == ("stacks", "reduced")
+        why = r"it does not fit into the 15\d MiB free on the disk: stacks instead of full"
+        assert re.fullmatch(why, record["lost"].pop("memory")) and not record["lost"]
         assert [f["function"] for f in record["frames"]][:2] == ["crash", "main"]
         assert list(small_disk.glob("crashes/*/.tmp*")) == []
         # WHEN not even that fits
@@ -212,13 +213,68 @@ def test_the_reserve_of_the_disk(small_disk: Path, tmp_path: Path) -> None:
         # WHEN a process dies that would use it up
         record = large_death(one, tmp_path)
     # THEN its core ends there, is marked so, and can be read
-    lost = {"memory": "the core ends where the disk's reserve (store.min_free) begins"}
-    assert outcome(record) == ("full", "truncated", lost)
+    assert outcome(record)[:2] == ("full", "truncated")
+    why = (
+        r"the core ends where the disk's reserve begins: \d+ MiB were free, store.min_free is 40MiB"
+    )
+    assert re.match(why, record["lost"].pop("memory")) and not record["lost"]
     with CoreFile(small_disk / "crashes" / record["id"] / "core") as core:
         assert core.truncated
         assert len(core.threads) == 3
-    space = os.statvfs(small_disk)
-    assert space.f_bavail * space.f_frsize > 0
+    assert free_bytes(small_disk) >= 40 << 20
+
+
+def test_one_user_does_not_fill_the_disk_for_others(small_disk: Path, tmp_path: Path) -> None:
+    # GIVEN a user whose processes crash until there is no room for one more
+    config = "store: {min_free: 40MiB}\ndefaults: {limit: none, compress: none}"
+    with agent(tmp_path, config=config) as one:
+        crowd = [user_death(one, tmp_path, CROWDED)["id"] for _ in range(4)]
+        crowded = [one.info(identity) for identity in crowd]
+        # THEN his first one has made room for his last one
+        assert [record["outcome"] for record in crowded] == ["removed", *["complete"] * 3]
+        why = f"removed to make room for a core of uid {CROWDED}"
+        assert outcome(crowded[0]) == ("record", "removed", {"core": why})
+        assert {record["owner"] for record in crowded} == {f"uid {CROWDED}"}
+        # WHEN another user's process crashes THEN its core is whole
+        other = user_death(one, tmp_path, OTHER)
+        assert outcome(other) == ("full", "complete", {})
+        # AND it is the first user's oldest one that is gone
+        outcomes = [one.info(identity)["outcome"] for identity in crowd]
+        assert outcomes == ["removed", "removed", "complete", "complete"]
+        # WHEN many more of the first user's crash, two at a time
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                pair = [stack.enter_context(large(tmp_path, CROWDED)) for _ in range(2)]
+                for victim in pair:
+                    victim.go()
+                for victim in pair:
+                    victim.wait()
+            for victim in pair:
+                one.wait_record(victim.pid)
+        # THEN the other's core is still there, and the disk has its reserve
+        core = small_disk / "crashes" / one.info(other["id"])["id"] / "core"
+        with CoreFile(core) as file:
+            assert not file.truncated
+        assert free_bytes(small_disk) >= 40 << 20
+
+
+CROWDED, OTHER = 65534, 65533  # uids
+
+
+def large(folder: Path, uid: int) -> contextlib.AbstractContextManager[Victim]:
+    """A process with so much memory that three such cores fit on the small disk."""
+    return running("resident", "28", "2", "random", cwd=folder, uid=uid)
+
+
+def user_death(one: RunningAgent, folder: Path, uid: int) -> dict[str, Any]:
+    with large(folder, uid) as victim:
+        crash(victim)
+    return one.record(victim.pid)
+
+
+def free_bytes(disk: Path) -> int:
+    space = os.statvfs(disk)
+    return space.f_bavail * space.f_frsize
 
 
 # ---- many at a time

@@ -18,6 +18,7 @@ from collector.agent.context import Context
 from collector.agent.events import take_events
 from collector.agent.flow import handle
 from collector.capture.job import Explainable, Failed, Job, WriterAnswer, Written
+from collector.capture.space import AskForRoom
 from collector.explain.types import Explanation
 from collector.export.metrics import Metrics
 from collector.handoff.handoff import HandOff
@@ -95,6 +96,7 @@ class FakeLanes:
         self.handoffs, self.captures = FakeLane("handoff"), FakeLane("capture")
         self.records, self.explains = FakeLane("record"), FakeLane("explain")
         self.kills, self.copies = FakeLane("kill"), FakeLane("copy")
+        self.writers = 3
 
     def all(self) -> tuple[FakeLane, ...]:
         lanes = self.handoffs, self.records, self.copies, self.captures, self.explains
@@ -240,7 +242,7 @@ class FakeAgent:
 
         monkeypatch.setattr(self.store, "put", counted)
 
-    def _write(self, job: Job) -> Generator[WriterAnswer, None, None]:
+    def _write(self, job: Job, _: AskForRoom) -> Generator[WriterAnswer, None, None]:
         self.jobs.append(job)
         self.log.append(f"written as {job.capture.value}")
         if job.explain:

@@ -60,7 +60,8 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Job]
         def start(job: Job, _: int) -> subprocess.Popen[bytes]:
             jobs.append(job)
             script = scripts[len(jobs) - 1]
-            started.append(subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE))
+            pipe = subprocess.PIPE
+            started.append(subprocess.Popen(["sh", "-c", script], stdin=pipe, stdout=pipe))
             return started[-1]
 
         monkeypatch.setattr(run, "_start", start)
@@ -131,3 +132,29 @@ def test_while_too_many_hang_no_memory_is_read(
     (answer,) = run_writer(job())
     assert isinstance(answer, Written) and "hang in the kernel" in answer.lost["memory"]
     assert jobs[0].capture is Capture.THREADS
+
+
+@pytest.mark.parametrize(("room", "said"), [(True, "+"), (False, "-")])
+def test_a_writer_that_needs_room_hears_whether_there_is(
+    room: bool, said: str, writers: Callable[..., list[Job]]
+) -> None:
+    # GIVEN a writer that asks for room, and says what it was told
+    needs = '{"type":"needs-room","written":1,"free":2}'
+    failed = '{\\"type\\":\\"failed\\",\\"why\\":\\"'
+    writers(f'echo \'{needs}\'; echo "{failed}$(head -c 1)\\"}}"')
+    asked: list[tuple[int, int]] = []
+
+    def make_room(written: int, free: int) -> bool:
+        asked.append((written, free))
+        return room
+
+    assert list(run_writer(job(), make_room)) == [Failed(said)]
+    assert asked == [(1, 2)]
+
+
+def test_a_writer_that_ends_without_an_answer_about_room(
+    writers: Callable[..., list[Job]],
+) -> None:
+    writers("""exec <&-; echo '{"type":"needs-room","written":1,"free":2}'""")
+    (answer,) = run_writer(job())
+    assert answer == Failed("the writer ended with status 0 and no answer")

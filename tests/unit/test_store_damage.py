@@ -135,7 +135,7 @@ def test_index_of_a_newer_version_is_refused(store: Store) -> None:
         with pytest.raises(StoreError) as refused:
             Store(store.path, create=create)
         assert str(refused.value) == (
-            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 2: it "
+            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 3: it "
             "was written by a newer coreward; use that one"
         )
 
