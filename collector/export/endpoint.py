@@ -1,8 +1,9 @@
 """A small HTTP server for one document, that nobody who connects can make dear (RFC 9112).
 
 One thread, a bounded number of connections, a bounded time and size for each request, and a
-bounded share of a CPU for all answers together. Whoever says nothing makes room for others as soon
-as there is no more. Knows nothing of metrics.
+bounded share of a CPU for all answers together. Where all places are taken, the connection that was
+opened first makes room for a new one: an answer takes milliseconds, so whoever is the oldest is
+silent, or slow. Knows nothing of metrics.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-MOST = 16  # connections at a time
-PATIENCE_S = 5.0  # for a whole request and its answer
-_SHORT_S = 0.25  # the same, where others wait for a place
+MOST = 64  # connections at a time
+PATIENCE_S = 5.0  # for a whole request and its answer, however it is sent and read
+_BACKLOG = 512  # connections that the kernel keeps until we look; beyond it they try again in 1 s
 _REST = 3  # times as long as an answer took: so much of the CPU stays with the agent
 _NO_DESCRIPTORS_S = 1.0  # until another one may be there
 _MAX_REQUEST = 16 << 10  # bytes
@@ -47,13 +48,16 @@ class Endpoint:
         family, _, _, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        self._listener = socket.create_server(address[:2], family=family, backlog=MOST)
+        self._listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
         self._answer = answer
         self._connections: dict[int, _Connection] = {}  # by descriptor, the oldest first
         self._rest_until = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
+        self._epoll = select.epoll()
+        for fd in (self._wake_read, self._listener.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
@@ -64,41 +68,32 @@ class Endpoint:
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._listener.close()
+        self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
     def _run(self) -> None:
+        listener = self._listener.fileno()
         while True:
             self._drop_late()
-            happened = self._wait()
+            happened = self._wait(listener)
             if self._wake_read in happened:
                 return
             for fd in happened & self._connections.keys():
                 self._go_on(self._connections[fd])
-            if self._listener.fileno() in happened:
+            if listener in happened:
                 self._accept()
 
-    def _wait(self) -> set[int]:
+    def _wait(self, listener: int) -> set[int]:
         """Descriptors that something can be done with."""
         now = time.monotonic()
-        wake = [c.since + PATIENCE_S for c in self._connections.values()]
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
-        for fd, connection in self._connections.items():
-            poll.register(fd, select.POLLIN if connection.answer is None else select.POLLOUT)
-        open_at = max(self._rest_until, self._place_at())
-        if open_at <= now:
-            poll.register(self._listener, select.POLLIN)
-        else:
-            wake.append(open_at)
-        timeout = (min(wake) - now) * 1e3 + 1 if wake else None
-        return {fd for fd, _ in poll.poll(None if timeout is None else max(timeout, 0))}
-
-    def _place_at(self) -> float:
-        """When there is a place for another one."""
-        if len(self._connections) < MOST:
-            return 0.0
-        return next(iter(self._connections.values())).since + _SHORT_S
+        wake = [self._oldest().since + PATIENCE_S] if self._connections else []
+        rests = self._rest_until > now
+        if rests:
+            wake.append(self._rest_until)
+        self._epoll.modify(listener, 0 if rests else select.EPOLLIN)
+        timeout = max(min(wake) - now, 0) + 1e-3 if wake else None
+        return {fd for fd, _ in self._epoll.poll(timeout)}
 
     def _accept(self) -> None:
         try:
@@ -110,9 +105,10 @@ class Endpoint:
             self._rest_until = time.monotonic() + _NO_DESCRIPTORS_S
             return
         if len(self._connections) >= MOST:
-            self._drop(next(iter(self._connections.values())))
+            self._drop(self._oldest())
         connection = _Connection(sock)
         self._connections[sock.fileno()] = connection
+        self._epoll.register(sock, select.EPOLLIN)
         self._go_on(connection)  # most have sent their request with it
 
     def _go_on(self, connection: _Connection) -> None:
@@ -139,7 +135,9 @@ class Endpoint:
             began = time.monotonic()
             connection.answer = memoryview(self._respond(bytes(connection.request)))
             now = time.monotonic()
-            self._rest_until = now + _REST * (now - began)
+            # of many answers at a time each counts
+            self._rest_until = max(now, self._rest_until) + _REST * (now - began)
+            self._epoll.modify(connection.sock, select.EPOLLOUT)
 
     def _respond(self, request: bytes) -> bytes:
         first, *fields = request.partition(_END)[0].decode("latin-1").split("\r\n")
@@ -156,9 +154,11 @@ class Endpoint:
 
     def _drop_late(self) -> None:
         late = time.monotonic() - PATIENCE_S
-        for connection in list(self._connections.values()):
-            if connection.since <= late:
-                self._drop(connection)
+        while self._connections and (oldest := self._oldest()).since <= late:
+            self._drop(oldest)
+
+    def _oldest(self) -> _Connection:
+        return next(iter(self._connections.values()))
 
     def _drop(self, connection: _Connection) -> None:
         self._connections.pop(connection.sock.fileno(), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -122,6 +123,47 @@ def test_many_who_are_silent(served: Endpoint) -> None:
         assert descriptors() - before - ours <= MOST + 1
 
 
+def is_left(one: socket.socket) -> bool:
+    """Whether the other side has closed it, or sends."""
+    return bool(select.select([one], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_the_slow_keep_nobody_waiting(deaf: bool, served: Endpoint) -> None:
+    # GIVEN many more than there are places for, who come again whenever they are left: 200 who say
+    # nothing, 50 who send byte by byte, or read no answer
+    silent: list[socket.socket] = []
+    slow: list[socket.socket] = []
+    try:
+        for number in range(10):
+            for crowd, most in ((silent, 200), (slow, 50)):
+                for one in [one for one in crowd if is_left(one)]:
+                    one.close()
+                    crowd.remove(one)
+                crowd += [connect(served) for _ in range(most - len(crowd))]
+            for one in slow:
+                with contextlib.suppress(ConnectionError):
+                    one.sendall(GET + b"\r\n" if deaf else GET[number : number + 1])
+            # THEN each scrape has its answer
+            assert fetch(served)[1] == BODY
+    finally:
+        for one in silent + slow:
+            one.close()
+
+
+def test_who_reads_byte_by_byte_is_left(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.2)
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect(("127.0.0.1", served.port))
+        one.sendall(GET + b"\r\n")
+        # WHEN somebody takes a little of the answer again and again THEN it ends all the same
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while one.recv(16):
+                assert time.monotonic() - began < PATIENCE
+
+
 def test_requests_one_after_the_other_leave_the_cpu_to_others(served: Endpoint) -> None:
     # GIVEN an answer that takes 20 ms of work
     def work(accept: str) -> tuple[str, bytes]:
@@ -143,6 +185,26 @@ def test_requests_one_after_the_other_leave_the_cpu_to_others(served: Endpoint) 
     # THEN it worked for a quarter of the time; it does not rest after the last
     assert len(busy) == 10
     assert sum(busy[:-1]) <= (time.monotonic() - began) / 4 + 0.02
+
+
+def test_requests_at_the_same_time_leave_the_cpu_to_others(served: Endpoint) -> None:
+    # GIVEN an answer that takes 5 ms, and as many connections as there are places for
+    def work(accept: str) -> tuple[str, bytes]:
+        time.sleep(0.005)
+        return "text/plain", b""
+
+    served._answer = work
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(connect(served)) for _ in range(MOST)]
+        # WHEN all of them ask for it at once
+        for one in many:
+            one.sendall(GET + b"\r\n")
+        began = time.monotonic()
+        for one in many:
+            assert rest(one).startswith(b"HTTP/1.1 200 ")
+        # THEN the next one waits until the others have had the CPU for three times as long
+        fetch(served)
+        assert time.monotonic() - began >= 0.005 * (MOST - 1) * 3
 
 
 def test_no_descriptors(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
