@@ -8,13 +8,14 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
 from collector.agent.crowd import REASON, is_crowded
 from collector.agent.gather import Gathered
+from collector.agent.owner import name_of, user_of
 from collector.elfcore.types import Prot
 from collector.model import Capture, Cause, Release
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
 from collector.policy.match import decide as match
 from collector.policy.site import Code, site_of
-from collector.policy.types import Action
+from collector.policy.types import Action, Facts
 from collector.probe.iterators import decode_mappings
 
 NO_CORE_WANTED = "the process's RLIMIT_CORE is 0"
@@ -33,7 +34,7 @@ def decide(context: Context, crash: Crash) -> Decided:
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
     decision = match(context.policy.policy, facts)
-    admission = _admit(context, crash, decision.action, facts.exe)
+    admission = _admit(context, crash, decision.action, facts)
     if admission.reason == REASON:
         context.metrics.crowded.inc()
     elif admission.reason:
@@ -48,7 +49,7 @@ def decide(context: Context, crash: Crash) -> Decided:
     )
 
 
-def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> Admission:
+def _admit(context: Context, crash: Crash, action: Action, facts: Facts) -> Admission:
     """How much may be captured of it, by its own limit and by policy's."""
     if action.capture is Capture.NONE:
         return Admission(capture=Capture.NONE, reason=None)
@@ -58,7 +59,10 @@ def _admit(context: Context, crash: Crash, action: Action, exe: str | None) -> A
         return Admission(capture=Capture.RECORD, reason=REASON)  # no limit is charged with it
     fatal = crash.seen.fatal
     site = site_of(fatal, _code(crash.gathered)) if fatal else None
-    return context.limiter.admit(action, exe, site, uid=crash.gathered.dying.uid)
+    owner = crash.gathered.owner
+    user = user_of(owner)
+    uid = crash.gathered.dying.uid if user is None else user
+    return context.limiter.admit(action, facts.exe, site, uid=uid, owner=name_of(owner, facts))
 
 
 def _code(gathered: Gathered) -> Iterator[Code]:

@@ -3,9 +3,10 @@
 A budget is a sliding window: at most `limit.captures` full captures in any `limit.period`, and
 at most FALLBACK_FACTOR times as many smaller ones (`stacks`, `threads`), whether asked for or
 fallen back to; beyond that a death is recorded without a core. The executable's and the site's
-window must have room, and that of the user, which has USER_FACTOR times as much: copies of a
-program are no way around. Each user has windows of his own, so that none uses up another's. Windows
-of rules with different periods are separate.
+window must have room, and that of the owner, which has OWNER_FACTOR times as much: copies of a
+program are no way around, and neither are other ids of one user's namespaces, or of one container.
+Each user has windows of his own, so that none uses up another's. Windows of rules with different
+periods are separate.
 
 Knows nothing of disk space or of pins; forgets everything when the agent restarts.
 """
@@ -25,9 +26,10 @@ from collector.policy.types import Action, Limit
 from collector.policy.units import show_duration
 
 FALLBACK_FACTOR = 4
-USER_FACTOR = 8
+OWNER_FACTOR = 8
 MAX_KEYS = 10_000
 
+_OWNER = "owner"
 _SMALLER = (Capture.STACKS, Capture.THREADS)
 _Key = tuple[str, object, float, bool]
 
@@ -62,18 +64,23 @@ class Limiter:
         now: float | None = None,
         *,
         uid: int | None = None,
+        owner: str | None = None,
     ) -> Admission:
         """What of `action.capture` may be done now, charged to the windows.
 
         Deaths whose executable is unknown share one window. `site` None: only the executable
-        counts; take it from `site_of`. `now` defaults to the clock. uid: whose process it was;
-        None: it is not known, and nobody's window counts.
+        counts; take it from `site_of`. `now` defaults to the clock. uid: whose process it was, for
+        a user's subordinate ids the user. owner: the name of whom it belongs to, where root's
+        units and containers are one each; without it the uid. None: it is not known, and nobody's
+        window counts.
         """
         keys: list[tuple[str, object, int]] = [("executable", (exe, uid), 1)]
         if site is not None:
             keys.append(("crash site", (site, uid), 1))
-        if uid is not None:
-            keys.append(("user", uid, USER_FACTOR))
+        if owner is None and uid is not None:
+            owner = f"uid {uid}"
+        if owner is not None:
+            keys.append((_OWNER, owner, OWNER_FACTOR))
         with self._lock:
             return self._judge(action, keys, self._clock() if now is None else now)
 
@@ -103,7 +110,8 @@ class Limiter:
             if len(window) >= most:
                 kind = "smaller" if small else "full"
                 span = show_duration(limit.period)
-                return f"limit of {most} {kind} captures per {span} used up for this {name}"
+                whose = f"its owner, {key}" if name == _OWNER else f"this {name}"
+                return f"limit of {most} {kind} captures per {span} used up for {whose}"
         for window in windows:
             window.append(now)
         return None

@@ -14,6 +14,7 @@ from collector.agent.flow import arrived
 from collector.agent.release import ReleaseDecision
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
+from tests.unit import agent_fakes
 from tests.unit.agent_fakes import OWNER, FakeAgent
 from tests.unit.event_samples import KEY, OTHER, ended, fatal, who
 
@@ -106,6 +107,24 @@ def test_a_limit_makes_captures_smaller(make: Make) -> None:
         "memory": "limit of 1 full captures per 1h used up for this executable",
         "frames": "not looked for: beyond the limit",
     }
+    assert len(agent.jobs) == 1
+
+
+def test_ids_of_one_users_namespaces_share_his_budget(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a limit of one full capture, and a user whose processes have ids of his namespaces
+    agent = make("defaults: {limit: {captures: 1, period: 1h, fallback: record}}")
+    status = agent_fakes._TEXTS["status"]
+    for uid in (b"100001", b"100002"):
+        monkeypatch.setitem(agent_fakes._TEXTS, "status", status.replace(b"1000", uid))
+        agent.probe.tell(fatal())
+        agent.hand_over()
+        agent.probe.tell(ended())
+        agent.settle()
+        last = agent.announced[-1]
+    # THEN they count as his
+    assert (last.capture, last.owner) == (Capture.RECORD, "uid 1000")
     assert len(agent.jobs) == 1
 
 

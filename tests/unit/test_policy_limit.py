@@ -68,6 +68,25 @@ def test_a_refused_capture_is_charged_to_neither_budget() -> None:
     assert limiter.admit(action, "/bin/b", THERE, now=2.0).capture is FULL
 
 
+def test_an_owner_has_eight_times_as_much_whatever_ids_it_takes() -> None:
+    # GIVEN a container, which crashes with another executable and another id each time
+    limiter, action = Limiter(), limited(1, RECORD)
+
+    def admit(number: int, owner: str) -> Admission:
+        return limiter.admit(action, f"/{number}", None, now=0.0, uid=number, owner=owner)
+
+    got = [admit(number, "docker-0.scope") for number in range(9)]
+    # THEN the ninth one is beyond its budget
+    assert [one.capture for one in got] == [FULL] * 8 + [RECORD]
+    why = "limit of 8 full captures per 1h used up for its owner, docker-0.scope"
+    assert got[8].reason == why
+    # AND others have their own
+    assert admit(9, "db.service").capture is FULL
+    # AND so has a user whose owner nobody named
+    got = [limiter.admit(action, f"/{n}", None, now=0.0, uid=1000) for n in range(10, 19)]
+    assert got[8].reason == why.replace("docker-0.scope", "uid 1000")
+
+
 def test_the_window_slides() -> None:
     limiter, action = Limiter(), limited(2, RECORD)
     times = [0.0, 1800.0, 3599.9, 3600.0, 5399.9, 5400.0]
