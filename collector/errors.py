@@ -56,6 +56,10 @@ class StoreError(CorewardError):
     """The store cannot be read or written."""
 
 
+class StoreOfOthers(StoreError):
+    """It is another user's, mostly root's."""
+
+
 class NotFound(StoreError):
     """No record has this id."""
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from collector import logs
@@ -21,7 +22,7 @@ from collector.cli.output import say_no_more
 from collector.cli.render import clean
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
-from collector.handoff import pin
+from collector.handoff import pin, pipe
 from collector.handoff.backends import NoBackend, OpenBackend, open_backend
 from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
@@ -31,7 +32,7 @@ from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
 from collector.probe import pins
 from collector.probe.probe import Counters, Probe, open_probe
-from collector.store.store import Store
+from collector.store.store import Store, remove_unused
 from collector.watch.client import FlightRecorder
 
 DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
@@ -106,6 +107,9 @@ class RunVerb:
         policy = holder.policy
         with contextlib.ExitStack() as parts:
             path = args.store if args.store_given else policy.store.path
+            made = parts.enter_context(contextlib.ExitStack())
+            _undo_new(made, path, remove_unused)
+            _undo_new(made, args.run_dir, pipe.remove_unused)
             native = Native()
             store = parts.enter_context(Store(path, create=True))
             store.clean_partial()
@@ -157,8 +161,25 @@ class RunVerb:
                 log.info("hand-off: %s", backend.reason)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             undo.pop_all()
+            made.pop_all()
             agent.run()
         return 0
+
+
+def _undo_new(
+    made: contextlib.ExitStack, folder: Path, remove_unused: Callable[[Path], None]
+) -> None:
+    """If this start makes `folder`, `made` removes it again, and what is made above it."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for above in reversed(missing[1:]):
+        made.callback(_remove_empty, above)
+    if missing:
+        made.callback(remove_unused, folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # others have put something there meanwhile
+        folder.rmdir()
 
 
 def _keep_small() -> None:

@@ -16,7 +16,7 @@ from collector.cli.interrupts import Check, interruptible
 from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
 from collector.elfcore.sink import Writer, ZstdWriter, plain_writer
-from collector.errors import ProbeError, StoreError, UsageError
+from collector.errors import ProbeError, StoreError, StoreOfOthers, UsageError
 from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.policy.units import parse_size
@@ -158,7 +158,7 @@ class _Todo(NamedTuple):
 
 def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
     compress = Compress(codec=Codec(args.compress or Codec.ZSTD))
-    with Store(args.store, create=True) as store:
+    with _own_store(args.store) as store:
         record = store_snapshot(
             store, todo.pid, todo.request, todo.contents, todo.live, compress, todo.check
         )
@@ -170,6 +170,18 @@ def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
         tell(todo.pid, record.snapshot)
     print(f"{record.id}: {size(record.core_size)}")
     return 0
+
+
+def _own_store(path: Path) -> Store:
+    try:
+        return Store(path, create=True)
+    except StoreOfOthers as error:
+        if os.geteuid() == 0:
+            raise
+        raise StoreError(
+            f"{path}: you may not write this store; `-o FILE` writes the core to a file of yours, "
+            "`--store DIR` to a store of yours"
+        ) from error
 
 
 def _to_stdout(todo: _Todo, codec: Codec) -> SnapshotFacts:

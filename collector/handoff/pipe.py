@@ -12,6 +12,7 @@ skips the dump.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -173,6 +174,14 @@ class PipeBackend(SocketListener):
         links, self._links = self._links, None
         if links is not None:
             shutil.rmtree(links, ignore_errors=True)
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Remove a run directory of which nobody needs anything: neither saved settings nor notes."""
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in run_dir.iterdir()} <= {_HEARD}:
+            (run_dir / _HEARD).unlink(missing_ok=True)
+            run_dir.rmdir()
 
 
 def _fits(pattern: str, fields: str) -> bool:

@@ -187,6 +187,12 @@ class Index:
             raise StoreError(f"{self.path}: {error}") from error
 
 
+def remove(path: Path) -> None:
+    """Remove an index that nobody has open."""
+    for suffix in _SUFFIXES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def set_aside(path: Path) -> None:
     """Rename an index, so that a new one can be made in its place."""
     with _one_opener(path.parent, alone=True):

@@ -28,7 +28,7 @@ from types import TracebackType
 
 import msgspec
 
-from collector.errors import Ambiguous, NotFound, StoreError
+from collector.errors import Ambiguous, NotFound, StoreError, StoreOfOthers
 from collector.model import Capture, Cause, Outcome, Record
 from collector.store import encoding, index
 from collector.store.filter import Filter, microseconds
@@ -80,7 +80,8 @@ class Store:
                 _make(path)
             self._folders = Folders(path / "crashes")
         except OSError as error:
-            raise StoreError(_no_store(path, error)) from error
+            kind = StoreOfOthers if isinstance(error, PermissionError) else StoreError
+            raise kind(_no_store(path, error)) from error
         try:
             self._open_index(create)
         except BaseException:
@@ -449,6 +450,14 @@ class Store:
             raise StoreError(f"{self.path}: is open for reading only")
 
 
+def remove_unused(path: Path) -> None:
+    """Remove a store that nobody has open, if it has no folder of a crash; else it stays whole."""
+    with contextlib.suppress(OSError):
+        (path / "crashes").rmdir()
+        index.remove(path / index.NAME)
+        path.rmdir()
+
+
 def _make(path: Path) -> None:
     """Make the store's folders. One that is there already must be ours, and private."""
     with contextlib.suppress(FileExistsError):
@@ -469,7 +478,7 @@ def _make(path: Path) -> None:
 def _own(path: Path, found: os.stat_result) -> None:
     """Refuse what belongs to others; close to them what is a store (or empty) and stands open."""
     if found.st_uid != os.geteuid():
-        raise StoreError(f"{path}: belongs to uid {found.st_uid}, not to us; refused")
+        raise StoreOfOthers(f"{path}: belongs to uid {found.st_uid}, not to us; refused")
     if stat.S_IMODE(found.st_mode) & 0o077 == 0:
         return
     names = [entry.name for entry in path.iterdir()]

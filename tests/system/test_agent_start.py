@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from collector.store.store import Store
 from tests.system.agents import PATIENCE, agent
+from tests.system.needs import by_socket
 from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import ROOT, running
+from tests.unit.store_samples import numbered
 
 NOBODY = 65534
 PATTERN = "core.%p"
@@ -36,7 +39,7 @@ class Attempt:
         self.file = folder / "coreward.yaml"
         self.file.write_text(f"metrics: {{listen: off}}\n{config}")
         self.arguments = [
-            *("run", "--config", str(self.file), "--store", str(folder / "store")),
+            *("run", "--config", str(self.file), "--store", str(folder / "var" / "store")),
             *("--run-dir", str(folder / "run"), "--pin-dir", str(self.pins)),
         ]
 
@@ -60,14 +63,18 @@ class Attempt:
         assert done.stdout == ""
         (line,) = [line for line in done.stderr.splitlines() if not line.startswith("INFO ")]
         assert not self.pins.exists()
+        assert [path.name for path in self.folder.iterdir()] == [self.file.name]
         return done.returncode, line
 
 
-def test_another_crash_handler_is_not_replaced(settings: KernelSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [by_socket("socket"), "pipe"])
+def test_another_crash_handler_is_not_replaced(
+    backend: str, settings: KernelSettings, tmp_path: Path
+) -> None:
     # GIVEN a machine on which another crash handler is installed
     settings.write("core_pattern", FOREIGN)
     # WHEN the agent starts without leave to replace it
-    status, line = Attempt(tmp_path, "").refusal()
+    status, line = Attempt(tmp_path, f"hold: {{backend: {backend}}}").refusal()
     # THEN it refuses, and says what could be done
     assert (status, line) == (
         1,
@@ -114,16 +121,31 @@ def test_the_port_is_in_use(settings: KernelSettings, tmp_path: Path) -> None:
     assert settings.read("core_pattern") == PATTERN
 
 
+def test_what_was_there_before_stays(settings: KernelSettings, tmp_path: Path) -> None:
+    # GIVEN a store with a record, and a run directory of an earlier agent
+    attempt = Attempt(tmp_path, "")
+    store, run = tmp_path / "var" / "store", tmp_path / "run"
+    with Store(store, create=True) as earlier:
+        earlier.put(numbered(1, reason="it died"))
+    run.mkdir(mode=0o700)
+    # WHEN the agent refuses to start
+    settings.write("core_pattern", FOREIGN)
+    assert attempt.run().returncode == 1
+    # THEN they are as before
+    assert run.is_dir()
+    with Store(store, create=False, readonly=True) as same:
+        assert [record.reason for record in same.list()] == ["it died"]
+
+
 def test_the_configuration_is_wrong(settings: KernelSettings, tmp_path: Path) -> None:
     # GIVEN a configuration with a key that there is not
     attempt = Attempt(tmp_path, "hold: {backed: socket}")
     # WHEN the agent starts
     status, line = attempt.refusal()
-    # THEN it names file, line, key and what would be right; nothing was made or changed
+    # THEN it names file, line, key and what would be right
     assert status == 2
     assert re.fullmatch(rf"coreward: {attempt.file}:2: hold\.backed: .*backend.*", line)
     assert settings.read("core_pattern") == PATTERN
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["coreward.yaml"]
 
 
 def test_two_agents(tmp_path: Path) -> None:

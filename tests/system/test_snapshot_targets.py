@@ -16,6 +16,7 @@ import pytest
 from collector.elfcore.reader import CoreFile
 from collector.model import Record, SnapshotFacts
 from collector.snapshot.stop import Perturb
+from collector.store.store import Store
 from tests.system.live_targets import Target, live_target
 from tests.system.live_victims import counters, states, tracers
 from tests.system.snapshots import (
@@ -90,6 +91,23 @@ def test_roots_process_for_another_user(way: tuple[str, ...], tmp_path: Path) ->
         "be that user, or root"
     )
     assert left == []
+
+
+def test_roots_store_for_another_user(tmp_path: Path) -> None:
+    # GIVEN a store of root's, and a process of another user
+    with Store(tmp_path / "store", create=True) as store:
+        store_path = store.path
+    with nobodys_folder() as folder, running("sample_idle.py", cwd=folder, uid=NOBODY) as victim:
+        # WHEN that user wants a snapshot in it THEN it is said what would do
+        said = refused(coreward("snapshot", "--store", store_path, victim.pid, user=NOBODY))
+        assert said == (
+            f"{store_path}: you may not write this store; `-o FILE` writes the core to a file of "
+            "yours, `--store DIR` to a store of yours"
+        )
+        # AND both do
+        facts_of(victim.pid, folder / "core", user=NOBODY)
+        done(coreward("snapshot", "--store", folder / "own", victim.pid, user=NOBODY))
+        assert len(list((folder / "own" / "crashes").iterdir())) == 1
 
 
 def test_another_tracer_is_named(tmp_path: Path) -> None:
