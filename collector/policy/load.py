@@ -213,16 +213,14 @@ def _limit(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
 def _period(text: str) -> float:
     seconds = parse_duration(text)
     if seconds > _MAX_PERIOD:
-        raise ValueError("is longer than a year")
+        raise ValueError(f"expected a duration of at most a year, not {quote(text)}")
     return seconds
 
 
 def _max_time(text: str) -> float:
     seconds = parse_duration(text)
-    if seconds < 1:
-        raise ValueError("is less than a second")
-    if seconds > _LONGEST_CAPTURE:
-        raise ValueError("is longer than a day")
+    if not 1 <= seconds <= _LONGEST_CAPTURE:
+        raise ValueError(f"expected a duration from 1s to 1d, not {quote(text)}")
     return seconds
 
 
@@ -343,21 +341,21 @@ def _watched(doc: Document, node: yaml.Node, path: str) -> Match:
 def _every(text: str) -> float:
     seconds = parse_duration(text)
     if not _SHORTEST <= seconds <= _MAX_EVERY:
-        raise ValueError("expected a duration from 10ms to 1h")
+        raise ValueError(f"expected a duration from 10ms to 1h, not {quote(text)}")
     return seconds
 
 
 def _patience(text: str) -> float:
     seconds = parse_duration(text)
     if not _LEAST_PATIENCE <= seconds <= _MOST_PATIENCE:
-        raise ValueError("expected a duration from 50ms to 1m")
+        raise ValueError(f"expected a duration from 50ms to 1m, not {quote(text)}")
     return seconds
 
 
 def _stack(text: str) -> int:
     size = parse_size(text)
     if not _PAGE <= size <= _MAX_STACK:
-        raise ValueError("expected a size from 4KiB to 64KiB")
+        raise ValueError(f"expected a size from 4KiB to 64KiB, not {quote(text)}")
     return size
 
 
@@ -380,7 +378,8 @@ def _trigger(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -
     conditions = [condition for condition in Condition if condition.value in present]
     if len(conditions) != 1:
         known = ", ".join(condition.value for condition in Condition)
-        doc.problem(node, path, f"expected exactly one condition out of {known}")
+        found = " and ".join(condition.value for condition in conditions) or "none"
+        doc.problem(node, path, f"expected exactly one condition out of {known}; it has {found}")
         return None
     condition = conditions[0]
     if "for" in present and condition in _IN_SECONDS:
@@ -495,7 +494,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),
         "queue": nodes.integer(1, 100_000, "a number of captures"),
-        "max_time": nodes.written(_max_time, "a duration such as 10min"),
+        "max_time": nodes.written(_max_time, "a duration such as 10m"),
         "max_read": _size_or_auto,
     },
     "recorder": {
@@ -514,10 +513,17 @@ _TOP: Mapping[str, Parser] = {
 def _check_memory(doc: Document, given: dict[str, Any]) -> None:
     """A rule whose processes need more than the recorder may have would never watch any."""
     most = given.get("recorder", {}).get("memory", RecorderSettings().memory)
-    for index, rule in enumerate(given.get("watch", ())):
-        if rule.get("memory", WATCH_MEMORY) > most:
-            problem = f"is more than recorder.memory, {show_size(most)} for all processes"
-            doc.problem(None, f"watch[{index}].memory", problem)
+    rules = given.get("watch", ())
+    written = _present(doc.root)["watch"].value if rules and doc.root is not None else ()
+    if len(written) != len(rules):  # one of them is wrong, and that is said
+        return
+    for index, (rule, node) in enumerate(zip(rules, written, strict=True)):
+        size = rule.get("memory", WATCH_MEMORY)
+        if size > most:
+            have = f"recorder.memory, {show_size(most)} for all processes"
+            where = _present(node).get("memory", node)
+            problem = f"expected at most {have}, not {show_size(size)}"
+            doc.problem(where, f"watch[{index}].memory", problem)
 
 
 # From checked values to the policy

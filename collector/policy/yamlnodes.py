@@ -144,11 +144,22 @@ def _expanded(node: yaml.Node, most: int, depth: int) -> int:
     return total
 
 
+# What of a parser's message tells a usual mistake, and what to do about it
+_HINTS = {
+    "an alias": "a text which begins with * must be quoted",
+    "'\\t'": "indent with blanks, not with tabs",
+    "<block end>": "indent it as the lines that it belongs to",
+    "mapping values": "quote a text that has `: ` in it; a key begins a line",
+    "a flow": "a bracket may not be closed",
+}
+
+
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     text = " ".join(part for part in (error.context, error.problem) if part)
-    if "an alias" in text:
-        return f"not YAML: {text} (a text which begins with * must be quoted)"
-    return f"not YAML: {text}"
+    begin, end = error.context_mark, error.problem_mark
+    since = f" (begun on line {begin.line + 1})" if begin and end and begin.line < end.line else ""
+    hint = next((f"; {hint}" for part, hint in _HINTS.items() if part in text), "")
+    return f"not YAML: {text}{since}{hint}"
 
 
 # Parsers. Each takes (document, node, key path), returns a typed value or raises Problem.

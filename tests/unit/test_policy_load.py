@@ -201,25 +201,26 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
         ),
         (
             "{name: a, match: {comm: x}, every: 1ms}",
-            "f:1: watch[0].every: expected a duration from 10ms to 1h",
+            'f:1: watch[0].every: expected a duration from 10ms to 1h, not "1ms"',
         ),
         (
             "{name: a, match: {comm: x}, stack: 1MiB}",
-            "f:1: watch[0].stack: expected a size from 4KiB to 64KiB",
+            'f:1: watch[0].stack: expected a size from 4KiB to 64KiB, not "1MiB"',
         ),
         (
             "{name: a, match: {comm: x}, memory: 65MiB}",
-            "f: watch[0].memory: is more than recorder.memory, 64MiB for all processes",
+            "f:1: watch[0].memory: expected at most recorder.memory, 64MiB for all processes, not "
+            "65MiB",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{name: t}]}",
             "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
-            "blocked, no-progress, resident, descriptors, cpu",
+            "blocked, no-progress, resident, descriptors, cpu; it has none",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9%, blocked: 9s}]}",
             "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
-            "blocked, no-progress, resident, descriptors, cpu",
+            "blocked, no-progress, resident, descriptors, cpu; it has blocked and cpu",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{cpu: 9%}]}",
@@ -409,7 +410,15 @@ PROBLEMS = [
         "defaults: {limit: {period: 0s}}",
         "f:1: defaults.limit.period: a duration must be greater than 0",
     ),
-    ("defaults: {limit: {period: 999d}}", "f:1: defaults.limit.period: is longer than a year"),
+    (
+        "defaults: {limit: {period: 999d}}",
+        'f:1: defaults.limit.period: expected a duration of at most a year, not "999d"',
+    ),
+    ("hold: {patience: 2h}", 'f:1: hold.patience: expected a duration from 50ms to 1m, not "2h"'),
+    (
+        "capture: {max_time: 2d}",
+        'f:1: capture.max_time: expected a duration from 1s to 1d, not "2d"',
+    ),
     (
         "defaults: {limit: {fallback: full}}",
         'f:1: defaults.limit.fallback: "full" is not one of stacks, threads, record',
@@ -474,16 +483,32 @@ PROBLEMS = [
     (
         "rules:\n - match: {exe: */java}",
         "f:2: not YAML: while scanning an alias expected alphabetic or numeric character, but "
-        "found '/' (a text which begins with * must be quoted)",
+        "found '/'; a text which begins with * must be quoted",
     ),
     (
         "a: [",
         "f:1: not YAML: while parsing a flow node expected the node content, "
-        "but found '<stream end>'",
+        "but found '<stream end>'; a bracket may not be closed",
     ),
     (
         "store: {}\n---\nhold: {}",
-        "f:2: not YAML: expected a single document in the stream but found another document",
+        "f:2: not YAML: expected a single document in the stream but found another document "
+        "(begun on line 1)",
+    ),
+    (
+        "defaults:\n\tlimit: none",
+        "f:2: not YAML: while scanning for the next token found character '\\t' that cannot start "
+        "any token; indent with blanks, not with tabs",
+    ),
+    (
+        "store:\n  min_free: 1GiB\n path: /x",
+        "f:3: not YAML: while parsing a block mapping expected <block end>, but found "
+        "'<block mapping start>' (begun on line 1); indent it as the lines that it belongs to",
+    ),
+    (
+        "store: path: /x",
+        "f:1: not YAML: mapping values are not allowed here; quote a text that has `: ` in it; a "
+        "key begins a line",
     ),
     ("\n\x01", "f:2: not YAML: character U+0001 is not allowed"),
     ("\n" + "[" * 3000, "f:2: not YAML: nested more than 20 deep"),
