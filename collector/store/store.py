@@ -68,7 +68,7 @@ class Store:
         if create and readonly:
             raise ValueError("a store cannot be created readonly")
         self.path = path
-        self.min_free = 0  # bytes; no new record is begun that would leave less
+        self.min_free = 0  # bytes, half of the policy's; no new record would leave less
         self._readonly = readonly
         self._lock = threading.Lock()
         self._waiting: deque[_Put] = deque()
@@ -440,9 +440,10 @@ class Store:
 
     def _check_room(self, id: str) -> None:
         """Whether a record may be begun; one that is there may grow."""
-        if self.min_free and self.free_bytes() < self.min_free and not self.has(id):
+        if self.min_free and (free := self.free_bytes()) < self.min_free and not self.has(id):
             raise StoreError(
-                f"{self.path}: no room for new records: less than {self.min_free >> 20} MiB is free"
+                f"{self.path}: no room for new records: {free >> 20} MiB are free, and they end at "
+                f"{self.min_free >> 20} MiB, half of store.min_free"
             )
 
     def _writable(self) -> None:
