@@ -188,8 +188,15 @@ ITERATE(task_vma, mappings)
 	out.brk = GET(mm, brk);
 	out.start_stack = GET(mm, start_stack);
 	out.others = GET(mm, mm_users.counter) - GET(GET(task, signal), nr_threads);
-	if (GET(task, vfork_done))
+	if (GET(task, vfork_done)) {
+		struct task_struct *parent = GET(task, real_parent);
+		s32 threads = GET(GET(parent, signal), nr_threads);
+
 		out.flags |= CW_MAPPING_VFORK;
+		/* whoever looks at it in /proc right now counts as well; the iterator always does */
+		if (GET(parent, mm) == mm && out.others > threads + 1)
+			out.others = threads + 1;
+	}
 	if (GET(vma, anon_vma))
 		out.flags |= CW_MAPPING_ANON_VMA;
 	file = GET(vma, vm_file);

@@ -5,6 +5,9 @@ core is written in its turn like all others. Where there is no room for so much,
 not tell what is wanted, a writer looks into its memory first, has that copied, and waits for its
 turn. A lane of its own, for a process waits: behind no core that is being written. However long the
 copy takes, the process does not wait longer than its size allows.
+
+A process whose memory others go on using, as the parent of a child of vfork(2) does that waits for
+it, is copied as far as a short time goes.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from collector.agent.crash import Crash
 from collector.arch.x86_64 import SP
 from collector.capture.copier import NoRoom, make_copy
 from collector.capture.job import Copied, CopyOrder, WriterAnswer
 from collector.capture.parts import Copy, Source
+from collector.elfcore.types import Mapping
 from collector.errors import HoldError, ProbeError
 from collector.handoff.handoff import HandOff
 from collector.handoff.pin import Pin
@@ -63,11 +70,18 @@ class Copies:
                 self._promised -= room
 
 
-def order_for(crash: Crash, room: int) -> CopyOrder:
-    """To copy what it has within `room` bytes, while it is held."""
+def order_for(crash: Crash, room: int, shared: float) -> CopyOrder:
+    """To copy what it has within `room` bytes, while it is held.
+
+    shared: seconds since the hand-off for one whose memory others go on using.
+    """
     gathered = crash.gathered
     dying = gathered.dying
-    seconds = _SECONDS + size_of(dying.text.status) * _PER_BYTE
+    if gathered.others:
+        since = time.monotonic() - gathered.handoff.accepted_ns / 1e9
+        seconds = max(shared - since, 0)
+    else:
+        seconds = _SECONDS + size_of(dying.text.status) * _PER_BYTE
     source = Source(dying.tid, gathered.handoff.pidfd, dying.mem_fd, dying.pagemap_fd)
     return CopyOrder(room, seconds, source)
 
@@ -100,6 +114,58 @@ def copy_at_once(crash: Crash, order: CopyOrder, most: int | None) -> Copy | Non
         return None
     gathered.open.callback(os.close, copy.fd)
     return copy
+
+
+def copy_in_time(crash: Crash, order: CopyOrder, most: int | None) -> Copy:
+    """A copy, its stack first, of as much as the time allows. The process is released then.
+
+    Nobody waits for a writer, which would start later than that. most: as for copy_at_once. Raises
+    CaptureError and OSError as make_copy does; the process is released even so.
+    """
+    from collector.capture import outline  # noqa: PLC0415 - half a MB; few agents copy
+
+    gathered, decided = crash.gathered, crash.decided
+    room = order.room if most is None else min(order.room, most)
+    try:
+        mappings, sp = _mappings_and_stack(crash)
+        if mappings is None:
+            parts = outline.hasty_stack(sp)
+            _lower(crash, "its mappings are more than can be looked at while others wait")
+        else:
+            parts = outline.hasty_outline(
+                gathered.dying,
+                mappings,
+                gathered.shared_fds,
+                sp,
+                decided.decision.action.memory,
+                decided.admission.capture,
+            )
+        copy = make_copy(parts, order.source, room, order.seconds, copied=gathered.handoff.release)
+    finally:
+        gathered.handoff.release()
+    gathered.open.callback(os.close, copy.fd)
+    return msgspec.structs.replace(copy, hasty=True)
+
+
+def _mappings_and_stack(crash: Crash) -> tuple[Sequence[Mapping] | None, int]:
+    """None: they are too many. Without BPF the kernel's notes tell both."""
+    from collector.capture import image, outline  # noqa: PLC0415
+
+    gathered, fatal = crash.gathered, crash.seen.fatal
+    if gathered.head is not None:
+        told = image.image_of_head(gathered.head, gathered.dying.text)
+        return told.mappings, told.threads[0].regs[SP]
+    sp = 0 if fatal is None else fatal.regs[SP]
+    return outline.few_mappings(gathered.dying, gathered.mappings), sp
+
+
+def _lower(crash: Crash, why: str) -> None:
+    """A core without memory, if one with memory was wanted: none of it is copied."""
+    admission = crash.decided.admission
+    if admission.capture in (Capture.FULL, Capture.STACKS):
+        lower = msgspec.structs.replace(admission, capture=Capture.THREADS)
+        crash.decided = msgspec.structs.replace(crash.decided, admission=lower)
+        crash.lose("memory", why)
 
 
 def wait_for_copy(crash: Crash, answers: Answers, seconds: float) -> tuple[WriterAnswer, float]:

@@ -27,7 +27,7 @@ class Gathered:
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
     unopened: int  # shared mappings whose file has no name and is not in shared_fds
     address: int  # of memory that can be read, for a pin; 0: none
-    others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
+    others: int  # processes that share its memory and go on; -1, -2: see handoff.h
     spared: bool  # it was released without a pin, and nothing of its memory is there
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again

@@ -55,7 +55,9 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
 
 def _shared(others: int) -> str:
     if others < 0:
-        return "its memory is its parent's, which waits for it (vfork)"
+        return "its memory is its parent's" + (
+            ", which waits for it (vfork)" if others > -2 else ""
+        )
     return f"its memory is shared with {others} other processes, which go on"
 
 

@@ -14,6 +14,7 @@ from collector.agent.context import Context
 from collector.agent.copy import (
     Answers,
     copy_at_once,
+    copy_in_time,
     let_go,
     order_for,
     size_of,
@@ -36,7 +37,7 @@ from collector.agent.facts import (
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.parts import Copy
 from collector.capture.run import run_without_memory, run_writer
-from collector.errors import CaptureError, CorewardError
+from collector.errors import CorewardError
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
@@ -84,17 +85,19 @@ def _copy(context: Context, crash: Crash) -> None:
     """Let a process go when its memory is copied; its core is written in its turn."""
     status = crash.gathered.dying.text.status
     with context.copies.room(size_of(status), context.policy.policy.release.copy) as room:
-        order = order_for(crash, room)
+        order = order_for(crash, room, context.policy.policy.release.shared)
+        copy = copy_in_time if crash.gathered.others else copy_at_once
         try:
-            copied = copy_at_once(crash, order, _most_read(context, crash))
-        except (CaptureError, OSError) as error:
+            copied = copy(crash, order, _most_read(context, crash))
+        except (CorewardError, OSError) as error:
             why = str(error)
             _note_release(context, crash, crash.gathered.handoff.release())
             ask = partial(_make_room, context, crash)
             _queue(context, crash, lambda: run_without_memory(_job(context, crash), why, ask))
             return
         if copied is not None:
-            _note_release(context, crash, let_go(crash))
+            held_ms = crash.gathered.handoff.release() if crash.gathered.others else let_go(crash)
+            _note_release(context, crash, held_ms)
             _queue(context, crash, partial(_run, context, crash, copied=copied))
             return
         answers = _run(context, crash, order)

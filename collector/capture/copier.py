@@ -12,7 +12,8 @@ import os
 import select
 import struct
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from collector.capture.parts import Copy, Part, Source
 from collector.errors import CaptureError
@@ -21,8 +22,10 @@ from collector.linux.fresh import memory_file
 from collector.native.build import COPIER, find
 
 _GRACE_S = 1.0  # for a copier that did not keep to its time
+_HURRY_S = 0.02  # the same, where others are kept waiting
+_LEAST_NS = 5_000_000  # for a copier that began late: a stack is copied in less
 _EXIT_S = 0.1
-_ORDER = struct.Struct("=Qq5iIQ")  # struct order
+_ORDER = struct.Struct("=Qqq5iIQ")  # struct order
 _PART = struct.Struct("=QQqiI")  # struct part
 _ANSWER = struct.Struct("=qQQQ")  # struct answer
 
@@ -32,13 +35,21 @@ class NoRoom(CaptureError):
 
 
 def make_copy(
-    parts: Sequence[Part], source: Source, room: int, seconds: float, *, whole: bool = False
+    parts: Sequence[Part],
+    source: Source,
+    room: int,
+    seconds: float,
+    *,
+    whole: bool = False,
+    copied: Callable[[], object] | None = None,
 ) -> Copy:
     """Copy these parts, the first ones first, as far as `room` bytes and the time go.
 
-    It returns in time, whatever the process does. whole: rather nothing than not all of it. Raises
-    NoRoom, CaptureError if nobody could copy, and OSError if its address space is gone.
+    It returns in time, whatever the process does. whole: rather nothing than not all of it.
+    copied: others wait until this is called, at once when nothing more is copied. Raises NoRoom,
+    CaptureError if nobody could copy, and OSError if its address space is gone.
     """
+    until_ns = time.monotonic_ns() + int(seconds * 1e9)
     program = find(COPIER)
     if program is None:
         raise CaptureError(f"{COPIER} was not built: run `make setup`")
@@ -47,7 +58,15 @@ def make_copy(
     with contextlib.ExitStack() as undo:
         area = memory_file()
         undo.callback(os.close, area)
-        order = (room, int(seconds * 1e9), *source, area, whole, len(parts))
+        order = (
+            room,
+            until_ns,
+            0 if copied is None else _LEAST_NS,
+            *source,
+            area,
+            whole,
+            len(parts),
+        )
         listed = [
             _PART.pack(part.start, part.end, part.offset, part.fd, part.kind) for part in parts
         ]
@@ -55,10 +74,22 @@ def make_copy(
         with os.fdopen(os.memfd_create("coreward-order", os.MFD_CLOEXEC), "w+b") as file:
             file.write(b"".join((_ORDER.pack(*order), *listed)))
             file.flush()
-            copier = subprocess.Popen(
-                [program], stdin=file, stdout=subprocess.PIPE, pass_fds=tuple(fds - {-1})
+            copier = children.start(
+                [str(program)],
+                0 if copied is None else children.AHEAD,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                pass_fds=tuple(fds - {-1}),
             )
-        error, size, table, pieces = _answer_of(copier, seconds + _GRACE_S)
+        said = _answer_of(copier, seconds + (_GRACE_S if copied is None else _HURRY_S))
+        if copied is not None:
+            copied()
+        if said:
+            children.has_ended(copier.pid, _EXIT_S)  # else it would be a death of its own
+        children.kill(copier, _EXIT_S)
+        if len(said) != _ANSWER.size:
+            raise CaptureError("its memory could not be copied in time")
+        error, size, table, pieces = _ANSWER.unpack(said)
         if error:
             raise OSError(error, os.strerror(error))
         if whole and size > room:
@@ -67,17 +98,10 @@ def make_copy(
     return Copy(area, size, table, pieces)
 
 
-def _answer_of(copier: subprocess.Popen[bytes], seconds: float) -> tuple[int, int, int, int]:
-    """Its answer, when it has ended or was left behind."""
+def _answer_of(copier: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """What it says; nothing if it does not in that time."""
     assert copier.stdout is not None
     with copier.stdout as pipe:
         answer = select.poll()
         answer.register(pipe, select.POLLIN)
-        said = os.read(pipe.fileno(), _ANSWER.size) if answer.poll(seconds * 1e3) else b""
-    if said:
-        children.has_ended(copier.pid, _EXIT_S)  # else it would be a death of its own
-    children.kill(copier, _EXIT_S)
-    if len(said) != _ANSWER.size:
-        raise CaptureError("its memory could not be copied in time")
-    error, size, table, pieces = _ANSWER.unpack(said)
-    return error, size, table, pieces
+        return os.read(pipe.fileno(), _ANSWER.size) if answer.poll(seconds * 1e3) else b""

@@ -12,7 +12,7 @@ import mmap
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from collector.capture.memory import ProcessMemory
@@ -79,8 +79,13 @@ class HeldMemory:
 class CopiedMemory:
     """`Memory` of a process that may be gone by now: what was copied of it."""
 
-    def __init__(self, copy: Copy, mappings: Sequence[Mapping]) -> None:
-        """OSError if the copy cannot be mapped."""
+    def __init__(
+        self,
+        copy: Copy,
+        mappings: Sequence[Mapping],
+        is_known: Callable[[int, int], bool] = lambda start, end: True,
+    ) -> None:
+        """is_known: whether all of a range was wanted. OSError if the copy cannot be mapped."""
         self.missing = 0  # bytes that were wanted, and did not come
         self.copied = 0  # bytes
         self._pieces: list[_Piece] = []
@@ -97,7 +102,10 @@ class CopiedMemory:
         self._known = union([*((p.start, p.end) for p in self._pieces), *missing])
         self.copied = sum(p.end - p.start for p in self._pieces)
         kernels = [(m.start, m.end) for m in mappings if m.special]  # [vvar] is never readable
-        self.missing = sum(b - a for a, b in outside(union(missing), kernels))
+        gone = outside(union(missing), kernels)
+        self.missing = sum(b - a for a, b in gone)
+        self.not_in_time = gone if copy.hasty else []
+        self._is_known = is_known if copy.hasty else None
 
     def ranges(self, start: int, end: int) -> Iterator[Range]:
         """What was wanted of [start, end) and was there: what could not be read as well."""
@@ -109,8 +117,10 @@ class CopiedMemory:
             index += 1
 
     def unknown(self, start: int, end: int) -> list[Range]:
-        """Nothing: what did not come is in `missing`."""
-        return []
+        """What nobody had the time to look for; what was wanted and did not come is `missing`."""
+        if self._is_known is None or self._is_known(start, end):
+            return []
+        return outside([(start, end)], self._known)
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Bytes of the copy from `address` on; fewer than asked where it has a gap."""

@@ -63,10 +63,18 @@ def coredump_filter(text: ProcText) -> int:
 def _from_stream(job: Job) -> ProcessImage:
     if job.head is None:
         raise CaptureError(f"process {job.pid}: neither BPF nor the kernel's stream gave registers")
-    head = parse_head(memoryview(job.head))
+    return image_of_head(job.head, job.text)
+
+
+def image_of_head(head_of_stream: bytearray, text: ProcText) -> ProcessImage:
+    """The image that the head of the kernel's own core tells, the dying thread first.
+
+    Raises CaptureError, or CoreFormatError if it is damaged.
+    """
+    head = parse_head(memoryview(head_of_stream))
     if not head.notes.threads:
-        raise CaptureError(f"process {job.pid}: the kernel's core stream has no threads")
-    named = {m.start: m for m in decode_maps(job.text.maps or b"")}
+        raise CaptureError("the kernel's core stream has no threads")
+    named = {m.start: m for m in decode_maps(text.maps or b"")}
     mappings = [
         msgspec.structs.replace(named[m.start], dump_size=m.dump_size) if m.start in named else m
         for m in head.mappings

@@ -43,3 +43,4 @@ class Copy(msgspec.Struct, frozen=True, array_like=True):
     size: int  # bytes that were there to be copied
     table: int  # offset of the table of pieces in the file
     pieces: int
+    hasty: bool = False  # others waited: it may lack what was there, or only in a file

@@ -26,6 +26,7 @@ from collector.policy.types import MemoryChoice
 from collector.ranges import Range, outside, union
 
 FILE_ONLY = "only in a mapped file, not in memory"
+NOT_IN_TIME = "not copied while others waited"
 MAX_PARTS = 1 << 12  # that are left out of segments
 
 
@@ -44,10 +45,14 @@ def plan_core(
     choice: MemoryChoice,
     coredump_filter: int,
     limit: int | None,
+    missing: Sequence[Range] = (),
 ) -> Plan:
-    """The plan for one capture within `limit` bytes of memory (None: no limit)."""
+    """The plan for one capture within `limit` bytes of memory (None: no limit).
+
+    missing: rising ranges that were there, and that nobody has any more.
+    """
     if capture is Capture.FULL:
-        return _full(image, memory, choice, coredump_filter, limit)
+        return _full(image, memory, choice, coredump_filter, limit, missing)
     everything = select_none(image.mappings)
     if capture is Capture.THREADS:
         return Plan(segments=everything, left_out=[])
@@ -62,6 +67,7 @@ def _full(
     choice: MemoryChoice,
     coredump_filter: int,
     limit: int | None,
+    missing: Sequence[Range],
 ) -> Plan:
     segments = select_full(image.mappings, choice, coredump_filter, memory.read)
     left_out = []
@@ -71,6 +77,8 @@ def _full(
             if s.filesz < usual:
                 left_out.append(LeftOut(m.start, m.start + usual, "excluded by policy"))
     plan = _without_unknown(Plan(segments=segments, left_out=left_out), memory)
+    if missing:
+        plan = msgspec.structs.replace(_without(plan, missing, NOT_IN_TIME), truncated=True)
     segments = plan.segments
     if limit is None or sum(s.filesz for s in segments) <= limit:
         return plan
@@ -90,8 +98,13 @@ def _without_unknown(plan: Plan, memory: Memory) -> Plan:
     unknown = [part for start, end in held for part in memory.unknown(start, end)]
     if not unknown:
         return plan
-    parts = heapq.nlargest(MAX_PARTS, unknown, key=lambda part: part[1] - part[0])
-    lost = [LeftOut(start, end, FILE_ONLY) for start, end in unknown]
+    return _without(plan, unknown, FILE_ONLY)
+
+
+def _without(plan: Plan, missing: Sequence[Range], why: str) -> Plan:
+    held = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
+    parts = heapq.nlargest(MAX_PARTS, missing, key=lambda part: part[1] - part[0])
+    lost = [LeftOut(start, end, why) for start, end in missing]
     return Plan(
         segments=carve(plan.segments, outside(held, sorted(parts))),
         left_out=[*plan.left_out, *lost],

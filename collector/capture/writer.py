@@ -38,7 +38,8 @@ from collector.capture.job import (
     Written,
 )
 from collector.capture.memory import Memory, ProcessMemory
-from collector.capture.plan import FILE_ONLY, Plan, plan_core
+from collector.capture.outline import STACK
+from collector.capture.plan import FILE_ONLY, NOT_IN_TIME, Plan, plan_core
 from collector.capture.select import select_stacks
 from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.notes import with_left_out
@@ -51,7 +52,6 @@ from collector.model import Capture
 from collector.ranges import Range, outside, union
 
 T = TypeVar("T")
-EXPLAIN_STACK = 1 << 20  # bytes of the dying thread's stack that the explainer gets
 _READ_PATIENCE = 30.0  # seconds that one read of 4 MiB may take
 
 
@@ -96,8 +96,11 @@ class Core:
         self._planned: Plan | None = None  # of the first core, where it was made beforehand
         self._smaller_why = ""  # where it is not `self._capture` that was asked for
         self._not_copied = 0  # bytes
+        self._in_haste: list[Range] = []  # what there was no time to copy
         if job.copied is not None:
-            self._use(CopiedMemory(job.copied, self._image.mappings))
+            # as whoever copied it knew the files
+            known = ProcessMemory(job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds)
+            self._use(CopiedMemory(job.copied, self._image.mappings, known.is_known))
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
@@ -165,6 +168,7 @@ class Core:
     def _use(self, copied: CopiedMemory) -> None:
         """From now on its memory is what was copied of it."""
         self._memory, self._not_copied = copied, copied.missing
+        self._in_haste = copied.not_in_time
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """The result of a look into its memory. Raises Stalled if it keeps us waiting."""
@@ -180,7 +184,7 @@ class Core:
         """The dying thread alone: its stack is enough to say where it died."""
         first = self._image.threads[0]
         path = self._folder / EXPLAIN_CORE
-        write_explain_core(path, self._image, self._memory, self._patches, EXPLAIN_STACK)
+        write_explain_core(path, self._image, self._memory, self._patches, STACK)
         told = None
         if self._job.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
@@ -190,7 +194,9 @@ class Core:
         job = self._job
         limit = _least(job.memory.max, job.max_bytes, _most_read(job.max_read))
         chosen = coredump_filter(job.text)
-        return plan_core(self._image, capture, memory, job.memory, chosen, limit)
+        return plan_core(
+            self._image, capture, memory, job.memory, chosen, limit, missing=self._in_haste
+        )
 
     def _write_core(self, capture: Capture) -> Written:
         job = self._job
@@ -244,6 +250,9 @@ class Core:
             lost["memory"] = f"{self._smaller_why}: {capture} instead of {self._job.capture}"
         elif result.stopped is not None:
             lost["memory"] = self._why_stopped(result.stopped)
+        elif self._in_haste:
+            missing = sum(p.end - p.start for p in plan.left_out if p.reason == NOT_IN_TIME)
+            lost["memory"] = f"{missing} bytes were not copied while others waited (release.shared)"
         elif plan.truncated:
             lost["memory"] = f"{_missing(plan)} bytes are beyond {self._limit_name()}"
         elif self._not_copied:

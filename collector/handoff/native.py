@@ -56,7 +56,7 @@ class Taken:
     unopened: int  # shared mappings whose file has no name and is not in shared_fds
     core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
     address: int  # of memory that can be read, for a pin; 0: none
-    others: int  # processes that share its memory and go on; -1: its parent, which waits (vfork)
+    others: int  # processes that share its memory and go on; -1, -2: see handoff.h
     spared: bool  # it was released without a pin, for so many of its owner's wait for their cores
     pin: Pin | None  # of a process that is not held any more
     size: int  # of that: private memory in bytes, what a restarted instance must allocate again

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-_AHEAD = -10  # nice value of whoever a dying process waits for
+AHEAD = -10  # nice value of whoever a dying process waits for
 MAX_HANGING = 64  # children; beyond that nobody should start one that reads a process's memory
 _PATIENCE = 2.0  # seconds that a killed child has to end
 
@@ -34,7 +34,7 @@ def start(command: Sequence[str], nice: int, **how: Any) -> subprocess.Popen[byt
     """
     own = threading.get_native_id()
     before = os.getpriority(os.PRIO_PROCESS, own)
-    _set_priority(own, min(before, _AHEAD))
+    _set_priority(own, min(before, AHEAD))
     try:
         child = subprocess.Popen(command, **how)
         _set_priority(child.pid, nice)

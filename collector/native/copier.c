@@ -198,7 +198,7 @@ static bool make_area(uint64_t size)
 
 static void run(struct answer *answer)
 {
-	int64_t begun_ns = now_ns();
+	int64_t begun_ns = now_ns(), least_ns;
 	const struct part *parts = read_order();
 
 	if (!parts || !find_pieces(&order, parts, &present, &absent)) {
@@ -215,7 +215,8 @@ static void run(struct answer *answer)
 		answer->error = errno;
 		return;
 	}
-	copy(begun_ns + order.patience_ns);
+	least_ns = begun_ns + order.least_ns;
+	copy(order.until_ns > least_ns ? order.until_ns : least_ns);
 	answer->pieces = present.count + absent.count;
 	if (!write_table(&present, order.area, answer->table) ||
 	    !write_table(&absent, order.area, answer->table + present.count * sizeof(struct piece)))

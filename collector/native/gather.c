@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "native.h"
@@ -97,14 +98,25 @@ static bool list(struct orders *o, struct taken *t)
 	return true;
 }
 
+/* Whether its parent has the same memory, by kcmp(2): all that can be known without BPF. */
+static bool has_memory_of_parent(struct taken *t)
+{
+	char text[STAT_SIZE];
+	int parent = (int)parent_of(text_of(t, STAT, text, sizeof(text)));
+
+	return parent > 0 && !syscall(312 /* kcmp(2) */, t->tid, parent, 1 /* KCMP_VM */, 0, 0);
+}
+
 /* Who else uses its memory, and may go on writing to it (vfork(2), clone(2) with CLONE_VM). */
 static void count_others(struct taken *t)
 {
 	struct cw_mapping first;
 	bool vfork;
 
-	if (t->mappings.size < sizeof(first))
+	if (t->mappings.size < sizeof(first)) {
+		t->others = has_memory_of_parent(t) ? -2 : 0;
 		return;
+	}
 	memcpy(&first, (const void *)(uintptr_t)t->mappings.at, sizeof(first));
 	vfork = first.flags & CW_MAPPING_VFORK;
 	first.others -= 1; /* the iterator itself */

@@ -110,8 +110,8 @@ struct taken {
 	int32_t pin_fd;
 	int32_t watch;             /* its place in the watchdog's table, -1: none */
 	int32_t limits;            /* of memory cgroups, and its owner's: so many of `levels` */
-	int32_t others;            /* processes that share its memory, and go on; negative: its parent, by
-				    * vfork(2), which waits */
+	int32_t others;            /* processes that share its memory, and go on; -1: its parent, by
+				    * vfork(2), which waits; -2: its parent, which may wait or not */
 	int32_t spared;            /* let go without its memory: so many of its owner wait for cores */
 	int32_t unopened;          /* shared mappings whose file is not in `shared` */
 	struct level levels[LIMITS];

@@ -76,6 +76,7 @@ bool read_text(int fd, size_t limit, char *to, size_t room, struct bytes *text);
 char *text_of(struct taken *t, int which, char *to, size_t size);
 bool resident(struct taken *t, uint64_t address, size_t size);
 uint64_t start_ticks(const char *stat);
+int64_t parent_of(const char *stat);
 bool has_arguments(struct taken *t, const char *stat);
 int64_t field(const char *text, const char *name);
 bool small_file(const char *path, char *to, size_t size);

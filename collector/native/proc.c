@@ -89,6 +89,14 @@ uint64_t start_ticks(const char *stat)
 	return at ? strtoull(at, NULL, 10) : 0;
 }
 
+/* The number of its parent; 0: `stat` does not say, or it is one of another pid namespace. */
+int64_t parent_of(const char *stat)
+{
+	const char *at = stat_field(stat, 4);
+
+	return at ? strtoll(at, NULL, 10) : 0;
+}
+
 /* Whether the arguments of a process can be read without waiting. */
 bool has_arguments(struct taken *t, const char *stat)
 {

@@ -58,6 +58,7 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
+_LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
@@ -352,6 +353,13 @@ def _patience(text: str) -> float:
     return seconds
 
 
+def _shared(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_SHARED <= seconds <= _MOST_PATIENCE:
+        raise ValueError("expected a duration from 10ms to 1m")
+    return seconds
+
+
 def _stack(text: str) -> int:
     size = parse_size(text)
     if not _PAGE <= size <= _MAX_STACK:
@@ -489,6 +497,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "max_pinned": _size_or_auto,
         "max_pins": nodes.integer(1, 1024, "a number of pins"),
         "copy": nodes.written(_share, "a share such as 50%"),
+        "shared": nodes.written(_shared, "a duration such as 60ms"),
         "lend": nodes.boolean,
     },
     "capture": {

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from collector.capture import copier
@@ -115,6 +116,42 @@ def test_what_has_no_room_is_named(anonymous: Own) -> None:
 def test_no_time_at_all(anonymous: Own) -> None:
     copy = anonymous.copied(seconds=0)
     assert (copy.copied, copy.missing) == (0, 3 * PAGE)
+
+
+def test_what_was_not_copied_in_time_is_told_apart_from_what_nobody_could_look_for(
+    anonymous: Own,
+) -> None:
+    # GIVEN a copy for which others waited, of a part of what was there
+    parts = parts_of([(anonymous.start, anonymous.end)], anonymous.memory, anonymous.mappings)
+    copy = make_copy(parts, anonymous.source, 2 * PAGE, LONG)
+    hasty = msgspec.structs.replace(copy, hasty=True)
+    # WHEN what only a file has was not wanted
+    known = CopiedMemory(hasty, anonymous.mappings)
+    unknown = CopiedMemory(hasty, anonymous.mappings, lambda start, end: False)
+    os.close(copy.fd)
+    # THEN it is named, beside what did not come
+    last = anonymous.start + 2000 * PAGE
+    assert known.not_in_time == unknown.not_in_time == [(last, last + PAGE)]
+    assert known.unknown(anonymous.start, anonymous.end) == []
+    assert unknown.unknown(anonymous.start, anonymous.end) == [
+        (anonymous.start + 2 * PAGE, last),
+        (last + PAGE, anonymous.end),
+    ]
+
+
+def test_others_go_on_when_nothing_more_is_copied(
+    anonymous: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "_HURRY_S", LONG)
+    parts = parts_of([(anonymous.start, anonymous.end)], anonymous.memory, anonymous.mappings)
+    gone: list[str] = []
+    # WHEN the time is over before it began
+    copy = make_copy(parts, anonymous.source, 1 << 40, 0, copied=lambda: gone.append("on"))
+    anonymous.area[:5] = b"later"
+    # THEN what comes first was copied even so
+    assert gone == ["on"]
+    assert CopiedMemory(copy, anonymous.mappings).read(anonymous.start, 5) == b"00000"
+    os.close(copy.fd)
 
 
 def test_more_than_one_piece_and_none_of_it_in_one_go() -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from collector.capture import mapped
-from collector.capture.outline import outline
+from collector.capture.outline import few_mappings, hasty_outline, outline
 from collector.capture.parts import Kind, Part
 from collector.capture.process import OpenProcess, ProcText
 from collector.elfcore.types import VM_DONTDUMP, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE
+from collector.model import Capture
 from collector.policy.types import MemoryChoice
 from collector.probe.iterators import HAS_ANON_VMA, HAS_FILE, IS_SPECIAL, MAPPING
 
@@ -98,3 +99,23 @@ def test_and_more_mappings_than_are_told_quickly(dying: OpenProcess) -> None:
     assert outline(dying, many, {}, HEAP, MemoryChoice()) is None
     assert outline(dying, many[MAPPING.size :], {}, HEAP + 2 * PAGE, MemoryChoice()) is not None
     assert outline(dying, None, {}, HEAP, MemoryChoice()) is None
+
+
+def test_in_haste_its_stack_comes_first_and_the_rest_without_what_may_keep_us(
+    dying: OpenProcess,
+) -> None:
+    decoded = few_mappings(dying, records(FOREIGN))
+    assert decoded is not None
+    parts = hasty_outline(dying, decoded, {SHM: 9}, SP, MemoryChoice(), Capture.FULL)
+    assert parts == [
+        Part(STACK + PAGE, STACK + 4 * PAGE, Kind.IN_MEMORY),
+        Part(TEXT, TEXT + PAGE, Kind.IN_MEMORY),
+        Part(VDSO, VDSO + PAGE, Kind.ALL),
+        Part(DATA, DATA + 2 * PAGE, Kind.IN_MEMORY),
+        Part(STACK, STACK + PAGE, Kind.IN_MEMORY),
+        Part(SHM, SHM + 8 * MIB, Kind.OF_FILE, 9, 0),
+        Part(HEAP, HEAP + 64 * MIB, Kind.IN_MEMORY),
+    ]
+    # AND where all its memory is not wanted, no large ones
+    few = hasty_outline(dying, decoded, {SHM: 9}, SP, MemoryChoice(), Capture.STACKS)
+    assert few == parts[:-1]

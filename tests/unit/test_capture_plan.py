@@ -11,7 +11,7 @@ import pytest
 from collector.arch.x86_64 import PAGE, SP
 from collector.capture import plan as planning
 from collector.capture.memory import ProcessMemory
-from collector.capture.plan import FILE_ONLY, Plan, plan_core
+from collector.capture.plan import FILE_ONLY, NOT_IN_TIME, Plan, plan_core
 from collector.elfcore.types import LeftOut, Mapping, ProcessImage, Prot, Segment, Thread
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
@@ -80,6 +80,24 @@ BEYOND = "beyond the limit of {} bytes"
 
 def test_without_a_limit_all_is_kept() -> None:
     assert plan() == Plan(segments=EVERYTHING, left_out=[])
+
+
+def test_what_was_not_copied_is_left_out() -> None:
+    # GIVEN the end of a mapping, for which there was no time
+    gap = (LARGE.end - 2 * PAGE, LARGE.end)
+    result = plan_core(
+        IMAGE,
+        Capture.FULL,
+        cast(ProcessMemory, Memory()),
+        MemoryChoice(),
+        FILTER,
+        None,
+        missing=[gap],
+    )
+    assert result.truncated
+    assert result.left_out == [LeftOut(*gap, NOT_IN_TIME)]
+    held = {s.vaddr: s.filesz for s in result.segments if s.filesz}
+    assert held[LARGE.start] == LARGE.size - 2 * PAGE
 
 
 @pytest.mark.parametrize("limit", [112, 200])
