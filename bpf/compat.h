@@ -123,6 +123,14 @@ FN struct fpu *task_fpu(struct task_struct *t)
 #endif
 }
 
+#ifdef COREWARD_MEMORY_CGROUPS
+#define HAS_MEMORY_CGROUPS 1
+#define MEMORY_CGROUP_ID memory_cgrp_id
+#else
+#define HAS_MEMORY_CGROUPS 0
+#define MEMORY_CGROUP_ID 0
+#endif
+
 FN struct path *backing_path(struct file *file)
 {
 #ifdef COREWARD_USER_PATH
@@ -133,6 +141,15 @@ FN struct path *backing_path(struct file *file)
 }
 
 #else
+
+/* Its number depends on what the kernel was built with (<linux/cgroup_subsys.h>). */
+enum cgroup_subsys_id___any {
+	memory_cgrp_id___any = 1,
+};
+
+#define HAS_MEMORY_CGROUPS \
+	bpf_core_enum_value_exists(enum cgroup_subsys_id___any, memory_cgrp_id___any)
+#define MEMORY_CGROUP_ID bpf_core_enum_value(enum cgroup_subsys_id___any, memory_cgrp_id___any)
 
 struct backing_file___since_6_8 {
 	struct path user_path;

@@ -85,10 +85,13 @@ struct cw_fault {
 	__u32 reserved;
 };
 
+/* Ids count up from 1 in each hierarchy. */
+#define CW_CGROUP_V1 (1ULL << 63)
+
 /* A process is named by pid and start time; ids are those of the initial namespaces but for ns_*. */
 struct cw_who {
 	__u64 start_ns;
-	__u64 cgroup_id;
+	__u64 cgroup_id;       /* of cgroup v2; with CW_CGROUP_V1: of the memory controller's of v1 */
 	__u32 pid;
 	__u32 tid;
 	__u32 ns_pid;

@@ -88,19 +88,36 @@ FN void fill_exe(struct cw_who *who, struct task_struct *t)
 					 fs ? (u64)ADDRESS(fs, root) : 0);
 }
 
+/*
+ * The cgroup of a task: that of v2, unless it is in its root and in another one of the v1 hierarchy of
+ * the memory controller, as on hosts whose controllers are mounted the old way.
+ */
+FN u64 cgroup_of(struct task_struct *t)
+{
+	struct css_set *cgroups = READ(t, cgroups);
+	struct cgroup *unified = READ(cgroups, dfl_cgrp), *memory;
+	struct cgroup_subsys_state *state = 0;
+
+	if (READ(unified, level) || !HAS_MEMORY_CGROUPS)
+		return READ(READ(unified, kn), id);
+	bpf_probe_read_kernel(&state, sizeof(state),
+			      ADDRESS(cgroups, subsys[0]) + MEMORY_CGROUP_ID);
+	memory = READ(state, cgroup);
+	if (READ(memory, level) <= 0)
+		return READ(READ(unified, kn), id);
+	return READ(READ(memory, kn), id) | CW_CGROUP_V1;
+}
+
 FN void fill_who(struct cw_who *who, struct task_struct *t)
 {
 	struct task_struct *leader = READ(t, group_leader), *parent = READ(t, real_parent);
 	struct signal_struct *signal = READ(t, signal);
 	struct pid *pid = READ(t, thread_pid), *group = READ(signal, pids[PIDTYPE_TGID]);
-	struct css_set *cgroups = READ(t, cgroups);
-	struct cgroup *cgroup = READ(cgroups, dfl_cgrp);
-	struct kernfs_node *node = READ(cgroup, kn);
 	const struct cred *cred = READ(t, cred);
 	u32 level = READ(pid, level);
 
 	who->start_ns = READ(leader, start_boottime);
-	who->cgroup_id = READ(node, id);
+	who->cgroup_id = cgroup_of(t);
 	who->pid = READ(t, tgid);
 	who->tid = READ(t, pid);
 	who->ns_pid = id_in_namespace(group, level, 0);

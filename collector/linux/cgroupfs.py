@@ -1,7 +1,8 @@
 """Control groups by id: where a cgroup lies in the hierarchy, although its process is gone.
 
-BPF names a cgroup by its 64-bit id (bpf_get_current_cgroup_id(), cgroup v2). On cgroupfs that id
-is a file handle (open_by_handle_at(2), FILEID_KERNFS in <linux/exportfs.h>).
+BPF names a cgroup by its 64-bit id, which is one of its hierarchy: of cgroup v2, or, with the bit
+V1 (CW_CGROUP_V1 in bpf/coreward.h), of the v1 hierarchy of the memory controller. On cgroupfs that
+id is a file handle (open_by_handle_at(2), FILEID_KERNFS in <linux/exportfs.h>).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 from functools import cache
 from pathlib import Path
 
+V1 = 1 << 63
 _FILEID_KERNFS = 0xFE
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,8 +34,18 @@ def unified_mount(mounts: Path = Path("/proc/self/mounts")) -> str | None:
     return None
 
 
+@cache
+def memory_mount(mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """Where the memory controller of cgroup v1 is mounted; None if it is not."""
+    for line in mounts.read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if kind == "cgroup" and "memory" in options.split(","):
+            return where
+    return None
+
+
 def path_of(cgroup_id: int) -> str | None:
-    """Path of a cgroup in the v2 hierarchy, "/" for the root; None if it is gone or unknown.
+    """Path of a cgroup in its hierarchy, "/" for the root; None if it is gone or unknown.
 
     Where v1 hierarchies are mounted as well, services may be in those and in the root of v2: then
     the root says nothing and is None.
@@ -45,12 +57,12 @@ def path_of(cgroup_id: int) -> str | None:
 
 
 def _path_of(cgroup_id: int) -> str | None:
-    mount = unified_mount()
+    mount = memory_mount() if cgroup_id & V1 else unified_mount()
     if mount is None or not cgroup_id:
         return None
     mount_fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        handle = struct.pack("<IiQ", 8, _FILEID_KERNFS, cgroup_id)
+        handle = struct.pack("<IiQ", 8, _FILEID_KERNFS, cgroup_id & ~V1)
         fd = _libc.open_by_handle_at(mount_fd, handle, os.O_PATH)
         if fd < 0:
             return None

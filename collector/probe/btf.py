@@ -33,7 +33,7 @@ _STRUCTS = """
 _OTHERS = """
     __u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64 u8 u16 u32 u64 s8 s16 s32 s64 bool size_t pid_t
     uid_t gid_t uintptr_t __be16 __be32 __be64 __wsum bpf_func_id bpf_map_type pid_type
-    bpf_perf_event_data bpf_perf_event_value bpf_pidns_info
+    bpf_perf_event_data bpf_perf_event_value bpf_pidns_info cgroup_subsys_id
 """
 _BPF_CONSTANTS = "BPF_"
 
@@ -78,6 +78,8 @@ def vmlinux_h() -> str:
     with libbpf.Types() as types:
         _declare(types)
         body = _without_wide_bit_fields(types.text())
+    if re.search(r"\bmemory_cgrp_id\b", body):
+        body += "\n#define COREWARD_MEMORY_CGROUPS 1\n"
     return (
         "#ifndef __VMLINUX_H__\n#define __VMLINUX_H__\n"
         "#ifndef BPF_NO_PRESERVE_ACCESS_INDEX\n"

@@ -17,6 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 from collector.capture.image import decode_maps
 from collector.elfcore.types import Prot
+from collector.linux import cgroupfs
 from collector.model import (
     Access,
     CrashSite,
@@ -291,6 +292,19 @@ def test_an_oom_kill_is_known_as_one(probe: Probe, tmp_path: Path) -> None:
     assert len({event.who.key for event in events}) == 1
     assert events[0].who.exe == str(build("probe_hog"))
     assert fatal_of(events).sender is None
+
+
+def test_a_killed_process_tells_its_cgroup(probe: Probe, tmp_path: Path) -> None:
+    # GIVEN a process in a cgroup of whichever hierarchy has the memory controller
+    with memory_cgroup(256 << 20) as group:
+        with running("null_main", cwd=tmp_path, cgroup=group.path) as victim:
+            # WHEN it is killed, and waited for
+            victim.process.kill()
+            assert victim.wait() == -signal.SIGKILL
+        events = events_of(probe, victim.pid)
+        # THEN what is told of it names that cgroup
+        found = {cgroupfs.path_of(event.who.cgroup_id) for event in events}
+    assert found == {f"/{group.path.name}"}
 
 
 def test_a_killed_process_of_a_container_tells_its_objects(probe: Probe, tmp_path: Path) -> None:

@@ -28,25 +28,29 @@ def test_the_cgroup_to_show(text: bytes, path: str | None) -> None:
 
 
 V1 = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+CPU = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
 V2 = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
 
 
 @pytest.mark.parametrize(
-    ("mounts", "unified", "v1"),
+    ("mounts", "unified", "v1", "memory"),
     [
-        ("proc /proc proc rw 0 0\n", None, False),
-        (V1, None, True),
-        (V2, "/sys/fs/cgroup/unified", False),
-        (V1 + V2, "/sys/fs/cgroup/unified", True),
+        ("proc /proc proc rw 0 0\n", None, False, None),
+        (V1, None, True, "/sys/fs/cgroup/memory"),
+        (V2, "/sys/fs/cgroup/unified", False, None),
+        (CPU + V2, "/sys/fs/cgroup/unified", True, None),
+        (CPU + V1 + V2, "/sys/fs/cgroup/unified", True, "/sys/fs/cgroup/memory"),
     ],
 )
 def test_which_hierarchies_are_mounted(
-    mounts: str, unified: str | None, v1: bool, tmp_path: Path
+    mounts: str, unified: str | None, v1: bool, memory: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "mounts"
     file.write_text(mounts)
     assert (cgroupfs.unified_mount(file), cgroupfs.has_v1(file)) == (unified, v1)
+    assert cgroupfs.memory_mount(file) == memory
 
 
 def test_no_id_is_no_cgroup() -> None:
     assert cgroupfs.path_of(0) is None
+    assert cgroupfs.path_of(cgroupfs.V1) is None
