@@ -211,7 +211,8 @@ class SnapshotFacts(msgspec.Struct, frozen=True, kw_only=True):
     consistent: bool  # registers and memory are of one instant
     pause_ms: float | None = None  # of the whole process; None: it was never stopped as a whole
     worst_ms: float | None = None  # the longest that one thread was held; None: none was
-    unstopped: tuple[str, ...] = ()  # threads that ran on, and what is known of them
+    # threads, and processes with the same memory, that ran on, and what is known of them
+    unstopped: tuple[str, ...] = ()
     not_of_instant: tuple[str, ...] = ()  # areas whose content is not of that instant
 
 

@@ -22,7 +22,7 @@ from collector.linux.fresh import memory_file
 from collector.native.build import COPIER, find
 
 _GRACE_S = 1.0  # for a copier that did not keep to its time
-_HURRY_S = 0.02  # the same, where others are kept waiting
+_HURRY_S = 0.25  # the same, where others are kept waiting: one that starts late, or hangs
 _LEAST_NS = 5_000_000  # for a copier that began late: a stack is copied in less
 _EXIT_S = 0.1
 _ORDER = struct.Struct("=Qqq5iIQ")  # struct order

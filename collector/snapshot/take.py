@@ -25,6 +25,7 @@ from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.process import OpenProcess
 from collector.elfcore.types import Mapping, ProcessImage, Thread
 from collector.errors import CaptureError, ProbeError, Stalled
+from collector.linux.procfs import parse_stat
 from collector.linux.ptrace import run_as_tracer
 from collector.linux.stall import with_stall_guard
 from collector.model import Capture, ProcessKey, SnapshotFacts, SnapshotMode
@@ -40,6 +41,7 @@ from collector.snapshot.inject import InjectionRefused, Injector
 from collector.snapshot.mappings import list_mappings
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.rolling import roll
+from collector.snapshot.sharers import sharers
 from collector.snapshot.stop import Perturb, StoppedProcess, Unstopped
 
 T = TypeVar("T")
@@ -118,6 +120,7 @@ class _Taker:
         self._request = request
         self._opened = opened
         self._live = live
+        self._sharers: tuple[str, ...] = ()  # in words; known when it is stopped
 
     def threads(self, write: Callable[[Found], T]) -> tuple[T, SnapshotFacts]:
         """Registers and stacks; what else a debugger needs is read while the process goes on."""
@@ -265,8 +268,8 @@ class _Taker:
             mode=SnapshotMode.FULL_STOP,
             method="pre-copy",
             why=f"{chosen}; {len(copied.rounds)} rounds of copying while it ran",
-            consistent=not stopped.left_out,
-            unstopped=_names(stopped.left_out),
+            consistent=not stopped.left_out and not self._sharers,
+            unstopped=(*_names(stopped.left_out), *self._sharers),
             not_of_instant=_areas(mappings, shared),
         )
         facts = with_pause(facts, stopped)
@@ -287,6 +290,11 @@ class _Taker:
         return done, with_pause(facts, stopped)
 
     def _stopped(self) -> StoppedProcess:
+        parent = parse_stat(self._opened.text.stat).ppid
+        self._sharers = tuple(
+            f"process {one} has the same memory, and was not stopped"
+            for one in sharers(self._pid, parent)
+        )
         live = self._live
         registers_of = None if live is None else (lambda pid: bytes(live.threads(pid)))
         return StoppedProcess(self._pid, self._request.perturb, registers_of=registers_of)
@@ -299,8 +307,8 @@ class _Taker:
             mode=SnapshotMode.FULL_STOP,
             method="copy",
             why=why,
-            consistent=not stopped.left_out,
-            unstopped=_names(stopped.left_out),
+            consistent=not stopped.left_out and not self._sharers,
+            unstopped=(*_names(stopped.left_out), *self._sharers),
             not_of_instant=_areas(
                 mappings, ((m.start, m.end, _SHARED) for m in mappings if m.shared)
             ),
@@ -317,8 +325,8 @@ class _Taker:
                 mode=SnapshotMode.FULL_STOP,
                 method="fork",
                 why=why,
-                consistent=not stopped.left_out,
-                unstopped=_names(stopped.left_out),
+                consistent=not stopped.left_out and not self._sharers,
+                unstopped=(*_names(stopped.left_out), *self._sharers),
                 not_of_instant=_areas(mappings, ((a.start, a.end, a.reason) for a in missing)),
             )
             facts = with_pause(facts, stopped)

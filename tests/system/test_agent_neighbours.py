@@ -79,7 +79,7 @@ def test_memory_that_others_go_on_writing_to(tmp_path: Path, backend: str, how: 
     THEN it waits until its memory is copied; a parent that waits for it (vfork) has changed nothing
     """
     with (
-        agent(tmp_path, backend=backend) as agent_,
+        agent(tmp_path, backend=backend, config="release: {shared: 60s}\n") as agent_,
         running("shared_memory", how, cwd=tmp_path) as parent,
     ):
         parent.go()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -267,3 +269,88 @@ def test_a_process_that_begins_another_program(way: tuple[str, ...], tmp_path: P
                 assert refused(took)
             # AND it goes on as if nothing had been
             goes_on(file)
+
+
+# --- traced by others, now and then ---------------------------------------------------------------
+
+
+@WAYS
+def test_a_debugger_that_comes_and_goes(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a process that somebody else stops and lets go all the time
+    file = tmp_path / "numbers"
+    with live_target(tmp_path, "futex:2", "spin:1", "memory:8") as target:
+        before = target.state()
+        with running("live_tracer", str(file), str(target.pid), cwd=tmp_path):
+            for _ in range(5):
+                goes_on(file)
+                # WHEN it is snapshot THEN it is done, or refused with the reason
+                took = coreward("snapshot", target.pid, *way, "-o", tmp_path / "core", "--force")
+                if took.returncode:
+                    assert "traced" in refused(took) or "tracing" in refused(took)
+                else:
+                    with CoreFile(tmp_path / "core") as core:
+                        assert len(core.threads) == 4
+                # AND the other one still can
+                goes_on(file)
+        # AND the process is as it was
+        assert target.changed(before) == {}
+        assert target.goes_on() and target.report.broken == 0
+
+
+# --- in vfork -------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_a_child_of_vfork(way: tuple[str, ...], tmp_path: Path) -> None:
+    # GIVEN a process whose memory is its parent's, which waits in vfork and has two more threads
+    with running("live_vfork", cwd=tmp_path) as victim:
+        wait_until(lambda: sorted(states(victim.pid).values()) == ["D", "S", "S"], "no vfork")
+        lists = Path(f"/proc/{victim.pid}/task").glob("*/children")
+        (child,) = [int(pid) for text in map(Path.read_text, lists) for pid in text.split()]
+        wait_until(lambda: states(child) == {child: "S"}, "it does not wait")
+        for _ in range(3):
+            # WHEN it is snapshot
+            facts = facts_of(child, tmp_path / "core", *way, "--force")
+            with CoreFile(tmp_path / "core") as core:
+                assert [thread.tid for thread in core.threads] == [child]
+            # THEN its memory is of no instant, for the others go on
+            assert not facts.consistent
+            if "full-stop" in way or "--no-inject" in way:
+                same = f"process {victim.pid} has the same memory, and was not stopped"
+                assert facts.unstopped == (same,)
+        # AND both go on as if nothing had been
+        victim.go()
+        assert victim.wait() == 0
+
+
+# --- memory that nobody gives ---------------------------------------------------------------------
+
+FUSE = 0x100000000000  # where the victim has mapped a file of FUSE
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["umount", "-f", "-l", str(folder)], check=True)  # its server ends
+
+
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no FUSE here")
+@WAYS
+def test_pages_of_a_file_that_never_answers(
+    way: tuple[str, ...], mounted: Path, tmp_path: Path
+) -> None:
+    # GIVEN a process with a private mapping of a file whose owner answers nobody any more
+    with running("fuse_private", str(mounted), cwd=tmp_path) as victim:
+        # WHEN it is snapshot
+        facts_of(victim.pid, tmp_path / "core", *way)
+        # THEN what is in memory is in the core
+        if way != ("--mode", "threads"):
+            with CoreFile(tmp_path / "core") as core:
+                assert core.read(FUSE, 7) == b"of fuse"
+                assert core.read(FUSE + 100, 1) == b"\1"
+        # AND it goes on, to its end
+        assert set(states(victim.pid).values()) == {"S"}
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
