@@ -33,7 +33,7 @@ from collector.native.contract import EMPTY, OWNER_DEVICE, PINS, READY, SHARED, 
 
 _NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY of <sys/resource.h>
 _HAND_INTS = ctypes.sizeof(contract.Hand) // 4
-_IN_USE: list[contract.Orders] = []
+_IN_USE: list[tuple[contract.Orders, ctypes.c_uint64 | None]] = []
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -93,9 +93,7 @@ class Native:
         built, or not for this version.
         """
         self._library = library.load(path)
-        self._orders = contract.Orders(
-            threads_program, mappings_program, heard_fd=-1, counted_map=-1
-        )
+        self._orders = contract.Orders(threads_program, mappings_program, counted_map=-1)
         self.streams = threads_program < 0 if stream is None else stream
         self._orders.stream = self.streams
         self._in_hand = memoryview(self._orders.in_hand).cast("B").cast("i")
@@ -204,15 +202,16 @@ class Native:
 
         Raises HoldError if there can be no threads.
         """
-        pipe = isinstance(listener, PipeBackend)
+        pipe, heard = isinstance(listener, PipeBackend), None
         if isinstance(listener, PipeBackend):
+            heard = listener.heard
             self._orders.helper_device, self._orders.helper_inode = listener.helper_id
-            self._orders.heard_fd, self._orders.heard = listener.heard_fd, 0
+            self._orders.heard = 0 if heard is None else ctypes.addressof(heard)
         listener.block()
         self.leave()
         ctypes.set_errno(0)
         # they may be kept waiting for longer than we live: what they use stays
-        _IN_USE.append(self._orders)
+        _IN_USE.append((self._orders, heard))
         self._pool = self._library.coreward_serve(listener.fileno(), pipe, self._orders)
         self._pipe = pipe
         if error := ctypes.get_errno():

@@ -13,8 +13,10 @@ skips the dump.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -37,7 +39,7 @@ PATIENCE_S = 0.25  # of a helper, with an agent that does not answer
 PIPE_LIMIT = 512  # crashes that the kernel hands over at a time
 SOCKET = "pipe.sock"  # in the run directory
 _HEARD = "pipe.heard"  # beside it: how many helpers were heard, for those that wait
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 SHORT = Path("/run")  # for links to what a core_pattern cannot hold
 _PATTERN_MAX = 127  # bytes; CORENAME_MAX_SIZE less its NUL
 DIGITS = 18  # of a number in a line, at most
@@ -132,7 +134,8 @@ class PipeBackend(SocketListener):
         super().__init__(self.run_dir / SOCKET)
         self.late = 0  # helpers that had given up before we answered; they leave a note
         try:
-            self._count = os.fdopen(os.open(self.run_dir / _HEARD, _CREATE, 0o600), "wb", 0)
+            # how many helpers were heard, which those that wait see; it stays after `close`
+            self.heard = _shared_number(self.run_dir / _HEARD)
             # through the link: a socket's path has 107 bytes
             self._listener.bind(str((self._links / "run" if self._links else run_dir) / SOCKET))
             self.path.chmod(0o600)
@@ -147,11 +150,6 @@ class PipeBackend(SocketListener):
             self.late += 1
         else:
             super().refuse(why)
-
-    @property
-    def heard_fd(self) -> int:
-        """A descriptor of the file where helpers see how many of them were heard."""
-        return self._count.fileno()
 
     def notes(self) -> SpooledNotes:
         """Read and delete what helpers noted while no agent answered, oldest first.
@@ -170,7 +168,6 @@ class PipeBackend(SocketListener):
     def close(self) -> None:
         """Stop listening; helpers that were not accepted yet leave a note at once."""
         super().close()
-        self._count.close()
         links, self._links = self._links, None
         if links is not None:
             shutil.rmtree(links, ignore_errors=True)
@@ -182,6 +179,23 @@ def remove_unused(run_dir: Path) -> None:
         if {entry.name for entry in run_dir.iterdir()} <= {_HEARD}:
             (run_dir / _HEARD).unlink(missing_ok=True)
             run_dir.rmdir()
+
+
+def _shared_number(path: Path) -> ctypes.c_uint64 | None:
+    """A number that is the content of a new file; None where the disk has no room for it.
+
+    Raises OSError.
+    """
+    path.unlink(missing_ok=True)  # an earlier agent's takers may still have it
+    fd = os.open(path, _CREATE, 0o600)
+    try:
+        size = ctypes.sizeof(ctypes.c_uint64)
+        with contextlib.suppress(OSError):  # helpers have less patience, no more
+            os.posix_fallocate(fd, 0, size)  # or a store could end us: SIGBUS
+            return ctypes.c_uint64.from_buffer(mmap.mmap(fd, size))
+        return None
+    finally:
+        os.close(fd)
 
 
 def _fits(pattern: str, fields: str) -> bool:

@@ -75,9 +75,9 @@ struct orders {
 	struct account fresh;      /* ours: not in Python's yet */
 	struct pin pins[PINS];
 	struct hand in_hand[HANDS];/* ours */
-	int32_t heard_fd;          /* where pipe helpers see that we hear others; see pipe.py */
 	int32_t counted_map;       /* BPF's, of deaths that it has only counted; -1: there is none */
-	_Atomic uint64_t heard;    /* ours: so many helpers */
+	int32_t unused;
+	uint64_t heard;            /* address of a number that pipe helpers see: ours; 0: none; see pipe.py */
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;
 	_Atomic int64_t patience_ns; /* a process waits no longer, unless Python wants it to; 0: it may */

@@ -98,7 +98,7 @@ static long now_ms(void)
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* How many of us the agent has heard since it started: 8 bytes, which it writes anew each time. */
+/* How many of us the agent has heard since it started: 8 bytes. */
 static unsigned long heard(long fd)
 {
 	unsigned long count = 0;
