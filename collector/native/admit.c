@@ -5,7 +5,12 @@
 
 #include "native.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of both accounts */
+static pthread_mutex_t lock; /* of both accounts */
+
+__attribute__((constructor)) static void prepare(void)
+{
+	make_lock(&lock);
+}
 
 static struct level *find(struct account *a, const struct level *wanted)
 {

@@ -16,6 +16,7 @@
 #define COREWARD_NATIVE_H
 
 #include <linux/types.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -51,6 +52,7 @@ bool watch_any(struct orders *o);
 int64_t now_ns(void);
 void reset(struct taken *t);
 void forget(int fd);
+void make_lock(pthread_mutex_t *lock);
 __attribute__((format(printf, 2, 3))) bool because(struct taken *t, const char *format, ...);
 int open_pidfd(int pid);
 bool peer(int conn, int *pidfd, struct taken *t);

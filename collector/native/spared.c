@@ -11,7 +11,12 @@
 
 static struct { int32_t pid; uint64_t start_ticks; } last[LAST];
 static unsigned int next;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock;
+
+__attribute__((constructor)) static void prepare(void)
+{
+	make_lock(&lock);
+}
 
 void note_spared(const struct taken *t)
 {

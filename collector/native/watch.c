@@ -25,7 +25,12 @@ static struct watch {
 	uint64_t owner;
 	int64_t since_ns;
 } watches[WATCHES];
-static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t table;
+
+__attribute__((constructor)) static void prepare(void)
+{
+	make_lock(&table);
+}
 
 /* From now on `hold` is what keeps a process waiting. Without a free place nobody watches. */
 void watch_begin(struct orders *o, struct taken *t, int hold)

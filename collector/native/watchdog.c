@@ -8,9 +8,7 @@
  * accepts, and lets go at once.
  */
 #include <poll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,7 +75,7 @@ void *watchdog(void *of)
 	struct pool *p = of;
 	int hungry = 0;
 
-	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), TAKER_NICE - 1);
+	hurry(TAKER_PRIORITY + 1, TAKER_NICE - 1);
 	pthread_mutex_lock(&p->lock);
 	while (!p->leaving || watch_any(p->orders)) {
 		if (!p->leaving && p->idle && !watch_any(p->orders)) {
