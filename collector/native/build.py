@@ -27,8 +27,8 @@ LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
         *("pool", "results", "watchdog", "watch", "accept", "accept_socket", "accept_pipe"),
-        *("owner", "proc", "process", "counted", "gather", "iterate", "shared", "exit_words"),
-        *("headroom", "admit", "pin", "spared"),
+        *("owner", "proc", "process", "counted", "area", "gather", "iterate", "shared"),
+        *("exit_words", "headroom", "admit", "pin", "spared"),
     )
 )
 COPIER = "coreward-copy"

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Everything of a held process that goes with it, and its release if nothing speaks against it. */
-#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -51,31 +49,6 @@ static int64_t thread_count(struct taken *t)
 	char text[8192];
 
 	return field(text_of(t, STATUS, text, sizeof(text)), "Threads");
-}
-
-/* Address space for all that is to be found: memory only where it is written. */
-static bool make_area(struct taken *t)
-{
-	uint64_t half;
-	char *area = MAP_FAILED;
-
-	/* less where limits, or vm.overcommit_memory = 2, leave no more */
-	for (size_t size = AREA; area == MAP_FAILED && size >= AREA_LEAST; size /= 4) {
-		area = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		t->area = (struct bytes){ (uintptr_t)area, size };
-	}
-	if (area == MAP_FAILED) {
-		t->area = (struct bytes){ 0, 0 };
-		return because(t, "no address space: %s", strerror(errno));
-	}
-	half = t->area.size / 2;
-	t->words = (struct bytes){ t->area.at + t->area.size / 8 * 7, 0 };
-	t->shared = (struct bytes){ t->words.at - MAX_SHARED * sizeof(struct shared), 0 };
-	/* in huge pages where many records are to come, but not for a small process */
-	madvise(area + TEXT + CHUNK, half - TEXT - CHUNK, MADV_HUGEPAGE);
-	madvise(area + half + CHUNK, t->shared.at - t->area.at - half - CHUNK, MADV_HUGEPAGE);
-	return true;
 }
 
 /* Threads and mappings, by BPF, and what their exit would change. */
@@ -228,11 +201,4 @@ bool gather(struct orders *o, struct taken *t)
 	discard(t);
 	unpin(o, t);
 	return false;
-}
-
-void coreward_drop(struct taken *t)
-{
-	if (t->area.size)
-		munmap((void *)(uintptr_t)t->area.at, t->area.size);
-	t->area.size = 0;
 }

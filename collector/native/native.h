@@ -25,7 +25,6 @@
 #include "handoff.h"
 
 #define AREA (1UL << 30)     /* address space for one process; memory only where it is written */
-#define AREA_LEAST (1UL << 26)
 #define TEXT (1UL << 20)     /* of it for files of /proc, but for maps; then threads, or maps, to */
 			     /* its half; then mappings; exit words in the last eighth */
 #define CHUNK (1UL << 18)    /* the kernel fills at most 32 KiB of it per read */
@@ -83,6 +82,9 @@ bool has_arguments(struct taken *t, const char *stat);
 int64_t field(const char *text, const char *name);
 bool small_file(const char *path, char *to, size_t size);
 bool is_there(struct taken *t);
+
+/* area.c */
+bool make_area(struct taken *t);
 
 /* gather.c, and its parts: process, iterate, shared, exit_words, headroom, admit, pin */
 bool gather(struct orders *o, struct taken *t);
