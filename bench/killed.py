@@ -81,8 +81,8 @@ class _Life:
     def kill(self) -> float:
         """Returns when it was. Raises Stuck if it had ended by itself."""
         ended = self.process.poll() is not None
+        killed = time.monotonic()  # before: this thread may not run for a while afterwards
         self.process.kill()
-        killed = time.monotonic()
         self.process.wait()
         self._listener.join()
         if ended:
@@ -163,8 +163,8 @@ def _lives(
 ) -> tuple[int, list[Absence]]:
     """Kill agents until the series has ended, and start a last one; the number of kills."""
     _some_time(series, _LIFE_S * chance.random())
-    running.process.kill()
     gone = time.monotonic()
+    running.process.kill()
     running.process.wait()
     kills, absences = 1, []
     while series.poll() is None:

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from bench.launch import UNLIMITED
 from bench.model import MIB, Case, Sample, Shot
-from bench.programs import ROOT
+from bench.programs import ROOT, build
+from collector.handoff.pipe import PIPE_LIMIT
 from tests.system.settings import kernel_settings
 
 
@@ -67,10 +68,9 @@ def completed_ms(shot: Shot, *files: Path) -> float:
 
 
 class _NoDumpSession:
-    core_limit = 0
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, core_limit: int = 0) -> None:
         self.folder = folder
+        self.core_limit = core_limit
 
     def before(self, case: Case) -> None:
         """Nothing to prepare."""
@@ -100,6 +100,16 @@ class NoDump:
     def session(self) -> Iterator[Session]:
         with scratch() as folder, kernel_settings(core_pattern="core", core_pipe_limit="0"):
             yield _NoDumpSession(folder)
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[Session]:
+    """A session in which the kernel starts a helper for each death that does nothing: all that is
+    waited for is the kernel's own."""
+    helper = build("nothing", options=("-static", "-nostdlib"))
+    settings = {"core_pattern": f"|{helper}", "core_pipe_limit": str(PIPE_LIMIT)}
+    with scratch() as folder, kernel_settings(**settings):
+        yield _NoDumpSession(folder, UNLIMITED)
 
 
 class _KernelCoreSession:

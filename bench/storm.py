@@ -1,4 +1,5 @@
-"""Crash loops, many at once: deaths a second, and how long the parents wait for them."""
+"""Crash loops, many at once: deaths a second, and how long the parents wait for them; and a
+bystander in a session of its own, whose children crash now and then."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from bench.coreward import UNLIMITED_CAPTURES, Coreward, CorewardSession, coreward
+from bench.fates import Death
 from bench.model import Figure, Say
-from bench.peers import Peer, Session, Unavailable
+from bench.peers import Peer, Session, Unavailable, nothing
 from bench.processes import memory_kib
 from bench.programs import build
 
 LOOPS = 16
 SECONDS = 10
+BYSTANDERS = 200  # in that time
 RATE_TARGET, WAIT_TARGET, MEMORY_TARGET = 500.0, 100.0, 200.0  # 1/s, ms, MiB
 _PATIENCE = "250ms"  # hold.patience, as by default
 _PATIENCE_S = 60.0  # until all is on record
@@ -27,6 +30,7 @@ class _Storm(NamedTuple):
     deaths: int
     worst_ms: float
     mean_ms: float
+    bystanders_ms: list[float]  # their waits, the shortest first
 
 
 def measure(peers: Sequence[Peer], say: Say) -> list[Figure]:
@@ -44,9 +48,12 @@ def measure(peers: Sequence[Peer], say: Say) -> list[Figure]:
 
 
 def _ways(peers: Sequence[Peer]) -> Iterator[tuple[str, AbstractContextManager[Session]]]:
-    """Coreward by its default policy, and by one that wants the core of each death."""
+    """Coreward by its default policy, and by one that wants the core of each death; before the pipe
+    a helper that does nothing."""
     for peer in peers:
         if isinstance(peer, Coreward):
+            if peer.backend == "pipe":
+                yield "a helper that does nothing", nothing()
             yield peer.name, coreward(peer.backend, "", _PATIENCE)
             every = coreward(peer.backend, UNLIMITED_CAPTURES, _PATIENCE)
             yield f"{peer.name}, every core wanted", every
@@ -56,16 +63,25 @@ def _ways(peers: Sequence[Peer]) -> Iterator[tuple[str, AbstractContextManager[S
 
 def _storm(session: Session) -> _Storm:
     limit = resource.RLIM_INFINITY if session.core_limit < 0 else session.core_limit
-    command = [str(build("storm")), str(LOOPS), str(SECONDS)]
-    done = subprocess.run(
-        ["prlimit", f"--core={limit}", *command],
+    limited = ["prlimit", f"--core={limit}"]
+    with subprocess.Popen(
+        [*limited, str(build("series")), str(BYSTANDERS), str(SECONDS)],
         cwd=session.folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
-    )
+        start_new_session=True,
+    ) as bystander:
+        done = subprocess.run(
+            [*limited, str(build("storm")), str(LOOPS), str(SECONDS)],
+            cwd=session.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = bystander.communicate()[0].splitlines()
     deaths, worst_us, mean_us = map(int, done.stdout.split())
-    return _Storm(deaths, worst_us / 1e3, mean_us / 1e3)
+    waits = sorted(Death.of(line).wait_s * 1e3 for line in lines)
+    return _Storm(deaths, worst_us / 1e3, mean_us / 1e3, waits)
 
 
 def _figures(name: str, storm: _Storm, session: Session) -> list[Figure]:
@@ -86,6 +102,13 @@ def _figures(name: str, storm: _Storm, session: Session) -> list[Figure]:
             unit="ms",
             target=WAIT_TARGET if ours else None,
             detail=f"{storm.mean_ms:.1f} ms in the mean",
+        ),
+        Figure(
+            name=f"storm, {name}: longest wait of a bystander",
+            value=storm.bystanders_ms[-1],
+            unit="ms",
+            target=WAIT_TARGET if ours else None,
+            detail=f"p99 {storm.bystanders_ms[len(storm.bystanders_ms) * 99 // 100]:.1f} ms",
         ),
     ]
     if ours:
