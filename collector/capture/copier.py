@@ -23,9 +23,8 @@ from collector.native.build import COPIER, find
 
 _GRACE_S = 1.0  # for a copier that did not keep to its time
 _HURRY_S = 0.25  # the same, where others are kept waiting: one that starts late, or hangs
-_LEAST_NS = 5_000_000  # for a copier that began late: a stack is copied in less
 _EXIT_S = 0.1
-_ORDER = struct.Struct("=Qqq5iIQ")  # struct order
+_ORDER = struct.Struct("=QqQ5iIQ")  # struct order
 _PART = struct.Struct("=QQqiI")  # struct part
 _ANSWER = struct.Struct("=qQQQ")  # struct answer
 
@@ -46,8 +45,9 @@ def make_copy(
     """Copy these parts, the first ones first, as far as `room` bytes and the time go.
 
     It returns in time, whatever the process does. whole: rather nothing than not all of it.
-    copied: others wait until this is called, at once when nothing more is copied. Raises NoRoom,
-    CaptureError if nobody could copy, and OSError if its address space is gone.
+    copied: others wait until this is called, at once when nothing more is copied; then the first
+    part is copied even if the time is over. Raises NoRoom, CaptureError if nobody could copy, and
+    OSError if its address space is gone.
     """
     until_ns = time.monotonic_ns() + int(seconds * 1e9)
     program = find(COPIER)
@@ -61,7 +61,7 @@ def make_copy(
         order = (
             room,
             until_ns,
-            0 if copied is None else _LEAST_NS,
+            copied is not None,
             *source,
             area,
             whole,

@@ -109,6 +109,17 @@ static void read_piece(struct list *list, size_t index)
 	pthread_mutex_unlock(&lock);
 }
 
+/* The pieces of the first part; they come first. */
+static void read_first(const struct part *first)
+{
+	size_t count = present.count;
+
+	while (present.next < count && present.sources[present.next].piece.offset != NO_ROOM &&
+	       present.sources[present.next].piece.start >= first->start &&
+	       present.sources[present.next].piece.start < first->end)
+		read_piece(&present, present.next++);
+}
+
 static void *work(void *of)
 {
 	struct list *list = of;
@@ -198,7 +209,6 @@ static bool make_area(uint64_t size)
 
 static void run(struct answer *answer)
 {
-	int64_t begun_ns = now_ns(), least_ns;
 	const struct part *parts = read_order();
 
 	if (!parts || !find_pieces(&order, parts, &present, &absent)) {
@@ -215,8 +225,9 @@ static void run(struct answer *answer)
 		answer->error = errno;
 		return;
 	}
-	least_ns = begun_ns + order.least_ns;
-	copy(order.until_ns > least_ns ? order.until_ns : least_ns);
+	if (order.first && order.parts)
+		read_first(parts);
+	copy(order.until_ns);
 	answer->pieces = present.count + absent.count;
 	if (!write_table(&present, order.area, answer->table) ||
 	    !write_table(&absent, order.area, answer->table + present.count * sizeof(struct piece)))

@@ -14,7 +14,7 @@
 struct order {
 	uint64_t room;       /* bytes that may be copied */
 	int64_t until_ns;    /* CLOCK_MONOTONIC; what is read later does not count */
-	int64_t least_ns;    /* from its begin on, even if it begins late */
+	uint64_t first;      /* 1: the first part is copied in any case, even if it begins late */
 	int32_t pid;         /* of a thread that has the memory, as long as `pidfd` has not ended */
 	int32_t pidfd;
 	int32_t mem;         /* /proc/PID/mem and /proc/PID/pagemap, read-only */

@@ -497,7 +497,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "max_pinned": _size_or_auto,
         "max_pins": nodes.integer(1, 1024, "a number of pins"),
         "copy": nodes.written(_share, "a share such as 50%"),
-        "shared": nodes.written(_shared, "a duration such as 60ms"),
+        "shared": nodes.written(_shared, "a duration such as 50ms"),
         "lend": nodes.boolean,
     },
     "capture": {

@@ -99,7 +99,7 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_pinned: int | None = None  # bytes over all pins; None: half of the host's memory
     max_pins: int = 64
     copy: float = 0.5  # of free memory, for copies where a cgroup has no room
-    shared: float = 0.06  # seconds that others are kept waiting whose memory a dying process shares
+    shared: float = 0.05  # seconds that others are kept waiting whose memory a dying process shares
     lend: bool = False  # raise the limit of a cgroup that has none, until the core is written
 
 
