@@ -250,8 +250,9 @@ class Core:
             lost["memory"] = f"{self._smaller_why}: {capture} instead of {self._job.capture}"
         elif result.stopped is not None:
             lost["memory"] = self._why_stopped(result.stopped)
-        elif self._in_haste:
-            missing = sum(p.end - p.start for p in plan.left_out if p.reason == NOT_IN_TIME)
+        elif capture not in (Capture.FULL, Capture.STACKS):
+            pass  # no memory was wanted
+        elif missing := sum(p.end - p.start for p in plan.left_out if p.reason == NOT_IN_TIME):
             lost["memory"] = f"{missing} bytes were not copied while others waited (release.shared)"
         elif plan.truncated:
             lost["memory"] = f"{_missing(plan)} bytes are beyond {self._limit_name()}"

@@ -95,6 +95,6 @@ def test_the_parent_does_not_wait_for_more_than_there_is_time_for(
             record["lost"]["memory"],
         )
         missing = int(record["lost"]["memory"].split()[0])
-        assert missing == LARGE * MIB - len(words(cores[0], area, LARGE)) * PAGE
-    else:
+        assert missing >= LARGE * MIB - len(words(cores[0], area, LARGE)) * PAGE
+    elif capture != "stacks":
         assert "memory" not in record["lost"]
