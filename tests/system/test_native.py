@@ -341,6 +341,44 @@ def test_a_process_that_nothing_is_decided_of_is_let_go(
         assert one.wait() == -signal.SIGSEGV
 
 
+def address_space() -> int:
+    """Of this process, in bytes."""
+    found = re.search(r"^VmSize:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+@needs("socket hand-off")
+def test_address_space_serves_one_process_after_the_other(
+    native: Native, crashing: Crashing, tmp_path: Path
+) -> None:
+    sizes = []
+    for _ in range(4):
+        # WHEN one process after the other was taken
+        with running("null_main", cwd=tmp_path) as victim:
+            victim.go()
+            crashing.take(native).close()
+            victim.wait()
+        sizes.append(address_space())
+    # THEN there is no second area, of 1 GiB each
+    assert max(sizes) - sizes[0] < 1 << 30
+
+
+@needs("socket hand-off")
+def test_takers_are_of_real_time(native: Native, crashing: Crashing, tmp_path: Path) -> None:
+    with running("null_main", cwd=tmp_path) as victim:
+        victim.go()
+        # WHEN one of them has taken a process
+        crashing.take(native).close()
+        victim.wait()
+    # THEN it comes before all that is not of real time
+    policies = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # threads of others come and go
+            policies.add(os.sched_getscheduler(int(task.name)))
+    assert os.SCHED_RR in policies
+
+
 def test_a_library_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
