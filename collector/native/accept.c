@@ -25,17 +25,6 @@ int64_t now_ns(void)
 	return at.tv_sec * INT64_C(1000000000) + at.tv_nsec;
 }
 
-/* One that a thread of Python may have while a taker waits: it runs at the taker's priority then. */
-void make_lock(pthread_mutex_t *lock)
-{
-	pthread_mutexattr_t how;
-
-	pthread_mutexattr_init(&how);
-	pthread_mutexattr_setprotocol(&how, PTHREAD_PRIO_INHERIT);
-	pthread_mutex_init(lock, &how);
-	pthread_mutexattr_destroy(&how);
-}
-
 void forget(int fd)
 {
 	if (fd >= 0)

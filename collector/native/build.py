@@ -28,7 +28,7 @@ LIBRARY_SOURCES = tuple(
     for name in (
         *("pool", "results", "watchdog", "watch", "accept", "accept_socket", "accept_pipe"),
         *("owner", "proc", "process", "counted", "area", "gather", "iterate", "shared"),
-        *("exit_words", "headroom", "admit", "pin", "spared"),
+        *("exit_words", "headroom", "admit", "pin", "spared", "priority"),
     )
 )
 COPIER = "coreward-copy"

@@ -51,12 +51,15 @@ bool watch_any(struct orders *o);
 int64_t now_ns(void);
 void reset(struct taken *t);
 void forget(int fd);
-void make_lock(pthread_mutex_t *lock);
 __attribute__((format(printf, 2, 3))) bool because(struct taken *t, const char *format, ...);
 int open_pidfd(int pid);
 bool peer(int conn, int *pidfd, struct taken *t);
 bool identify(struct taken *t, int tid);
 int wait_for(int listener, struct taken *t, int *conn);
+
+/* priority.c */
+void hurry(int priority, int nice);
+void make_lock(pthread_mutex_t *lock);
 
 /* owner.c */
 uint64_t owner_of(int pid, uint32_t uid, uint64_t cgroup);

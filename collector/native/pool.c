@@ -4,13 +4,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "pool.h"
@@ -102,20 +99,6 @@ static bool back(struct taker *own)
 		p->takers++;
 	}
 	return !p->leaving && p->idle < USUAL;
-}
-
-/*
- * The caller's thread comes before what is not of real time. A nice value alone counts only among the
- * threads of a session (autogroups, sched(7)) or of a cgroup with a share of the CPU; helpers of the
- * pipe, which have neither, would come before us, and takers were kept from the CPU for 95 ms.
- */
-void hurry(int priority, int nice)
-{
-	const struct sched_param real = { .sched_priority = priority };
-
-	/* where real time is refused: a container without CAP_SYS_NICE, a cgroup with no part of it */
-	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice);
-	sched_setscheduler(0, SCHED_RR, &real);
 }
 
 static void *take(void *of)

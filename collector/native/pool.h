@@ -8,7 +8,7 @@
 #include "native.h"
 
 #define TAKER_NICE -10       /* a process, and the restart of its service, wait for it */
-#define TAKER_PRIORITY 1     /* of SCHED_RR, the lowest; see hurry() */
+#define TAKER_PRIORITY 1     /* of SCHED_RR, the lowest; see priority.c */
 
 struct result {
 	struct result *next;
@@ -42,6 +42,5 @@ bool let_go(struct taken *t);
 void leave(struct pool *p);
 int start_taker(struct pool *p);
 void *watchdog(void *of);
-void hurry(int priority, int nice);
 
 #endif
