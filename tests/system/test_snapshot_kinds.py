@@ -342,7 +342,8 @@ def test_pages_of_a_file_that_never_answers(
     way: tuple[str, ...], mounted: Path, tmp_path: Path
 ) -> None:
     # GIVEN a process with a private mapping of a file whose owner answers nobody any more
-    with running("fuse_private", str(mounted), cwd=tmp_path) as victim:
+    # (the kernel's own dump would wait for it for ever: no core)
+    with running("fuse_private", str(mounted), cwd=tmp_path, core_limit=0) as victim:
         # WHEN it is snapshot
         facts_of(victim.pid, tmp_path / "core", *way)
         # THEN what is in memory is in the core
