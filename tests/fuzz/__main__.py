@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.fuzz.targets import ROOT, TARGETS, build, fuzz
+from tests.fuzz.targets import ROOT, TARGETS, build, coverage, fuzz
 
 if __name__ == "__main__":
     seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
@@ -14,7 +14,9 @@ if __name__ == "__main__":
         print(f"{target}: {seconds} s", flush=True)
         found = fuzz(build(target, folder), target, folder, seconds)
         print(found.summary, flush=True)
-        if not found.ok:
+        if found.ok:
+            print(coverage(target, folder).summary, flush=True)
+        else:
             print(found.output, file=sys.stderr)
             failed.append(target)
     sys.exit(1 if failed else 0)

@@ -7,20 +7,25 @@ addresses and undefined behaviour. Seeds are made here, from what this machine's
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from collector.native.build import LIBRARY_SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 _FLAGS = ("-g", "-O1", "-D_GNU_SOURCE", "-pthread", "-Wall", "-Wextra", "-Werror")
 _SANITIZERS = "-fsanitize=fuzzer,address,undefined"
+_STRICT = "-fno-sanitize-recover=undefined"
+_COUNTED = ("-fsanitize=fuzzer", "-fprofile-instr-generate", "-fcoverage-mapping")
 _BASE = 0x10000000  # of robust.c
+_COUNT, _KIND, _CODE = 4, 7, 0  # in a region of `llvm-cov export`
 _MAX_LENGTH = 8192  # bytes of an input
 
 
@@ -82,6 +87,19 @@ class Found:
         return f"{'ok' if self.ok else 'FAILED'}, {self.runs} inputs"
 
 
+class Reached(NamedTuple):
+    """What of the native part the inputs of a target come to."""
+
+    functions: int  # that they enter
+    regions: int  # of code in these
+    entered: int  # of those regions
+
+    @property
+    def summary(self) -> str:
+        share = 100 * self.entered // max(self.regions, 1)
+        return f"{share} % of the code in the {self.functions} functions that they enter"
+
+
 def is_available() -> bool:
     """Whether clang and its fuzzer's runtime are installed."""
     if shutil.which("clang") is None:
@@ -96,13 +114,13 @@ def is_available() -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def build(target: str, folder: Path) -> Path:
+def build(target: str, folder: Path, flags: Sequence[str] = (_SANITIZERS, _STRICT)) -> Path:
     """Build one target; returns the program."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / target
     includes = [f"-I{LIBRARY_SOURCES[0].parent}", f"-I{ROOT / 'bpf'}"]
     sources = [str(ROOT / "tests" / "fuzz" / f"{target}.c"), *map(str, LIBRARY_SOURCES)]
-    command = ["clang", *_FLAGS, _SANITIZERS, "-fno-sanitize-recover=undefined", *includes]
+    command = ["clang", *_FLAGS, *flags, *includes]
     subprocess.run([*command, *sources, "-o", str(program)], check=True)
     return program
 
@@ -123,3 +141,25 @@ def fuzz(program: Path, target: str, folder: Path, seconds: int) -> Found:
     output = done.stdout.decode(errors="replace")
     runs = re.search(r"stat::number_of_executed_units: (\d+)", output)
     return Found(done.returncode == 0, int(runs[1]) if runs else 0, output[-8000:])
+
+
+def coverage(target: str, folder: Path) -> Reached:
+    """What the corpus of a target that was fuzzed reaches. Needs Debian's llvm."""
+    program = build(target, folder / "counted", _COUNTED)
+    raw, merged = program.with_suffix(".profraw"), program.with_suffix(".profdata")
+    subprocess.run(
+        [str(program), "-runs=0", str(folder / f"{target}.corpus")],
+        env={"LLVM_PROFILE_FILE": str(raw)},
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    subprocess.run(["llvm-profdata", "merge", str(raw), "-o", str(merged)], check=True)
+    said = subprocess.check_output(["llvm-cov", "export", str(program), f"-instr-profile={merged}"])
+    library = {str(source) for source in LIBRARY_SOURCES}
+    found = [
+        [region[_COUNT] for region in function["regions"] if region[_KIND] == _CODE]
+        for function in json.loads(said)["data"][0]["functions"]
+        if function["count"] and function["filenames"][0] in library
+    ]
+    counts = [count for counts in found for count in counts]
+    return Reached(len(found), len(counts), sum(count > 0 for count in counts))
