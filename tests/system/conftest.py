@@ -2,17 +2,18 @@
 
 Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that look
 at every death on the machine: they come one after the other, and the others run beside them
-(__main__.py). None of the others floods BPF's rings with deaths.
+(__main__.py). None of the others floods BPF's rings with deaths; one that wants a core of the
+kernel's own waits for its turn with the settings.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.system import agents, cores, guardian, hold_support, settings, two_cores
+from tests.system import agents, guardian, hold_support, settings, two_cores
 from tests.system.needs import MARK, missing
 
-BORROWERS = {module.__name__ for module in (agents, cores, hold_support, settings, two_cores)}
+BORROWERS = {module.__name__ for module in (agents, hold_support, settings, two_cores)}
 
 
 def pytest_sessionstart() -> None:
