@@ -112,6 +112,7 @@ class Endpoint:
         self._go_on(connection)  # most have sent their request with it
 
     def _go_on(self, connection: _Connection) -> None:
+        began = time.thread_time()
         try:
             if connection.answer is None:
                 self._read(connection)
@@ -124,6 +125,11 @@ class Endpoint:
             pass
         except OSError:
             self._drop(connection)
+        if connection.answer is not None:
+            # of many answers at a time each counts; waiting for a busy CPU is no work
+            self._rest_until = max(time.monotonic(), self._rest_until) + _REST * (
+                time.thread_time() - began
+            )
 
     def _read(self, connection: _Connection) -> None:
         """Take in what is there, and answer when it is all. OSError if it will never be."""
@@ -132,11 +138,7 @@ class Endpoint:
         if not data or len(connection.request) > _MAX_REQUEST:
             raise ConnectionAbortedError
         if _END in connection.request:
-            began = time.monotonic()
             connection.answer = memoryview(self._respond(bytes(connection.request)))
-            now = time.monotonic()
-            # of many answers at a time each counts
-            self._rest_until = max(now, self._rest_until) + _REST * (now - began)
             self._epoll.modify(connection.sock, select.EPOLLOUT)
 
     def _respond(self, request: bytes) -> bytes:

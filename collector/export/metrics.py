@@ -7,6 +7,7 @@ becomes a label.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ _HOLD_BUCKETS = (
     30,
     60,
 )
+# A document is given again for so long: who asks without end has it made 20 times a second
+_KEPT_S = 0.05
+_OPEN_METRICS = "application/openmetrics-text"
 _CAPTURE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -47,6 +51,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._kept: dict[str, tuple[float, bytes]] = {}  # by type: until when, and the document
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"coreward_{name}", text, labels, registry=self.registry)
@@ -121,9 +126,17 @@ class Metrics:
             ) from error
 
     def _exposition(self, accept: str) -> tuple[str, bytes]:
-        """All metrics in the format that a request's `Accept` asks for."""
-        encoder, kind = choose_encoder(accept)
-        return kind, encoder(self.registry)
+        """All metrics, in the format that a request's `Accept` asks for.
+
+        Of each of the two formats there is one version: what else is asked for makes no document
+        of its own, and no error.
+        """
+        encoder, kind = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in accept else "")
+        until, document = self._kept.get(kind, (0.0, b""))
+        if time.monotonic() >= until:
+            document = encoder(self.registry)
+            self._kept[kind] = time.monotonic() + _KEPT_S, document
+        return kind, document
 
 
 class _Watched:

@@ -164,16 +164,21 @@ def test_who_reads_byte_by_byte_is_left(served: Endpoint, monkeypatch: pytest.Mo
                 assert time.monotonic() - began < PATIENCE
 
 
+def use_cpu(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def test_requests_one_after_the_other_leave_the_cpu_to_others(served: Endpoint) -> None:
     # GIVEN an answer that takes 20 ms of work
+    busy: list[float] = []
+
     def work(accept: str) -> tuple[str, bytes]:
-        end = time.thread_time() + 0.02
-        while time.thread_time() < end:
-            pass
+        use_cpu(0.02)
         busy.append(0.02)
         return "text/plain", b""
 
-    busy: list[float] = []
     served._answer = work
     began = time.monotonic()
     # WHEN two ask for it as fast as they can
@@ -190,21 +195,33 @@ def test_requests_one_after_the_other_leave_the_cpu_to_others(served: Endpoint) 
 def test_requests_at_the_same_time_leave_the_cpu_to_others(served: Endpoint) -> None:
     # GIVEN an answer that takes 5 ms, and as many connections as there are places for
     def work(accept: str) -> tuple[str, bytes]:
-        time.sleep(0.005)
+        use_cpu(0.005)
         return "text/plain", b""
 
     served._answer = work
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(connect(served)) for _ in range(MOST)]
         # WHEN all of them ask for it at once
+        began = time.monotonic()
         for one in many:
             one.sendall(GET + b"\r\n")
-        began = time.monotonic()
         for one in many:
             assert rest(one).startswith(b"HTTP/1.1 200 ")
         # THEN the next one waits until the others have had the CPU for three times as long
         fetch(served)
         assert time.monotonic() - began >= 0.005 * (MOST - 1) * 3
+
+
+def test_an_answer_that_waits_makes_nobody_wait_longer(served: Endpoint) -> None:
+    # GIVEN an answer that takes long on a busy machine, but no work
+    def wait(accept: str) -> tuple[str, bytes]:
+        time.sleep(0.2)
+        return "text/plain", b""
+
+    served._answer = wait
+    # WHEN it was given THEN the next one need not wait for three times as long
+    fetch(served)
+    assert served._rest_until < time.monotonic() + 0.2
 
 
 def test_no_descriptors(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

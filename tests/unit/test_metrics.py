@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 import urllib.request
 from collections import Counter
 
@@ -59,3 +60,34 @@ def test_serving() -> None:
     # AND the port is free again
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text/plain"),
+        ("text/plain;version=abc", "text/plain"),
+        ("application/openmetrics-text;version=1.0.0;q=0.6,*/*", "application/openmetrics-text"),
+        ("application/openmetrics-text;version=" + "9" * 5000, "application/openmetrics-text"),
+    ],
+)
+def test_whatever_is_asked_for_there_are_two_formats(accept: str, kind: str) -> None:
+    metrics = Metrics()
+    metrics.written.inc(4096)
+    found, document = metrics._exposition(accept)
+    assert found.split(";")[0] == kind and len(found) < 100
+    assert b"\ncoreward_core_written_bytes_total 4096.0\n" in document
+
+
+def test_who_asks_without_end_has_it_made_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a document that was asked for
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    metrics = Metrics()
+    first = metrics._exposition("")
+    metrics.written.inc(4096)
+    # WHEN it is asked for again at once THEN it is the same, in whatever words
+    assert metrics._exposition("") == metrics._exposition("a/b") == first
+    # AND a moment later it is a new one
+    now[0] += 0.1
+    assert metrics._exposition("") != first
