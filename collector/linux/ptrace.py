@@ -45,6 +45,8 @@ _WALL = 0x40000000  # threads as well, and children without SIGCHLD
 _CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 _PEEK = _WNOHANG | _WSTOPPED | _WEXITED | _WNOWAIT | _WALL
 _TAKE = _WNOHANG | _WSTOPPED | _WEXITED | _WALL
+_REAP = _WNOHANG | _WEXITED | _WALL
+_LOOK_S = 0.05  # between two looks whether a request to trace does not return
 
 SIGTRAP = 5
 _SYSGOOD_BIT = 0x80
@@ -172,6 +174,10 @@ _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the interpreter's lock is k
 _ptrace = _libc.ptrace
 _ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long)
 _ptrace.restype = ctypes.c_long
+_attach = ctypes.CDLL(None, use_errno=True).ptrace  # the lock is given up: this one may wait
+_attach.argtypes, _attach.restype = _ptrace.argtypes, _ptrace.restype
+# By tracer: a process whose thread it asks to trace, by the first of its threads, and since when
+_attaching: dict[int, tuple[int, float]] = {}
 _waitid = _libc.waitid
 _waitid.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _waitid.restype = ctypes.c_int
@@ -201,7 +207,13 @@ def seize(tid: int, options: Options = Options.NONE) -> None:
 
     TraceRefused where it is not allowed (`refusal` says why), ThreadGone if there is none.
     """
-    _check(_ptrace(_SEIZE, tid, 0, options), "SEIZE", tid)
+    own = threading.get_native_id()
+    _here.first = getattr(_here, "first", tid)  # `tid` itself may be gone while we wait
+    _attaching[own] = _here.first, time.monotonic()
+    try:
+        _check(_attach(_SEIZE, tid, 0, options), "SEIZE", tid)
+    finally:
+        del _attaching[own]
 
 
 def set_options(tid: int, options: Options) -> None:
@@ -456,6 +468,30 @@ def is_tracer() -> bool:
     return getattr(_here, "tracer", False)
 
 
+def _guard(finished: threading.Event) -> None:
+    """Wait for a tracer, and see to it that none waits for ever.
+
+    A process that begins another program waits, in execve(2), for the end of its other threads:
+    those that are traced end when they are reaped. A request to trace one thread more waits for
+    that execve(2); so it is another thread than the tracer that has to reap (ptrace(2), BUGS).
+    """
+    while not finished.wait(_LOOK_S):
+        for tid, since in list(_attaching.values()):
+            if time.monotonic() - since >= _LOOK_S:
+                _reap_threads(tid)
+
+
+def _reap_threads(tid: int) -> None:
+    """Reap the traced threads that have ended of the process of `tid`, but for its first one."""
+    pid = procfs.number(procfs.read(f"/proc/{tid}/status") or b"", b"Tgid")
+    if pid is None:
+        return
+    for other in procfs.thread_ids(pid):
+        if other != pid and procfs.thread_state(pid, other) in (*procfs.ENDED, None):
+            info = _ChildInfo()
+            _waitid(_P_PID, other, ctypes.addressof(info), _REAP)
+
+
 def run_as_tracer(work: Callable[[], _T]) -> _T:
     """Run `work` in an OS thread of its own and give what it returns or raises.
 
@@ -482,9 +518,9 @@ def run_as_tracer(work: Callable[[], _T]) -> _T:
     thread = threading.Thread(target=run, name="tracer")
     thread.start()
     try:
-        finished.wait()  # not join(), which takes its own interruption for the end (bpo-45274)
+        _guard(finished)  # not join(), which takes its own interruption for the end (bpo-45274)
     except BaseException:  # an interrupt of the user: the work must let go first
-        finished.wait()
+        _guard(finished)
         raise
     thread.join()
     while os.path.exists(f"/proc/self/task/{ids[0]}"):  # noqa: PTH110  join() is a little early

@@ -484,3 +484,39 @@ def test_what_is_unknown_of_a_thread_that_left() -> None:
     assert tasks.facts(os.getpid(), 1 << 22) is None
     assert procfs.blocked(os.getpid(), 1 << 22) is None
     assert Unstopped(1, Why.LATE, None).thread is None
+
+
+# --- in exec --------------------------------------------------------------------------------------
+
+BEGINS_ANOTHER = """
+import os, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("ready", flush=True)
+input()
+os.execv("/bin/sleep", ["sleep", "1000"])
+"""
+
+
+def test_whoever_waits_in_exec_for_a_thread_that_we_trace_keeps_nobody_waiting() -> None:
+    # GIVEN a process of two threads, one of which we trace
+    command = [sys.executable, "-c", BEGINS_ANOTHER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as target:
+        assert target.stdin is not None and target.stdout is not None
+        target.stdout.readline()
+        first, other = procfs.thread_ids(target.pid)
+
+        def work() -> None:
+            ptrace.seize(other)
+            # WHEN it begins another program, which ends that thread, and we trace the first one
+            target.stdin.write(b"\n")
+            target.stdin.flush()
+            wait_until(lambda: procfs.thread_state(first, other) == "Z", "the thread has not ended")
+            ptrace.seize(first)
+
+        # THEN we can, and it goes on
+        try:
+            run_as_tracer(work)
+            wait_until(lambda: procfs.thread_ids(first) == [first], "it is in execve still")
+            wait_until(lambda: b"sleep" in (procfs.read(f"/proc/{first}/comm") or b""), "as before")
+        finally:
+            target.kill()
