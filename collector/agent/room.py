@@ -22,9 +22,13 @@ class Room:
         self._lock = threading.Lock()  # one after the other: what one removes may do for the next
         self._writing: dict[str, tuple[str, int]] = {}  # owner and bytes so far, by record
 
-    def make(self, record: Record, written: int, free: int) -> bool:
+    def make(self, record: Record, written: int, free: int, reserve: int) -> bool:
         """Have `free` bytes free for a record's core, of which `written` are on the disk; whether
-        they are. Others' cores may go for it (`Store.make_room`)."""
+        they are. Others' cores may go for it (`Store.make_room`).
+
+        reserve: bytes that no core takes. Where less is free, something else than cores has filled
+        the disk, whose user could have others' removed by that: only the owner's own may go.
+        """
         owner = owner_of(record)
         with self._lock:
             self._writing[record.id] = owner, written
@@ -32,10 +36,11 @@ class Room:
             for other, size in self._writing.values():
                 writing[other] += size
             try:
-                wanted = free - self._store.free_bytes()
+                there = self._store.free_bytes()
+                wanted = free - there
                 if wanted <= 0:
                     return True
-                freed = self._store.make_room(owner, written, wanted, writing)
+                freed = self._store.make_room(owner, written, wanted, writing, own=there < reserve)
             except (CorewardError, OSError) as error:
                 log.error("record %s: no room can be made: %s", record.id, error)
                 return False

@@ -168,7 +168,8 @@ def _run(
 
 
 def _make_room(context: Context, crash: Crash, written: int, free: int) -> bool:
-    return context.room.make(crash.record, written, free)
+    reserve = context.policy.policy.store.min_free
+    return context.room.make(crash.record, written, free, reserve)
 
 
 def _job(

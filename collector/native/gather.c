@@ -44,6 +44,13 @@ static void *list_mappings(void *of)
 	return NULL;
 }
 
+/* The same in a thread of its own, which is for processes with much of it: see MOMENT_NS. */
+static void *list_beside(void *of)
+{
+	calm(0);
+	return list_mappings(of);
+}
+
 static int64_t thread_count(struct taken *t)
 {
 	char text[8192];
@@ -57,7 +64,7 @@ static bool list(struct orders *o, struct taken *t)
 	char *area = (char *)(uintptr_t)t->area.at;
 	struct job job = { o, t };
 	pthread_t beside;
-	bool many = thread_count(t) >= MANY && !pthread_create(&beside, NULL, list_mappings, &job);
+	bool many = thread_count(t) >= MANY && !pthread_create(&beside, NULL, list_beside, &job);
 
 	t->threads = iterate(o->threads_program, t->pid, false, area + TEXT,
 			     t->area.size / 2 - TEXT);

@@ -59,6 +59,7 @@ int wait_for(int listener, struct taken *t, int *conn);
 
 /* priority.c */
 void hurry(int priority, int nice);
+void calm(int tid);
 void make_lock(pthread_mutex_t *lock);
 
 /* owner.c */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "pool.h"
@@ -93,6 +94,9 @@ static bool back(struct taker *own)
 	struct pool *p = own->pool;
 
 	own->since_ns = 0;
+	if (own->calm)
+		hurry(TAKER_PRIORITY, TAKER_NICE);
+	own->calm = false;
 	if (own->written_off) {
 		own->written_off = false;
 		p->orders->left_behind--;
@@ -109,6 +113,7 @@ static void *take(void *of)
 
 	hurry(TAKER_PRIORITY, TAKER_NICE);
 	pthread_mutex_lock(&p->lock);
+	own->tid = (int)syscall(SYS_gettid);
 	while (answer != CLOSED && back(own)) {
 		struct taken t;
 

@@ -32,7 +32,8 @@ struct pool {
 	struct taker {
 		struct pool *pool;
 		int64_t since_ns;      /* it took a connection; 0: it has none */
-		bool used, written_off;
+		int tid;
+		bool used, written_off, calm;
 	} all[TAKERS];
 };
 

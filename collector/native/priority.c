@@ -22,6 +22,14 @@ void hurry(int priority, int nice)
 	sched_setscheduler(0, SCHED_RR, &real);
 }
 
+/* Another thread of ours goes on with its nice value alone. */
+void calm(int tid)
+{
+	const struct sched_param none = { 0 };
+
+	sched_setscheduler(tid, SCHED_OTHER, &none);
+}
+
 /* One that a thread of Python may have while a taker waits: it runs at the taker's priority then. */
 void make_lock(pthread_mutex_t *lock)
 {

@@ -15,6 +15,7 @@
 #include "pool.h"
 
 #define TICK_MS 10           /* the watchdog looks so often while somebody waits */
+#define MOMENT_NS 5000000LL  /* a usual process is taken in less */
 #define HUNGRY 2             /* looks with nobody free, until there is one taker more */
 
 static bool somebody_knocks(struct pool *p)
@@ -60,6 +61,19 @@ static void write_off(struct pool *p, int64_t now)
 	}
 }
 
+/* Real time is for moments. Who has more to do, with tens of thousands of mappings, shares the CPUs. */
+static void calm_down(struct pool *p, int64_t now)
+{
+	for (int i = 0; i < TAKERS; i++) {
+		struct taker *one = &p->all[i];
+
+		if (one->used && !one->calm && one->since_ns && now - one->since_ns > MOMENT_NS) {
+			one->calm = true;
+			calm(one->tid);
+		}
+	}
+}
+
 static void cut_overdue(struct pool *p)
 {
 	struct taken t;
@@ -86,6 +100,7 @@ void *watchdog(void *of)
 		nanosleep(&tick, NULL);
 		cut_overdue(p);
 		pthread_mutex_lock(&p->lock);
+		calm_down(p, now_ns());
 		write_off(p, now_ns());
 		hungry = p->idle || p->leaving ? 0 : hungry + 1;
 		if (hungry >= HUNGRY && somebody_knocks(p) && start_taker(p)) {

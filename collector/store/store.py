@@ -210,15 +210,19 @@ class Store:
                 self._index.remove(id)
         return freed
 
-    def make_room(self, owner: str, size: int, wanted: int, writing: Mapping[str, int]) -> int:
+    def make_room(
+        self, owner: str, size: int, wanted: int, writing: Mapping[str, int], *, own: bool = False
+    ) -> int:
         """Remove cores, so that a new one of `owner` has room; see `cores_to_remove`.
 
-        Their records stay, and say so. Returns the bytes of disk freed: 0 where nobody has to
-        give, or what could be had is less than `wanted`.
+        own: only cores of this owner. Their records stay, and say so. Returns the bytes of disk
+        freed: 0 where nobody has to give, or what could be had is less than `wanted`.
         """
         self._writable()
         with self._lock:
             cores = [] if self._index is None else self._index.cores()
+        if own:
+            cores = [core for core in cores if core.owner == owner]
         ids = cores_to_remove(cores, writing, owner, size, wanted)
         return sum(
             self._remove_core(id, f"removed to make room for a core of {owner}") for id in ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,11 @@ from elftools.elf.elffile import ELFFile
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import agent
 from tests.system.needs import by_socket
-from tests.system.victims import build, running
+from tests.system.victims import killed_with, running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 WAYS = (by_socket("socket"), "pipe")
-
-
-@contextlib.contextmanager
-def killed_with(name: str) -> Iterator[None]:
-    """At the end every process of this victim's program is killed, also those that it started."""
-    try:
-        yield
-    finally:
-        program = str(build(name))
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if os.readlink(folder / "exe") == program:
-                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 def value_in(core: CoreFile, program: Path) -> int:

@@ -30,7 +30,7 @@ from tests.system.needs import by_socket, needs
 from tests.system.probe_support import opened
 from tests.system.settings import kernel_settings
 from tests.system.two_cores import differences, dumped, plain_thread, two_cores
-from tests.system.victims import PATIENCE, Victim, build, running
+from tests.system.victims import PATIENCE, Victim, build, killed_with, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -64,11 +64,14 @@ class Crashing:
     def __exit__(self, *_: object) -> None:
         self.backend.close()
 
-    def take(self, native: Native) -> Taken:
-        """The next crash, waited for."""
+    def serve(self, native: Native) -> None:
         if native not in self._served:
             native.serve(self.backend)
             self._served.append(native)
+
+    def take(self, native: Native) -> Taken:
+        """The next crash, waited for."""
+        self.serve(native)
         taken = native.take(PATIENCE)
         assert taken is not None
         return taken
@@ -364,19 +367,54 @@ def test_address_space_serves_one_process_after_the_other(
     assert max(sizes) - sizes[0] < 1 << 30
 
 
+TAKER_NICE = -10  # as in pool.h
+
+
+def takers() -> list[int]:
+    """How each of our takers is scheduled."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # threads of others come and go
+            if os.getpriority(os.PRIO_PROCESS, int(task.name)) == TAKER_NICE:
+                found.append(os.sched_getscheduler(int(task.name)))
+    return found
+
+
+@pytest.fixture
+def _real_time() -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        pytest.skip("no real time for this process")
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @needs("socket hand-off")
+@pytest.mark.usefixtures("_real_time")
 def test_takers_are_of_real_time(native: Native, crashing: Crashing, tmp_path: Path) -> None:
     with running("null_main", cwd=tmp_path) as victim:
         victim.go()
         # WHEN one of them has taken a process
         crashing.take(native).close()
         victim.wait()
-    # THEN it comes before all that is not of real time
-    policies = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):  # threads of others come and go
-            policies.add(os.sched_getscheduler(int(task.name)))
-    assert os.SCHED_RR in policies
+    # THEN they come before all that is not of real time
+    wait_until(lambda: set(takers()) == {os.SCHED_RR}, "they are not of real time")
+
+
+@needs("socket hand-off")
+@pytest.mark.usefixtures("_real_time")
+def test_a_taker_that_has_much_to_do_shares_the_cpus(
+    native: Native, crashing: Crashing, tmp_path: Path
+) -> None:
+    # GIVEN a process whose memory is locked, again and again, by others that share it
+    with killed_with("shared_lock"), running("shared_lock", "600", cwd=tmp_path) as victim:
+        crashing.serve(native)
+        victim.go()
+        # WHEN it keeps a taker for more than a moment, THEN that one is not of real time
+        wait_until(lambda: os.SCHED_OTHER in takers(), "it stays of real time")
+    # AND is again, when it has done with it
+    crashing.take(native).close()
+    wait_until(lambda: set(takers()) == {os.SCHED_RR}, "they are not of real time again")
 
 
 def test_a_library_of_another_version_is_refused(

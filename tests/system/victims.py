@@ -18,6 +18,7 @@ import hashlib
 import os
 import resource
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +128,19 @@ class Victim:
 def _pipe(end: IO[bytes] | None) -> IO[bytes]:
     assert end is not None
     return end
+
+
+@contextlib.contextmanager
+def killed_with(name: str) -> Iterator[None]:
+    """At the end every process of this victim's program is killed, also those that it started."""
+    try:
+        yield
+    finally:
+        program = str(build(name))
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(folder / "exe") == program:
+                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -32,35 +32,40 @@ def test_what_is_being_written_counts_as_its_owners(
 ) -> None:
     asked: list[object] = []
 
-    def make_room(owner: str, size: int, wanted: int, writing: Mapping[str, int]) -> int:
-        asked.append((owner, size, wanted, dict(writing)))
+    def make_room(
+        owner: str, size: int, wanted: int, writing: Mapping[str, int], *, own: bool
+    ) -> int:
+        asked.append((owner, size, wanted, dict(writing), own))
         return 1
 
     monkeypatch.setattr(store, "make_room", make_room)
     room, first = Room(store), numbered(1, owner="a")
     # GIVEN room for what is wanted THEN nothing is asked of others
-    assert room.make(first, 5, FREE)
+    assert room.make(first, 5, FREE, FREE)
     assert asked == []
     # WHEN there is none THEN it counts what others have in hand by now
-    assert room.make(numbered(2, owner="a"), 20, FREE + 3)
-    assert room.make(numbered(3, owner="b"), 1, FREE + 3)
+    assert room.make(numbered(2, owner="a"), 20, FREE + 3, FREE)
+    assert room.make(numbered(3, owner="b"), 1, FREE + 3, FREE)
     room.done(first)
-    assert room.make(numbered(3, owner="b"), 2, FREE + 3)
+    assert room.make(numbered(3, owner="b"), 2, FREE + 3, FREE)
+    # AND where something else has filled the disk, its owner's cores alone may go
+    assert room.make(numbered(3, owner="b"), 2, FREE + 3, FREE + 1)
     assert asked == [
-        ("a", 20, 3, {"a": 25}),
-        ("b", 1, 3, {"a": 25, "b": 1}),
-        ("b", 2, 3, {"a": 20, "b": 2}),
+        ("a", 20, 3, {"a": 25}, False),
+        ("b", 1, 3, {"a": 25, "b": 1}, False),
+        ("b", 2, 3, {"a": 20, "b": 2}, False),
+        ("b", 2, 3, {"a": 20, "b": 2}, True),
     ]
 
 
 def test_a_store_that_cannot_be_written_makes_no_room(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> int:
+    def fail(*_: object, own: bool) -> int:
         raise StoreError("broken")
 
     monkeypatch.setattr(store, "make_room", fail)
-    assert not Room(store).make(numbered(1), 0, FREE + 1)
+    assert not Room(store).make(numbered(1), 0, FREE + 1, FREE)
 
 
 FACTS = Facts(cause=Cause.SIGNAL, uid=100_123, unit="docker-0.scope", cgroup="/s/docker-0.scope")
