@@ -14,9 +14,9 @@
 
 #include "pool.h"
 
-#define TICK_MS 10           /* the watchdog looks so often while somebody waits */
-#define MOMENT_NS 5000000LL  /* a usual process is taken in less */
-#define HUNGRY 2             /* looks with nobody free, until there is one taker more */
+#define TICK_MS 5            /* the watchdog looks so often while somebody waits */
+#define MOMENT_NS 2000000LL  /* a usual process is taken in less */
+#define HUNGRY 4             /* looks with nobody free, until there is one taker more */
 
 static bool somebody_knocks(struct pool *p)
 {
