@@ -41,7 +41,7 @@ _HOLD_BUCKETS = (
     60,
 )
 # A document is given again for so long: who asks without end has it made 20 times a second
-_KEPT_S = 0.05
+KEPT_S = 0.05
 _OPEN_METRICS = "application/openmetrics-text"
 _CAPTURE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -135,7 +135,7 @@ class Metrics:
         until, document = self._kept.get(kind, (0.0, b""))
         if time.monotonic() >= until:
             document = encoder(self.registry)
-            self._kept[kind] = time.monotonic() + _KEPT_S, document
+            self._kept[kind] = time.monotonic() + KEPT_S, document
         return kind, document
 
 

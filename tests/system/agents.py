@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from collector.export.metrics import KEPT_S
 from tests.system import sanitized
 from tests.system.scratch import NAME
 from tests.system.settings import KernelSettings, kernel_settings
@@ -200,7 +201,8 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> dict[str, float]:
-    """Sample (`name{labels}`) -> value of the metrics that an agent serves."""
+    """Sample (`name{labels}`) -> value of the metrics that an agent serves, not older than this."""
+    time.sleep(KEPT_S)  # what it gave to somebody may be given again
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
         lines = answer.read().decode().splitlines()
     samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
