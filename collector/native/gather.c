@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Everything of a held process that goes with it, and its release if nothing speaks against it. */
+#include <linux/kcmp.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -84,7 +85,7 @@ static bool has_memory_of_parent(struct taken *t)
 	char text[STAT_SIZE];
 	int parent = (int)parent_of(text_of(t, STAT, text, sizeof(text)));
 
-	return parent > 0 && !syscall(312 /* kcmp(2) */, t->tid, parent, 1 /* KCMP_VM */, 0, 0);
+	return parent > 0 && !syscall(SYS_kcmp, t->tid, parent, KCMP_VM, 0, 0);
 }
 
 /* Who else uses its memory, and may go on writing to it (vfork(2), clone(2) with CLONE_VM). */

@@ -8,6 +8,10 @@ kernel's own waits for its turn with the settings.
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.system import agents, guardian, hold_support, settings, two_cores
@@ -39,3 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers(MARK):
             if (why := missing(mark.args[0])) is not None:
                 item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """Where a victim mounts a file system (FUSE) of its own."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["umount", "-f", "-l", str(folder)], check=True)  # its server ends

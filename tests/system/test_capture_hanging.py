@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +13,6 @@ from tests.system.victims import running
 PLACE = 0x100000000000  # where the victim has mapped the file
 
 pytestmark = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no FUSE here")
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    yield folder
-    subprocess.run(["umount", "-f", "-l", str(folder)], check=True)  # its server ends
 
 
 def test_a_file_that_never_answers_is_not_asked(mounted: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -326,14 +325,6 @@ def test_a_child_of_vfork(way: tuple[str, ...], tmp_path: Path) -> None:
 # --- memory that nobody gives ---------------------------------------------------------------------
 
 FUSE = 0x100000000000  # where the victim has mapped a file of FUSE
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "mounted"
-    folder.mkdir()
-    yield folder
-    subprocess.run(["umount", "-f", "-l", str(folder)], check=True)  # its server ends
 
 
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no FUSE here")
