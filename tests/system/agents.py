@@ -4,7 +4,8 @@
         ...let something die...
         record = running.record(pid)      # waits for its line, then asks `coreward info --json`
 
-Holds the machine-wide settings lock for as long as it runs.
+Holds the machine-wide settings lock for as long as it runs, unless it takes no hand-offs
+(backend="none"): then it changes no setting, and a module with such agents only is marked `beside`.
 """
 
 from __future__ import annotations
@@ -231,8 +232,10 @@ def agent(
 
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
-    settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
+    settings: of the kernel, before the agent starts, as `kernel_settings` takes them; with
+    backend="none" there are none to take.
     """
+    assert backend != "none" or not settings
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
@@ -244,7 +247,8 @@ def agent(
         *("--run-dir", str(folder / "run"), "--pin-dir", str(pins), "--bpf", loader),
         *extra,
     ]
-    with kernel_settings(**settings) as kernel:
+    borrowed = contextlib.nullcontext(KernelSettings())
+    with borrowed if backend == "none" else kernel_settings(**settings) as kernel:
         running: RunningAgent | None = None
         try:
             running = RunningAgent(arguments, folder / "store", kernel, port)

@@ -11,6 +11,8 @@ import pytest
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.victims import running
 
+pytestmark = pytest.mark.beside
+
 NOT_HELD = "no hand-off: hold.backend is none"
 
 

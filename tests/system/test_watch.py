@@ -9,64 +9,24 @@ import select
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.system.agents import COMMAND, RunningAgent, Stuck, agent, scrape
+from tests.system.agents import COMMAND, RunningAgent, agent
+from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
 from tests.system.victims import PATIENCE, ROOT, Victim, build, running
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-WATCH = """
-defaults: {limit: none}
-watch:
-  - name: service
-    match: {comm: "wa*"}
-    every: 20ms
-    keep: 25
-"""
-KEEP = 25
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.beside,
+]
 
 
 def watched_count(running: RunningAgent) -> float:
     return running.metric("coreward_watched_processes")
-
-
-def until(running: RunningAgent, sample: str, least: float) -> None:
-    """Until a metric is at least this."""
-    end = time.monotonic() + PATIENCE
-    while running.metric(sample) < least:
-        if time.monotonic() > end:
-            raise Stuck(f"{sample} stays below {least}: {scrape(running.port)}")
-        time.sleep(0.02)  # the agent answers each question
-
-
-def recorder_of(running: RunningAgent) -> int:
-    """The pid of the agent's flight recorder, which is there a moment after the agent is ready."""
-    end = time.monotonic() + PATIENCE
-    while (pid := _recorder_of(running)) is None:
-        assert time.monotonic() < end
-    return pid
-
-
-def _recorder_of(running: RunningAgent) -> int | None:
-    children = Path(f"/proc/{running.process.pid}/task").glob("*/children")
-    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    return next((pid for pid, name in names.items() if b"collector.watch\0" in name), None)
-
-
-def sampled(running: RunningAgent, processes: int = 1) -> None:
-    """Until each of so many processes that are watched has all the samples that are kept.
-
-    On a busy machine they are looked at in turn; up to three more may be other people's.
-    """
-    so_far = running.metric("coreward_watch_samples_total")
-    until(running, "coreward_watch_samples_total", so_far + (KEEP + 1) * (processes + 3))
 
 
 def gdb(core: Path) -> str:
@@ -77,7 +37,8 @@ def gdb(core: Path) -> str:
 
 @pytest.fixture(scope="module")
 def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
-    with agent(tmp_path_factory.mktemp("agent"), config=WATCH, metrics=True) as one:
+    folder = tmp_path_factory.mktemp("agent")
+    with agent(folder, config=WATCH, backend="none", metrics=True) as one:
         yield one
         assert not [line for line in one.lines if "Traceback" in line]
 
@@ -262,24 +223,6 @@ def test_a_process_that_keeps_its_readers_waiting(watching: RunningAgent, tmp_pa
                 later.go()
                 later.wait()
                 assert watching.record(later.pid)["samples"]["count"] == KEEP
-
-
-def test_deaths_while_the_recorder_hangs_are_recorded(
-    watching: RunningAgent, tmp_path: Path
-) -> None:
-    # GIVEN a flight recorder that does not answer, WHEN a watched process dies
-    with running("watched", cwd=tmp_path) as victim:
-        sampled(watching)
-        recorder = recorder_of(watching)
-        os.kill(recorder, signal.SIGSTOP)
-        try:
-            victim.go()
-            # THEN the process is gone at once all the same
-            assert victim.wait() == -signal.SIGSEGV
-        finally:
-            os.kill(recorder, signal.SIGCONT)
-        # AND its record is whole when the recorder comes to itself
-        assert watching.record(victim.pid)["outcome"] == "complete"
 
 
 # ---- triggers: an agent of their own, as only one may run at a time, each has its own rules
