@@ -16,6 +16,7 @@ from collector.agent.explain import Files, explain
 from collector.agent.export import ask_recorder, close, count, end, recorded
 from collector.agent.facts import Placed
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
+from collector.capture.event_core import write_event_core
 from collector.capture.job import EXPLAIN_CORE
 from collector.errors import CorewardError
 from collector.handoff.pipe import PipeNote
@@ -133,8 +134,6 @@ def _explain_events(context: Context, crash: Crash) -> None:
         # where crashes are handed over BPF does not tell the mappings of what dumps core
         crash.lose("frames", "they would have come from its core")
         return
-    from collector.capture.event_core import write_event_core  # noqa: PLC0415 - most are held
-
     try:
         core = context.store.folder(crash.record.id) / EXPLAIN_CORE
         write_event_core(core, fatal, exited)
