@@ -26,7 +26,7 @@ import msgspec
 from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.linux.ringbuf import Ring
-from collector.model import Event, Exit, MappedObject, ProcessKey
+from collector.model import Event, Exit, FatalSignal, MappedObject, ProcessKey, Sending
 from collector.probe import btf, core, events, files, iterators, pins
 from collector.probe.ledger import Ledger
 from collector.probe.tallies import Tallies, Tally
@@ -141,7 +141,7 @@ class _Old:
             except ProbeError:
                 self.undecodable += 1
                 continue
-            if not isinstance(event, events.Mapped):
+            if not isinstance(event, (events.Mapped, events.Sent)):
                 self.events.append(event)
                 self.ledger.take(event.who.key, position)
         self.ledger.keep()
@@ -213,6 +213,7 @@ class Probe:
         self._waiting = deque(event for old in replaced for event in old.events)
         self._reported = {_identity(event) for event in self._waiting}
         self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
+        self._sent: dict[ProcessKey, Sending] = {}  # who sent them a signal that is fatal
         directories = [directory, *(old.directory for old in replaced)]
         self.since_s = min(map(pins.published_s, directories))
         self._drain_lock = threading.Lock()
@@ -288,6 +289,11 @@ class Probe:
             if isinstance(event, events.Mapped):
                 self._note_mapped(event)
                 continue
+            if isinstance(event, events.Sent):
+                self._note_sent(event)
+                continue
+            if isinstance(event, FatalSignal):
+                event = msgspec.structs.replace(event, sending=self._sent.pop(event.who.key, None))
             if isinstance(event, Exit):
                 found = self._mapped.pop(event.who.key, [])
                 event = msgspec.structs.replace(event, mapped=tuple(found))
@@ -303,6 +309,12 @@ class Probe:
         if len(self._mapped) > _MAX_LEAVING:  # their exits were lost
             self._mapped.clear()
         self._mapped.setdefault(told.key, []).append(told.found)
+
+    def _note_sent(self, told: events.Sent) -> None:
+        """Buffer it until the signal is delivered, which is told next of the same process."""
+        if len(self._sent) > _MAX_LEAVING:  # the records behind them were lost
+            self._sent.clear()
+        self._sent[told.key] = told.sending
 
     @property
     def iterators(self) -> tuple[int, int]:
