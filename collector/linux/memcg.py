@@ -29,6 +29,7 @@ _OF_SUBTREE = "total_"  # v1: with what is below, as all of v2
 _FILE = 1 << 14  # bytes
 _PROCS = 1 << 18  # bytes, 37,000 pids
 _CGROUPS = 256
+_LEAST = 64  # processes are looked at however late it is: a host out of memory is busy
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -86,13 +87,13 @@ def tasks(directory: str | None, most: int, seconds: float) -> Tasks:
     for pids, whole in _pids(directory):
         cut = cut or not whole
         for pid in pids:
-            if time.monotonic() > end:
+            if seen >= _LEAST and time.monotonic() > end:
                 cut = True
                 break
             seen += 1
             if (size := _resident(pid)) is not None:
                 sizes.append((size, pid))
-        if cut and time.monotonic() > end:
+        if cut and seen >= _LEAST and time.monotonic() > end:
             break
     sizes.sort(reverse=True)
     largest = [Task(int(pid), _comm(pid), size) for size, pid in sizes[:most] if size]

@@ -375,6 +375,29 @@ def test_a_snapshot_of_what_waits_for_memory(acting: RunningAgent, tmp_path: Pat
         victim.wait()
 
 
+def test_a_snapshot_of_what_is_beyond_memory_high(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process in a cgroup of v2, which the kernel slows down from 16 MiB on
+    program = Path(shutil.copy(build("watched"), tmp_path / "squeezed"))
+    with memory_cgroup(64 << 20) as group:
+        if group.version == 1:
+            pytest.skip("cgroup v1 has no memory.high")
+        (group.path / "memory.high").write_text(str(16 << 20))
+        with running("watched", cwd=tmp_path, file=program) as victim:
+            group.enter(victim.pid)
+            # WHEN it needs more
+            wish(victim, "r")
+            # THEN the events of its cgroup fire
+            line = acting.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} squeezed: high: ")
+            record = acting.info(line.split()[1])
+            assert re.match(
+                rf"high: cgroup `{group.path}` went beyond its memory.high \d+ times a second, "
+                r"more than 1$",
+                record["trigger"],
+            )
+            victim.process.kill()
+            victim.wait()
+
+
 def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:
     # GIVEN room for one watched process
     with running("watched", cwd=tmp_path) as first:

@@ -85,8 +85,11 @@ def test_a_crowd_is_cut_off(tree: Tree) -> None:
     # THEN not all are looked at, and no number is half of one
     assert (found.largest, found.cut) == ([], True)
     assert 40_000 < found.found < 60_000
-    # AND none at all when the time is over
-    assert memcg.tasks(str(tree.root), 16, -1) == memcg.Tasks([], 0, True)
+    # AND only the first ones when the time is over
+    tree.process(64, 9)
+    tree.process(65, 99)
+    late = memcg.tasks(str(tree.root), 16, -1)
+    assert late == memcg.Tasks([memcg.Task(64, "task", 9 * 4096)], 64, True)
 
 
 def test_a_crowd_of_cgroups_is_cut_off(tree: Tree) -> None:
