@@ -73,6 +73,7 @@ class Cgroups:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root, self._proc, self._clock = root, proc, clock
+        self._looks: dict[bytes, tuple[float, CgroupVitals]] = {}  # of one set of cgroups
         self._levels: dict[str, _Known] = {}
         self._stalls: dict[str, _Known] = {}
         self._host = _Known()
@@ -80,7 +81,15 @@ class Cgroups:
 
     def look(self, groups: bytes) -> CgroupVitals:
         """How a process is off whose /proc/PID/cgroup this is. What cannot be read is lost."""
-        self._forget()
+        now = self._clock()
+        at, vitals = self._looks.get(groups, (now - LOOK_S, None))
+        if vitals is None or now - at >= LOOK_S:
+            self._forget()
+            vitals = self._look(groups)
+            self._looks[groups] = now, vitals
+        return vitals
+
+    def _look(self, groups: bytes) -> CgroupVitals:
         lost = {}
         found = memory.memory_cgroups(groups, self._root)
         levels = [self._level(group) for group in (found or [])[:_LEVELS]]
@@ -153,6 +162,8 @@ class Cgroups:
         if now - self._forgot < _KEEP_S:
             return
         self._forgot = now
+        looks = self._looks.items()
+        self._looks = {groups: look for groups, look in looks if now - look[0] < _KEEP_S}
         for table in (self._levels, self._stalls):
             for name in [name for name, known in table.items() if now - known.at >= _KEEP_S]:
                 del table[name]
