@@ -124,9 +124,11 @@ FN struct fpu *task_fpu(struct task_struct *t)
 }
 
 #ifdef COREWARD_MEMORY_CGROUPS
+#define HAS_MEMORY_CGROUP_TYPES 1
 #define HAS_MEMORY_CGROUPS 1
 #define MEMORY_CGROUP_ID memory_cgrp_id
 #else
+#define HAS_MEMORY_CGROUP_TYPES 0
 #define HAS_MEMORY_CGROUPS 0
 #define MEMORY_CGROUP_ID 0
 #endif
@@ -147,6 +149,7 @@ enum cgroup_subsys_id___any {
 	memory_cgrp_id___any = 1,
 };
 
+#define HAS_MEMORY_CGROUP_TYPES 1
 #define HAS_MEMORY_CGROUPS \
 	bpf_core_enum_value_exists(enum cgroup_subsys_id___any, memory_cgrp_id___any)
 #define MEMORY_CGROUP_ID bpf_core_enum_value(enum cgroup_subsys_id___any, memory_cgrp_id___any)

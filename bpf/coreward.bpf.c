@@ -183,20 +183,32 @@ FN void fill_event(struct cw_event *event, struct task_struct *t, u32 type, u32 
 }
 
 #include "share.bpf.h"
+#include "killer.bpf.h"
 
-FN int remember_sender(int signal, struct kernel_siginfo *info, struct task_struct *t, int result)
+/* For whom the signal is fatal; the task that runs sends it, or the kernel does. */
+FN void remember_sender(int signal, struct task_struct *t)
 {
+	struct task_struct *leader = READ(t, group_leader);
 	struct cw_sender sender = {};
+	u32 pid = READ(t, tgid);
+
+	sender.target_start_ns = READ(leader, start_boottime);
+	sender.pid = bpf_get_current_pid_tgid() >> 32;
+	sender.uid = bpf_get_current_uid_gid();
+	sender.signal = signal;
+	bpf_get_current_comm(sender.comm, sizeof(sender.comm));
+	bpf_map_update_elem(&senders, &pid, &sender, BPF_ANY);
+}
+
+FN int on_generate(int signal, struct kernel_siginfo *info, struct task_struct *t, int result)
+{
 	struct sighand_struct *sighand;
 	struct signal_struct *group;
-	struct task_struct *leader;
-	u32 pid;
 
 	if (!kills_by_default(signal) ||
 	    (result != CW_TRACE_DELIVERED && result != CW_TRACE_LOSE_INFO))
 		return 0;
-	if ((unsigned long)info == CW_SEND_SIG_PRIV ||
-	    (is_real_info(info) && by_kernel(READ(info, si_code))))
+	if (is_real_info(info) && by_kernel(READ(info, si_code)))
 		return 0;
 	sighand = READ(t, sighand);
 	if (signal != CW_SIGKILL && READ(sighand, action[(signal - 1) & (CW_NSIG - 1)].sa.sa_handler))
@@ -204,20 +216,20 @@ FN int remember_sender(int signal, struct kernel_siginfo *info, struct task_stru
 	group = READ(t, signal);
 	if (READ(group, core_state))
 		return 0; /* it is dead already and dumps its core */
-	leader = READ(t, group_leader);
-	pid = READ(t, tgid);
-	sender.target_start_ns = READ(leader, start_boottime);
-	sender.pid = bpf_get_current_pid_tgid() >> 32;
-	sender.uid = bpf_get_current_uid_gid();
-	sender.signal = signal;
-	bpf_get_current_comm(sender.comm, sizeof(sender.comm));
-	bpf_map_update_elem(&senders, &pid, &sender, BPF_ANY);
+	if (READ(group, flags) & CW_GROUP_EXIT &&
+	    STATUS_SIGNAL(READ(group, group_exit_code)) != signal)
+		return 0; /* it is dying already, of another one */
+	if ((unsigned long)info != CW_SEND_SIG_PRIV)
+		remember_sender(signal, t);
+	if ((unsigned long)info == CW_SEND_SIG_PRIV ||
+	    READ(t, tgid) != bpf_get_current_pid_tgid() >> 32)
+		note_killer(signal, info, t);
 	return 0;
 }
 
 ON_EVENT(signal_generate)
 {
-	return remember_sender(ctx->args[0], (void *)ctx->args[1], (void *)ctx->args[2], ctx->args[4]);
+	return on_generate(ctx->args[0], (void *)ctx->args[1], (void *)ctx->args[2], ctx->args[4]);
 }
 
 /* A handler takes the signal, or nothing happens at all. Keep it if it was a hardware fault. */
@@ -393,6 +405,8 @@ FN int on_deliver(void *ctx, int signal, struct kernel_siginfo *info, struct k_s
 	kind.signal = signal;
 	fill_program(&kind.program, t);
 	mark.telling = weigh(&kind.program, 1);
+	if (mark.telling != CW_TELL_COUNT)
+		tell_killer(pid, mark.start_ns, signal, info);
 	if (mark.telling == CW_TELL_BIG && !tell_big(ctx, t, signal, info))
 		mark.telling = CW_TELL_SMALL;
 	if (mark.telling == CW_TELL_SMALL && !tell_small(ctx, t, signal, info))
@@ -414,6 +428,7 @@ ON_EVENT(signal_deliver)
 FN void forget(u32 pid)
 {
 	bpf_map_delete_elem(&senders, &pid);
+	bpf_map_delete_elem(&killers, &pid);
 	bpf_map_delete_elem(&process_faults, &pid);
 	bpf_map_delete_elem(&dying, &pid);
 }
@@ -712,27 +727,7 @@ ON_LEAVING(leave_walked)
 
 #endif
 
-FN int on_victim(u64 victim)
-{
-	struct cw_program program = {};
-	struct cw_event *event;
-
-	if (!IS_KERNEL_POINTER(victim))
-		return 0; /* the exit tells it */
-	fill_program(&program, (void *)victim);
-	/* one that is not told here is at its exit: see report_exit() */
-	event = weigh(&program, 0) == CW_TELL_COUNT ?
-			0 : bpf_ringbuf_reserve(&ring, sizeof(struct cw_event), 0);
-	if (!event) {
-		count(CW_DROPPED_OOM);
-		return 0;
-	}
-	fill_event(event, (void *)victim, CW_EVENT_OOM, sizeof(struct cw_event));
-	__builtin_memset(&event->sender, 0, sizeof(event->sender));
-	__builtin_memset(&event->fault, 0, sizeof(event->fault));
-	bpf_ringbuf_submit(event, 0);
-	return 0;
-}
+#include "oom.bpf.h"
 
 ON_EVENT(mark_victim)
 {

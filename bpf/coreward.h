@@ -10,12 +10,13 @@
 #ifndef COREWARD_H
 #define COREWARD_H
 
-#define CW_FORMAT 5
+#define CW_FORMAT 7
 
 #define CW_COMM 16
 #define CW_NAME_MAX 256    /* NAME_MAX and the terminating zero */
 #define CW_PATH 768        /* a path may be a little longer than 512 bytes */
 #define CW_PATH_STEPS 24   /* path components and mount points on the way to the root */
+#define CW_ARGS 512        /* of a process's arguments */
 #define CW_PAGE 4096
 #define CW_RED_ZONE 128    /* below sp, still in use (x86-64 ABI) */
 #define CW_STACK_PAGES 8   /* 32 KiB */
@@ -35,6 +36,7 @@ enum cw_event_type {
 	CW_EVENT_OOM = 3,
 	CW_EVENT_MAPPED = 4,
 	CW_EVENT_SIGNAL = 5,   /* as CW_EVENT_FATAL, without the stack */
+	CW_EVENT_KILLER = 6,   /* who sent the signal of the next one of that process */
 };
 
 /* Indices of the map `counters`; each is a u64 that only grows. */
@@ -113,12 +115,58 @@ struct cw_event {
 	struct cw_fault fault;
 };
 
+/* In what circumstances a fatal signal was sent. */
+enum cw_sent {
+	CW_SENT_BARE = 1,      /* by the kernel in the sender's name: it passed no siginfo */
+	CW_SENT_BY_KERNEL = 2, /* by the kernel itself; the sender is the task that ran, which may be any */
+	CW_SENT_LEAVING = 4,   /* the sender was exiting */
+	CW_SENT_TO_SELF = 8,
+	CW_SENT_REAPER = 16,   /* the sender is the first process of its pid namespace */
+	CW_SENT_TRACER = 32,   /* the sender traces it, with PTRACE_O_EXITKILL */
+	CW_SENT_CPU_LIMIT = 64, /* the target has a hard limit of CPU time: RLIMIT_CPU */
+	CW_SENT_RT_LIMIT = 128, /* the same of RLIMIT_RTTIME */
+};
+
+/* Who sent a fatal signal, as he was at that moment. */
+struct cw_killer {
+	__u32 type;
+	__u32 size;
+	__u64 time_ns;
+	__u64 target_start_ns; /* whom he killed */
+	__u32 target_pid;
+	__s32 signal;
+	__s32 code;            /* si_code; 0 without siginfo */
+	__u32 flags;           /* enum cw_sent */
+	__u64 parent_start_ns; /* of the sender's parent, who.ppid */
+	char parent_comm[CW_COMM];
+	struct cw_who who;
+	__s32 args_len;        /* bytes of args in use; negative: they were not in memory */
+	__u32 args_size;       /* of all his arguments */
+	char args[CW_ARGS];    /* each with a zero behind it, proc_pid_cmdline(5) */
+};
+
 struct cw_exit {
 	struct cw_event event;
 	__u32 status;          /* as wait(2) gives it */
 	__u32 oom;             /* 1: the OOM killer had chosen it */
 	__u32 unmapped;        /* enum cw_unmapped: mapped objects that were not told */
 	__u32 reserved;
+};
+
+#define CW_OOM_LEVELS 16   /* of the victim's memory cgroup, from its own upwards */
+
+struct cw_oom_level {
+	__u64 cgroup_id;
+	__u64 usage;           /* pages */
+	__u64 limit;           /* pages */
+	__u64 failcnt;         /* charges that did not fit; not counted in v2 since 6.12 */
+};
+
+struct cw_oom {
+	struct cw_event event;
+	__u32 level_count;
+	__u32 reserved;
+	struct cw_oom_level levels[CW_OOM_LEVELS];
 };
 
 struct cw_signal {

@@ -144,6 +144,114 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     exe: str | None  # as the process itself would see it; None if it could not be read
 
 
+class SentFlag(enum.IntFlag):
+    """In what circumstances a fatal signal was sent: enum cw_sent of bpf/coreward.h."""
+
+    BARE = 1  # by the kernel in the sender's name
+    BY_KERNEL = 2  # by the kernel itself; the sender is the task that ran, which may be any
+    LEAVING = 4  # the sender was exiting
+    TO_SELF = 8
+    REAPER = 16  # the sender is the first process of its pid namespace
+    TRACER = 32  # the sender traces the process, with PTRACE_O_EXITKILL
+    CPU_LIMIT = 64  # the process has a hard RLIMIT_CPU
+    RT_LIMIT = 128  # and a hard RLIMIT_RTTIME
+
+
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """A fatal signal as it was sent, and who ran at that moment."""
+
+    who: Identity
+    signal: int
+    code: int  # si_code; 0 if the kernel passed no siginfo
+    flags: SentFlag
+    parent: ProcessKey
+    parent_comm: str
+    arguments: bytes | None  # their first bytes; None: they were not in memory
+    arguments_size: int  # bytes, of all
+
+
+class KilledBy(enum.StrEnum):
+    """By what a fatal signal came about."""
+
+    PROCESS = "process"  # another process sent it: kill(2) and its like
+    CGROUP_KILL = "cgroup.kill"  # a process wrote to that file of a cgroup above
+    PARENT_DEATH = "parent-death"  # its parent ended: PR_SET_PDEATHSIG
+    NAMESPACE = "pid-namespace"  # the first process of its pid namespace ended
+    TRACER = "tracer"  # its tracer ended: PTRACE_O_EXITKILL
+    OOM = "oom"  # the out-of-memory killer
+    CPU_LIMIT = "cpu-limit"  # RLIMIT_CPU
+    RT_LIMIT = "realtime-limit"  # RLIMIT_RTTIME
+    TIMER = "timer"  # alarm(2), setitimer(2)
+    TERMINAL = "terminal"  # a key, or a hang-up
+    EXEC = "exec"  # execve(2) failed when the old program was gone already
+    SECCOMP = "seccomp"  # its filter of system calls
+    KERNEL = "kernel"  # another part of the kernel
+
+
+class Relative(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the processes above another."""
+
+    pid: int
+    comm: str
+
+
+class UnitState(msgspec.Struct, frozen=True, kw_only=True):
+    """What systemd says of a unit just after it killed a process of it: systemctl(1) `show`."""
+
+    result: str  # `timeout`, `watchdog`, `oom-kill`, ...; `success` while it stops or starts anew
+    active: str
+    sub: str  # such as `stop-sigterm`
+    timeouts: dict[str, str] = {}  # property -> duration as systemd writes it; those that are set
+
+
+class Killer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who killed a process, as he was when he did. Without `pid` the kernel did it by itself."""
+
+    by: KilledBy
+    pid: int | None = None
+    tid: int | None = None
+    ns_pid: int | None = None
+    start_ns: int | None = None
+    comm: str | None = None
+    exe: str | None = None
+    cmdline: list[str] | None = None
+    uid: int | None = None
+    gid: int | None = None
+    cgroup: str | None = None
+    unit: str | None = None
+    container: bool | None = None
+    parents: list[Relative] = []  # the nearest first
+    unit_state: UnitState | None = None  # of the killed process's unit, where systemd killed
+    lost: dict[str, str] = {}
+
+
+class OomTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A process in what ran out of memory."""
+
+    pid: int
+    comm: str
+    resident: int  # bytes
+
+
+class OomFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What ran out of memory when the out-of-memory killer chose. Sizes are bytes.
+
+    Limit, usage and failcnt are of that moment; all else was read when the kill was told, some
+    milliseconds later, when memory may have been given back.
+    """
+
+    cgroup: str | None = None  # its path in the hierarchy; None with a limit: it is gone
+    limit: int | None = None  # None: the host as a whole ran out
+    usage: int | None = None
+    failcnt: int | None = None
+    events: dict[str, int] = {}  # memory.events; of v1 memory.oom_control and failcnt
+    stat: dict[str, int] = {}  # of memory.stat the sizes, by kind
+    tasks: list[OomTask] = []  # the largest first; not all of many
+    task_count: int | None = None  # processes in it that were looked at
+    host: dict[str, int] = {}  # of /proc/meminfo, where the host ran out
+    lost: dict[str, str] = {}
+
+
 class StackPage(msgspec.Struct, frozen=True, kw_only=True):
     """A copied page of user stack."""
 
@@ -177,6 +285,8 @@ class FatalSignal(msgspec.Struct, frozen=True, kw_only=True):
     last_fault: Fault | None
     thread_name: str | None = None
     fault_access: Access | None = None  # of a page fault, from the CPU's error code
+    sending: Sending | None = None  # None: nobody sent it, or it was not told
+    killer: Killer | None = None  # what became of that in the agent
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,11 +302,22 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     mapped: tuple[MappedObject, ...] = ()  # for what was not handed over, where BPF can tell
 
 
+class OomLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """A memory cgroup when the out-of-memory killer chose in it or below. Sizes are bytes."""
+
+    cgroup_id: int
+    usage: int
+    limit: int | None
+    failcnt: int  # charges that did not fit
+
+
 class OomVictim(msgspec.Struct, frozen=True, kw_only=True):
     """The out-of-memory killer chose this process."""
 
     who: Identity
     time_ns: int
+    levels: tuple[OomLevel, ...] = ()  # from its own memory cgroup upwards; empty: not known
+    facts: OomFacts | None = None  # what the agent found of it
 
 
 Event = FatalSignal | Exit | OomVictim
@@ -267,10 +388,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     fault_access: Access | None = None  # for SIGSEGV and SIGBUS
     syscall: int | None = None  # for SIGSYS: the number of the refused system call
     sender: Sender | None = None
+    killer: Killer | None = None  # the sender, whole, or which part of the kernel
     last_fault: Fault | None = None
     exit_code: int | None = None  # 0..255, for cause `exit`
     core_bit: bool | None = None  # whether the kernel counts it as "core dumped"
     oom: bool = False
+    oom_facts: OomFacts | None = None  # of what ran out of memory
     late: bool = False  # happened while the agent was down; learnt at its next start
     thread_name: str | None = None
     threads: int | None = None

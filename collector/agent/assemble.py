@@ -11,12 +11,22 @@ from collections.abc import Mapping
 
 import msgspec
 
+from collector.agent.killer import killer_of
 from collector.capture.process import OpenProcess
 from collector.explain.facts import with_signal
 from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PipeHandOff
 from collector.linux.clock import boot_to_utc
-from collector.model import Cause, Exit, FatalSignal, Identity, OomVictim, Record, Sender
+from collector.model import (
+    Cause,
+    Exit,
+    FatalSignal,
+    Identity,
+    Killer,
+    OomVictim,
+    Record,
+    Sender,
+)
 from collector.signals import signal_name
 
 CORE_BIT = 0x80  # of a wait status: the kernel dumped core, or handed the process over (wait(2))
@@ -62,6 +72,12 @@ class Seen:
         return None
 
     @property
+    def killer(self) -> Killer | None:
+        """Who killed it, or which part of the kernel; None: it did so itself, or is not known."""
+        status = None if self.exit is None else self.exit.status
+        return killer_of(self.fatal, status, oom=self.is_oom)
+
+    @property
     def cause(self) -> Cause:
         if self.is_oom:
             return Cause.OOM
@@ -92,6 +108,8 @@ class Seen:
             missing.setdefault("si_code", "the kernel passed none with the signal")
         if who.exe is None:
             missing.setdefault("exe", "its path could not be read")
+        if self.oom is None and self.is_oom:
+            missing.setdefault("oom_facts", "the kernel did not tell of it when it chose")
         fault = (fatal and fatal.last_fault) or (exited and exited.last_fault)
         record = Record(
             id=record_id,
@@ -111,10 +129,12 @@ class Seen:
             si_code=fatal.si_code if fatal else None,
             si_addr=fatal.si_addr if fatal else None,
             sender=self.sender,
+            killer=self.killer,
             last_fault=fault or None,
             exit_code=exited.status >> 8 & 0xFF if exited and self.signal is None else None,
             core_bit=bool(exited.status & CORE_BIT) if exited else None,
             oom=self.is_oom,
+            oom_facts=None if self.oom is None else self.oom.facts,
             late=late,
             thread_name=fatal.thread_name if fatal else None,
             site=fatal.site if fatal else None,

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from collector.agent.copy import Copies
 from collector.agent.lend import Lender
+from collector.agent.oom import Ooms
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
 from collector.agent.room import Room
+from collector.agent.sender import Senders
 from collector.agent.unstored import Unstored
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
@@ -30,6 +32,7 @@ HANDOFF_QUEUE = 4096
 HANDOFF_NICE = -5  # of whoever decides about processes; those who take them come before (pool.h)
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 256
+UNIT_QUEUE = 64
 CAPTURE_BYTES = 64 << 20  # of mappings and registers of what waits for its writer
 COPY_WORKERS = 8  # each waits for a writer that copies
 COPY_QUEUE = 256
@@ -52,10 +55,12 @@ class Lanes:
         self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
         # of what was killed, which may be much on a busy host: no crash waits behind that
         self.kills = Lane("kill", 1, EXPLAIN_QUEUE)
+        self.units = Lane("unit", 1, UNIT_QUEUE)  # each waits for systemd, two seconds at most
 
     def all(self) -> tuple[Lane, ...]:
         """In the order in which they hand work on."""
-        return self.handoffs, self.records, self.copies, self.captures, self.explains, self.kills
+        explains = (self.explains, self.kills, self.units)
+        return self.handoffs, self.records, self.copies, self.captures, *explains
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,6 +84,8 @@ class Context:
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
+    ooms: Ooms = dataclasses.field(default_factory=Ooms)
+    senders: Senders = dataclasses.field(default_factory=Senders)
     lender: Lender | None = None
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)

@@ -12,7 +12,7 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash, State
 from collector.agent.export import end_of_process, recorded
 from collector.agent.unheld import record_unheld
-from collector.model import Event, Exit
+from collector.model import Event, Exit, FatalSignal, OomVictim
 
 _AT_ONCE = 256  # events
 
@@ -40,6 +40,10 @@ def take_events(context: Context) -> bool:
 
 def _note(context: Context, event: Event, *, late: bool) -> None:
     key = event.who.key
+    if isinstance(event, FatalSignal):
+        event = context.senders.complete(event)  # at once: he may be about to end
+    elif isinstance(event, OomVictim) and not late:
+        event = context.ooms.complete(event)  # at once: its memory is given back meanwhile
     if isinstance(event, Exit) and context.native.has_in_hand(key):
         context.registry.expect(key)
     crash = context.registry.note(event, late=late)

@@ -9,6 +9,7 @@
     NotKept    write    that there is none
     Ended      exit     whether the kernel counts it as dumped
     Sampled    export   what the flight recorder had
+    KilledByUnit  export  what systemd says of the unit whose process it killed
 
 What its core explains is an Explanation; what its events say is in the record from the start.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.model import Capture, Cause, Outcome, Record, Release, SamplesFacts, Sender
+from collector.model import Capture, Cause, Killer, Outcome, Record, Release, SamplesFacts, Sender
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,3 +109,7 @@ class Ended(Facts, frozen=True, kw_only=True):
 
 class Sampled(Facts, frozen=True, kw_only=True):
     samples: SamplesFacts
+
+
+class KilledByUnit(Facts, frozen=True, kw_only=True):
+    killer: Killer

@@ -25,6 +25,7 @@ from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
+from collector.agent.unit import ask_systemd
 from collector.agent.write import give_up, write
 from collector.errors import CorewardError, HoldError
 from collector.handoff.native import Taken
@@ -68,6 +69,7 @@ def handle(context: Context, taken: Taken) -> None:
                 return
             crash.release = release_or_hold(context, crash)
             open_held(context, crash)
+            ask_systemd(context, crash)
             write(context, crash)
         except BaseException:
             gathered.close()

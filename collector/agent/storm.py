@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from collector.agent.context import Context
-from collector.agent.unheld import facts_of
+from collector.agent.gone import facts_of
 from collector.errors import CorewardError
 from collector.linux.clock import boot_to_utc
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record

@@ -15,17 +15,16 @@ from collector.agent.crowd import REASON
 from collector.agent.explain import Files, explain
 from collector.agent.export import ask_recorder, close, count, end, recorded
 from collector.agent.facts import Placed
+from collector.agent.gone import facts_of
+from collector.agent.unit import ask_systemd
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
 from collector.capture.job import EXPLAIN_CORE
 from collector.errors import CorewardError
 from collector.handoff.pipe import PipeNote
-from collector.linux import cgroupfs, procfs
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
-from collector.policy.facts import is_container, unit_of_cgroup
 from collector.policy.match import decide
 from collector.policy.site import site_of
-from collector.policy.types import Facts
 from collector.probe.events import STACK_PAGES
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.ids import record_id
@@ -94,6 +93,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     if not facts.cgroup:
         crash.lose("cgroup", "it was gone when the event was read")
     ask_recorder(context, crash)
+    ask_systemd(context, crash)
     mapped = seen.exit.mapped if seen.exit else ()
     code = ((one.start, one.end, one.offset) for one in mapped if one.executable)
     site = site_of(seen.fatal, code) if seen.fatal else None
@@ -102,21 +102,6 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     else:
         crash.lose("frames", "not looked for: beyond the limit")
     end(context, crash, "record")
-
-
-def facts_of(who: Identity, cause: Cause, signo: int | None) -> Facts:
-    """What policy may look at of a process that nobody held."""
-    group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
-    return Facts(
-        cause=cause,
-        exe=who.exe,
-        comm=who.comm,
-        cgroup=group,
-        unit=unit_of_cgroup(group) if group else None,
-        uid=who.uid,
-        signal=signo,
-        container=is_container(group, who.ns_pid != who.key.pid),
-    )
 
 
 def _explain_events(context: Context, crash: Crash) -> None:
@@ -231,13 +216,3 @@ def _of_note(context: Context, note: PipeNote, key: ProcessKey) -> Record:
 
 def _time_of(note: PipeNote) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(note.time_s, datetime.UTC)
-
-
-def _live_cgroup(who: Identity) -> str | None:
-    """The cgroup of a process that died but may not be reaped yet; None if it is gone."""
-    pid = who.key.pid
-    stat, groups = procfs.read(f"/proc/{pid}/stat"), procfs.read(f"/proc/{pid}/cgroup")
-    if not stat or not groups:
-        return None
-    same = who.key.is_same(ProcessKey(pid, procfs.parse_stat(stat).start_ns))
-    return cgroupfs.path_in(groups) if same else None

@@ -12,6 +12,8 @@ import msgspec
 from collector.cli import places, render
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import samples_of
+from collector.cli.killer import killer_lines
+from collector.cli.oom import oom_lines
 from collector.explain.names import code_name
 from collector.model import Capture, Fault, Outcome, Record, Sender, SnapshotFacts
 from collector.signals import signal_name
@@ -66,6 +68,7 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
     for title, group in (
         ("Of what" if record.snapshot else "What died", _who(record)),
         ("Why", _why(record)),
+        ("What ran out of memory", oom_lines(record.oom_facts)),
         ("How it was taken", _taken(record.snapshot)),
         ("What was kept", _kept(record, core)),
         ("Lost", iter(sorted(record.lost.items()))),
@@ -120,6 +123,7 @@ def _why(record: Record) -> Lines:
     yield "system call", record.syscall
     yield "exit code", record.exit_code
     yield "sender", _sender(record.sender)
+    yield from killer_lines(record.killer)
     yield "last fault", _fault(record.last_fault)
     yield "it said", record.abort_message
     yield "at", None if record.ip is None else _registers(record.ip, record.sp)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal as _signal
 
+from collector.model import KilledBy
+
 # si_code of any signal
 SI_USER = 0  # kill(2)
 SI_TIMER = -2
@@ -124,3 +126,22 @@ FROM_KERNEL = {
 def code_name(signal: int, code: int) -> str | None:
     """The name of a si_code, such as `SEGV_MAPERR`; None if it has none."""
     return _COMMON.get(code) or _CODES.get(signal, {}).get(code)
+
+
+# Of a fatal signal that no process sent, by what part of the kernel it came about.
+KILLED_BY = {
+    KilledBy.PARENT_DEATH: "its parent ended, as PR_SET_PDEATHSIG asks for",
+    KilledBy.NAMESPACE: "the first process of its pid namespace ended",
+    KilledBy.TRACER: "its tracer ended, as PTRACE_O_EXITKILL asks for",
+    KilledBy.CPU_LIMIT: "its limit on CPU time was reached (RLIMIT_CPU)",
+    KilledBy.RT_LIMIT: "it ran in real time for too long without a pause (RLIMIT_RTTIME)",
+    KilledBy.EXEC: "execve() failed when the program before was gone already",
+}
+
+# What systemd calls the end of a unit: `Result` in systemd.service(5), $SERVICE_RESULT.
+UNIT_RESULTS = {
+    "timeout": "a timeout of the unit passed",
+    "watchdog": "the unit did not report to its watchdog in time",
+    "oom-kill": "the out-of-memory killer had been at work in the unit",
+    "success": "the unit was stopped",
+}

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from collector.arch.x86_64 import PAGE
 from collector.explain import names
-from collector.model import Access, Cause, Fault, Frame, Record, SnapshotFacts
+from collector.model import Access, Cause, Fault, Frame, KilledBy, Killer, Record, SnapshotFacts
 from collector.siginfo import SI_KERNEL
 from collector.signals import signal_name
 
@@ -57,11 +57,36 @@ def reason(record: Record) -> str:
     if record.signal is None:
         return "died, and it is not known of what"
     name = signal_name(record.signal)
+    killer = record.killer
+    if killer is not None and killer.by in names.KILLED_BY:
+        return f"{name}: {names.KILLED_BY[killer.by]}" + _by(killer)
+    if killer is not None and killer.by is KilledBy.TIMER and record.signal in names.FROM_KERNEL:
+        return f"{name}: {names.FROM_KERNEL[record.signal]}"
     if record.si_code == SI_KERNEL and record.signal in names.FROM_KERNEL:
         return f"{name}: {names.FROM_KERNEL[record.signal]}" + _thread(record)
     if record.cause is Cause.KILLED:
-        return f"killed by {name} from {_sender(record)}"
+        return f"killed by {name} from {_sender(record)}" + _how(killer)
     return f"{name}: {_what_happened(record)}" + _thread(record) + _earlier_fault(record)
+
+
+def _by(killer: Killer) -> str:
+    """ ": `sh` (pid 12, uid 0)": whose end it was."""
+    if killer.pid is None:
+        return ""
+    return f": `{shown(killer.comm or '')}` (pid {killer.pid}, uid {killer.uid})"
+
+
+def _how(killer: Killer | None) -> str:
+    """In what way, and what systemd says of it."""
+    if killer is None:
+        return ""
+    how = ", by `cgroup.kill`" if killer.by is KilledBy.CGROUP_KILL else ""
+    state = killer.unit_state
+    if state is None:
+        return how
+    return (
+        f"{how}: {names.UNIT_RESULTS.get(state.result, f'its unit ended by {shown(state.result)}')}"
+    )
 
 
 def _snapshot(taken: SnapshotFacts, trigger: str | None) -> str:

@@ -192,6 +192,10 @@ class Process:
         """Resident memory (VmRSS of /proc/PID/status)."""
         return self._folder.resident_bytes()
 
+    def cgroup(self) -> bytes:
+        """Its cgroup in each hierarchy, the text of /proc/PID/cgroup (cgroups(7))."""
+        return self._folder.read("cgroup")
+
     def descriptors(self) -> int:
         """How many file descriptors are open."""
         fd = self._folder.open("fd", os.O_RDONLY | os.O_DIRECTORY)

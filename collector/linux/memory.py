@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,37 +72,66 @@ def read_facts(
     )
 
 
+class MemoryCgroup(NamedTuple):
+    """A memory cgroup by its directory; `version` of cgroups is 1 or 2."""
+
+    directory: str
+    version: int
+
+
 def read_levels(groups: bytes, root: str) -> tuple[CgroupLevel, ...] | None:
     """The memory cgroups with a limit, from that of a process up to the root.
+
+    groups: its /proc/PID/cgroup; see `memory_cgroups`. None if its cgroup cannot be seen here.
+    Raises OSError if one is removed meanwhile.
+    """
+    found = memory_cgroups(groups, root)
+    if found is None:
+        return None
+    return tuple(level for level in map(read_level, found) if level is not None)
+
+
+def memory_cgroups(groups: bytes, root: str) -> list[MemoryCgroup] | None:
+    """The memory cgroups from that of a process up to the root, with limits or without.
 
     groups: its /proc/PID/cgroup. Understands cgroup v2 (cgroups(7)) at `root` or `root`/unified,
     and the v1 memory controller at `root`/memory. None if its cgroup cannot be seen here.
     """
-    levels: list[CgroupLevel] = []
+    all_: list[MemoryCgroup] = []
     for line in os.fsdecode(groups).split("\n"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if "memory" in controllers.split(","):
-            found = _walk(f"{root}/memory", path, _level_v1)
+            found = _upwards(f"{root}/memory", path, 1)
         elif rest and not controllers:
-            unified = f"{root}/unified"
-            found = _walk(unified if _is_dir(unified) else root, path, _level_v2)
+            found = _upwards(_unified(root), path, 2)
         else:
             continue
         if found is None:
             return None
-        levels += found
-    return tuple(levels)
+        all_ += found
+    return all_
 
 
-def _walk(
-    root: str, path: str, read: Callable[[str], CgroupLevel | None]
-) -> list[CgroupLevel] | None:
+def unified_directory(groups: bytes, root: str) -> str | None:
+    """The directory of a process's cgroup of v2; None: it is the root's, or cannot be seen here."""
+    for line in os.fsdecode(groups).split("\n"):
+        _, _, rest = line.partition(":")
+        if rest.startswith(":") and (found := _upwards(_unified(root), rest[1:], 2)):
+            return found[0].directory if len(found) > 1 else None
+    return None
+
+
+def _unified(root: str) -> str:
+    return unified if _is_dir(unified := f"{root}/unified") else root
+
+
+def _upwards(root: str, path: str, version: int) -> list[MemoryCgroup] | None:
     parts = [part for part in path.split("/") if part]
     if ".." in parts or not _is_dir("/".join((root, *parts))):
         return None
     here = ("/".join((root, *parts[:depth])) for depth in range(len(parts), -1, -1))
-    return [level for level in map(read, here) if level is not None]
+    return [MemoryCgroup(directory, version) for directory in here]
 
 
 def _is_dir(path: str) -> bool:
@@ -111,6 +139,20 @@ def _is_dir(path: str) -> bool:
         return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116  a process waits
     except OSError:
         return False
+
+
+def read_level(group: MemoryCgroup) -> CgroupLevel | None:
+    """Limit and use of one; None: it has no limit. Raises OSError if it is gone."""
+    return (_level_v1 if group.version == 1 else _level_v2)(group.directory)
+
+
+def high_events(group: MemoryCgroup) -> int | None:
+    """How often its use went beyond its own memory.high; None: it has none, as all of v1."""
+    if group.version == 1 or number_in(f"{group.directory}/memory.high") is None:
+        return None
+    events = b"\n" + (procfs.read(f"{group.directory}/memory.events.local") or b"")
+    count = events.partition(b"\nhigh ")[2].partition(b"\n")[0]
+    return int(count) if count.isdigit() else None
 
 
 def _level_v2(directory: str) -> CgroupLevel | None:

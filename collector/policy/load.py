@@ -374,6 +374,12 @@ def _cpus(text: str) -> float:
     return int(text[:-1]) / 100
 
 
+def _part(text: str) -> float:
+    if not re.fullmatch("[1-9][0-9]?%", text):
+        raise ValueError(f"{quote(text)}: expected a share, 1% to 99%")
+    return int(text[:-1]) / 100
+
+
 def _share(text: str) -> float:
     if not re.fullmatch("[0-9]{1,2}%", text):
         raise ValueError(f"{quote(text)}: expected a share of free memory, 0% to 99%")
@@ -469,6 +475,9 @@ _TRIGGER: Mapping[str, Parser] = {
     Condition.RESIDENT: _SIZE,
     Condition.DESCRIPTORS: nodes.integer(1, 1 << 30, "a number of descriptors"),
     Condition.CPU: nodes.written(_cpus, "a share of one CPU such as 90%"),
+    Condition.MEMORY: nodes.written(_part, "a share such as 90%"),
+    Condition.MEMORY_HIGH: nodes.integer(1, 1 << 30, "a number of events a second"),
+    Condition.PRESSURE: nodes.written(_part, "a share such as 20%"),
     "for": _DURATION,
     "threads": _any_of(nodes.text),
     "mode": nodes.choice({mode.value: mode for mode in SnapshotMode}),

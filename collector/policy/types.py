@@ -119,6 +119,9 @@ class Condition(enum.StrEnum):
     RESIDENT = "resident"  # resident memory, bytes
     DESCRIPTORS = "descriptors"  # open file descriptors
     CPU = "cpu"  # time on CPUs, 1.0 is one CPU
+    MEMORY = "memory"  # of a cgroup's limit, share in use
+    MEMORY_HIGH = "memory-high"  # of a cgroup of v2, how often a second it is beyond memory.high
+    PRESSURE = "pressure"  # of a cgroup, share of the time in which a task waits for memory
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True):

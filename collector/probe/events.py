@@ -13,6 +13,7 @@ from typing import NamedTuple
 from collector import siginfo
 from collector.arch.x86_64 import PAGE
 from collector.errors import ProbeError
+from collector.linux.memory import NO_LIMIT
 from collector.model import (
     Access,
     CrashSite,
@@ -22,19 +23,23 @@ from collector.model import (
     Fault,
     Identity,
     MappedObject,
+    OomLevel,
     OomVictim,
     ProcessKey,
     Sender,
+    Sending,
+    SentFlag,
     StackPage,
 )
 
-FORMAT = 5  # CW_FORMAT
+FORMAT = 7  # CW_FORMAT
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
 ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
 BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
-TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED, TYPE_SIGNAL = 1, 2, 3, 4, 5  # enum cw_event_type
+# enum cw_event_type
+TYPE_FATAL, TYPE_EXIT, TYPE_OOM, TYPE_MAPPED, TYPE_SIGNAL, TYPE_KILLER = 1, 2, 3, 4, 5, 6
 VM_EXEC = 0x4  # <linux/mm.h>
 
 WHO = struct.Struct("<QQ7Ii16s768s")  # struct cw_who
@@ -47,15 +52,21 @@ UNMAPPED = {
     1: "its mappings were not told: too many deaths at a time",
     2: "more objects are mapped than BPF tells of one process",
 }
+OOM = struct.Struct("<II")  # struct cw_oom behind its event
+OOM_LEVELS = 16
+OOM_LEVEL = struct.Struct("<4Q")  # struct cw_oom_level
 EXIT = struct.Struct("<IIII")  # struct cw_exit behind its event
 SIGNAL = struct.Struct("<iI16s48s27QIIi20sQQQ")  # struct cw_signal behind its event
 MAPPED = struct.Struct("<IIQQIi3QII768s")  # struct cw_mapped
+KILLER = struct.Struct("<IIQQIiiIQ16s")  # struct cw_killer before its `who`
+ARGUMENTS = struct.Struct("<iI512s")  # and behind it
+KILLER_BYTES = KILLER.size + WHO.size + ARGUMENTS.size
 SIGNAL_BYTES = EVENT_BYTES + SIGNAL.size
 FATAL_BYTES = SIGNAL_BYTES + STACK_PAGES * PAGE
 SIZES = {
     TYPE_FATAL: FATAL_BYTES,
     TYPE_EXIT: EVENT_BYTES + EXIT.size,
-    TYPE_OOM: EVENT_BYTES,
+    TYPE_OOM: EVENT_BYTES + OOM.size + OOM_LEVELS * OOM_LEVEL.size,
     TYPE_SIGNAL: SIGNAL_BYTES,
 }
 
@@ -190,10 +201,63 @@ def _mapped(record: bytes) -> Mapped:
     return Mapped(ProcessKey(pid, start_ns), found if path_len > 0 else None)
 
 
-def decode(record: bytes) -> Event | Mapped:
+def _levels(record: bytes) -> tuple[OomLevel, ...]:
+    """The memory cgroups above the victim, its own first."""
+    count, _ = OOM.unpack_from(record, EVENT_BYTES)
+    if count > OOM_LEVELS:
+        raise ProbeError(f"a record of an OOM kill claims {count} levels")
+    begin = EVENT_BYTES + OOM.size
+    found = []
+    for at in range(begin, begin + count * OOM_LEVEL.size, OOM_LEVEL.size):
+        cgroup_id, usage, limit, failcnt = OOM_LEVEL.unpack_from(record, at)
+        # without a limit it is LONG_MAX in pages
+        found.append(
+            OomLevel(
+                cgroup_id=cgroup_id,
+                usage=usage * PAGE,
+                limit=limit * PAGE if limit * PAGE < NO_LIMIT else None,
+                failcnt=failcnt,
+            )
+        )
+    return tuple(found)
+
+
+class Sent(NamedTuple):
+    """Who sent the fatal signal of a process whose `FatalSignal` is still to come."""
+
+    key: ProcessKey
+    sending: Sending
+
+
+def _sent(record: bytes) -> Sent:
+    if len(record) != KILLER_BYTES:
+        raise ProbeError(f"a record of a killer with {len(record)} bytes")
+    fields = KILLER.unpack_from(record)
+    _, _, _, target_start, target, signal, code, flags, parent_start, parent_comm = fields
+    who = identity(record, KILLER.size)
+    length, size, arguments = ARGUMENTS.unpack_from(record, KILLER.size + WHO.size)
+    if length > len(arguments):
+        raise ProbeError(f"a record of pid {target} claims arguments of {length} bytes")
+    sending = Sending(
+        who=who,
+        signal=signal,
+        code=code,
+        flags=SentFlag(flags),
+        parent=ProcessKey(who.ppid, parent_start),
+        parent_comm=text(parent_comm),
+        arguments=arguments[:length] if length >= 0 else None,
+        arguments_size=size,
+    )
+    return Sent(ProcessKey(target, target_start), sending)
+
+
+def decode(record: bytes) -> Event | Mapped | Sent:
     """One ring record. ProbeError if it is not one of bpf/coreward.h."""
-    if len(record) >= HEAD.size and HEAD.unpack_from(record)[0] == TYPE_MAPPED:
+    kind = HEAD.unpack_from(record)[0] if len(record) >= HEAD.size else None
+    if kind == TYPE_MAPPED:
         return _mapped(record)
+    if kind == TYPE_KILLER:
+        return _sent(record)
     if len(record) < EVENT_BYTES:
         raise ProbeError(f"a record of {len(record)} bytes is too short for any event")
     kind, size, time_ns = HEAD.unpack_from(record)
@@ -215,4 +279,4 @@ def decode(record: bytes) -> Event | Mapped:
             sender=common.sender,
             last_fault=common.fault,
         )
-    return OomVictim(who=common.who, time_ns=time_ns)
+    return OomVictim(who=common.who, time_ns=time_ns, levels=_levels(record))

@@ -26,7 +26,7 @@ import msgspec
 from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.linux.ringbuf import Ring
-from collector.model import Event, Exit, MappedObject, ProcessKey
+from collector.model import Event, Exit, FatalSignal, MappedObject, ProcessKey, Sending
 from collector.probe import btf, core, events, files, iterators, pins
 from collector.probe.ledger import Ledger
 from collector.probe.tallies import Tallies, Tally
@@ -133,6 +133,7 @@ class _Old:
         self.ledger = Ledger(directory, self._ring)
         readable = pins.event_format(directory) == events.FORMAT
         self.tallies = _last_tallies(directory) if readable else []
+        sent: dict[ProcessKey, Sending] = {}
         for position, record in (*self.ledger.again(), *self._ring.positioned()):
             try:
                 if not readable:
@@ -141,7 +142,12 @@ class _Old:
             except ProbeError:
                 self.undecodable += 1
                 continue
-            if not isinstance(event, events.Mapped):
+            if isinstance(event, events.Sent):
+                sent[event.key] = event.sending
+            elif not isinstance(event, events.Mapped):
+                if isinstance(event, FatalSignal):
+                    sending = sent.pop(event.who.key, None)
+                    event = msgspec.structs.replace(event, sending=sending)
                 self.events.append(event)
                 self.ledger.take(event.who.key, position)
         self.ledger.keep()
@@ -213,6 +219,8 @@ class Probe:
         self._waiting = deque(event for old in replaced for event in old.events)
         self._reported = {_identity(event) for event in self._waiting}
         self._mapped: dict[ProcessKey, list[MappedObject]] = {}  # of processes that leave
+        # who sent them a signal that is fatal, and where that stands in the ring
+        self._sent: dict[ProcessKey, tuple[Sending, int]] = {}
         directories = [directory, *(old.directory for old in replaced)]
         self.since_s = min(map(pins.published_s, directories))
         self._drain_lock = threading.Lock()
@@ -288,12 +296,19 @@ class Probe:
             if isinstance(event, events.Mapped):
                 self._note_mapped(event)
                 continue
+            if isinstance(event, events.Sent):
+                self._note_sent(event, position)
+                continue
+            first = position
+            if isinstance(event, FatalSignal) and event.who.key in self._sent:
+                sending, first = self._sent.pop(event.who.key)
+                event = msgspec.structs.replace(event, sending=sending)
             if isinstance(event, Exit):
                 found = self._mapped.pop(event.who.key, [])
                 event = msgspec.structs.replace(event, mapped=tuple(found))
             if event.time_ns < self.attached_ns and _identity(event) in self._reported:
                 continue  # the replaced build saw it as well
-            self._ledger.take(event.who.key, position)
+            self._ledger.take(event.who.key, first)
             yield event
 
     def _note_mapped(self, told: events.Mapped) -> None:
@@ -303,6 +318,12 @@ class Probe:
         if len(self._mapped) > _MAX_LEAVING:  # their exits were lost
             self._mapped.clear()
         self._mapped.setdefault(told.key, []).append(told.found)
+
+    def _note_sent(self, told: events.Sent, position: int) -> None:
+        """Buffer it until the signal is delivered, which is told next of the same process."""
+        if len(self._sent) > _MAX_LEAVING:  # the records behind them were lost
+            self._sent.clear()
+        self._sent[told.key] = told.sending, position
 
     @property
     def iterators(self) -> tuple[int, int]:

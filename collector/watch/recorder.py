@@ -32,6 +32,7 @@ from collector.policy.types import RecorderSettings, Watch
 from collector.sample.ring import SampleRing
 from collector.sample.sampler import Sampler
 from collector.watch import flight
+from collector.watch.cgroups import LOOK_S, Cgroups, CgroupVitals
 from collector.watch.messages import (
     MAX_PACKET,
     Ask,
@@ -71,6 +72,9 @@ class _Watched:
         self.health = Health(watch.triggers)
         self.identity: ProcessIdentity = process.identity()
         self.due = time.monotonic()
+        self.cgroups: CgroupVitals | None = None  # of the last look at them
+        self.cgroups_due = self.due
+        self.told: set[tuple[str, str]] = set()  # what of them cannot be known, and why
         self.ended: float | None = None
 
     def close(self) -> None:
@@ -98,6 +102,7 @@ class Recorder:
         self._shunned: set[tuple[int, int]] = set()  # pid and start of those that keep us waiting
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
+        self._cgroups = Cgroups()
         self._saves = Lane("save", 1, _SAVES)
         self._snapshots = Lane("snapshot", 1, _SNAPSHOTS_MAX)
 
@@ -379,16 +384,34 @@ class Recorder:
             for firing in watched.health.look(sample, self._vitals(watched)):
                 self._fire(watched, firing)
 
-    @staticmethod
-    def _vitals(watched: _Watched) -> Vitals:
+    def _vitals(self, watched: _Watched) -> Vitals:
+        vitals = Vitals(cgroups=self._look_at_cgroups(watched))
         if not watched.health.wants_vitals:
-            return Vitals()
+            return vitals
         with contextlib.suppress(ProcessError, OSError):
-            return Vitals(
+            return msgspec.structs.replace(
+                vitals,
                 resident=watched.process.resident_bytes(),
                 descriptors=watched.process.descriptors(),
             )
-        return Vitals()
+        return vitals
+
+    def _look_at_cgroups(self, watched: _Watched) -> CgroupVitals | None:
+        """Once in LOOK_S, however often its threads are sampled. What is new is said, once."""
+        now = time.monotonic()
+        if watched.health.wants_cgroups and now >= watched.cgroups_due:
+            watched.cgroups_due = now + LOOK_S
+            watched.cgroups = None
+            with contextlib.suppress(ProcessError):
+                watched.cgroups = self._cgroups.look(watched.process.cgroup())
+        if watched.cgroups is None:
+            return None
+        for name, why in watched.health.unknown(watched.cgroups):
+            if (name, why) not in watched.told:
+                watched.told.add((name, why))
+                pid = watched.process.pid
+                log.warning("watch: process %d: trigger %s cannot fire: %s", pid, name, why)
+        return watched.cgroups
 
     # ---- triggers
 

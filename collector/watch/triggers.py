@@ -15,8 +15,12 @@ import msgspec
 from collector.explain.reason import shown
 from collector.policy.types import Condition, Trigger
 from collector.sample.types import Sample, ThreadSample
+from collector.watch.cgroups import CgroupVitals
 
 _ASLEEP = {Condition.UNINTERRUPTIBLE: "D", Condition.BLOCKED: "SD"}
+_OF_PROCESS = (Condition.RESIDENT, Condition.DESCRIPTORS)
+_OF_CGROUP = (Condition.MEMORY, Condition.MEMORY_HIGH, Condition.PRESSURE)
+_RATES = (Condition.CPU, Condition.MEMORY_HIGH, Condition.PRESSURE)
 _Key = tuple[int, int]  # tid and start of a thread
 
 
@@ -25,6 +29,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
 
     resident: int | None = None  # bytes
     descriptors: int | None = None
+    cgroups: CgroupVitals | None = None
 
 
 class Firing(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,13 +64,25 @@ class Health:
             Condition.RESIDENT: self._resident,
             Condition.DESCRIPTORS: self._descriptors,
             Condition.CPU: self._busy,
+            Condition.MEMORY: self._full,
+            Condition.MEMORY_HIGH: self._throttled,
+            Condition.PRESSURE: self._stalled,
         }
 
     @property
     def wants_vitals(self) -> bool:
-        """Whether a trigger needs what samples do not tell."""
-        wanted = (Condition.RESIDENT, Condition.DESCRIPTORS)
-        return any(trigger.condition in wanted for trigger in self._triggers)
+        """Whether a trigger needs what samples do not tell of the process."""
+        return any(trigger.condition in _OF_PROCESS for trigger in self._triggers)
+
+    @property
+    def wants_cgroups(self) -> bool:
+        """Whether a trigger needs what only the process's cgroups tell."""
+        return any(trigger.condition in _OF_CGROUP for trigger in self._triggers)
+
+    def unknown(self, vitals: CgroupVitals) -> list[tuple[str, str]]:
+        """Triggers that cannot fire, by name, and why."""
+        lost = vitals.lost
+        return [(t.name, lost[t.condition]) for t in self._triggers if t.condition in lost]
 
     def look(self, sample: Sample, vitals: Vitals) -> list[Firing]:
         """The triggers that fire now."""
@@ -88,7 +105,7 @@ class Health:
 
     def _since(self, trigger: Trigger, sample: Sample) -> int:
         """A rate holds since the sample before; all else since it was seen."""
-        if trigger.condition is Condition.CPU and self._before is not None:
+        if trigger.condition in _RATES and self._before is not None:
             return self._before.time_ns
         return sample.time_ns
 
@@ -159,6 +176,49 @@ class Health:
         if self._cpus <= trigger.above:
             return None
         return f"{self._cpus:.2f} CPUs busy, more than {trigger.above:.2f}"
+
+    @staticmethod
+    def _full(trigger: Trigger, sample: Sample, vitals: Vitals) -> str | None:
+        """The level that will be the first to have nothing left, of those above the bound."""
+        levels = vitals.cgroups.memory if vitals.cgroups is not None else ()
+        full = [level for level in levels if level.used > trigger.above * level.limit]
+        first = min(full, key=lambda level: level.limit - level.used, default=None)
+        if first is None:
+            return None
+        used, limit = first.used >> 20, first.limit >> 20
+        host = "the host, as no cgroup of it has a limit,"
+        whose = host if first.of is None else _cgroup(first.of)
+        return (
+            f"{first.used / first.limit:.0%} of the memory of {whose} is in use, "
+            f"{used} of {limit} MiB, more than {trigger.above:.0%}"
+        )
+
+    @staticmethod
+    def _throttled(trigger: Trigger, sample: Sample, vitals: Vitals) -> str | None:
+        rates = vitals.cgroups.high if vitals.cgroups is not None else ()
+        most = max(rates, key=lambda rate: rate.value, default=None)
+        if most is None or most.of is None or most.value <= trigger.above:
+            return None
+        return (
+            f"{_cgroup(most.of)} went beyond its memory.high {most.value:.0f} times a second, "
+            f"more than {trigger.above:.0f}"
+        )
+
+    @staticmethod
+    def _stalled(trigger: Trigger, sample: Sample, vitals: Vitals) -> str | None:
+        stalled = vitals.cgroups.stalled if vitals.cgroups is not None else None
+        if stalled is None or stalled.value <= trigger.above:
+            return None
+        host = "the host, as its cgroup has no figure of its own,"
+        whose = host if stalled.of is None else _cgroup(stalled.of)
+        return (
+            f"tasks of {whose} waited for memory {stalled.value:.0%} of the time, "
+            f"more than {trigger.above:.0%}"
+        )
+
+
+def _cgroup(directory: str) -> str:
+    return f"cgroup `{shown(directory)}`"
 
 
 def _has_run(before: ThreadSample, now: ThreadSample) -> bool:

@@ -56,6 +56,27 @@ def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
         group.path.rmdir()
 
 
+@contextlib.contextmanager
+def unified_cgroup(group: MemoryCgroup) -> Iterator[MemoryCgroup]:
+    """The cgroup of v2 for members of `group`: a new one, or that group itself; as above."""
+    if group.version == 2:
+        yield group
+        return
+    path = ROOT / "unified" / NAME
+    path.mkdir()
+    try:
+        yield MemoryCgroup(path, 2, ())
+    finally:
+        wait_until(lambda: not (path / "cgroup.procs").read_text(), "members of a cgroup stay")
+        path.rmdir()
+
+
+def has_pressure() -> bool:
+    """Whether cgroups of v2 tell their pressure (PSI) here."""
+    roots = (ROOT, ROOT / "unified")
+    return any((root / "memory.pressure").exists() for root in roots)
+
+
 def has_memory_controller() -> bool:
     """Whether some version of cgroups has it here."""
     return (

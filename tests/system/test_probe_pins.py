@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import ProbeError
-from collector.model import Event
+from collector.model import Event, FatalSignal
 from collector.probe import events, files, pins
 from collector.probe.build import compile_object
 from collector.probe.probe import open_probe
@@ -143,6 +143,21 @@ def test_what_is_not_on_record_comes_again(loader: str, directory: Path, tmp_pat
     with open_probe(loader, directory) as probe:
         found = probe.drain()
         assert [about(found, e[0].who.key.pid) for e in (first, second, later)] == [[], [], []]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_who_killed_comes_again_too(loader: str, directory: Path, tmp_path: Path) -> None:
+    # GIVEN a reader that took the death of a killed process, and did not put it on record
+    with open_probe(loader, directory) as probe, running("wait_for_kill", cwd=tmp_path) as victim:
+        subprocess.run(["/bin/kill", "-KILL", str(victim.pid)], check=True)
+        victim.wait()
+        before = events_of(probe, victim.pid)
+    # THEN the next one is told of the killer as well, who is gone
+    with open_probe(loader, directory) as probe:
+        again = about(probe.drain(), victim.pid)
+    assert again == before
+    assert isinstance(again[0], FatalSignal) and again[0].sending is not None
+    assert again[0].sending.arguments == b"/bin/kill\0-KILL\0%d\0" % victim.pid
 
 
 def test_what_was_overwritten_is_counted(directory: Path, tmp_path: Path) -> None:

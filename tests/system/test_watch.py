@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.system.agents import COMMAND, RunningAgent, agent
+from tests.system.memory_cgroups import has_pressure, memory_cgroup, unified_cgroup
 from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
 from tests.system.victims import PATIENCE, ROOT, Victim, build, running
 
@@ -243,6 +244,14 @@ watch:
       - {name: leak, descriptors: 150}
       - {name: fat, resident: 32MiB, for: 100ms, mode: full-stop, capture: stacks}
       - {name: hot, cpu: 10%, for: 300ms}
+      - {name: full, memory: 75%}
+  - name: squeezed
+    match: {comm: squeezed}
+    every: 20ms
+    memory: 1MiB
+    triggers:
+      - {name: slow, pressure: 1%, mode: nonstop}
+      - {name: high, memory-high: 1}
 """
 
 
@@ -313,6 +322,80 @@ def test_a_trigger_takes_a_snapshot(
         wish(victim, what)
         until(acting, limited, before + 1)
     assert acting.metric(counted) == 1
+
+
+def test_a_snapshot_before_its_cgroup_is_full(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process in a memory cgroup, in which there is room
+    with memory_cgroup(80 << 20) as group, running("watched", cwd=tmp_path) as victim:
+        group.enter(victim.pid)
+        sampled(acting)
+        # WHEN it takes most of it
+        wish(victim, "m")
+        # THEN there is a snapshot before the kernel kills
+        line = acting.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} watched: full: ")
+        record = acting.info(line.split()[1])
+        assert re.match(
+            rf"full: [789]\d% of the memory of cgroup `{group.path}` is in use, "
+            r"[67]\d of 80 MiB, more than 75%$",
+            record["trigger"],
+        )
+        assert (record["cause"], record["rule"]) == ("snapshot", "service")
+        assert victim.process.poll() is None
+        victim.process.kill()
+        victim.wait()
+
+
+@pytest.mark.skipif(not has_pressure(), reason="a kernel without PSI, or no cgroup v2")
+def test_a_snapshot_of_what_waits_for_memory(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process in a small memory cgroup
+    program = Path(shutil.copy(build("watched"), tmp_path / "squeezed"))
+    with (
+        memory_cgroup(24 << 20) as group,
+        unified_cgroup(group) as unified,
+        running("watched", cwd=tmp_path, file=program) as victim,
+    ):
+        group.enter(victim.pid)
+        unified.enter(victim.pid)
+        if group.version == 1:  # THEN it is said at once what cannot be seen
+            acting.wait_line(
+                f"process {victim.pid}: trigger high cannot fire: no cgroup of it has memory.high"
+            )
+        # WHEN it needs more cache than there is
+        wish(victim, "r")
+        # THEN the pressure of its cgroup fires
+        line = acting.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} squeezed: slow: ")
+        record = acting.info(line.split()[1])
+        assert re.match(
+            rf"slow: tasks of cgroup `{unified.path}` waited for memory \d+% of the time, "
+            r"more than 1%$",
+            record["trigger"],
+        )
+        assert record["snapshot"]["mode"] == "nonstop"
+        victim.process.kill()
+        victim.wait()
+
+
+def test_a_snapshot_of_what_is_beyond_memory_high(acting: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a watched process in a cgroup of v2, which the kernel slows down from 16 MiB on
+    program = Path(shutil.copy(build("watched"), tmp_path / "squeezed"))
+    with memory_cgroup(64 << 20) as group:
+        if group.version == 1:
+            pytest.skip("cgroup v1 has no memory.high")
+        (group.path / "memory.high").write_text(str(16 << 20))
+        with running("watched", cwd=tmp_path, file=program) as victim:
+            group.enter(victim.pid)
+            # WHEN it needs more
+            wish(victim, "r")
+            # THEN the events of its cgroup fire
+            line = acting.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} squeezed: high: ")
+            record = acting.info(line.split()[1])
+            assert re.match(
+                rf"high: cgroup `{group.path}` went beyond its memory.high \d+ times a second, "
+                r"more than 1$",
+                record["trigger"],
+            )
+            victim.process.kill()
+            victim.wait()
 
 
 def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:

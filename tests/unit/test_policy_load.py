@@ -78,6 +78,9 @@ watch:
       - {name: r, resident: 1GiB, for: 5s, mode: full-stop, capture: full}
       - {name: f, descriptors: 100}
       - {name: c, cpu: 150%, for: 30s, limit: {snapshots: 3, period: 5m}}
+      - {name: m, memory: 90%}
+      - {name: h, memory-high: 10}
+      - {name: p, pressure: 20%, for: 3s}
   - name: bare
     match: {exe: /bin/x}
 """
@@ -183,6 +186,9 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
                         snapshots=3,
                         period=300,
                     ),
+                    Trigger(name="m", condition=Condition.MEMORY, above=0.9),
+                    Trigger(name="h", condition=Condition.MEMORY_HIGH, above=10),
+                    Trigger(name="p", condition=Condition.PRESSURE, above=0.2, lasting=3),
                 ),
             ),
             Watch(name="bare", match=Match(exe=("/bin/x",))),
@@ -215,12 +221,14 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
         (
             "{name: a, match: {comm: x}, triggers: [{name: t}]}",
             "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
-            "blocked, no-progress, resident, descriptors, cpu; it has none",
+            "blocked, no-progress, resident, descriptors, cpu, memory, memory-high, pressure; it "
+            "has none",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9%, blocked: 9s}]}",
             "f:1: watch[0].triggers[0]: expected exactly one condition out of uninterruptible, "
-            "blocked, no-progress, resident, descriptors, cpu; it has blocked and cpu",
+            "blocked, no-progress, resident, descriptors, cpu, memory, memory-high, pressure; it "
+            "has blocked and cpu",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{cpu: 9%}]}",
@@ -230,6 +238,19 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
             "{name: a, match: {comm: x}, triggers: [{name: t, cpu: 9}]}",
             'f:1: watch[0].triggers[0].cpu: "9": expected a share of one CPU such as 90%, or 150% '
             "for one and a half",
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, memory: 100%}]}",
+            'f:1: watch[0].triggers[0].memory: "100%": expected a share, 1% to 99%',
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, pressure: 20}]}",
+            'f:1: watch[0].triggers[0].pressure: "20": expected a share, 1% to 99%',
+        ),
+        (
+            "{name: a, match: {comm: x}, triggers: [{name: t, memory-high: 0}]}",
+            "f:1: watch[0].triggers[0].memory-high: expected a number of events a second from 1 to "
+            "1073741824, not 0",
         ),
         (
             "{name: a, match: {comm: x}, triggers: [{name: t, blocked: 9s, for: 1s}]}",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.model import SentFlag
 from collector.probe import events, iterators, tallies
 from collector.probe.probe import Counters
 
@@ -29,6 +30,21 @@ EXPECTED = {
     "CW_TALLY_PIDS": tallies.PIDS,
     "offsetof(struct cw_who, comm)": 48,
     "sizeof(struct cw_mapped)": events.MAPPED.size,
+    "sizeof(struct cw_oom)": events.SIZES[events.TYPE_OOM],
+    "sizeof(struct cw_oom_level)": events.OOM_LEVEL.size,
+    "offsetof(struct cw_oom, levels)": events.EVENT_BYTES + events.OOM.size,
+    "CW_OOM_LEVELS": events.OOM_LEVELS,
+    "sizeof(struct cw_killer)": events.KILLER_BYTES,
+    "offsetof(struct cw_killer, who)": events.KILLER.size,
+    "offsetof(struct cw_killer, args_len)": events.KILLER.size + events.WHO.size,
+    "CW_SENT_BARE": SentFlag.BARE,
+    "CW_SENT_BY_KERNEL": SentFlag.BY_KERNEL,
+    "CW_SENT_LEAVING": SentFlag.LEAVING,
+    "CW_SENT_TO_SELF": SentFlag.TO_SELF,
+    "CW_SENT_REAPER": SentFlag.REAPER,
+    "CW_SENT_TRACER": SentFlag.TRACER,
+    "CW_SENT_CPU_LIMIT": SentFlag.CPU_LIMIT,
+    "CW_SENT_RT_LIMIT": SentFlag.RT_LIMIT,
     "sizeof(struct cw_thread)": iterators.THREAD.size,
     "offsetof(struct cw_thread, regs)": iterators.THREAD.size - 8 * (27 + 2),
     "sizeof(struct cw_mapping)": iterators.MAPPING.size,
@@ -40,6 +56,7 @@ EXPECTED = {
     "CW_EVENT_OOM": events.TYPE_OOM,
     "CW_EVENT_MAPPED": events.TYPE_MAPPED,
     "CW_EVENT_SIGNAL": events.TYPE_SIGNAL,
+    "CW_EVENT_KILLER": events.TYPE_KILLER,
     "CW_MAPPING_FILE": iterators.HAS_FILE,
     "CW_MAPPING_ANON_VMA": iterators.HAS_ANON_VMA,
     "CW_MAPPING_SPECIAL": iterators.IS_SPECIAL,

@@ -15,9 +15,12 @@ from collector.model import (
     Fault,
     Identity,
     MappedObject,
+    OomLevel,
     OomVictim,
     ProcessKey,
     Sender,
+    Sending,
+    SentFlag,
     StackPage,
 )
 from collector.probe import events
@@ -70,6 +73,45 @@ def exit_record(**changes: bytes | int) -> bytes:
     status, chosen = changes.get("wait_status", 0x8B), changes.get("oom", 0)
     part = events.EXIT.pack(status, chosen, changes.get("unmapped", 0), 0)
     return common(events.TYPE_EXIT, size, **changes) + part
+
+
+def killer(**changes: bytes | int) -> bytes:
+    """A record of pid 1234, which tells who sent pid 77 a SIGTERM."""
+    head = events.KILLER.pack(
+        events.TYPE_KILLER, changes.get("size", events.KILLER_BYTES), 42, 6_000, 77, 15, 0,
+        int(SentFlag.BARE | SentFlag.LEAVING), 4_000, b"sh",
+    )  # fmt: skip
+    who = common(0, 0, **changes)[events.HEAD.size :][: events.WHO.size]
+    tail = events.ARGUMENTS.pack(changes.get("args_len", 5), 9000, b"a\0b\0c")
+    return head + who + tail
+
+
+def test_a_killer_is_told_before_the_death() -> None:
+    found = events.decode(killer())
+    assert isinstance(found, events.Sent)
+    assert found.key == ProcessKey(77, 6_000)
+    assert found.sending == Sending(
+        who=WHO,
+        signal=15,
+        code=0,
+        flags=SentFlag.BARE | SentFlag.LEAVING,
+        parent=ProcessKey(1, 4_000),
+        parent_comm="sh",
+        arguments=b"a\0b\0c",
+        arguments_size=9000,
+    )
+    unread = events.decode(killer(args_len=-1))
+    assert isinstance(unread, events.Sent) and unread.sending.arguments is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [killer()[:-1], killer() + b"\0", killer(args_len=513), killer(exe_len=769)],
+    ids=["short", "long", "arguments", "path"],
+)
+def test_a_damaged_killer_is_refused(record: bytes) -> None:
+    with pytest.raises(ProbeError):
+        events.decode(record)
 
 
 def decoded(record: bytes) -> FatalSignal:
@@ -125,9 +167,29 @@ def test_an_exit_tells_an_oom_victim() -> None:
     )
 
 
-def test_an_oom_victim_is_only_named() -> None:
-    record = common(events.TYPE_OOM, events.EVENT_BYTES)
-    assert events.decode(record) == OomVictim(who=WHO, time_ns=42)
+def victim(count: int, *levels: tuple[int, int, int, int]) -> bytes:
+    """A record of an OOM kill: of each level id, usage and limit in pages, failed charges."""
+    size = events.SIZES[events.TYPE_OOM]
+    part = events.OOM.pack(count, 0) + b"".join(events.OOM_LEVEL.pack(*one) for one in levels)
+    return (common(events.TYPE_OOM, size) + part).ljust(size, b"\0")
+
+
+def test_an_oom_victim_and_the_levels_above_it() -> None:
+    no_limit = ((1 << 63) - 1) // 4096  # PAGE_COUNTER_MAX <linux/page_counter.h>
+    event = events.decode(victim(2, (7, 99, 100, 3), (1, 500, no_limit, 0)))
+    assert event == OomVictim(
+        who=WHO,
+        time_ns=42,
+        levels=(
+            OomLevel(cgroup_id=7, usage=99 * 4096, limit=100 * 4096, failcnt=3),
+            OomLevel(cgroup_id=1, usage=500 * 4096, limit=None, failcnt=0),
+        ),
+    )
+
+
+def test_an_oom_victim_with_more_levels_than_there_are_is_refused() -> None:
+    with pytest.raises(ProbeError, match="claims 17 levels"):
+        events.decode(victim(17))
 
 
 @pytest.mark.parametrize(

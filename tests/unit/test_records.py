@@ -11,7 +11,7 @@ import pytest
 
 from collector.agent.assemble import Seen
 from collector.linux.clock import boot_to_utc
-from collector.model import Cause, Event, Fault, OomVictim, Record, Sender
+from collector.model import Cause, Event, Fault, KilledBy, Killer, OomVictim, Record, Sender
 from tests.unit.event_samples import KEY, OTHER, TICK, ended, fatal, oom, who
 
 SELF = Sender(pid=KEY.pid, comm="victim", uid=1000)
@@ -132,6 +132,7 @@ def test_the_record_of_an_oom_victim_without_a_path() -> None:
         signal=9,
         signal_name="SIGKILL",
         oom=True,
+        killer=Killer(by=KilledBy.OOM),
         lost={"exe": "its path could not be read"},
     )
 

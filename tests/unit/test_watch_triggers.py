@@ -8,6 +8,7 @@ import pytest
 
 from collector.policy.types import Condition, Trigger
 from collector.sample.types import Sample
+from collector.watch.cgroups import CgroupVitals, MemoryUse, Rate
 from collector.watch.triggers import Health, Vitals
 from tests.unit.sample_builders import sample, thread
 
@@ -109,3 +110,58 @@ def test_names_in_the_reason_are_shown_safely() -> None:
     samples = [sample(s, thread(name="\x1b[2J`x")) for s in range(3)]
     whys = [firing.why for one in samples for firing in health.look(one, Vitals())]
     assert whys == ["thread `?[2J?x` (1) has not run for 2 s, in state S, in futex"]
+
+
+def whys(one: Trigger, *looks: CgroupVitals) -> list[str]:
+    health = Health([one])
+    assert health.wants_cgroups and not health.wants_vitals
+    return [
+        firing.why
+        for second, vitals in enumerate(looks)
+        for firing in health.look(sample(second, thread()), Vitals(cgroups=vitals))
+    ]
+
+
+def in_use(of: str | None, used: int, limit: int) -> MemoryUse:
+    return MemoryUse(of=of, used=used << 20, limit=limit << 20)
+
+
+def test_the_level_with_the_least_left_is_named_of_those_above_the_bound() -> None:
+    levels = (in_use("/a/b", 8, 10), in_use("/a\x1b[1m", 950, 1000), in_use("/", 9200, 10000))
+    assert whys(trigger(Condition.MEMORY, 0.9), CgroupVitals(memory=levels)) == [
+        "95% of the memory of cgroup `/a?[1m` is in use, 950 of 1000 MiB, more than 90%"
+    ]
+
+
+def test_memory_of_the_host_is_called_so() -> None:
+    looks = [CgroupVitals(memory=(in_use(None, used, 100),)) for used in (90, 91)]
+    assert whys(trigger(Condition.MEMORY, 0.9), *looks) == [
+        "91% of the memory of the host, as no cgroup of it has a limit, is in use, "
+        "91 of 100 MiB, more than 90%"
+    ]
+
+
+def test_pressure_holds_since_the_look_before() -> None:
+    looks = [CgroupVitals(), *([CgroupVitals(stalled=Rate(of="/a", value=0.25))] * 3)]
+    assert whys(trigger(Condition.PRESSURE, 0.2, lasting=1), *looks) == [
+        "tasks of cgroup `/a` waited for memory 25% of the time, more than 20% for 1 s"
+    ]
+    host = CgroupVitals(stalled=Rate(of=None, value=0.3))
+    assert whys(trigger(Condition.PRESSURE, 0.2), host) == [
+        "tasks of the host, as its cgroup has no figure of its own, waited for memory "
+        "30% of the time, more than 20%"
+    ]
+
+
+def test_events_of_memory_high() -> None:
+    high = (Rate(of="/a/b", value=2), Rate(of="/a", value=12))
+    looks = [CgroupVitals(), CgroupVitals(high=(Rate(of="/a", value=10),)), CgroupVitals(high=high)]
+    assert whys(trigger(Condition.MEMORY_HIGH, 10), *looks) == [
+        "cgroup `/a` went beyond its memory.high 12 times a second, more than 10"
+    ]
+
+
+def test_a_trigger_that_cannot_fire_is_named() -> None:
+    health = Health([trigger(Condition.MEMORY, 0.9), trigger(Condition.CPU, 1)])
+    lost = {"memory": "it is away", "pressure": "no"}
+    assert health.unknown(CgroupVitals(lost=lost)) == [("memory", "it is away")]

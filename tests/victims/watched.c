@@ -4,7 +4,8 @@
  *   s  `ticker` stops: nothing runs any more     d  a thread `stuck` sleeps in D state (vfork)
  *   h  a thread `hung` waits for the lock
  *   f  200 descriptors are opened                m  64 MiB are touched
- *   b  a thread `burner` spins                   newline: null dereference in `serve`
+ *   b  a thread `burner` spins                   r  a thread `reader` reads a file of 256 MiB
+ *   newline: null dereference in `serve`                all the time
  * After each byte it prints it. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -39,6 +40,22 @@ static void *burn(void *unused)
 {
 	for (;;)
 		turns++;
+	return unused;
+}
+
+/* More than the cache of a small cgroup: its pages have to make room for each other. */
+static void *read_all(void *unused)
+{
+	static char buffer[1 << 20];
+	char name[] = "reader-XXXXXX";
+	int fd = mkstemp(name);
+
+	check(fd >= 0 && !unlink(name) && !ftruncate(fd, 256 << 20), "a file to read");
+	for (;;) {
+		lseek(fd, 0, SEEK_SET);
+		while (read(fd, buffer, sizeof(buffer)) > 0)
+			;
+	}
 	return unused;
 }
 
@@ -81,6 +98,9 @@ static __attribute__((noinline)) void serve(char wish)
 		break;
 	case 'm':
 		memset(malloc(64 << 20), 1, 64 << 20);
+		break;
+	case 'r':
+		start("reader", read_all);
 		break;
 	case 'b':
 		start("burner", burn);

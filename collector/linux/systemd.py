@@ -1,0 +1,60 @@
+"""What systemd says of a unit: systemctl(1) `show`, in a process that is left after a moment.
+
+systemd itself may hang, or be what has just been killed; so nobody waits longer than TIMEOUT_S, and
+no more is read than a unit's properties can be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from collector.errors import CorewardError
+from collector.linux import children
+
+TIMEOUT_S = 2.0
+_MOST = 1 << 14  # bytes of an answer
+_BOOTED = "/run/systemd/system"  # sd_booted(3)
+
+
+def is_init() -> bool:
+    """Whether systemd runs as the first process: sd_booted(3)."""
+    return os.path.isdir(_BOOTED)  # noqa: PTH112
+
+
+def show(
+    unit: str, properties: Sequence[str], *, program: str = "systemctl", seconds: float = TIMEOUT_S
+) -> dict[str, str]:
+    """The properties that the unit has, as systemd writes them. CorewardError says why not.
+
+    unit: its name as in its cgroup; of the system's manager.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise CorewardError(f"{program} is not there")
+    command = [path, "show", "--no-pager", f"--property={','.join(properties)}", "--", unit]
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"LC_ALL": "C", "PATH": os.defpath},
+        )
+    except OSError as error:
+        raise CorewardError(f"{path}: {error.strerror}") from error
+    try:
+        answer, _ = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise CorewardError(f"systemd did not answer within {seconds:g} s") from error
+    finally:
+        children.kill(child)
+        if child.stdout is not None:
+            child.stdout.close()
+    if child.returncode:
+        raise CorewardError(f"{program} ended with status {child.returncode}")
+    lines = answer[:_MOST].decode("utf-8", "backslashreplace").splitlines()
+    pairs = (line.partition("=") for line in lines)
+    return {name: value for name, found, value in pairs if found and name in properties}
