@@ -48,6 +48,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     fatal: int
     tallied: int  # deaths that are in tallies only
     untallied: int  # and those for which there was no room even there
+    dropped_armed: int  # threads of armed processes
+    dropped_started: int  # processes that might have been armed when they started
     undecodable: int  # records of another build's format, or damaged
     overwritten: int  # deaths that a killed reader had taken, and whose events are gone
 
@@ -343,6 +345,11 @@ class Probe:
         records, need not be told at their end.
         """
         libbpf.write_array(self._settings, _HAS_HANDOFF, _SETTING.pack(int(on)))
+
+    @property
+    def directory(self) -> Path:
+        """Of the pins; see `armed.ArmedProbe`."""
+        return self._directory
 
     def tallied(self) -> int:
         """Deaths that are in `tallies` only, of all times."""
