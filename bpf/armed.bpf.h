@@ -214,6 +214,7 @@ ON_EVENT(sched_process_fork)
 #ifndef COREWARD_BCC
 
 /* <linux/mm_types_task.h> */
+#define CW_FILE_PAGES 0
 #define CW_ANON_PAGES 1
 #define CW_SWAP_ENTRIES 2
 #define CW_SHMEM_PAGES 3
@@ -258,6 +259,7 @@ FN void begin_armed_walk(struct cw_armed_walk *walk, struct task_struct *reader)
 		return;
 	walk->done = 0;
 	walk->users = READ(mm, mm_users.counter);
+	walk->files = pages_of(mm, CW_FILE_PAGES);
 	walk->anonymous = pages_of(mm, CW_ANON_PAGES);
 	walk->shared = pages_of(mm, CW_SHMEM_PAGES);
 	walk->swapped = pages_of(mm, CW_SWAP_ENTRIES);

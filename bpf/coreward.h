@@ -332,7 +332,8 @@ struct cw_armed_walk {
 	__u32 done;
 	__s32 users;           /* of the address space */
 	__u64 thread_flags;    /* thread_info.flags of the thread that the iterator is of */
-	__u64 anonymous;       /* pages; of many CPUs, each may have some that are not counted yet */
+	__u64 files;           /* pages; of many CPUs, each may have some that are not counted yet */
+	__u64 anonymous;
 	__u64 shared;
 	__u64 swapped;
 	struct cw_tree tree;   /* the rest is the walk's own */

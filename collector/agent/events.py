@@ -40,7 +40,10 @@ def take_events(context: Context) -> bool:
 
 def _note(context: Context, event: Event, *, late: bool) -> None:
     key = event.who.key
-    if isinstance(event, Exit) and context.native.has_in_hand(key):
+    if isinstance(event, Exit) and (
+        context.native.has_in_hand(key)
+        or context.armed.awaits(event, has_handoff=context.has_handoff)
+    ):
         context.registry.expect(key)
     crash = context.registry.note(event, late=late)
     if crash is not None:

@@ -42,7 +42,7 @@ class HashMap:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value of a key (BPF_MAP_UPDATE_ELEM). OSError if there is no room."""
-        update = getattr(ctypes.CDLL(libbpf.LIBRARY, use_errno=True), "bpf_map_update_elem")
+        update = ctypes.CDLL(libbpf.LIBRARY, use_errno=True).bpf_map_update_elem
         update.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64)
         result = update(self._descriptor, key, value, libbpf.BPF_ANY)
         if result < 0:

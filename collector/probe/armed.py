@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from collector.arch.x86_64 import PAGE
+from collector.arch.x86_64 import PAGE, Reg
 from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.linux.bpfhash import HashMap
@@ -30,7 +30,7 @@ from collector.probe.iterators import THREAD
 EVENT = struct.Struct("<IIQII")  # struct cw_armed_event
 WORDS = struct.Struct("<II")  # struct cw_armed_thread behind its event
 ARMED = struct.Struct("<QII")  # struct cw_armed
-WALK = struct.Struct("<IIIiQ3Q2Q8Q8I4Q")  # struct cw_armed_walk
+WALK = struct.Struct("<IIIiQ4Q2Q8Q8I4Q")  # struct cw_armed_walk
 TYPE_THREAD, TYPE_EXEC, TYPE_FORK = 1, 2, 3  # enum cw_armed_type
 TELL_EXIT, FOLLOW_CHILDREN = 1, 2  # enum cw_armed_flag
 HAS_TID_WORD, NO_XSTATE, HOLDS_LOCKS = 1, 2, 4  # enum cw_armed_told
@@ -38,10 +38,13 @@ ARMING, LOAD_FPU = 2, 3  # enum cw_setting
 USUAL, LARGE = 832, 2816  # CW_XSTATE_USUAL, CW_XSTATE_LARGE
 
 _THREAD_AT = EVENT.size + WORDS.size
-_THREAD_HEAD = struct.Struct("<II")  # size and tid of struct cw_thread
+_THREAD_HEAD = struct.Struct("<4I")  # size, tid, tgid and ns_tid of struct cw_thread
 _CLEAR_CHILD_TID_AT = 112  # offset in struct cw_thread
+_REGS_AT = 128
+_REGS = struct.Struct("<27q")
 _SETTING = struct.Struct("<I")
 _ADDRESS = struct.Struct("<Q")
+_MODE_FLAGS = 0xFFFFFF00  # of thread_info.flags: all but TIF_NEED_RESCHED and its like
 _NO_FD = (1 << 32) - 1
 _LOOKS, _LOOK_S = 20, 0.01  # at a thread that goes to sleep
 _AT_ONCE = 1024  # records
@@ -55,6 +58,9 @@ class LeavingThread(NamedTuple):
 
     key: ProcessKey
     tid: int
+    ns_tid: int  # as it knows itself
+    syscall: int  # that it was in; -1: none
+    sp: int
     raw: bytes  # a record as those of the iterator `threads`
     tid_word: tuple[int, bytes] | None  # a word of memory that its exit clears, as it was
     ran: bool  # it was on a CPU, which has its floating-point registers
@@ -74,6 +80,7 @@ class PinnedMemory(NamedTuple):
     mappings: memoryview  # raw records as those of the iterator `mappings`
     users: int  # of the address space; a pin is one
     private: int  # anonymous and shared memory, and swap
+    resident: int
 
 
 def decode(record: bytes) -> LeavingThread | Started:
@@ -89,13 +96,17 @@ def decode(record: bytes) -> LeavingThread | Started:
     if kind != TYPE_THREAD or size < _THREAD_AT + THREAD.size:
         raise ProbeError(f"a record of type {kind} with {size} bytes")
     word, told = WORDS.unpack_from(record, EVENT.size)
-    used, tid = _THREAD_HEAD.unpack_from(record, _THREAD_AT)
+    used, tid, _, ns_tid = _THREAD_HEAD.unpack_from(record, _THREAD_AT)
     if not THREAD.size <= used <= size - _THREAD_AT:
         raise ProbeError(f"thread {tid} claims {used} bytes of {size}")
     (address,) = _ADDRESS.unpack_from(record, _THREAD_AT + _CLEAR_CHILD_TID_AT)
+    regs = _REGS.unpack_from(record, _THREAD_AT + _REGS_AT)
     return LeavingThread(
         key=key,
         tid=tid,
+        ns_tid=ns_tid,
+        syscall=regs[Reg.ORIG_RAX],
+        sp=regs[Reg.RSP],
         raw=record[_THREAD_AT : _THREAD_AT + used],
         tid_word=(address, word.to_bytes(4, "little")) if told & HAS_TID_WORD else None,
         ran=bool(told & NO_XSTATE),
@@ -160,7 +171,9 @@ class ArmedProbe:
 
     def arm(self, key: ProcessKey, flags: int) -> None:
         """From now on its threads are told as they leave."""
-        self._armed.put(key.pid.to_bytes(4, "little"), ARMED.pack(key.start_ns // TICK_NS, flags, 0))
+        self._armed.put(
+            key.pid.to_bytes(4, "little"), ARMED.pack(key.start_ns // TICK_NS, flags, 0)
+        )
 
     def disarm(self, key: ProcessKey) -> int:
         """They are not any more; how many could not be told."""
@@ -185,31 +198,34 @@ class ArmedProbe:
             parts: list[bytes] = []
             for _ in range(_MOST_READINGS):
                 parts.append(self._read())
-                _, _, done, users, _, *pages = WALK.unpack(
+                _, _, done, users, _, files, anonymous, shared, swapped = WALK.unpack(
                     libbpf.read_array(self._order, 0, WALK.size)
-                )[:8]
+                )[:9]
                 if done:
                     raw = b"".join(parts)
                     if not raw:
                         raise ProbeError("its mappings could not be told")
-                    return PinnedMemory(memoryview(raw), users, sum(pages) * PAGE)
+                    private = (anonymous + shared + swapped) * PAGE
+                    resident = (anonymous + shared + files) * PAGE
+                    return PinnedMemory(memoryview(raw), users, private, resident)
         raise ProbeError("its mappings are more than can be told")
 
     def _load_fpu(self) -> int:
         """The bit of a thread's flags that says whether its XSAVE area is in memory.
 
-        It has moved, and BTF does not tell it: a thread that sleeps has no other one. 0: not known.
+        It has moved, and BTF does not tell it. A thread that sleeps has no other one but those of
+        work that waits for it, which are the low ones. 0: not known.
         """
         asleep, end = threading.Event(), threading.Event()
-        sleeper = threading.Thread(target=lambda: (asleep.set(), end.wait()), daemon=True)
+        sleeper = threading.Thread(target=_sleep, args=(asleep, end), daemon=True)
         sleeper.start()
         asleep.wait()
         try:
             for _ in range(_LOOKS):
                 libbpf.write_array(self._order, 0, WALK.pack(_NO_FD, *_BEGIN))
                 self._read(sleeper.native_id or 0)
-                flags = WALK.unpack(libbpf.read_array(self._order, 0, WALK.size))[4]
-                if flags and not flags & flags - 1 and flags < 1 << 32:
+                flags = WALK.unpack(libbpf.read_array(self._order, 0, WALK.size))[4] & _MODE_FLAGS
+                if flags and not flags & flags - 1:
                     return int(flags)
                 time.sleep(_LOOK_S)
         finally:
@@ -227,3 +243,8 @@ class ArmedProbe:
             raise ProbeError(f"its mappings cannot be told: {error.strerror}") from error
         finally:
             os.close(fd)
+
+
+def _sleep(asleep: threading.Event, end: threading.Event) -> None:
+    asleep.set()
+    end.wait()

@@ -1,0 +1,174 @@
+"""Armed processes: pinned while they live, so that whatever kills them leaves their memory.
+
+The kernel hands over only what dumps core. What a policy's `arm` rules name has its memory pinned
+beforehand, and BPF tells each of its threads, with its registers, as it leaves. This is the thread
+that waits for that, and for the ends of these processes by their pidfds; it looks at no process. An
+execve makes another process of one, whose old memory is given up at once. `arm_find` finds and
+pins, `arm_death` takes a death on its way through the stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from functools import partial
+
+from collector.agent.arm_death import died
+from collector.agent.arm_find import Finder
+from collector.agent.armed import Armed, ArmedProcesses
+from collector.agent.context import Context
+from collector.agent.events import take_events
+from collector.errors import ProbeError
+from collector.model import Cause, ProcessKey
+from collector.policy.facts import facts_of
+from collector.policy.match import Watcher
+from collector.policy.types import ArmRule, ArmSettings
+from collector.probe.armed import FOLLOW_CHILDREN, TELL_EXIT, ArmedProbe, Started
+
+log = logging.getLogger(__name__)
+
+_JOIN_S = 5.0
+
+
+class Arming:
+    """Begins with the first policy that has rules. `apply` and `close` are for one thread."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._armed: ArmedProcesses = context.armed
+        self._probe: ArmedProbe | None = None
+        self._thread: threading.Thread | None = None
+        self._finder = Finder(self._armed, self._add, self._tell)
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._by_fd: dict[int, Armed] = {}
+        self._dropped = 0
+        self._ending = False
+
+    def apply(self, settings: ArmSettings) -> None:
+        """These rules are in force. What no rule names any more is given up."""
+        if self._probe is None and (not settings.rules or not self._begin()):
+            return
+        assert self._probe is not None
+        rules = Watcher(settings.rules)
+        if settings.rules:
+            self._probe.begin()
+        for one in self._armed.all():
+            rule = rules.rule(facts_of(one.key.pid, Cause.SNAPSHOT, None))
+            if rule != one.rule and self._armed.take(one):
+                self._give_up(one)
+        self._finder.apply(settings)
+        if not settings.rules:
+            self._probe.end()
+
+    def _begin(self) -> bool:
+        context = self._context
+        if context.probe is None:
+            log.error("no process can be armed: there is no BPF")
+            return False
+        try:
+            self._probe = context.armed_probe = ArmedProbe(context.probe.directory)
+        except ProbeError as error:
+            log.error("no process can be armed: %s", error)
+            return False
+        for fd in (self._wake, self._probe.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="arm", daemon=True)
+        self._thread.start()
+        return True
+
+    def close(self) -> None:
+        """Give up all memory; what has died is on its way already."""
+        self._finder.close()
+        self._ending = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
+        if self._probe is not None:
+            self._probe.end()
+        for one in self._armed.all():
+            if self._armed.take(one):
+                self._give_up(one)
+
+    # ---- from whoever finds
+
+    def _tell(self, key: ProcessKey, rule: ArmRule) -> None:
+        assert self._probe is not None
+        flags = TELL_EXIT if Cause.EXIT in rule.on else 0
+        self._probe.arm(key, flags | (FOLLOW_CHILDREN if rule.children else 0))
+
+    def _add(self, one: Armed) -> bool:
+        """Its end is waited for from now on; it may have come already."""
+        if not self._armed.add(one):
+            return False
+        self._by_fd[one.pidfd] = one
+        self._epoll.register(one.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+        self._context.metrics.armed.set(len(self._armed))
+        return True
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        assert self._probe is not None
+        while not self._ending:
+            found = [fd for fd, _ in self._epoll.poll()]
+            try:
+                self._take_in()
+                for fd in found:
+                    one = self._by_fd.get(fd)
+                    if one is not None:
+                        self._ended(one)
+            except Exception:
+                self._context.metrics.errors.labels("arm").inc()
+                log.exception("armed processes")
+
+    def _take_in(self) -> None:
+        assert self._probe is not None
+        while records := self._probe.drain():
+            for record in records:
+                if isinstance(record, Started):
+                    self._started(record)
+                else:
+                    self._armed.left(record)
+        probe = self._context.probe
+        dropped = 0 if probe is None else probe.counters().dropped_started
+        if dropped != self._dropped:
+            self._dropped = dropped
+            self._finder.missed()
+
+    def _started(self, told: Started) -> None:
+        pid = told.key.pid
+        if told.parent is not None:
+            rule = self._armed.rule_of(told.parent)
+            follows = rule is not None and rule.children
+            self._finder.started(pid, rule if follows else None, forked=True)
+            return
+        old = self._armed.exec(pid)
+        self._finder.started(pid, old.rule if old is not None and old.rule.children else None)
+        if old is not None:
+            self._give_up(old)
+
+    def _ended(self, one: Armed) -> None:
+        """All its threads have ended, and are told; so is its death, if it is one that is told."""
+        take_events(self._context)
+        if not self._armed.take(one):
+            return
+        dropped = self._forget(one)
+        work = partial(died, self._context, one, dropped)
+        if not self._context.lanes.handoffs.submit(work, dropped=one.close):
+            work()
+
+    def _give_up(self, one: Armed) -> None:
+        """It lives on without us."""
+        self._forget(one)
+        one.close()
+
+    def _forget(self, one: Armed) -> int:
+        """How many of its threads could not be told."""
+        assert self._probe is not None
+        self._by_fd.pop(one.pidfd, None)
+        self._epoll.unregister(one.pidfd)
+        self._context.metrics.armed.set(len(self._armed))
+        return self._probe.disarm(one.key)

@@ -1,0 +1,208 @@
+"""Which processes are to be armed: found in /proc, told by execve and fork; opened, and pinned.
+
+A thread of its own, for whatever looks at a process may be kept waiting by it. It takes a tenth of
+a CPU at most, however many processes are started: what is told while it rests waits, each process
+once; what is too much is forgotten, and /proc is read instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from collector.agent.armed import Armed, ArmedProcesses
+from collector.capture.process import OpenProcess
+from collector.errors import CaptureError, CorewardError, HoldError
+from collector.handoff.pin import Pin
+from collector.linux.pagemap import resident_part
+from collector.model import Cause, ProcessKey
+from collector.policy.facts import facts_of
+from collector.policy.match import Watcher
+from collector.policy.types import ArmRule, ArmSettings
+
+log = logging.getLogger(__name__)
+
+_MOST_WAITING = 4096  # processes that were told, and not looked at yet
+_BURST_S = 0.25  # of work at a time, if it has rested before
+_SHARE = 0.1  # of a CPU
+_SETTLE_S = 0.02  # what forks to exec has done so by then
+_SCAN_S = 2.0  # between two looks at all of /proc, where it is known that some were missed
+_WORD = 8  # bytes that a pin reads
+_AUXV = struct.Struct("<QQ")
+_PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
+
+
+class Finder:
+    """`arm` is called with each process that is pinned; `met` counts what was found and refused."""
+
+    def __init__(
+        self,
+        armed: ArmedProcesses,
+        arm: Callable[[Armed], bool],
+        tell: Callable[[ProcessKey, ArmRule], None],
+    ) -> None:
+        """arm: takes it in; False: it does not hold any more. tell: before it is pinned, so that
+        BPF tells its threads from then on."""
+        self._armed, self._arm, self._tell = armed, arm, tell
+        self._settings = ArmSettings()
+        self._rules: Watcher[ArmRule] = Watcher(())
+        self._lock = threading.Condition()
+        self._waiting: dict[int, tuple[float, ArmRule | None]] = {}  # pid -> when, and its rule
+        self._scan_at: float | None = None
+        self._refused: set[int] = set()  # pids that cannot be armed, until they exec or are gone
+        self._ending = False
+        self._thread: threading.Thread | None = None
+        self._worked = 0.0  # seconds of work that were not rested for yet
+        self.turned_away = 0  # matching processes for which there was no room
+        self.failed = 0  # or that could not be pinned
+
+    def apply(self, settings: ArmSettings) -> None:
+        """These rules are in force, and every process is looked at."""
+        with self._lock:
+            self._settings, self._rules = settings, Watcher(settings.rules)
+            self._refused.clear()
+            self._scan_at = time.monotonic()
+            if self._thread is None and settings.rules:
+                self._thread = threading.Thread(target=self._run, name="arm-find", daemon=True)
+                self._thread.start()
+            self._lock.notify()
+
+    def rule_for(self, pid: int) -> ArmRule | None:
+        """The first rule that names a process which lives."""
+        return self._rules.rule(facts_of(pid, Cause.SNAPSHOT, None))
+
+    def started(self, pid: int, rule: ArmRule | None = None, *, forked: bool = False) -> None:
+        """A process is another one now, or new. rule: that of its parent, which goes for it."""
+        with self._lock:
+            self._refused.discard(pid)
+            if pid not in self._waiting and len(self._waiting) >= _MOST_WAITING:
+                self.missed()
+                return
+            known = self._waiting.get(pid)
+            if known is not None and rule is None:
+                rule = known[1]
+            self._waiting[pid] = time.monotonic() + (_SETTLE_S if forked else 0), rule
+            self._lock.notify()
+
+    def missed(self) -> None:
+        """Some processes were not told: look at all of them, soon."""
+        with self._lock:
+            if self._scan_at is None:
+                self._scan_at = time.monotonic() + _SCAN_S
+            self._lock.notify()
+
+    def close(self) -> None:
+        with self._lock:
+            self._ending = True
+            self._lock.notify()
+
+    def _run(self) -> None:
+        while not self._ending:
+            pids = self._next()
+            for pid, rule in pids:
+                before = time.thread_time()
+                try:
+                    self._consider(pid, rule)
+                except Exception:
+                    log.exception("process %d cannot be armed", pid)
+                self._rest(time.thread_time() - before)
+
+    def _rest(self, worked: float) -> None:
+        self._worked += worked
+        if self._worked > _BURST_S * _SHARE:
+            time.sleep(self._worked / _SHARE - self._worked)
+            self._worked = 0.0
+
+    def _next(self) -> list[tuple[int, ArmRule | None]]:
+        """Wait for processes to look at."""
+        with self._lock:
+            while not self._ending:
+                now = time.monotonic()
+                if self._scan_at is not None and now >= self._scan_at:
+                    self._scan_at = None
+                    return [(pid, None) for pid in _pids() if pid not in self._refused]
+                due = [(pid, rule) for pid, (at, rule) in self._waiting.items() if at <= now]
+                if due:
+                    for pid, _ in due:
+                        del self._waiting[pid]
+                    return due
+                times = [at for at, _ in self._waiting.values()]
+                if self._scan_at is not None:
+                    times.append(self._scan_at)
+                self._lock.wait(min(times) - now if times else None)
+        return []
+
+    def _consider(self, pid: int, rule: ArmRule | None) -> None:
+        if self._armed.knows(pid) or pid == os.getpid():
+            return
+        rule = rule or self.rule_for(pid)
+        if rule is None:
+            return
+        if not self._armed.begin(pid, self._settings.max):
+            if not self._armed.knows(pid):
+                self.turned_away += 1
+            return
+        one: Armed | None = None
+        try:
+            one = self._pinned(pid, rule)
+        except (CorewardError, OSError) as error:
+            if not isinstance(error, CaptureError):  # that one has ended
+                self.failed += 1
+                self._refused.add(pid)
+                log.warning("process %d cannot be armed: %s", pid, error)
+        if one is None:
+            execed = self._armed.end(pid)
+        elif execed := not self._arm(one):
+            one.close()
+        if execed:
+            self.started(pid)
+
+    def _pinned(self, pid: int, rule: ArmRule) -> Armed | None:
+        """Open and pin it; None if it is a child of ours, or has ended."""
+        with contextlib.ExitStack() as undo:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                return None
+            undo.callback(os.close, pidfd)
+            opened = undo.enter_context(OpenProcess(pid))
+            if opened.stat.ppid == os.getpid():
+                return None
+            _ = opened.core_limit  # it cannot be asked when it has ended
+            self._tell(opened.key, rule)
+            pin = Pin(opened.mem_fd, _readable(opened))
+            undo.callback(pin.release)
+            if has_ended(pidfd):  # what was read may be another's
+                return None
+            undo.pop_all()
+            return Armed(opened.key, rule, opened, pin, pidfd)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+
+
+def has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _readable(opened: OpenProcess) -> int:
+    """An address of its memory that can be read without a wait. Raises HoldError."""
+    auxv = opened.text.auxv
+    entries = dict(_AUXV.iter_unpack(auxv[: len(auxv) & -_AUXV.size]))
+    for kind in (_PHDR, _VDSO):
+        address: int = entries.get(kind, 0)
+        if not address or (kind == _PHDR and not resident_part(opened.pagemap_fd, address, _WORD)):
+            continue
+        with contextlib.suppress(OSError):
+            if len(os.pread(opened.mem_fd, _WORD, address)) == _WORD:
+                return address
+    raise HoldError("none of its addresses can be read")
