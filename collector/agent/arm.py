@@ -40,7 +40,10 @@ class Arming:
         self._armed: ArmedProcesses = context.armed
         self._probe: ArmedProbe | None = None
         self._thread: threading.Thread | None = None
-        self._finder = Finder(self._armed, self._add, self._tell)
+        refused = context.metrics.arm_refused
+        self._finder = Finder(
+            self._armed, self._add, self._tell, lambda why: refused.labels(why).inc()
+        )
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._by_fd: dict[int, Armed] = {}
@@ -106,6 +109,7 @@ class Arming:
         self._by_fd[one.pidfd] = one
         self._epoll.register(one.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
         self._context.metrics.armed.set(len(self._armed))
+        log.debug("armed: process %d, by rule %s", one.key.pid, one.rule.name)
         return True
 
     # ---- the thread
@@ -171,4 +175,5 @@ class Arming:
         self._by_fd.pop(one.pidfd, None)
         self._epoll.unregister(one.pidfd)
         self._context.metrics.armed.set(len(self._armed))
+        self._finder.freed()
         return self._probe.disarm(one.key)

@@ -39,28 +39,28 @@ _PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
 
 
 class Finder:
-    """`arm` is called with each process that is pinned; `met` counts what was found and refused."""
+    """Finds the processes that rules name, and has them pinned."""
 
     def __init__(
         self,
         armed: ArmedProcesses,
         arm: Callable[[Armed], bool],
         tell: Callable[[ProcessKey, ArmRule], None],
+        refuse: Callable[[str], None],
     ) -> None:
-        """arm: takes it in; False: it does not hold any more. tell: before it is pinned, so that
-        BPF tells its threads from then on."""
-        self._armed, self._arm, self._tell = armed, arm, tell
+        """arm: takes one in that is pinned; False: it has exec'ed. tell: BPF is to tell its threads
+        from now on. refuse: counts one that is not armed, by why."""
+        self._armed, self._arm, self._tell, self._refuse = armed, arm, tell, refuse
         self._settings = ArmSettings()
         self._rules: Watcher[ArmRule] = Watcher(())
         self._lock = threading.Condition()
         self._waiting: dict[int, tuple[float, ArmRule | None]] = {}  # pid -> when, and its rule
         self._scan_at: float | None = None
         self._refused: set[int] = set()  # pids that cannot be armed, until they exec or are gone
+        self._full = False  # some were left out for want of room
         self._ending = False
         self._thread: threading.Thread | None = None
         self._worked = 0.0  # seconds of work that were not rested for yet
-        self.turned_away = 0  # matching processes for which there was no room
-        self.failed = 0  # or that could not be pinned
 
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force, and every process is looked at."""
@@ -96,6 +96,12 @@ class Finder:
             if self._scan_at is None:
                 self._scan_at = time.monotonic() + _SCAN_S
             self._lock.notify()
+
+    def freed(self) -> None:
+        """There is room for one more."""
+        if self._full:
+            self._full = False
+            self.missed()
 
     def close(self) -> None:
         with self._lock:
@@ -146,14 +152,15 @@ class Finder:
             return
         if not self._armed.begin(pid, self._settings.max):
             if not self._armed.knows(pid):
-                self.turned_away += 1
+                self._refuse("max")
+                self._full = True
             return
         one: Armed | None = None
         try:
             one = self._pinned(pid, rule)
         except (CorewardError, OSError) as error:
             if not isinstance(error, CaptureError):  # that one has ended
-                self.failed += 1
+                self._refuse("failed")
                 self._refused.add(pid)
                 log.warning("process %d cannot be armed: %s", pid, error)
         if one is None:
