@@ -8,7 +8,7 @@
 #define COREWARD_ARMED_H
 
 RING_MAP(armed_ring, CW_ARMED_RING_BYTES);
-HASH_MAP(armed, u32, struct cw_armed, CW_ARMED_ENTRIES);
+KEPT_MAP(armed, u32, struct cw_armed, CW_ARMED_ENTRIES);
 ARRAY_MAP(armed_walk, struct cw_armed_walk, 1);
 
 /* 0: it is not armed. */
@@ -140,6 +140,11 @@ FN void tell_armed(void)
 	start_ns = READ(leader, start_boottime);
 	pid = READ(t, tgid);
 	found = armed_of(pid, start_ns);
+	if (found && found->flags & CW_ARMED_BY_FORK) {
+		if (!READ(group, live.counter))
+			bpf_map_delete_elem(&armed, &pid);
+		return;
+	}
 	if (!found || (is_large(t) ? tell_large(t, pid, start_ns) : tell_usual(t, pid, start_ns)))
 		return;
 	__sync_fetch_and_add(&found->dropped, 1);
@@ -198,7 +203,7 @@ FN int on_fork(struct task_struct *parent, struct task_struct *child)
 	start_ns = READ(child, start_boottime);
 	if (found->flags & CW_ARMED_CHILDREN) {
 		made.start_tick = start_ns / CW_TICK_NS;
-		made.flags = found->flags;
+		made.flags = found->flags | CW_ARMED_BY_FORK;
 		bpf_map_update_elem(&armed, &pid, &made, BPF_ANY);
 	}
 	if (found->flags & CW_ARMED_CHILDREN || READ(child, mm) != READ(parent, mm))
@@ -375,11 +380,15 @@ ITERATE_ALSO(task, armed_mappings)
 	struct cw_armed_walk *walk = bpf_map_lookup_elem(&armed_walk, &zero);
 	struct cw_listing listing = { .seq = ctx->meta->seq };
 
-	if (!t || !walk || walk->done)
+	if (!t || !walk || (walk->begun && walk->done))
 		return 0;
 	walk->thread_flags = READ(t, thread_info.flags);
-	if (!walk->begun)
+	if (!walk->begun) {
+		u32 only_begin = walk->done;
+
 		begin_armed_walk(walk, t);
+		walk->done |= only_begin;
+	}
 	walk->said = 0;
 	if (!walk->done)
 		bpf_loop(CW_TREE_STEPS, tell_armed_mapping, &listing, 0);

@@ -277,6 +277,7 @@ struct cw_mapping {
 enum cw_armed_flag {
 	CW_ARMED_EXIT = 1,     /* its exit is reported whatever CW_WANT_EXITS says */
 	CW_ARMED_CHILDREN = 2, /* what it forks is armed as well */
+	CW_ARMED_BY_FORK = 4,  /* the reader has not armed it yet: it holds none of its memory */
 };
 
 /* Of the map `armed`, by pid. */
@@ -325,7 +326,8 @@ struct cw_tree {
 };
 
 /* Of the map `armed_walk`, of one entry: a walk over the mappings of an address space that outlives its
- * process, which somebody pins. The reader writes `fd` and zeros, and reads the iterator until `done`. */
+ * process, which somebody pins. The reader writes `fd` and zeros, and reads the iterator until `done`;
+ * if that is 1 from the beginning no mappings are told. */
 struct cw_armed_walk {
 	__u32 fd;              /* of the reader: /proc/PID/mem, opened while the process was there */
 	__u32 begun;

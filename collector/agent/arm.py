@@ -15,8 +15,8 @@ import select
 import threading
 from functools import partial
 
-from collector.agent.arm_death import died
-from collector.agent.arm_find import Finder
+from collector.agent.arm_death import died, give_back
+from collector.agent.arm_find import Finder, has_ended
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.agent.context import Context
 from collector.agent.events import take_events
@@ -30,6 +30,7 @@ from collector.probe.armed import FOLLOW_CHILDREN, TELL_EXIT, ArmedProbe, Starte
 log = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
+_LOOK_S = 5.0  # at whether a process keeps us waiting
 
 
 class Arming:
@@ -48,23 +49,27 @@ class Arming:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._by_fd: dict[int, Armed] = {}
         self._dropped = 0
+        self._active = False
         self._ending = False
 
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force. What no rule names any more is given up."""
-        if self._probe is None and (not settings.rules or not self._begin()):
+        if self._probe is None and not (settings.rules and self._begin()):
+            if self._context.probe is not None:
+                self._context.probe.disarm_all()
             return
         assert self._probe is not None
-        rules = Watcher(settings.rules)
-        if settings.rules:
+        if settings.rules and not self._active:
             self._probe.begin()
+        rules = Watcher(settings.rules)
         for one in self._armed.all():
             rule = rules.rule(facts_of(one.key.pid, Cause.SNAPSHOT, None))
             if rule != one.rule and self._armed.take(one):
-                self._give_up(one)
+                self._give_up(one, "its rule was changed just before")
         self._finder.apply(settings)
         if not settings.rules:
             self._probe.end()
+        self._active = bool(settings.rules)
 
     def _begin(self) -> bool:
         context = self._context
@@ -93,7 +98,7 @@ class Arming:
             self._probe.end()
         for one in self._armed.all():
             if self._armed.take(one):
-                self._give_up(one)
+                self._give_up(one, "the agent was stopped just before")
 
     # ---- from whoever finds
 
@@ -117,7 +122,8 @@ class Arming:
     def _run(self) -> None:
         assert self._probe is not None
         while not self._ending:
-            found = [fd for fd, _ in self._epoll.poll()]
+            found = [fd for fd, _ in self._epoll.poll(_LOOK_S)]
+            self._finder.check()
             try:
                 self._take_in()
                 for fd in found:
@@ -150,24 +156,30 @@ class Arming:
             self._finder.started(pid, rule if follows else None, forked=True)
             return
         old = self._armed.exec(pid)
-        self._finder.started(pid, old.rule if old is not None and old.rule.children else None)
-        if old is not None:
-            self._give_up(old)
+        if old is None:
+            self._finder.started(pid)
+            return
+        # first, for all that is known of it by its pid will be of the other program soon
+        self._forget(old)
+        give_back(self._context, old, "it had called execve just before")
+        self._finder.started(pid, old.rule if old.rule.children else None)
+        old.close()
 
     def _ended(self, one: Armed) -> None:
         """All its threads have ended, and are told; so is its death, if it is one that is told."""
         take_events(self._context)
-        if not self._armed.take(one):
-            return
+        if not has_ended(one.pidfd) or not self._armed.take(one):
+            return  # its descriptor had been another one's
         dropped = self._forget(one)
         work = partial(died, self._context, one, dropped)
         if not self._context.lanes.handoffs.submit(work, dropped=one.close):
             work()
 
-    def _give_up(self, one: Armed) -> None:
-        """It lives on without us."""
+    def _give_up(self, one: Armed, why: str) -> None:
+        """Its memory goes; it lives on without us, or has just died and was expected here."""
         self._forget(one)
         one.close()
+        give_back(self._context, one, why)
 
     def _forget(self, one: Armed) -> int:
         """How many of its threads could not be told."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ from collector.policy.facts import exe_of, facts_from
 from collector.policy.match import decide as match
 from collector.policy.types import ArmRule, Decision, Facts
 from collector.policy.units import show_duration
-from collector.probe.armed import LeavingThread, PinnedMemory
+from collector.probe.armed import ArmedProbe, LeavingThread, PinnedMemory
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ _EXIT_GROUP = 231  # <asm/unistd_64.h>
 _NO_SYSCALL = -1  # orig_rax of a thread that faulted, or was interrupted
 _IN_WORDS = {Cause.OOM: "OOM kills", Cause.EXIT: "exits", Cause.KILLED: "kills"}
 _PINNED = "its memory was pinned before; room for a successor"
+_LOOKS_S = (0.001, 0.01)  # between looks at who uses its memory
 _MOST_GROUPS = 64 << 10  # bytes of /proc/PID/cgroup
 
 
@@ -52,9 +54,8 @@ def died(context: Context, one: Armed, dropped: int) -> None:
 
     `one` is given up here, or with its core.
     """
-    crash = context.registry.claimed(one.key)
-    exited = None if crash is None else crash.seen.exit
-    if crash is None or exited is None or is_handed_over(exited, has_handoff=context.has_handoff):
+    crash = _expected(context, one)
+    if crash is None:
         one.close()  # it ended well, or its core is another one's
         return
     try:
@@ -70,8 +71,24 @@ def died(context: Context, one: Armed, dropped: int) -> None:
     one.close()
     if crash.is_open:
         give_up(context, crash, why)
-    elif context.registry.give_back(crash, why, blind=context.blind):
+    else:
+        give_back(context, one, why)
+
+
+def give_back(context: Context, one: Armed, why: str) -> None:
+    """There will be no core of it: if it has died, what BPF saw goes on record."""
+    crash = _expected(context, one)
+    if crash is not None and context.registry.give_back(crash, why, blind=context.blind):
         complete(context, crash)
+
+
+def _expected(context: Context, one: Armed) -> Crash | None:
+    """Its death, if that waits for us."""
+    crash = context.registry.claimed(one.key)
+    exited = None if crash is None else crash.seen.exit
+    if exited is None or is_handed_over(exited, has_handoff=context.has_handoff):
+        return None
+    return crash
 
 
 def cause_of(cause: Cause) -> Cause:
@@ -95,7 +112,8 @@ def _handle(context: Context, crash: Crash, one: Armed, dropped: int) -> None:
     if not threads:
         raise ProbeError("none of its threads was told as it left")
     memory = context.armed_probe.walk(one.opened.mem_fd)
-    crash.gathered = _gathered(crash, one, threads, memory)
+    others = _others(context.armed_probe, one.opened.mem_fd)
+    crash.gathered = _gathered(crash, one, threads, memory, others)
     crash.decided = _decided(context, crash, one)
     hurry = _hurry(context, crash, one.rule, memory)
     crash.release = ReleaseDecision(mode=Release.INSTANT, reason=hurry or _PINNED)
@@ -109,7 +127,7 @@ def _handle(context: Context, crash: Crash, one: Armed, dropped: int) -> None:
 
 
 def _gathered(
-    crash: Crash, one: Armed, threads: list[LeavingThread], memory: PinnedMemory
+    crash: Crash, one: Armed, threads: list[LeavingThread], memory: PinnedMemory, others: int
 ) -> Gathered:
     ended = EndedProcess(one.key.pid)
     ended.signal = crash.seen.signal
@@ -126,7 +144,7 @@ def _gathered(
         shared_fds={},
         unopened=0,
         address=0,
-        others=max(memory.users - 1, 0),
+        others=others,
         spared=False,
         pin=one.pin,
         size=memory.private,
@@ -136,6 +154,15 @@ def _gathered(
         in_haste=f"within {show_duration(one.rule.within)} (arm rule {one.rule.name})",
         resident=memory.resident,
     )
+
+
+def _others(probe: ArmedProbe, mem_fd: int) -> int:
+    """Processes that share its memory and go on, not those that only looked at it."""
+    for seconds in _LOOKS_S:
+        if probe.users(mem_fd) <= 1:
+            return 0
+        time.sleep(seconds)
+    return max(probe.users(mem_fd) - 1, 0)
 
 
 def _first(crash: Crash, threads: list[LeavingThread]) -> int:

@@ -29,10 +29,11 @@ from collector.policy.types import ArmRule, ArmSettings
 log = logging.getLogger(__name__)
 
 _MOST_WAITING = 4096  # processes that were told, and not looked at yet
-_BURST_S = 0.25  # of work at a time, if it has rested before
+_BURST_S = 0.5  # of work at a time, if it has rested before
 _SHARE = 0.1  # of a CPU
 _SETTLE_S = 0.02  # what forks to exec has done so by then
 _SCAN_S = 2.0  # between two looks at all of /proc, where it is known that some were missed
+_STUCK_S, _MOST_THREADS = 5.0, 8  # a thread that takes so long at one process is left behind
 _WORD = 8  # bytes that a pin reads
 _AUXV = struct.Struct("<QQ")
 _PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
@@ -59,8 +60,9 @@ class Finder:
         self._refused: set[int] = set()  # pids that cannot be armed, until they exec or are gone
         self._full = False  # some were left out for want of room
         self._ending = False
-        self._thread: threading.Thread | None = None
-        self._worked = 0.0  # seconds of work that were not rested for yet
+        self._threads = 0  # that were begun; the last one counts
+        self._since: float | None = None  # when it began to look at a process
+        self._credit, self._rested = _BURST_S, time.monotonic()
 
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force, and every process is looked at."""
@@ -68,10 +70,26 @@ class Finder:
             self._settings, self._rules = settings, Watcher(settings.rules)
             self._refused.clear()
             self._scan_at = time.monotonic()
-            if self._thread is None and settings.rules:
-                self._thread = threading.Thread(target=self._run, name="arm-find", daemon=True)
-                self._thread.start()
+            if not self._threads and settings.rules:
+                self._begin()
             self._lock.notify()
+
+    def _begin(self) -> None:
+        self._threads += 1
+        threading.Thread(
+            target=self._run, args=(self._threads,), name="arm-find", daemon=True
+        ).start()
+
+    def check(self) -> None:
+        """Leave a thread behind that a process keeps waiting, and go on with another one."""
+        with self._lock:
+            since = self._since
+            if since is None or time.monotonic() - since < _STUCK_S:
+                return
+            self._since = None
+            self._refuse("hangs")
+            if self._threads < _MOST_THREADS:
+                self._begin()
 
     def rule_for(self, pid: int) -> ArmRule | None:
         """The first rule that names a process which lives."""
@@ -108,22 +126,27 @@ class Finder:
             self._ending = True
             self._lock.notify()
 
-    def _run(self) -> None:
-        while not self._ending:
-            pids = self._next()
-            for pid, rule in pids:
+    def _run(self, number: int) -> None:
+        while not self._ending and number == self._threads:
+            for pid, rule in self._next():
+                self._since = time.monotonic()
                 before = time.thread_time()
                 try:
                     self._consider(pid, rule)
                 except Exception:
                     log.exception("process %d cannot be armed", pid)
+                if number != self._threads:
+                    return  # it took too long
+                self._since = None
                 self._rest(time.thread_time() - before)
 
     def _rest(self, worked: float) -> None:
-        self._worked += worked
-        if self._worked > _BURST_S * _SHARE:
-            time.sleep(self._worked / _SHARE - self._worked)
-            self._worked = 0.0
+        """What was not used of its share it may use later, up to a bound."""
+        now = time.monotonic()
+        self._credit = min(_BURST_S, self._credit + (now - self._rested) * _SHARE) - worked
+        self._rested = now
+        if self._credit < 0:
+            time.sleep(-self._credit / _SHARE)
 
     def _next(self) -> list[tuple[int, ArmRule | None]]:
         """Wait for processes to look at."""

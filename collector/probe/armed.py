@@ -163,6 +163,8 @@ class ArmedProbe:
 
     def begin(self) -> None:
         """Processes are armed from now on: what starts is told, and the armed are looked up."""
+        for name in list(self._armed):
+            self._armed.remove(name)  # an earlier reader's: it holds their memory no more
         self._set(ARMING, 1)
 
     def end(self) -> None:
@@ -183,10 +185,6 @@ class ArmedProbe:
             return 0
         self._armed.remove(name)
         return int(ARMED.unpack(value)[2])
-
-    def armed(self) -> list[int]:
-        """The pids in the map: also of processes that have ended, or that others armed."""
-        return [int.from_bytes(name, "little") for name in self._armed]
 
     def walk(self, mem_fd: int) -> PinnedMemory:
         """The mappings of a pinned address space, by its /proc/PID/mem. Raises ProbeError.
@@ -210,6 +208,17 @@ class ArmedProbe:
                     return PinnedMemory(memoryview(raw), users, private, resident)
         raise ProbeError("its mappings are more than can be told")
 
+    def users(self, mem_fd: int) -> int:
+        """Of an address space; a pin is one, and so is whoever looks at it in /proc just now."""
+        with self._lock:
+            return self._begun(mem_fd, os.getpid())[3]
+
+    def _begun(self, mem_fd: int, thread: int) -> tuple[int, ...]:
+        """What the beginning of a walk tells."""
+        libbpf.write_array(self._order, 0, WALK.pack(mem_fd, 0, 1, *_BEGIN[2:]))
+        self._read(thread)
+        return WALK.unpack(libbpf.read_array(self._order, 0, WALK.size))
+
     def _load_fpu(self) -> int:
         """The bit of a thread's flags that says whether its XSAVE area is in memory.
 
@@ -222,9 +231,7 @@ class ArmedProbe:
         asleep.wait()
         try:
             for _ in range(_LOOKS):
-                libbpf.write_array(self._order, 0, WALK.pack(_NO_FD, *_BEGIN))
-                self._read(sleeper.native_id or 0)
-                flags = WALK.unpack(libbpf.read_array(self._order, 0, WALK.size))[4] & _MODE_FLAGS
+                flags = self._begun(_NO_FD, sleeper.native_id or 0)[4] & _MODE_FLAGS
                 if flags and not flags & flags - 1:
                     return int(flags)
                 time.sleep(_LOOK_S)

@@ -34,7 +34,7 @@ from collector.probe.tallies import Tallies, Tally
 PIN_DIR = Path("/sys/fs/bpf/coreward")
 _COUNTER = struct.Struct("<Q")
 _SETTING = struct.Struct("<I")
-_WANT_EXITS, _HAS_HANDOFF = 0, 1  # enum cw_setting
+_WANT_EXITS, _HAS_HANDOFF, _ARMING = 0, 1, 2  # enum cw_setting
 _MAX_LEAVING = 1024  # processes between the two records of their end
 
 
@@ -350,6 +350,10 @@ class Probe:
     def directory(self) -> Path:
         """Of the pins; see `armed.ArmedProbe`."""
         return self._directory
+
+    def disarm_all(self) -> None:
+        """No process is armed: an earlier agent, which was killed, may have left it otherwise."""
+        libbpf.write_array(self._settings, _ARMING, _SETTING.pack(0))
 
     def tallied(self) -> int:
         """Deaths that are in `tallies` only, of all times."""
