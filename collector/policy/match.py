@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from collector.model import Capture, Cause, Release
-from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
+from collector.policy.types import Action, ArmRule, Decision, Facts, Match, Policy, Rule, Watch
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
@@ -131,6 +131,11 @@ class Watcher(Generic[R]):
 def watch_rule(policy: Policy, facts: Facts) -> Watch | None:
     """The `watch` rule of a policy for a process with these facts."""
     return Watcher(policy.watch).rule(facts)
+
+
+def arm_rule(policy: Policy, facts: Facts) -> ArmRule | None:
+    """The `arm` rule of a policy for a process with these facts."""
+    return Watcher(policy.arm.rules).rule(facts)
 
 
 _last: Matcher | None = None

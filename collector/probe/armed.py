@@ -35,7 +35,6 @@ TYPE_THREAD, TYPE_EXEC, TYPE_FORK = 1, 2, 3  # enum cw_armed_type
 TELL_EXIT, FOLLOW_CHILDREN = 1, 2  # enum cw_armed_flag
 HAS_TID_WORD, NO_XSTATE, HOLDS_LOCKS = 1, 2, 4  # enum cw_armed_told
 ARMING, LOAD_FPU = 2, 3  # enum cw_setting
-USUAL, LARGE = 832, 2816  # CW_XSTATE_USUAL, CW_XSTATE_LARGE
 
 _THREAD_AT = EVENT.size + WORDS.size
 _THREAD_HEAD = struct.Struct("<4I")  # size, tid, tgid and ns_tid of struct cw_thread

@@ -12,7 +12,8 @@ from tests.system.agents import RunningAgent
 from tests.system.victims import wait_until
 
 RULES = """
-defaults: {limit: none}
+defaults: {capture: none, limit: none} # others die here all the time
+rules: [{name: recorded, match: {exe: "*/armed"}, capture: full}]
 release: {max_pins: 1024}
 arm:
   max: 240
