@@ -33,7 +33,8 @@ _BURST_S = 0.5  # of work at a time, if it has rested before
 _SHARE = 0.1  # of a CPU
 _SETTLE_S = 0.02  # what forks to exec has done so by then
 _SCAN_S = 2.0  # between two looks at all of /proc, where it is known that some were missed
-_STUCK_S, _MOST_THREADS = 5.0, 8  # a thread that takes so long at one process is left behind
+_PIN_MS = 2000  # nobody waits for it, and the machine may be busy
+_STUCK_S, _MOST_THREADS = 10.0, 8  # a thread that takes so long at one process is left behind
 _WORD = 8  # bytes that a pin reads
 _AUXV = struct.Struct("<QQ")
 _PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
@@ -88,6 +89,7 @@ class Finder:
                 return
             self._since = None
             self._refuse("hangs")
+            self.missed()  # what it was to look at next
             if self._threads < _MOST_THREADS:
                 self._begin()
 
@@ -186,12 +188,13 @@ class Finder:
                 self._refuse("failed")
                 self._refused.add(pid)
                 log.warning("process %d cannot be armed: %s", pid, error)
-        if one is None:
-            execed = self._armed.end(pid)
-        elif execed := not self._arm(one):
-            one.close()
-        if execed:
-            self.started(pid)
+        finally:
+            if one is None:
+                execed = self._armed.end(pid)
+            elif execed := not self._arm(one):
+                one.close()
+            if execed:
+                self.started(pid)
 
     def _pinned(self, pid: int, rule: ArmRule) -> Armed | None:
         """Open and pin it; None if it is a child of ours, or has ended."""
@@ -206,7 +209,7 @@ class Finder:
                 return None
             _ = opened.core_limit  # it cannot be asked when it has ended
             self._tell(opened.key, rule)
-            pin = Pin(opened.mem_fd, _readable(opened))
+            pin = Pin(opened.mem_fd, _readable(opened), _PIN_MS)
             undo.callback(pin.release)
             if has_ended(pidfd):  # what was read may be another's
                 return None

@@ -45,7 +45,8 @@ _SETTING = struct.Struct("<I")
 _ADDRESS = struct.Struct("<Q")
 _MODE_FLAGS = 0xFFFFFF00  # of thread_info.flags: all but TIF_NEED_RESCHED and its like
 _NO_FD = (1 << 32) - 1
-_LOOKS, _LOOK_S = 20, 0.01  # at a thread that goes to sleep
+_LOAD_FPU_BEFORE_6_16 = 1 << 14
+_LOOKS, _LOOK_S = 10, 0.005  # at a thread that goes to sleep
 _AT_ONCE = 1024  # records
 _BEGIN = [0] * (len(WALK.unpack(bytes(WALK.size))) - 1)
 _READ = 64 << 10  # bytes; one reading of an iterator has half of it
@@ -221,8 +222,8 @@ class ArmedProbe:
     def _load_fpu(self) -> int:
         """The bit of a thread's flags that says whether its XSAVE area is in memory.
 
-        It has moved, and BTF does not tell it. A thread that sleeps has no other one but those of
-        work that waits for it, which are the low ones. 0: not known.
+        It has moved in 6.18, and BTF does not tell it. Since 6.16 a thread that sleeps has it, and no
+        other one but those of work that waits, which are low; before that it gets it as it wakes.
         """
         asleep, end = threading.Event(), threading.Event()
         sleeper = threading.Thread(target=_sleep, args=(asleep, end), daemon=True)
@@ -237,7 +238,7 @@ class ArmedProbe:
         finally:
             end.set()
             sleeper.join()
-        return 0
+        return _LOAD_FPU_BEFORE_6_16
 
     def _read(self, thread: int | None = None) -> bytes:
         fd = libbpf.open_task_iterator(self._walk, thread or os.getpid(), single=True)
