@@ -134,7 +134,7 @@ class Finder:
                 self._since = time.monotonic()
                 before = time.thread_time()
                 try:
-                    self._consider(pid, rule)
+                    self.consider(pid, rule)
                 except Exception:
                     log.exception("process %d cannot be armed", pid)
                 if number != self._threads:
@@ -169,7 +169,8 @@ class Finder:
                 self._lock.wait(min(times) - now if times else None)
         return []
 
-    def _consider(self, pid: int, rule: ArmRule | None) -> None:
+    def consider(self, pid: int, rule: ArmRule | None) -> None:
+        """Arm this process, if a rule names it. rule: that goes for it in any case."""
         if self._armed.knows(pid) or pid == os.getpid():
             return
         rule = rule or self.rule_for(pid)

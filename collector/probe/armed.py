@@ -222,8 +222,8 @@ class ArmedProbe:
     def _load_fpu(self) -> int:
         """The bit of a thread's flags that says whether its XSAVE area is in memory.
 
-        It has moved in 6.18, and BTF does not tell it. Since 6.16 a thread that sleeps has it, and no
-        other one but those of work that waits, which are low; before that it gets it as it wakes.
+        It has moved in 6.18, and BTF does not tell it. Since 6.16 a thread that sleeps has it, and
+        no other one but those of work that waits, which are low; before, it gets it as it wakes.
         """
         asleep, end = threading.Event(), threading.Event()
         sleeper = threading.Thread(target=_sleep, args=(asleep, end), daemon=True)
