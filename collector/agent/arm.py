@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import threading
+import time
 from functools import partial
 
 from collector.agent.arm_death import died, give_back
@@ -30,6 +31,7 @@ from collector.probe.armed import FOLLOW_CHILDREN, TELL_EXIT, ArmedProbe, Starte
 log = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
+_REST_S = 0.002  # where programs are started all the time: many are taken in at once
 _LOOK_S = 5.0  # at whether a process keeps us waiting
 
 
@@ -126,10 +128,11 @@ class Arming:
             self._finder.check()
             try:
                 self._take_in()
-                for fd in found:
-                    one = self._by_fd.get(fd)
-                    if one is not None:
-                        self._ended(one)
+                ended = [one for one in map(self._by_fd.get, found) if one is not None]
+                for one in ended:
+                    self._ended(one)
+                if not ended:
+                    time.sleep(_REST_S)
             except Exception:
                 self._context.metrics.errors.labels("arm").inc()
                 log.exception("armed processes")

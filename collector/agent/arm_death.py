@@ -20,6 +20,7 @@ from collector.agent.arm_copy import copy_hastily
 from collector.agent.armed import Armed, is_handed_over
 from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
+from collector.agent.decide import NO_CORE_WANTED
 from collector.agent.events import complete
 from collector.agent.export import open_held
 from collector.agent.gather import Gathered
@@ -34,8 +35,9 @@ from collector.linux.memory import LevelKey, read_facts
 from collector.model import Capture, Cause, Release
 from collector.native.contract import OWNER_DEVICE
 from collector.policy.facts import exe_of, facts_from
+from collector.policy.limit import Admission
 from collector.policy.match import decide as match
-from collector.policy.types import ArmRule, Decision, Facts
+from collector.policy.types import Action, ArmRule, Decision, Facts
 from collector.policy.units import show_duration
 from collector.probe.armed import ArmedProbe, LeavingThread, PinnedMemory
 
@@ -191,14 +193,18 @@ def _decided(context: Context, crash: Crash, one: Armed) -> Decided:
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
     decision = _decision(context, facts, one.rule)
-    owner = name_of(crash.gathered.owner, facts)
-    admission = context.arm_limiter.admit(
-        decision.action, facts.exe, None, uid=facts.uid, owner=owner
-    )
+    admission = _admit(context, crash, decision.action, facts)
     if admission.reason:
         context.metrics.limited.labels(admission.capture.value).inc()
     explain = admission.capture is not Capture.RECORD
     return Decided(facts=facts, decision=decision, admission=admission, explain=explain)
+
+
+def _admit(context: Context, crash: Crash, action: Action, facts: Facts) -> Admission:
+    if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
+        return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
+    owner = name_of(crash.gathered.owner, facts)
+    return context.arm_limiter.admit(action, facts.exe, None, uid=facts.uid, owner=owner)
 
 
 def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
@@ -206,7 +212,7 @@ def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
     found = match(policy, facts)
     # an exit falls under no rule unless one names exits; then the defaults say the rest
     base = policy.defaults if found.action.capture is Capture.NONE else found.action
-    action = msgspec.structs.replace(base, capture=rule.capture, honour_rlimit=False)
+    action = msgspec.structs.replace(base, capture=rule.capture)
     return Decision(rule=rule.name, action=action, why=f"armed by {rule.name}")
 
 

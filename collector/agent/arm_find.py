@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import select
 import struct
 import threading
@@ -35,6 +36,7 @@ _SETTLE_S = 0.02  # what forks to exec has done so by then
 _SCAN_S = 2.0  # between two looks at all of /proc, where it is known that some were missed
 _PIN_MS = 2000  # nobody waits for it, and the machine may be busy
 _STUCK_S, _MOST_THREADS = 10.0, 8  # a thread that takes so long at one process is left behind
+_DESCRIPTORS, _SHARE_OF_DESCRIPTORS = 9, 4  # of an armed process; of RLIMIT_NOFILE, a quarter
 _WORD = 8  # bytes that a pin reads
 _AUXV = struct.Struct("<QQ")
 _PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
@@ -53,7 +55,7 @@ class Finder:
         """arm: takes one in that is pinned; False: it has exec'ed. tell: BPF is to tell its threads
         from now on. refuse: counts one that is not armed, by why."""
         self._armed, self._arm, self._tell, self._refuse = armed, arm, tell, refuse
-        self._settings = ArmSettings()
+        self._most = ArmSettings().max
         self._rules: Watcher[ArmRule] = Watcher(())
         self._lock = threading.Condition()
         self._waiting: dict[int, tuple[float, ArmRule | None]] = {}  # pid -> when, and its rule
@@ -68,7 +70,10 @@ class Finder:
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force, and every process is looked at."""
         with self._lock:
-            self._settings, self._rules = settings, Watcher(settings.rules)
+            self._rules = Watcher(settings.rules)
+            self._most = min(settings.max, room_for_descriptors())
+            if self._most < settings.max and settings.rules:
+                log.warning("arm.max: there are descriptors for %d processes only", self._most)
             self._refused.clear()
             self._scan_at = time.monotonic()
             if not self._threads and settings.rules:
@@ -176,7 +181,7 @@ class Finder:
         rule = rule or self.rule_for(pid)
         if rule is None:
             return
-        if not self._armed.begin(pid, self._settings.max):
+        if not self._armed.begin(pid, self._most):
             if not self._armed.knows(pid):
                 self._refuse("max")
                 self._full = True
@@ -216,6 +221,11 @@ class Finder:
                 return None
             undo.pop_all()
             return Armed(opened.key, rule, opened, pin, pidfd)
+
+
+def room_for_descriptors() -> int:
+    """Processes for which there are descriptors; most are left to those that are handed over."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS // _DESCRIPTORS
 
 
 def _pids() -> list[int]:
