@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from bench.model import MIB, Figure, Say
 from bench.peers import scratch
@@ -117,6 +117,18 @@ def _line(pipe: IO[str]) -> str:
     return line
 
 
+class _Bpf(NamedTuple):
+    """As the agent has BPF told."""
+
+    probe: ArmedProbe
+
+    def tell(self, key: ProcessKey, _: ArmRule) -> None:
+        self.probe.arm(key, TELL_EXIT)
+
+    def forget(self, key: ProcessKey) -> int:
+        return self.probe.disarm(key)
+
+
 @contextlib.contextmanager
 def _armed(probe: ArmedProbe | None, pid: int) -> Iterator[None]:
     if probe is None:
@@ -124,11 +136,7 @@ def _armed(probe: ArmedProbe | None, pid: int) -> Iterator[None]:
         return
     rule = ArmRule(name="bench", match=Match())
     processes, found = ArmedProcesses(), list[Armed]()
-
-    def tell(key: ProcessKey, _: ArmRule) -> None:
-        probe.arm(key, TELL_EXIT)
-
-    finder = Finder(processes, lambda one: not found.append(one), tell, lambda why: None)
+    finder = Finder(processes, lambda one: not found.append(one), _Bpf(probe), lambda why: None)
     probe.begin()
     try:
         finder.consider(pid, rule)

@@ -44,9 +44,7 @@ class Arming:
         self._probe: ArmedProbe | None = None
         self._thread: threading.Thread | None = None
         refused = context.metrics.arm_refused
-        self._finder = Finder(
-            self._armed, self._add, self._tell, lambda why: refused.labels(why).inc()
-        )
+        self._finder = Finder(self._armed, self._add, self, lambda why: refused.labels(why).inc())
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._by_fd: dict[int, Armed] = {}
@@ -66,7 +64,8 @@ class Arming:
         rules = Watcher(settings.rules)
         for one in self._armed.all():
             rule = rules.rule(facts_of(one.key.pid, Cause.SNAPSHOT, None))
-            if rule != one.rule and self._armed.take(one):
+            follows = one.rule.children and one.rule in settings.rules
+            if rule != one.rule and not follows and self._armed.take(one):
                 self._give_up(one, "its rule was changed just before")
         self._finder.apply(settings)
         if not settings.rules:
@@ -104,10 +103,16 @@ class Arming:
 
     # ---- from whoever finds
 
-    def _tell(self, key: ProcessKey, rule: ArmRule) -> None:
+    def tell(self, key: ProcessKey, rule: ArmRule) -> None:
+        """Have BPF tell its threads from now on."""
         assert self._probe is not None
         flags = TELL_EXIT if Cause.EXIT in rule.on else 0
         self._probe.arm(key, flags | (FOLLOW_CHILDREN if rule.children else 0))
+
+    def forget(self, key: ProcessKey) -> int:
+        """Not any more; how many could not be told."""
+        assert self._probe is not None
+        return self._probe.disarm(key)
 
     def _add(self, one: Armed) -> bool:
         """Its end is waited for from now on; it may have come already."""
@@ -186,9 +191,8 @@ class Arming:
 
     def _forget(self, one: Armed) -> int:
         """How many of its threads could not be told."""
-        assert self._probe is not None
         self._by_fd.pop(one.pidfd, None)
         self._epoll.unregister(one.pidfd)
         self._context.metrics.armed.set(len(self._armed))
         self._finder.freed()
-        return self._probe.disarm(one.key)
+        return self.forget(one.key)

@@ -8,6 +8,7 @@ once; what is too much is forgotten, and /proc is read instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -16,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.capture.process import OpenProcess
@@ -42,6 +44,16 @@ _AUXV = struct.Struct("<QQ")
 _PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
 
 
+class Told(Protocol):
+    """Whose threads BPF tells."""
+
+    def tell(self, key: ProcessKey, rule: ArmRule) -> None:
+        """Those of this process, from now on."""
+
+    def forget(self, key: ProcessKey) -> int:
+        """Not any more; how many could not be told."""
+
+
 class Finder:
     """Finds the processes that rules name, and has them pinned."""
 
@@ -49,12 +61,12 @@ class Finder:
         self,
         armed: ArmedProcesses,
         arm: Callable[[Armed], bool],
-        tell: Callable[[ProcessKey, ArmRule], None],
+        bpf: Told,
         refuse: Callable[[str], None],
     ) -> None:
-        """arm: takes one in that is pinned; False: it has exec'ed. tell: BPF is to tell its threads
-        from now on. refuse: counts one that is not armed, by why."""
-        self._armed, self._arm, self._tell, self._refuse = armed, arm, tell, refuse
+        """arm: takes one in that is pinned; False: it has exec'ed. refuse: counts one that is not
+        armed, by why."""
+        self._armed, self._arm, self._bpf, self._refuse = armed, arm, bpf, refuse
         self._most = ArmSettings().max
         self._rules: Watcher[ArmRule] = Watcher(())
         self._lock = threading.Condition()
@@ -97,6 +109,8 @@ class Finder:
             self.missed()  # what it was to look at next
             if self._threads < _MOST_THREADS:
                 self._begin()
+            else:
+                log.error("no more processes are armed: %d keep us waiting", self._threads)
 
     def rule_for(self, pid: int) -> ArmRule | None:
         """The first rule that names a process which lives."""
@@ -178,6 +192,7 @@ class Finder:
         """Arm this process, if a rule names it. rule: that goes for it in any case."""
         if self._armed.knows(pid) or pid == os.getpid():
             return
+        forced = rule is not None
         rule = rule or self.rule_for(pid)
         if rule is None:
             return
@@ -188,22 +203,28 @@ class Finder:
             return
         one: Armed | None = None
         try:
-            one = self._pinned(pid, rule)
+            one = self._pinned(pid, rule, forced=forced)
         except (CorewardError, OSError) as error:
-            if not isinstance(error, CaptureError):  # that one has ended
-                self._refuse("failed")
-                self._refused.add(pid)
-                log.warning("process %d cannot be armed: %s", pid, error)
+            if not isinstance(error, CaptureError) or _is_want(error):  # else it has ended
+                self._not_armed(pid, error)
         finally:
             if one is None:
                 execed = self._armed.end(pid)
             elif execed := not self._arm(one):
                 one.close()
+                self._bpf.forget(one.key)
             if execed:
                 self.started(pid)
 
-    def _pinned(self, pid: int, rule: ArmRule) -> Armed | None:
-        """Open and pin it; None if it is a child of ours, or has ended."""
+    def _not_armed(self, pid: int, error: Exception) -> None:
+        self._refuse("failed")
+        if len(self._refused) >= _MOST_WAITING:
+            self._refused.clear()
+        self._refused.add(pid)
+        log.warning("process %d cannot be armed: %s", pid, error)
+
+    def _pinned(self, pid: int, rule: ArmRule, *, forced: bool) -> Armed | None:
+        """Open and pin it; None if it is a child of ours, has ended, or is another program now."""
         with contextlib.ExitStack() as undo:
             try:
                 pidfd = os.pidfd_open(pid)
@@ -214,13 +235,23 @@ class Finder:
             if opened.stat.ppid == os.getpid():
                 return None
             _ = opened.core_limit  # it cannot be asked when it has ended
-            self._tell(opened.key, rule)
+            self._bpf.tell(opened.key, rule)
+            undo.callback(self._bpf.forget, opened.key)
             pin = Pin(opened.mem_fd, _readable(opened), _PIN_MS)
             undo.callback(pin.release)
             if has_ended(pidfd):  # what was read may be another's
                 return None
+            # an execve after the first look at it, which was told before `begin`
+            if not forced and self.rule_for(pid) != rule:
+                return None
             undo.pop_all()
             return Armed(opened.key, rule, opened, pin, pidfd)
+
+
+def _is_want(error: Exception) -> bool:
+    """Whether it is for want of descriptors."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def room_for_descriptors() -> int:
