@@ -17,7 +17,8 @@ import time
 from functools import partial
 
 from collector.agent.arm_death import died, give_back
-from collector.agent.arm_find import Finder, has_ended
+from collector.agent.arm_find import Finder
+from collector.agent.arm_pin import has_ended
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.agent.context import Context
 from collector.agent.events import take_events
@@ -47,6 +48,7 @@ class Arming:
         self._finder = Finder(self._armed, self._add, self, lambda why: refused.labels(why).inc())
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()  # who is armed, and whose end is waited for, are the same
         self._by_fd: dict[int, Armed] = {}
         self._dropped = 0
         self._active = False
@@ -65,7 +67,7 @@ class Arming:
         for one in self._armed.all():
             rule = rules.rule(facts_of(one.key.pid, Cause.SNAPSHOT, None))
             follows = one.rule.children and one.rule in settings.rules
-            if rule != one.rule and not follows and self._armed.take(one):
+            if rule != one.rule and not follows:
                 self._give_up(one, "its rule was changed just before")
         self._finder.apply(settings)
         if not settings.rules:
@@ -98,8 +100,7 @@ class Arming:
         if self._probe is not None:
             self._probe.end()
         for one in self._armed.all():
-            if self._armed.take(one):
-                self._give_up(one, "the agent was stopped just before")
+            self._give_up(one, "the agent was stopped just before")
 
     # ---- from whoever finds
 
@@ -116,10 +117,11 @@ class Arming:
 
     def _add(self, one: Armed) -> bool:
         """Its end is waited for from now on; it may have come already."""
-        if not self._armed.add(one):
-            return False
-        self._by_fd[one.pidfd] = one
-        self._epoll.register(one.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+        with self._lock:
+            if not self._armed.add(one):
+                return False
+            self._by_fd[one.pidfd] = one
+            self._epoll.register(one.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
         self._context.metrics.armed.set(len(self._armed))
         log.debug("armed: process %d, by rule %s", one.key.pid, one.rule.name)
         return True
@@ -163,12 +165,14 @@ class Arming:
             follows = rule is not None and rule.children
             self._finder.started(pid, rule if follows else None, forked=True)
             return
-        old = self._armed.exec(pid)
+        with self._lock:
+            old = self._armed.exec(pid)
+            if old is not None:
+                # now, for all that is known by its pid will be of the other program soon
+                self._forget(old)
         if old is None:
             self._finder.started(pid)
             return
-        # first, for all that is known of it by its pid will be of the other program soon
-        self._forget(old)
         give_back(self._context, old, "it had called execve just before")
         self._finder.started(pid, old.rule if old.rule.children else None)
         old.close()
@@ -176,16 +180,20 @@ class Arming:
     def _ended(self, one: Armed) -> None:
         """All its threads have ended, and are told; so is its death, if it is one that is told."""
         take_events(self._context)
-        if not has_ended(one.pidfd) or not self._armed.take(one):
-            return  # its descriptor had been another one's
-        dropped = self._forget(one)
+        with self._lock:
+            if not has_ended(one.pidfd) or not self._armed.take(one):
+                return  # its descriptor had been another one's
+            dropped = self._forget(one)
         work = partial(died, self._context, one, dropped)
         if not self._context.lanes.handoffs.submit(work, dropped=one.close):
             work()
 
     def _give_up(self, one: Armed, why: str) -> None:
         """Its memory goes; it lives on without us, or has just died and was expected here."""
-        self._forget(one)
+        with self._lock:
+            if not self._armed.take(one):
+                return
+            self._forget(one)
         one.close()
         give_back(self._context, one, why)
 

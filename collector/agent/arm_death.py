@@ -17,27 +17,22 @@ import msgspec
 
 from collector import copies
 from collector.agent.arm_copy import copy_hastily
+from collector.agent.arm_decide import decide_armed
 from collector.agent.armed import Armed, is_handed_over
 from collector.agent.context import Context
-from collector.agent.crash import Crash, Decided
-from collector.agent.decide import NO_CORE_WANTED
+from collector.agent.crash import Crash
 from collector.agent.events import complete
 from collector.agent.export import open_held
 from collector.agent.gather import Gathered
-from collector.agent.owner import name_of
 from collector.agent.release import PinTotals, ReleaseDecision, decide
 from collector.agent.write import give_up, write, write_copied
 from collector.capture.job import Patch
 from collector.errors import CorewardError, ProbeError
 from collector.handoff.ended import EndedProcess
-from collector.linux import procfs
 from collector.linux.memory import LevelKey, read_facts
 from collector.model import Capture, Cause, Release
 from collector.native.contract import OWNER_DEVICE
-from collector.policy.facts import exe_of, facts_from
-from collector.policy.limit import Admission
-from collector.policy.match import decide as match
-from collector.policy.types import Action, ArmRule, Decision, Facts
+from collector.policy.types import ArmRule
 from collector.policy.units import show_duration
 from collector.probe.armed import ArmedProbe, LeavingThread, PinnedMemory
 
@@ -48,7 +43,6 @@ _NO_SYSCALL = -1  # orig_rax of a thread that faulted, or was interrupted
 _IN_WORDS = {Cause.OOM: "OOM kills", Cause.EXIT: "exits", Cause.KILLED: "kills"}
 _PINNED = "its memory was pinned before; room for a successor"
 _LOOKS_S = (0.001, 0.01)  # between looks at who uses its memory
-_MOST_GROUPS = 64 << 10  # bytes of /proc/PID/cgroup
 
 
 def died(context: Context, one: Armed, dropped: int) -> None:
@@ -116,7 +110,7 @@ def _handle(context: Context, crash: Crash, one: Armed, dropped: int) -> None:
     memory = context.armed_probe.walk(one.opened.mem_fd)
     others = _others(context.armed_probe, one.opened.mem_fd)
     crash.gathered = _gathered(crash, one, threads, memory, others)
-    crash.decided = _decided(context, crash, one)
+    crash.decided = decide_armed(context, crash, one)
     hurry = _hurry(context, crash, one.rule, memory)
     crash.release = ReleaseDecision(mode=Release.INSTANT, reason=hurry or _PINNED)
     copied = copy_hastily(context, crash, one, [t.sp for t in threads]) if hurry else None
@@ -180,46 +174,6 @@ def _first(crash: Crash, threads: list[LeavingThread]) -> int:
                 return thread.ns_tid
     told = [thread.ns_tid for thread in threads]
     return seen.fatal.who.ns_tid if seen.fatal and seen.fatal.who.ns_tid in told else told[0]
-
-
-def _decided(context: Context, crash: Crash, one: Armed) -> Decided:
-    """What the rule wants of it, with what policy says of deaths of its kind."""
-    seen, dying = crash.seen, one.opened
-    facts = facts_from(
-        seen.cause,
-        seen.signal,
-        status=dying.text.status,
-        groups=_groups(one),
-        exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
-    )
-    decision = _decision(context, facts, one.rule)
-    admission = _admit(context, crash, decision.action, facts)
-    if admission.reason:
-        context.metrics.limited.labels(admission.capture.value).inc()
-    explain = admission.capture is not Capture.RECORD
-    return Decided(facts=facts, decision=decision, admission=admission, explain=explain)
-
-
-def _admit(context: Context, crash: Crash, action: Action, facts: Facts) -> Admission:
-    if action.honour_rlimit and crash.gathered.dying.core_limit == 0:
-        return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
-    owner = name_of(crash.gathered.owner, facts)
-    return context.arm_limiter.admit(action, facts.exe, None, uid=facts.uid, owner=owner)
-
-
-def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
-    policy = context.policy.policy
-    found = match(policy, facts)
-    # an exit falls under no rule unless one names exits; then the defaults say the rest
-    base = policy.defaults if found.action.capture is Capture.NONE else found.action
-    action = msgspec.structs.replace(base, capture=rule.capture)
-    return Decision(rule=rule.name, action=action, why=f"armed by {rule.name}")
-
-
-def _groups(one: Armed) -> bytes:
-    """Its /proc/PID/cgroup: as long as it was not waited for that is how it is now."""
-    path = f"/proc/self/fd/{one.opened.dir_fd}/cgroup"
-    return procfs.read(path, _MOST_GROUPS) or one.opened.text.cgroup
 
 
 def _hurry(context: Context, crash: Crash, rule: ArmRule, memory: PinnedMemory) -> str:

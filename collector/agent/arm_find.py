@@ -7,24 +7,17 @@ once; what is too much is forgotten, and /proc is read instead.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import resource
-import select
-import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
 
+from collector.agent.arm_pin import Told, is_want, pin_process, room_for_descriptors
 from collector.agent.armed import Armed, ArmedProcesses
-from collector.capture.process import OpenProcess
-from collector.errors import CaptureError, CorewardError, HoldError
-from collector.handoff.pin import Pin
-from collector.linux.pagemap import resident_part
-from collector.model import Cause, ProcessKey
+from collector.errors import CaptureError, CorewardError
+from collector.model import Cause
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
 from collector.policy.types import ArmRule, ArmSettings
@@ -36,22 +29,7 @@ _BURST_S = 0.5  # of work at a time, if it has rested before
 _SHARE = 0.1  # of a CPU
 _SETTLE_S = 0.02  # what forks to exec has done so by then
 _SCAN_S = 2.0  # between two looks at all of /proc, where it is known that some were missed
-_PIN_MS = 2000  # nobody waits for it, and the machine may be busy
 _STUCK_S, _MOST_THREADS = 10.0, 8  # a thread that takes so long at one process is left behind
-_DESCRIPTORS, _SHARE_OF_DESCRIPTORS = 9, 4  # of an armed process; of RLIMIT_NOFILE, a quarter
-_WORD = 8  # bytes that a pin reads
-_AUXV = struct.Struct("<QQ")
-_PHDR, _VDSO = 3, 33  # AT_PHDR, AT_SYSINFO_EHDR <elf.h>
-
-
-class Told(Protocol):
-    """Whose threads BPF tells."""
-
-    def tell(self, key: ProcessKey, rule: ArmRule) -> None:
-        """Those of this process, from now on."""
-
-    def forget(self, key: ProcessKey) -> int:
-        """Not any more; how many could not be told."""
 
 
 class Finder:
@@ -203,9 +181,11 @@ class Finder:
             return
         one: Armed | None = None
         try:
-            one = self._pinned(pid, rule, forced=forced)
+            # an execve after the first look at it may have been told before `begin`
+            still = partial(self._is_still, pid, None if forced else rule)
+            one = pin_process(pid, rule, self._bpf, still)
         except (CorewardError, OSError) as error:
-            if not isinstance(error, CaptureError) or _is_want(error):  # else it has ended
+            if not isinstance(error, CaptureError) or is_want(error):  # else it has ended
                 self._not_armed(pid, error)
         finally:
             if one is None:
@@ -216,6 +196,9 @@ class Finder:
             if execed:
                 self.started(pid)
 
+    def _is_still(self, pid: int, rule: ArmRule | None) -> bool:
+        return rule is None or self.rule_for(pid) == rule
+
     def _not_armed(self, pid: int, error: Exception) -> None:
         self._refuse("failed")
         if len(self._refused) >= _MOST_WAITING:
@@ -223,61 +206,6 @@ class Finder:
         self._refused.add(pid)
         log.warning("process %d cannot be armed: %s", pid, error)
 
-    def _pinned(self, pid: int, rule: ArmRule, *, forced: bool) -> Armed | None:
-        """Open and pin it; None if it is a child of ours, has ended, or is another program now."""
-        with contextlib.ExitStack() as undo:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                return None
-            undo.callback(os.close, pidfd)
-            opened = undo.enter_context(OpenProcess(pid))
-            if opened.stat.ppid == os.getpid():
-                return None
-            _ = opened.core_limit  # it cannot be asked when it has ended
-            self._bpf.tell(opened.key, rule)
-            undo.callback(self._bpf.forget, opened.key)
-            pin = Pin(opened.mem_fd, _readable(opened), _PIN_MS)
-            undo.callback(pin.release)
-            if has_ended(pidfd):  # what was read may be another's
-                return None
-            # an execve after the first look at it, which was told before `begin`
-            if not forced and self.rule_for(pid) != rule:
-                return None
-            undo.pop_all()
-            return Armed(opened.key, rule, opened, pin, pidfd)
-
-
-def _is_want(error: Exception) -> bool:
-    """Whether it is for want of descriptors."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
-
-
-def room_for_descriptors() -> int:
-    """Processes for which there are descriptors; most are left to those that are handed over."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS // _DESCRIPTORS
-
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
-
-
-def has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _readable(opened: OpenProcess) -> int:
-    """An address of its memory that can be read without a wait. Raises HoldError."""
-    auxv = opened.text.auxv
-    entries = dict(_AUXV.iter_unpack(auxv[: len(auxv) & -_AUXV.size]))
-    for kind in (_PHDR, _VDSO):
-        address: int = entries.get(kind, 0)
-        if not address or (kind == _PHDR and not resident_part(opened.pagemap_fd, address, _WORD)):
-            continue
-        with contextlib.suppress(OSError):
-            if len(os.pread(opened.mem_fd, _WORD, address)) == _WORD:
-                return address
-    raise HoldError("none of its addresses can be read")
