@@ -51,7 +51,7 @@ defaults: {capture: none, limit: none}
 arm:
   max: 300
   rules:
-    - {name: bench, match: {exe: "*/armed"}, on: [killed, oom], capture: CAPTURE}
+    - {name: bench, match: {exe: "EXE"}, on: [killed, oom], capture: CAPTURE}
 """
 
 
@@ -170,7 +170,7 @@ def _agent(capture: str) -> Iterator[tuple[RunningAgent, Path]]:
     with scratch() as folder:
         bare = folder / "bare"
         shutil.copy(victims.build("armed"), bare)
-        config = _RULES.replace("CAPTURE", capture)
+        config = _RULES.replace("CAPTURE", capture).replace("EXE", str(victims.build("armed")))
         with agent(folder, config=config, backend="none", metrics=True) as one:
             yield one, bare
 

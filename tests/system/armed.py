@@ -9,17 +9,18 @@ from typing import NamedTuple
 from collector.arch.x86_64 import Reg
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent
-from tests.system.victims import wait_until
+from tests.system.victims import build_folder, wait_until
 
-RULES = """
-defaults: {capture: none, limit: none} # others die here all the time
-rules: [{name: recorded, match: {exe: "*/armed"}, capture: full}]
-release: {max_pins: 1024}
+PROGRAM = build_folder() / "armed"  # not that of another checkout, which arms its own
+RULES = f"""
+defaults: {{capture: none, limit: none}} # others die here all the time
+rules: [{{name: recorded, match: {{exe: "{PROGRAM}"}}, capture: full}}]
+release: {{max_pins: 1024}}
 arm:
   max: 240
   rules:
     - name: mine
-      match: {exe: "*/armed"}
+      match: {{exe: "{PROGRAM}"}}
       on: [killed, oom, exit]
       children: true
 """
