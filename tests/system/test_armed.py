@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from collector.arch.x86_64 import Reg
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.armed import RULES, assert_same, look_at, wait_armed
@@ -97,6 +98,29 @@ def test_memory_ran_out(arming: RunningAgent, tmp_path: Path, mib: int) -> None:
         )
     else:
         assert record["core_memory"] > 150 * MIB
+
+
+def test_no_room_for_a_successor(arming: RunningAgent, tmp_path: Path) -> None:
+    with memory_cgroup(160 * MIB) as group:
+        with running("armed", "96", "3", cwd=tmp_path, cgroup=group.path) as victim:
+            wait_armed(arming, victim.pid)
+            before = look_at(victim.pid)
+            # WHEN a process is killed beside which its cgroup has no room for another one
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.wait()
+        record = arming.record(victim.pid)
+    # THEN its memory was not left there, but for a moment, and that is said
+    assert record["release_reason"].startswith("its memory was kept for 0.3s at most: a successor")
+    # AND there are the stacks, and what there was time for
+    core = arming.core(record, tmp_path / "core")
+    with CoreFile(core) as found:
+        assert {t.tid: (t.regs[Reg.RSP], t.regs[Reg.RIP]) for t in found.threads} == before.places
+        for sp, _ in before.places.values():
+            span = next(span for span in before.memory if span[0] <= sp < span[1])
+            size = min(span[1] - sp, 4096)
+            assert found.read(sp, size) == before.memory[span][sp - span[0] :][:size]
+    if "memory" not in record["lost"]:
+        assert_same(before, core)
 
 
 def test_a_thousand_threads(arming: RunningAgent, tmp_path: Path) -> None:
