@@ -155,7 +155,7 @@ def _extra(name: str, with_it: Sequence[float], without: Sequence[float]) -> Fig
     return Figure(
         name=name,
         value=statistics.median(extra),
-        unit="ns more",
+        unit="ns of CPU more",
         detail=f"{statistics.median(with_it):.0f} : {base:.0f} ns "
         f"(+{100 * statistics.median(extra) / base:.1f} %), {len(extra)} rounds",
     )
