@@ -19,6 +19,18 @@ FN struct cw_armed *armed_of(u32 pid, u64 start_ns)
 	return found && found->start_tick == start_ns / CW_TICK_NS ? found : 0;
 }
 
+/*
+ * As weigh(). An armed process is told even where others of its owner have used up the share, but not
+ * beyond that of its own program. Its stack is in the memory that is held.
+ */
+FN u32 weigh_armed(struct cw_program *program, u32 pid, u64 start_ns, int may_be_big)
+{
+	int is_armed = armed_of(pid, start_ns) != 0;
+	u32 telling = weigh(program, may_be_big && !is_armed);
+
+	return telling == CW_TELL_COUNT && is_armed && !program->inode ? CW_TELL_SMALL : telling;
+}
+
 FN void fill_armed_event(struct cw_armed_event *event, u32 type, u32 size, u32 pid, u64 start_ns)
 {
 	event->type = type;

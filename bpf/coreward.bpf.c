@@ -393,7 +393,7 @@ FN int on_deliver(void *ctx, int signal, struct kernel_siginfo *info, struct k_s
 		bpf_map_delete_elem(&senders, &pid); /* nobody sent this one */
 	kind.signal = signal;
 	fill_program(&kind.program, t);
-	mark.telling = armed_of(pid, mark.start_ns) ? CW_TELL_SMALL : weigh(&kind.program, 1);
+	mark.telling = weigh_armed(&kind.program, pid, mark.start_ns, 1);
 	if (mark.telling == CW_TELL_BIG && !tell_big(ctx, t, signal, info))
 		mark.telling = CW_TELL_SMALL;
 	if (mark.telling == CW_TELL_SMALL && !tell_small(ctx, t, signal, info))
@@ -482,7 +482,7 @@ FN void tell_exit(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 	}
 	kind.signal = STATUS_SIGNAL(status);
 	fill_program(&kind.program, t);
-	if (armed_of(pid, start_ns) || weigh(&kind.program, 0) != CW_TELL_COUNT)
+	if (weigh_armed(&kind.program, pid, start_ns, 0) != CW_TELL_COUNT)
 		told = report_exit(t, status);
 	if (!told)
 		tally(&kind, t);

@@ -17,7 +17,7 @@ import msgspec
 
 from collector import copies
 from collector.agent.arm_copy import copy_hastily
-from collector.agent.arm_decide import decide_armed
+from collector.agent.arm_decide import decide_armed, groups_of
 from collector.agent.armed import Armed, is_handed_over
 from collector.agent.context import Context
 from collector.agent.crash import Crash
@@ -111,7 +111,7 @@ def _handle(context: Context, crash: Crash, one: Armed, dropped: int) -> None:
     others = _others(context.armed_probe, one.opened.mem_fd)
     crash.gathered = _gathered(crash, one, threads, memory, others)
     crash.decided = decide_armed(context, crash, one)
-    hurry = _hurry(context, crash, one.rule, memory)
+    hurry = _hurry(context, crash, one, memory)
     crash.release = ReleaseDecision(mode=Release.INSTANT, reason=hurry or _PINNED)
     copied = copy_hastily(context, crash, one, [t.sp for t in threads]) if hurry else None
     open_held(context, crash)
@@ -176,11 +176,11 @@ def _first(crash: Crash, threads: list[LeavingThread]) -> int:
     return seen.fatal.who.ns_tid if seen.fatal and seen.fatal.who.ns_tid in told else told[0]
 
 
-def _hurry(context: Context, crash: Crash, rule: ArmRule, memory: PinnedMemory) -> str:
+def _hurry(context: Context, crash: Crash, one: Armed, memory: PinnedMemory) -> str:
     """Why its memory must be given up at once; "": it may stay until it is read, and is counted."""
     if crash.decided.admission.capture not in (Capture.FULL, Capture.STACKS):
         return ""
-    most = f"its memory was kept for {show_duration(rule.within)} at most"
+    most = f"its memory was kept for {show_duration(one.rule.within)} at most"
     if crash.seen.is_oom:
         return f"{most}: there was none left"
     gathered = crash.gathered
@@ -189,7 +189,7 @@ def _hurry(context: Context, crash: Crash, rule: ArmRule, memory: PinnedMemory) 
         Path("/proc"),
         Path("/sys/fs/cgroup"),
         status=b"",
-        groups=gathered.dying.text.cgroup,
+        groups=groups_of(one),
     )
     facts = msgspec.structs.replace(facts, private=memory.private)
     settings = context.policy.policy.release

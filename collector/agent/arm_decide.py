@@ -26,7 +26,7 @@ def decide_armed(context: Context, crash: Crash, one: Armed) -> Decided:
         seen.cause,
         seen.signal,
         status=dying.text.status,
-        groups=_groups(one),
+        groups=groups_of(one),
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
     decision = _decision(context, facts, one.rule)
@@ -53,7 +53,7 @@ def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
     return Decision(rule=rule.name, action=action, why=f"armed by {rule.name}")
 
 
-def _groups(one: Armed) -> bytes:
+def groups_of(one: Armed) -> bytes:
     """Its /proc/PID/cgroup: as long as it was not waited for that is how it is now."""
     path = f"/proc/self/fd/{one.opened.dir_fd}/cgroup"
     return procfs.read(path, _MOST_GROUPS) or one.opened.text.cgroup
