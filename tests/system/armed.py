@@ -27,9 +27,10 @@ arm:
 READ, PAUSE = "0", "34"  # <asm/unistd_64.h>
 
 
-def wait_armed(arming: RunningAgent, pid: int) -> None:
-    said = re.compile(rf"armed: process {pid}, ")
-    wait_until(lambda: any(said.search(line) for line in list(arming.lines)), f"{pid} is not armed")
+def wait_armed(arming: RunningAgent, pid: int, said: int = 0) -> None:
+    """Until the agent has armed it. said: lines that do not count."""
+    wanted = re.compile(rf"armed: process {pid}, ")
+    wait_until(lambda: any(map(wanted.search, arming.lines[said:])), f"{pid} is not armed")
 
 
 class Before(NamedTuple):

@@ -143,9 +143,7 @@ def test_an_exec_drops_the_memory_before_it(arming: RunningAgent, tmp_path: Path
         # WHEN it executes another program
         victim.go()
         victim.wait_ready()
-        wait_until(
-            lambda: any(f"armed: process {victim.pid}," in x for x in arming.lines[said:]), "armed"
-        )
+        wait_armed(arming, victim.pid, said)
         os.kill(victim.pid, signal.SIGKILL)
         victim.wait()
     # THEN its core is that of the new one

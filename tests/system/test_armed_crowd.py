@@ -117,3 +117,25 @@ def test_the_agent_is_killed(tmp_path: Path) -> None:
         names = {1: "memory.usage_in_bytes", 2: "memory.current"}
         usage = group.path / names[group.version]
         wait_until(lambda: int(usage.read_text()) < 32 * MIB, "its memory stays")
+
+
+def test_the_next_agent_arms_them_again(tmp_path: Path) -> None:
+    with arming(tmp_path) as one, running("armed", "4", "2", cwd=tmp_path) as victim:
+        wait_armed(one, victim.pid)
+        one.process.kill()
+        one.process.wait()
+        # WHEN another agent is started after one that was killed
+        said = len(one.lines)
+        one.restart()
+        wait_armed(one, victim.pid, said)
+        before = look_at(victim.pid)
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        # THEN it has the whole memory
+        record = one.record(victim.pid)
+        assert_same(before, one.core(record, tmp_path / "core"))
+
+
+def test_the_other_loader_says_that_it_cannot(tmp_path: Path) -> None:
+    with agent(tmp_path, config=RULES, backend="none", loader="bcc") as one:
+        one.wait_line("no process can be armed: arming needs the loader `core`")
