@@ -51,6 +51,7 @@ class Finder:
         self._waiting: dict[int, tuple[float, ArmRule | None]] = {}  # pid -> when, and its rule
         self._scan_at: float | None = None
         self._refused: set[int] = set()  # pids that cannot be armed, until they exec or are gone
+        self._tried: set[int] = set()  # those that could not be armed, and are tried once more
         self._full = False  # some were left out for want of room
         self._ending = False
         self._threads = 0  # that were begun; the last one counts
@@ -179,14 +180,14 @@ class Finder:
                 self._refuse("max")
                 self._full = True
             return
-        one: Armed | None = None
+        one, trouble = None, None
         try:
             # an execve after the first look at it may have been told before `begin`
             still = partial(self._is_still, pid, None if forced else rule)
             one = pin_process(pid, rule, self._bpf, still)
         except (CorewardError, OSError) as error:
             if not isinstance(error, CaptureError) or is_want(error):  # else it has ended
-                self._not_armed(pid, error)
+                trouble = error
         finally:
             if one is None:
                 execed = self._armed.end(pid)
@@ -195,6 +196,14 @@ class Finder:
                 self._bpf.forget(one.key)
             if execed:
                 self.started(pid)
+        if trouble is None or execed:
+            self._tried.discard(pid)
+        elif pid not in self._tried:
+            self._tried.add(pid)  # it may have exec'ed just now, which is not told yet
+            self.started(pid, rule if forced else None, forked=True)
+        else:
+            self._tried.discard(pid)
+            self._not_armed(pid, trouble)
 
     def _is_still(self, pid: int, rule: ArmRule | None) -> bool:
         return rule is None or self.rule_for(pid) == rule

@@ -56,7 +56,12 @@ def pin_process(pid: int, rule: ArmRule, bpf: Told, still: Callable[[], bool]) -
         _ = opened.core_limit  # it cannot be asked when it has ended
         bpf.tell(opened.key, rule)
         undo.callback(bpf.forget, opened.key)
-        pin = Pin(opened.mem_fd, _readable(opened), _PIN_MS)
+        try:
+            pin = Pin(opened.mem_fd, _readable(opened), _PIN_MS)
+        except HoldError:
+            if has_ended(pidfd):
+                return None
+            raise
         undo.callback(pin.release)
         if has_ended(pidfd) or not still():  # what was read may be another's
             return None
