@@ -198,22 +198,24 @@ class Finder:
                 self.started(pid)
         if trouble is None or execed:
             self._tried.discard(pid)
-        elif pid not in self._tried:
-            self._tried.add(pid)  # it may have exec'ed just now, which is not told yet
-            self.started(pid, rule if forced else None, forked=True)
         else:
-            self._tried.discard(pid)
-            self._not_armed(pid, trouble)
+            self._not_armed(pid, rule if forced else None, trouble)
 
     def _is_still(self, pid: int, rule: ArmRule | None) -> bool:
         return rule is None or self.rule_for(pid) == rule
 
-    def _not_armed(self, pid: int, error: Exception) -> None:
+    def _not_armed(self, pid: int, rule: ArmRule | None, why: Exception) -> None:
+        """Try it once more, for it may have exec'ed just now, which is not told yet."""
+        if pid not in self._tried:
+            self._tried.add(pid)
+            self.started(pid, rule, forked=True)
+            return
+        self._tried.discard(pid)
         self._refuse("failed")
         if len(self._refused) >= _MOST_WAITING:
             self._refused.clear()
         self._refused.add(pid)
-        log.warning("process %d cannot be armed: %s", pid, error)
+        log.warning("process %d cannot be armed: %s", pid, why)
 
 
 def _pids() -> list[int]:
