@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench import (
+    armed,
     crashes,
     killed,
     listing,
@@ -30,7 +31,7 @@ from bench.model import Result
 from bench.relayed import Minicoredumper, SystemdCoredump
 from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
-OTHERS = ("rest", "write", "bpf", "storm")
+OTHERS = ("rest", "write", "bpf", "storm", "armed")
 ALONE = ("killed", "soak")  # minutes each, and only if asked for
 SLOW = (SystemdCoredump, Minicoredumper)  # a storm would take them minutes to work off
 SNAPSHOTS = "snapshots"  # all cases of them
@@ -116,6 +117,8 @@ def run(
         result.figures += writing.measure(*((1024, 2) if args.quick else (2048, 5)), say)
     if "storm" in args.cases:
         result.figures += storm.measure([p for p in peers if not isinstance(p, SLOW)], say)
+    if "armed" in args.cases:
+        result.figures += armed.measure(args.rounds or armed.ROUNDS, say)
     if "killed" in args.cases:
         result.figures += killed.measure(peers, killed.Run(args.crashes, args.seed), say)
     if "soak" in args.cases:

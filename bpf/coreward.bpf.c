@@ -72,10 +72,6 @@
 /* <linux/mm.h> */
 #define CW_VM_EXEC 0x4
 #define CW_MAPPED_MAX 1024 /* objects of one process that are told */
-/* <linux/maple_tree.h>: slots of a node; a tree of mappings with 65,530 leaves is 4 deep */
-#define CW_RANGE_SLOTS 16
-#define CW_ARANGE_SLOTS 10
-#define CW_TREE_DEPTH 8
 #define CW_TREE_STEPS (1 << 18)
 
 struct cw_death {
@@ -92,10 +88,7 @@ struct cw_walk {
 	u32 told;
 	u32 unmapped;          /* enum cw_unmapped */
 	u32 reserved;
-	u64 mm;                /* what follows is for a walk without the kernel's iterator */
-	u64 depth;
-	u64 nodes[CW_TREE_DEPTH];
-	u32 slots[CW_TREE_DEPTH]; /* the next one of each node */
+	struct cw_tree tree;   /* for a walk without the kernel's iterator */
 };
 
 /* Its size says which CW_FORMAT the records have. */
@@ -115,6 +108,7 @@ TASK_MAP(thread_faults, struct cw_fault);
 PER_CPU_MAP(walks, struct cw_walk);
 
 #include "task.bpf.h"
+#include "tree.bpf.h"
 
 FN void count(u32 counter)
 {
@@ -124,11 +118,16 @@ FN void count(u32 counter)
 		__sync_fetch_and_add(value, 1);
 }
 
-FN int is_set(u32 setting)
+FN u32 setting(u32 which)
 {
-	u32 *value = bpf_map_lookup_elem(&settings, &setting);
+	u32 *value = bpf_map_lookup_elem(&settings, &which);
 
-	return value && *value;
+	return value ? *value : 0;
+}
+
+FN int is_set(u32 which)
+{
+	return setting(which) != 0;
 }
 
 FN int kills_by_default(int signal)
@@ -184,6 +183,8 @@ FN void fill_event(struct cw_event *event, struct task_struct *t, u32 type, u32 
 
 #include "share.bpf.h"
 #include "killer.bpf.h"
+#include "iterators.bpf.h"
+#include "armed.bpf.h"
 
 /* For whom the signal is fatal; the task that runs sends it, or the kernel does. */
 FN void remember_sender(int signal, struct task_struct *t)
@@ -404,7 +405,7 @@ FN int on_deliver(void *ctx, int signal, struct kernel_siginfo *info, struct k_s
 		bpf_map_delete_elem(&senders, &pid); /* nobody sent this one */
 	kind.signal = signal;
 	fill_program(&kind.program, t);
-	mark.telling = weigh(&kind.program, 1);
+	mark.telling = weigh_armed(&kind.program, pid, mark.start_ns, 1);
 	if (mark.telling != CW_TELL_COUNT)
 		tell_killer(pid, mark.start_ns, signal, info);
 	if (mark.telling == CW_TELL_BIG && !tell_big(ctx, t, signal, info))
@@ -438,9 +439,14 @@ FN int is_wanted(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 {
 	struct cw_fault *fault;
 
+	struct cw_armed *armed;
+
 	if (!status)
 		return 0;
 	if (STATUS_SIGNAL(status))
+		return 1;
+	armed = armed_of(pid, start_ns);
+	if (armed && armed->flags & CW_ARMED_EXIT)
 		return 1;
 	fault = bpf_map_lookup_elem(&process_faults, &pid);
 	if (same_program(fault, start_ns, t))
@@ -491,7 +497,7 @@ FN void tell_exit(struct task_struct *t, u32 status, u32 pid, u64 start_ns)
 	}
 	kind.signal = STATUS_SIGNAL(status);
 	fill_program(&kind.program, t);
-	if (weigh(&kind.program, 0) != CW_TELL_COUNT)
+	if (weigh_armed(&kind.program, pid, start_ns, 0) != CW_TELL_COUNT)
 		told = report_exit(t, status);
 	if (!told)
 		tally(&kind, t);
@@ -525,6 +531,7 @@ FN int on_exit(struct task_struct *t)
 
 ON_EVENT(sched_process_exit)
 {
+	tell_armed();
 	return on_exit((void *)ctx->args[0]);
 }
 
@@ -535,6 +542,7 @@ ON_EVENT(sched_process_exit)
  */
 ON_LEAVING(leave)
 {
+	tell_armed();
 	return on_exit((void *)ctx[0]);
 }
 
@@ -649,46 +657,19 @@ FN void tell_mappings(struct task_struct *t)
 }
 
 /*
- * The same before 6.7, by hand: the mappings are the leaves of a maple tree, whose nodes are named
- * by pointers with their type in the low bits (<linux/maple_tree.h>, lib/maple_tree.c). Slots that
- * are not in use hold no pointer to the kernel. One slot in each step, depth first.
+ * The same before 6.7, by hand: see tree.bpf.h. One slot in each step.
  */
-#define NODE_OF(entry) ((entry) & ~255ULL)
-#define NODE_TYPE(entry) ((entry) >> 3 & 15)
-
 static long step_in_tree(u32 index, void *unused)
 {
-	u64 depth, entry, child = 0;
-	u32 slot, slots, zero = 0;
+	struct vm_area_struct *vma = 0;
+	u32 zero = 0;
 	struct cw_walk *walk = bpf_map_lookup_elem(&walks, &zero);
 
 	if (!walk)
 		return 1;
-	depth = walk->depth;
-	if (depth >= CW_TREE_DEPTH)
+	if (!step_tree(&walk->tree, &vma))
 		return 1;
-	entry = walk->nodes[depth];
-	slot = walk->slots[depth]++;
-	slots = NODE_TYPE(entry) == maple_arange_64 ? CW_ARANGE_SLOTS : CW_RANGE_SLOTS;
-	if (slot >= slots) {
-		walk->depth = depth - 1; /* below 0 it is larger than any depth: the end */
-		return 0;
-	}
-	bpf_probe_read_kernel(&child, sizeof(child), (void *)(NODE_OF(entry) + slot * sizeof(child) +
-		(NODE_TYPE(entry) == maple_arange_64 ? OFFSET_OF(struct maple_node, ma64.slot) :
-						       OFFSET_OF(struct maple_node, mr64.slot))));
-	if (!IS_KERNEL_POINTER(child))
-		return 0;
-	if (NODE_TYPE(entry) == maple_leaf_64)
-		return READ((struct vm_area_struct *)child, vm_mm) == (void *)walk->mm &&
-		       !step_on(walk, (struct vm_area_struct *)child);
-	depth++;
-	if (depth >= CW_TREE_DEPTH)
-		return 1;
-	walk->nodes[depth] = child;
-	walk->slots[depth] = 0;
-	walk->depth = depth;
-	return 0;
+	return vma && !step_on(walk, vma);
 }
 
 FN void tell_mappings_of_tree(struct task_struct *t)
@@ -699,10 +680,7 @@ FN void tell_mappings_of_tree(struct task_struct *t)
 	if (!walk)
 		return;
 	mm = READ(t, mm);
-	walk->mm = (u64)mm;
-	walk->depth = 0;
-	walk->nodes[0] = (u64)READ(mm, mm_mt.ma_root);
-	walk->slots[0] = 0;
+	begin_tree(&walk->tree, mm);
 	if (bpf_loop(CW_TREE_STEPS, step_in_tree, 0, 0) == CW_TREE_STEPS)
 		walk->unmapped = CW_UNMAPPED_MANY;
 }
@@ -715,12 +693,14 @@ SEC("raw_tp/sched_process_exit") int exit_mappings(struct bpf_raw_tracepoint_arg
 
 ON_LEAVING(leave_mapped)
 {
+	tell_armed();
 	tell_mappings(bpf_get_current_task_btf());
 	return on_exit(bpf_get_current_task_btf());
 }
 
 ON_LEAVING(leave_walked)
 {
+	tell_armed();
 	tell_mappings_of_tree(bpf_get_current_task_btf());
 	return on_exit(bpf_get_current_task_btf());
 }
@@ -733,5 +713,3 @@ ON_EVENT(mark_victim)
 {
 	return on_victim(ctx->args[0]);
 }
-
-#include "iterators.bpf.h"

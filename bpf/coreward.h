@@ -10,7 +10,7 @@
 #ifndef COREWARD_H
 #define COREWARD_H
 
-#define CW_FORMAT 7
+#define CW_FORMAT 8
 
 #define CW_COMM 16
 #define CW_NAME_MAX 256    /* NAME_MAX and the terminating zero */
@@ -48,6 +48,8 @@ enum cw_counter {
 	CW_FATAL,
 	CW_TALLIED,            /* deaths that are in `tallies` only */
 	CW_UNTALLIED,          /* and those for which there was no room even there */
+	CW_DROPPED_ARMED,      /* threads of armed processes: `armed_ring` had no room */
+	CW_DROPPED_STARTED,    /* processes that execve or fork has made, of which the reader is not told */
 	CW_COUNTERS
 };
 
@@ -55,6 +57,8 @@ enum cw_counter {
 enum cw_setting {
 	CW_WANT_EXITS,
 	CW_HAS_HANDOFF,        /* a reader takes what dumps core: no mappings are told of that */
+	CW_ARMING,             /* processes are armed: `armed` is looked up, and execve is told */
+	CW_LOAD_FPU,           /* TIF_NEED_FPU_LOAD <asm/thread_info.h>, a bit that moved in 6.18; 0: not known */
 	CW_SETTINGS
 };
 
@@ -305,6 +309,88 @@ struct cw_mapping {
 	__u64 start_stack;
 	__s32 path_size;       /* bytes behind this record; negative: the path cannot be had */
 	__s32 others;          /* users of the memory beside its threads; the reader is one */
+};
+
+/*
+ * Armed processes: the reader holds their memory while they live. When one ends each of its threads is
+ * told, with its registers, in a ring of its own; and what it execs or forks.
+ */
+#define CW_ARMED_RING_BYTES (4 << 20)
+#define CW_ARMED_RING_BIG (1 << 20) /* what was started is told while less than this waits to be read */
+#define CW_ARMED_ENTRIES 4096
+#define CW_TICK_NS 10000000ULL /* as /proc/PID/stat counts times */
+#define CW_XSTATE_USUAL 832    /* up to and including AVX */
+#define CW_XSTATE_LARGE 2816   /* and AVX-512; what is larger is not told */
+
+enum cw_armed_flag {
+	CW_ARMED_EXIT = 1,     /* its exit is reported whatever CW_WANT_EXITS says */
+	CW_ARMED_CHILDREN = 2, /* what it forks is armed as well */
+	CW_ARMED_BY_FORK = 4,  /* the reader has not armed it yet: it holds none of its memory */
+};
+
+/* Of the map `armed`, by pid. */
+struct cw_armed {
+	__u64 start_tick;      /* start time in CW_TICK_NS: which process of this pid */
+	__u32 flags;           /* enum cw_armed_flag */
+	__u32 dropped;         /* threads that there was no room for */
+};
+
+enum cw_armed_type {
+	CW_ARMED_THREAD = 1,
+	CW_ARMED_EXEC = 2,
+	CW_ARMED_FORK = 3,
+};
+
+struct cw_armed_event {
+	__u32 type;            /* enum cw_armed_type */
+	__u32 size;            /* of the record as it was reserved */
+	__u64 start_ns;        /* of the process */
+	__u32 pid;
+	__u32 parent;          /* of CW_ARMED_FORK */
+};
+
+/* A thread of an armed process as it leaves, followed by room for an XSAVE area. */
+struct cw_armed_thread {
+	struct cw_armed_event event;
+	__u32 tid_word;        /* at thread.clear_child_tid, which the exit sets to 0 */
+	__u32 told;            /* enum cw_armed_told */
+	struct cw_thread thread;
+};
+
+enum cw_armed_told {
+	CW_ARMED_TID_WORD = 1, /* tid_word was read */
+	CW_ARMED_NO_XSTATE = 2, /* it ran: its XSAVE area is in the CPU */
+	CW_ARMED_HOLDS_LOCKS = 4, /* robust futexes, which the exit marks */
+};
+
+#define CW_TREE_DEPTH 8
+
+/* How far a walk over the mappings of an address space is: see tree.bpf.h. */
+struct cw_tree {
+	__u64 mm;
+	__u64 depth;
+	__u64 nodes[CW_TREE_DEPTH];
+	__u32 slots[CW_TREE_DEPTH]; /* the next one of each node */
+};
+
+/* Of the map `armed_walk`, of one entry: a walk over the mappings of an address space that outlives its
+ * process, which somebody pins. The reader writes `fd` and zeros, and reads the iterator until `done`;
+ * if that is 1 from the beginning no mappings are told. */
+struct cw_armed_walk {
+	__u32 fd;              /* of the reader: /proc/PID/mem, opened while the process was there */
+	__u32 begun;
+	__u32 done;
+	__s32 users;           /* of the address space */
+	__u64 thread_flags;    /* thread_info.flags of the thread that the iterator is of */
+	__u64 files;           /* pages; of many CPUs, each may have some that are not counted yet */
+	__u64 anonymous;
+	__u64 shared;
+	__u64 swapped;
+	struct cw_tree tree;   /* the rest is the walk's own */
+	__u64 said;            /* bytes in this reading */
+	__u64 told;            /* bytes of paths */
+	__u64 last_dentry;     /* of the last path */
+	__u64 last_mnt;
 };
 
 #endif

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from collector.agent.armed import ArmedProcesses
 from collector.agent.copy import Copies
 from collector.agent.lend import Lender
 from collector.agent.oom import Ooms
@@ -22,6 +23,7 @@ from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
+from collector.probe.armed import ArmedProbe
 from collector.probe.probe import Probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
@@ -83,6 +85,10 @@ class Context:
     limiter: Limiter = dataclasses.field(default_factory=Limiter)
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)
+    armed: ArmedProcesses = dataclasses.field(default_factory=ArmedProcesses)
+    armed_probe: ArmedProbe | None = None  # while processes are armed
+    # of their captures: a service that is stopped every minute uses up none of crashes
+    arm_limiter: Limiter = dataclasses.field(default_factory=Limiter)
     pins: Pins = dataclasses.field(default_factory=Pins)
     ooms: Ooms = dataclasses.field(default_factory=Ooms)
     senders: Senders = dataclasses.field(default_factory=Senders)
@@ -99,6 +105,10 @@ class Context:
     def blind(self) -> bool:
         """Whether there is no BPF: nobody tells the ends of processes."""
         return self.probe is None
+
+    @property
+    def has_handoff(self) -> bool:
+        return not isinstance(self.backend, NoBackend)
 
     def record(self, task: Callable[[], object]) -> None:
         """Have a record made, after those that wait already."""

@@ -44,7 +44,10 @@ def _note(context: Context, event: Event, *, late: bool) -> None:
         event = context.senders.complete(event)  # at once: he may be about to end
     elif isinstance(event, OomVictim) and not late:
         event = context.ooms.complete(event)  # at once: its memory is given back meanwhile
-    if isinstance(event, Exit) and context.native.has_in_hand(key):
+    if isinstance(event, Exit) and (
+        context.native.has_in_hand(key)
+        or context.armed.awaits(event, has_handoff=context.has_handoff)
+    ):
         context.registry.expect(key)
     crash = context.registry.note(event, late=late)
     if crash is not None:

@@ -53,7 +53,7 @@ def open_held(context: Context, crash: Crash) -> None:
             cgroup=facts.cgroup,
             unit=facts.unit,
             container=facts.container,
-            resident_bytes=dying.resident,
+            resident_bytes=dying.resident if gathered.resident is None else gathered.resident,
             rule=decided.decision.rule,
             capture_wanted=action.capture,
             capture=decided.admission.capture,

@@ -34,6 +34,9 @@ class Gathered:
     open: contextlib.ExitStack  # all that is to be closed
     levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
     owner: LevelKey | None = None  # whose share of the pins it uses
+    first: int | None = None  # the thread that is shown first, in its own pid namespace
+    in_haste: str = "while others waited (release.shared)"  # of what a copy lacks
+    resident: int | None = None  # bytes, of one that had ended before; else `dying` tells
 
     def close(self) -> None:
         self.open.close()

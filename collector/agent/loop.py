@@ -29,6 +29,7 @@ from functools import partial
 import msgspec
 
 from collector.agent.accept import Acceptor
+from collector.agent.arm import Arming
 from collector.agent.context import Context
 from collector.agent.events import ended, take_events
 from collector.agent.export import close, store_again
@@ -63,6 +64,7 @@ class Agent:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acceptor: Acceptor | None = None
         self._storms = Storms()
+        self._arming = Arming(context)
         self._store_again_at = 0.0  # of time.monotonic
         self._stopping = False
         self._reload = False
@@ -108,6 +110,7 @@ class Agent:
         allow(context.native, policy)
         context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
+        self._arming.apply(policy.arm)
 
     def _wait(self) -> None:
         """Wait until there is something to do.
@@ -172,6 +175,7 @@ class Agent:
         """
         until = time.monotonic() + _FINISH_S
         context, lanes = self._context, self._context.lanes
+        self._arming.close()
         try:
             context.backend.close()
         except HoldError as error:  # the settings cannot be put back; all else is done the same

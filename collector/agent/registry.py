@@ -76,6 +76,12 @@ class Registry:
             if crash.state is State.SEEN and crash.not_held is None:
                 crash.state = State.HELD
 
+    def claimed(self, key: ProcessKey) -> Crash | None:
+        """The death that was expected, and is the caller's until `settle` or `give_back`."""
+        with self._lock:
+            crash = self._crashes.get(key.to_tick())
+            return crash if crash is not None and crash.state is State.HELD else None
+
     def settle(self, crash: Crash, *, blind: bool) -> bool:
         """The hand-off's work is done. True: its end was seen, the caller has all of it.
 

@@ -66,6 +66,17 @@ def write(context: Context, crash: Crash) -> None:
     context.metrics.queued.set(context.lanes.captures.waiting)
 
 
+def write_copied(context: Context, crash: Crash, copied: Copy | str) -> None:
+    """Have the core written of one that has ended, and whose memory is ours; str: why it is not."""
+    crash.begin("core")
+    _note_release(context, crash, crash.gathered.handoff.release())
+    if isinstance(copied, Copy):
+        _queue(context, crash, partial(_run, context, crash, copied=copied))
+        return
+    ask = partial(_make_room, context, crash)
+    _queue(context, crash, lambda: run_without_memory(_job(context, crash), copied, ask))
+
+
 def _copy_or_let_go(context: Context, crash: Crash) -> None:
     """No process is held for a copy that cannot even be begun: on a full disk, for example."""
     try:
@@ -182,7 +193,7 @@ def _job(
         record_id=crash.record.id,
         folder=str(context.store.folder(crash.record.id)),
         pid=gathered.handoff.pid,
-        tid=seen.who.ns_tid if seen.who else None,
+        tid=gathered.first or (seen.who.ns_tid if seen.who else None),
         signal=seen.signal or gathered.handoff.signal or 0,
         siginfo=seen.fatal.siginfo if seen.fatal else b"",
         text=gathered.dying.text,
@@ -206,6 +217,7 @@ def _job(
         urgent=crash.release.mode is not Release.INSTANT and copied is None,
         copy=copy,
         copied=copied,
+        in_haste=gathered.in_haste,
     )
 
 

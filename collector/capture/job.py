@@ -68,6 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     urgent: bool  # the process waits for us: no low priority
     copy: CopyOrder | None = None
     copied: Copy | None = None  # all that is wanted of its memory, where it has gone already
+    in_haste: str = ""  # why that may lack some, in words for the record
 
 
 class Told(msgspec.Struct, frozen=True):

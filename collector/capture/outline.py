@@ -20,9 +20,10 @@ from collector.elfcore import types
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
 from collector.probe.iterators import MAPPING, decode_mappings
-from collector.ranges import Range, outside
+from collector.ranges import Range, outside, union
 
 _MAX_RECORDS = 4096 * MAPPING.size  # bytes; for more it takes longer than a writer to start
+_MOST_ARMED_RECORDS = 16384 * MAPPING.size
 _ELF = b"\x7fELF"
 STACK = 1 << 20  # bytes of the dying thread's stack that say where it died
 
@@ -77,6 +78,41 @@ def hasty_outline(
     first = [_stack_at(sp)]
     rest = (piece for part in sorted(wanted, key=_size) for piece in outside([part], first))
     return parts_of([*first, *rest], memory, decoded)
+
+
+def armed_outline(
+    dying: OpenProcess,
+    mappings: memoryview | None,
+    sps: Sequence[int],
+    choice: MemoryChoice,
+    capture: Capture,
+) -> list[Part]:
+    """The parts of one that has ended, for which there is little time: all stacks come first.
+
+    sps: stack pointers of its threads, the most important one first. If its mappings are too many
+    there are only the stacks. Raises ProbeError as decode_mappings.
+    """
+    stacks = [_stack_at(sp) for sp in sps]
+    if mappings is None or len(mappings) > _MOST_ARMED_RECORDS:
+        return [Part(*stack, Kind.IN_MEMORY) for stack in _disjoint(stacks)]
+    decoded = decode_mappings(mappings, None)
+    memory = ProcessMemory(dying.mem_fd, dying.pagemap_fd, decoded, {})
+    first = _disjoint(stacks)
+    wanted = _wanted(dying, decoded, choice)
+    if capture is not Capture.FULL:
+        wanted = [part for part in wanted if _size(part) <= MAX_STACK]
+    rest = sorted(outside(sorted(wanted), union(first)), key=_size)
+    return parts_of([*first, *rest], memory, decoded)
+
+
+def _disjoint(stacks: Sequence[Range]) -> list[Range]:
+    """The same, in their order, without what one before them has already."""
+    found: list[Range] = []
+    done: list[Range] = []
+    for stack in stacks:
+        found += outside([stack], done)
+        done = union([*done, stack])
+    return found
 
 
 def hasty_stack(sp: int) -> list[Part]:

@@ -254,7 +254,7 @@ class Core:
         elif capture not in (Capture.FULL, Capture.STACKS):
             pass  # no memory was wanted
         elif missing := sum(p.end - p.start for p in plan.left_out if p.reason == NOT_IN_TIME):
-            lost["memory"] = f"{missing} bytes were not copied while others waited (release.shared)"
+            lost["memory"] = f"{missing} bytes were not copied {self._job.in_haste}"
         elif plan.truncated:
             lost["memory"] = f"{_missing(plan)} bytes are beyond {self._limit_name()}"
         elif self._not_copied:

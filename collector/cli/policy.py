@@ -18,8 +18,8 @@ from collector.model import Capture, Cause
 from collector.policy.facts import facts_of, is_container, unit_of_cgroup
 from collector.policy.limit import FALLBACK_FACTOR
 from collector.policy.load import PolicyErrors, load
-from collector.policy.match import DEFAULTS, Trial, matcher, watch_rule
-from collector.policy.types import Action, Codec, Decision, Facts, Limit, Policy, Watch
+from collector.policy.match import DEFAULTS, Trial, arm_rule, matcher, watch_rule
+from collector.policy.types import Action, ArmRule, Codec, Decision, Facts, Limit, Policy, Watch
 from collector.policy.units import parse_signal, quote, show_duration, show_size
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.encoding import json_text
@@ -84,12 +84,13 @@ def _check(args: argparse.Namespace) -> int:
         ]
         _print_json({"file": str(args.file), "ok": False, "problems": problems})
         return errors.exit_status
-    rules, watch = len(policy.rules), len(policy.watch)
+    rules = len(policy.rules)
+    living = {"watch": len(policy.watch), "arm": len(policy.arm.rules)}
     if args.json:
-        _print_json({"file": str(args.file), "ok": True, "rules": rules, "watch": watch})
+        _print_json({"file": str(args.file), "ok": True, "rules": rules, **living})
     else:
-        watched = f", {watch} of `watch`" if watch else ""
-        print(f"{args.file}: ok: {rules} rule{'' if rules == 1 else 's'}{watched}")
+        others = "".join(f", {count} of `{name}`" for name, count in living.items() if count)
+        print(f"{args.file}: ok: {rules} rule{'' if rules == 1 else 's'}{others}")
     return 0
 
 
@@ -99,12 +100,16 @@ def _test(args: argparse.Namespace) -> int:
     ready = matcher(policy)
     decision = ready.decide(facts)
     trials = ready.trials(facts)
-    watch = watch_rule(policy, facts)
+    watch, arm = watch_rule(policy, facts), arm_rule(policy, facts)
     if args.json:
         watched = None if watch is None else watch.name
-        _print_json({"facts": facts, "decision": decision, "trials": trials, "watch": watched})
+        armed = None if arm is None else arm.name
+        found = {"facts": facts, "decision": decision, "trials": trials}
+        _print_json({**found, "watch": watched, "arm": armed})
     else:
-        print("\n".join([*_report(facts, decision, trials), *_watch(policy, watch)]))
+        living = [*_watch(policy, watch), *_arm(policy, arm)]
+        lives = ["while it lives", *living] if living else []
+        print("\n".join([*_report(facts, decision, trials), *lives]))
     return 0
 
 
@@ -173,13 +178,23 @@ def _watch(policy: Policy, watch: Watch | None) -> list[str]:
     if not policy.watch:
         return []
     if watch is None:
-        return ["while it lives", f"  {'watched':<13}no rule of `watch` matches"]
+        return [f"  {'watched':<13}no rule of `watch` matches"]
     kept = f"{watch.keep} samples, one every {show_duration(watch.every)}"
-    lines = ["while it lives", f"  {'watched':<13}{watch.name}: {kept}"]
+    lines = [f"  {'watched':<13}{watch.name}: {kept}"]
     return lines + [
         f"  {'snapshot':<13}{trigger.name}: {trigger.condition.value}, mode {trigger.mode.value}"
         for trigger in watch.triggers
     ]
+
+
+def _arm(policy: Policy, rule: ArmRule | None) -> list[str]:
+    """Whether its memory would be held while it lives."""
+    if not policy.arm.rules:
+        return []
+    if rule is None:
+        return [f"  {'armed':<13}no rule of `arm` matches"]
+    causes = ", ".join(str(cause) for cause in rule.on)
+    return [f"  {'armed':<13}{rule.name}: {rule.capture} on {causes}"]
 
 
 def _show_fact(fact: str, value: Any) -> str:

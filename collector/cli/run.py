@@ -313,6 +313,8 @@ def _dropped(counters: Counters) -> dict[str, int]:
         "sched_process_exit": counters.dropped_exit,
         "mark_victim": counters.dropped_oom,
         "mappings": counters.dropped_mapped,
+        "armed": counters.dropped_armed,
+        "started": counters.dropped_started,
         "undecodable": counters.undecodable,
         "overwritten": counters.overwritten,
     }

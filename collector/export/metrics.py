@@ -89,6 +89,12 @@ class Metrics:
         hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
         hanging.set_function(children.hanging)
         self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
+        self.armed = gauge("armed_processes", "Processes whose memory is pinned while they live")
+        self.arm_refused = counter(
+            "arm_refused",
+            "Processes named by an arm rule, but not armed: there are `arm.max`, or it failed",
+            "why",
+        )
         self.lent = gauge("lent_bytes", "Bytes by which limits of memory cgroups are raised")
         self.pinned = gauge("pinned_bytes", "Bytes of memory in pinned address spaces")
         self.triggers = counter(

@@ -40,6 +40,14 @@ class HashMap:
         found = _is_there(_call("bpf_map_lookup_elem", 2)(self._descriptor, key, value))
         return value.raw if found else None
 
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set the value of a key (BPF_MAP_UPDATE_ELEM). OSError if there is no room."""
+        update = ctypes.CDLL(libbpf.LIBRARY, use_errno=True).bpf_map_update_elem
+        update.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64)
+        result = update(self._descriptor, key, value, libbpf.BPF_ANY)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
     def __iter__(self) -> Iterator[bytes]:
         """The keys that are there (BPF_MAP_GET_NEXT_KEY); each at least once, if nobody removes."""
         following = _call("bpf_map_get_next_key", 2)

@@ -26,6 +26,8 @@ from collector.policy import yamlnodes as nodes
 from collector.policy.types import (
     WATCH_MEMORY,
     Action,
+    ArmRule,
+    ArmSettings,
     CaptureSettings,
     Codec,
     Compress,
@@ -60,6 +62,8 @@ _MAX_PERIOD = 366 * 86400.0
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
 _LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
+_LEAST_WITHIN, _MOST_WITHIN = 0.01, 1.5  # seconds; 2 s after the kill the kernel takes the memory
+_MOST_ARMED = 1024
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
 _GLOB = re.compile(r"[*?/\[]")
@@ -102,7 +106,7 @@ def _unreadable(path: Path, line: int | None, problem: str) -> PolicyErrors:
 def keys() -> list[str]:
     """Every key of the schema by its path (`rules[].match.exe`); the reference covers each."""
     listed = []
-    for section, fields in _SECTIONS.items():
+    for section, fields in {**_SECTIONS, "arm": _ARM_SECTION}.items():
         listed += [f"{section}.{key}" for key in fields]
     for key in _ACTION:
         listed.append(f"defaults.{key}")
@@ -110,6 +114,7 @@ def keys() -> list[str]:
     listed += ["rules[].name", "rules[].match"]
     listed += [f"rules[].match.{key}" for key in _MATCH]
     listed += [f"watch[].{key}" for key in _WATCH]
+    listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
@@ -330,8 +335,8 @@ def _named(
     return parse
 
 
-def _watched(doc: Document, node: yaml.Node, path: str) -> Match:
-    """The match of a watch rule: what is known of a process that lives."""
+def _living(doc: Document, node: yaml.Node, path: str) -> Match:
+    """The match of a rule for processes that live: what is known of these."""
     given = _present(node)
     for key in ("signal", "cause"):
         if key in given:
@@ -343,6 +348,13 @@ def _every(text: str) -> float:
     seconds = parse_duration(text)
     if not _SHORTEST <= seconds <= _MAX_EVERY:
         raise ValueError(f"expected a duration from 10ms to 1h, not {quote(text)}")
+    return seconds
+
+
+def _within(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_WITHIN <= seconds <= _MOST_WITHIN:
+        raise ValueError(f"expected a duration from 10ms to 1500ms, not {quote(text)}")
     return seconds
 
 
@@ -486,12 +498,24 @@ _TRIGGER: Mapping[str, Parser] = {
 }
 _WATCH: Mapping[str, Parser] = {
     "name": _rule_name,
-    "match": _watched,
+    "match": _living,
     "every": nodes.written(_every, "a duration such as 1s"),
     "keep": nodes.integer(1, 100_000, "a number of samples"),
     "memory": _SIZE,
     "stack": nodes.written(_stack, "a size such as 16KiB"),
     "triggers": _named("trigger", _TRIGGER, finish=_trigger),
+}
+_ARM: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "match": _living,
+    "on": _any_of(nodes.choice({str(c): c for c in (Cause.KILLED, Cause.OOM, Cause.EXIT)})),
+    "capture": nodes.choice({str(c): c for c in (Capture.FULL, Capture.STACKS, Capture.THREADS)}),
+    "within": nodes.written(_within, "a duration such as 300ms"),
+    "children": nodes.boolean,
+}
+_ARM_SECTION: Mapping[str, Parser] = {
+    "max": nodes.integer(1, _MOST_ARMED, "a number of processes"),
+    "rules": _named("arm rule", _ARM, "match"),
 }
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
@@ -525,6 +549,7 @@ _TOP: Mapping[str, Parser] = {
     "defaults": _section(_ACTION),
     "rules": _named("rule", _RULE, "match"),
     "watch": _named("watch rule", _WATCH, "match"),
+    "arm": _section(_ARM_SECTION),
 }
 
 
@@ -566,7 +591,13 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         defaults=defaults,
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
+        arm=_arm(given.get("arm", {})),
     )
+
+
+def _arm(given: dict[str, Any]) -> ArmSettings:
+    rules = tuple(ArmRule(**rule) for rule in given.get("rules", ()))
+    return ArmSettings(**{**given, "rules": rules})
 
 
 def _merged(base: Action, given: dict[str, Any]) -> Action:

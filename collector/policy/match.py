@@ -13,12 +13,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from collector.model import Capture, Cause, Release
-from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
+from collector.policy.types import Action, ArmRule, Decision, Facts, Match, Policy, Rule, Watch
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
@@ -101,16 +101,29 @@ def wants_exits(policy: Policy) -> bool:
     return any(Cause.EXIT in (rule.match.cause or ()) for rule in policy.rules)
 
 
-class Watcher:
-    """The `watch` rules made ready: which of them, the first, names a live process."""
+class OfTheLiving(Protocol):
+    """A rule for processes that live: of `watch`, or of `arm`."""
 
-    def __init__(self, rules: Iterable[Watch]) -> None:
-        self._rules = {watch.name: watch for watch in rules}
-        named = (Rule(name=w.name, match=w.match, action=Action()) for w in self._rules.values())
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def match(self) -> Match: ...
+
+
+R = TypeVar("R", bound=OfTheLiving)
+
+
+class Watcher(Generic[R]):
+    """Such rules made ready: which of them, the first, names a live process."""
+
+    def __init__(self, rules: Iterable[R]) -> None:
+        self._rules = {rule.name: rule for rule in rules}
+        named = (Rule(name=r.name, match=r.match, action=Action()) for r in self._rules.values())
         self._matcher = Matcher(Policy(rules=tuple(named)))
 
-    def rule(self, facts: Facts) -> Watch | None:
-        """None: it is not watched. What it would die of does not matter."""
+    def rule(self, facts: Facts) -> R | None:
+        """None: no rule names it. What it would die of does not matter."""
         alive = msgspec.structs.replace(facts, cause=Cause.SNAPSHOT, signal=None)
         return self._rules.get(self._matcher.decide(alive).rule)
 
@@ -118,6 +131,11 @@ class Watcher:
 def watch_rule(policy: Policy, facts: Facts) -> Watch | None:
     """The `watch` rule of a policy for a process with these facts."""
     return Watcher(policy.watch).rule(facts)
+
+
+def arm_rule(policy: Policy, facts: Facts) -> ArmRule | None:
+    """The `arm` rule of a policy for a process with these facts."""
+    return Watcher(policy.arm.rules).rule(facts)
 
 
 _last: Matcher | None = None

@@ -153,6 +153,25 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     triggers: tuple[Trigger, ...] = ()
 
 
+class ArmRule(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes whose memory is held while they live, so that it is there when they are killed.
+
+    `match` has neither signal nor cause. Times are seconds.
+    """
+
+    name: str
+    match: Match
+    on: tuple[Cause, ...] = (Cause.KILLED, Cause.OOM)  # of KILLED, OOM and EXIT
+    capture: Capture = Capture.FULL
+    within: float = 0.3  # where others need its memory at once: what was not read by then is lost
+    children: bool = False  # True: also what these start, whatever that executes
+
+
+class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    max: int = 256  # processes that are armed at a time
+    rules: tuple[ArmRule, ...] = ()
+
+
 class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on the flight recorder as a whole."""
 
@@ -173,6 +192,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     defaults: Action = Action()
     rules: tuple[Rule, ...] = ()
     watch: tuple[Watch, ...] = ()
+    arm: ArmSettings = ArmSettings()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ _STRUCTS = """
     css_set cgroup kernfs_node cred fpu fpstate bpf_iter__task bpf_iter__task_vma bpf_iter_task_vma
     bpf_iter_meta seq_file maple_node backing_file bpf_stack_build_id bpf_raw_tracepoint_args
     thread_struct file_system_type user_namespace pid_namespace rlimit mem_cgroup
-    page_counter cgroup_subsys_state
+    page_counter cgroup_subsys_state files_struct fdtable
 """
 _OTHERS = """
     __u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64 u8 u16 u32 u64 s8 s16 s32 s64 bool size_t pid_t

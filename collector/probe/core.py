@@ -61,8 +61,8 @@ def _load(image: bytes, name: str, directory: Path, optional: str | None) -> Non
             pins.publish(
                 pins.Programs(
                     links=links,
-                    maps={name: loaded.map(name) for name in pins.MAPS},
-                    iterators={name: programs[name] for name in pins.ITERATORS},
+                    maps={name: loaded.map(name) for name in (*pins.MAPS, pins.WALK_ORDER)},
+                    iterators={name: programs[name] for name in (*pins.ITERATORS, pins.WALK)},
                 ),
                 directory,
             )

@@ -32,7 +32,7 @@ from collector.model import (
     StackPage,
 )
 
-FORMAT = 7  # CW_FORMAT
+FORMAT = 8  # CW_FORMAT
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>

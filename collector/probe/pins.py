@@ -18,7 +18,14 @@ from collector.errors import ProbeError
 from collector.linux import libbpf
 from collector.probe import events
 
-TRACEPOINTS = ("signal_generate", "signal_deliver", "sched_process_exit", "mark_victim")
+TRACEPOINTS = (
+    "signal_generate",
+    "signal_deliver",
+    "sched_process_exit",
+    "mark_victim",
+    "sched_process_exec",
+    "sched_process_fork",
+)
 # Programs that only some kernels take or need, each with what it is attached to before the others
 # are: a raw tracepoint, or by fentry a function of the kernel.
 MAPPED_AT_EXIT = "exit_mappings"
@@ -26,8 +33,10 @@ LEAVING, LEAVING_MAPPED, LEAVING_WALKED = "leave", "leave_mapped", "leave_walked
 OPTIONAL = (MAPPED_AT_EXIT, LEAVING, LEAVING_MAPPED, LEAVING_WALKED)
 LEAVING_FUNCTION = "exit_mm_release"
 FORMAT = "format"  # the map whose values are as many bytes long as CW_FORMAT says
-MAPS = ("ring", "counters", "settings", "tallies", "counted", FORMAT)
+MAPS = ("ring", "counters", "settings", "tallies", "counted", "armed_ring", "armed", FORMAT)
 ITERATORS = ("threads", "mappings")
+# The mappings of a process that has ended, and the map that says whose; bcc has no room for it.
+WALK, WALK_ORDER = "armed_mappings", "armed_walk"
 LINK = "link_"
 BPFFS = Path("/sys/fs/bpf")
 COMPLETE = "complete"

@@ -34,7 +34,7 @@ from collector.probe.tallies import Tallies, Tally
 PIN_DIR = Path("/sys/fs/bpf/coreward")
 _COUNTER = struct.Struct("<Q")
 _SETTING = struct.Struct("<I")
-_WANT_EXITS, _HAS_HANDOFF = 0, 1  # enum cw_setting
+_WANT_EXITS, _HAS_HANDOFF, _ARMING = 0, 1, 2  # enum cw_setting
 _MAX_LEAVING = 1024  # processes between the two records of their end
 
 
@@ -48,6 +48,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     fatal: int
     tallied: int  # deaths that are in tallies only
     untallied: int  # and those for which there was no room even there
+    dropped_armed: int  # threads of armed processes
+    dropped_started: int  # processes that might have been armed when they started
     undecodable: int  # records of another build's format, or damaged
     overwritten: int  # deaths that a killed reader had taken, and whose events are gone
 
@@ -364,6 +366,15 @@ class Probe:
         records, need not be told at their end.
         """
         libbpf.write_array(self._settings, _HAS_HANDOFF, _SETTING.pack(int(on)))
+
+    @property
+    def directory(self) -> Path:
+        """Of the pins; see `armed.ArmedProbe`."""
+        return self._directory
+
+    def disarm_all(self) -> None:
+        """No process is armed: an earlier agent, which was killed, may have left it otherwise."""
+        libbpf.write_array(self._settings, _ARMING, _SETTING.pack(0))
 
     def tallied(self) -> int:
         """Deaths that are in `tallies` only, of all times."""

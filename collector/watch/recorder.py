@@ -90,7 +90,7 @@ class Recorder:
         self._store = store
         self._probe: LiveProbe | None = None
         self._rules: dict[str, Watch] = {}
-        self._watcher = Watcher(())
+        self._watcher: Watcher[Watch] = Watcher(())
         self._settings = RecorderSettings()
         self._live: dict[int, _Watched] = {}  # by pid
         self._dead: deque[_Watched] = deque()

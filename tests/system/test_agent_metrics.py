@@ -62,10 +62,12 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert dropped == {
         f'coreward_probe_dropped_total{{program="{program}"}}': 0
         for program in (
+            "armed",
             "mappings",
             "mark_victim",
             "overwritten",
             "sched_process_exit",
+            "started",
             "undecodable",
         )
     }

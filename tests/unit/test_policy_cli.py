@@ -51,6 +51,7 @@ def test_check_says_that_a_file_is_right(
         "ok": True,
         "rules": 4,
         "watch": 0,
+        "arm": 0,
     }
 
 
@@ -58,6 +59,22 @@ def test_check_counts_watch_rules_too(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "watch.yaml").write_text("watch: [{name: a, match: {comm: a}}]")
     assert main(["policy", "check", str(tmp_path / "watch.yaml")]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/watch.yaml: ok: 0 rules, 1 of `watch`\n"
+    (tmp_path / "arm.yaml").write_text("arm: {rules: [{name: a, match: {comm: a}}]}")
+    assert main(["policy", "check", str(tmp_path / "arm.yaml")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/arm.yaml: ok: 0 rules, 1 of `arm`\n"
+
+
+def test_a_test_says_whether_it_would_be_armed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text("arm: {rules: [{name: db, match: {unit: db.service}, on: [oom, exit]}]}")
+    assert main(["policy", "test", str(file), "--unit", "db.service"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "while it lives\n  armed        db: full on oom, exit\n"
+    )
+    assert main(["policy", "test", str(file), "--unit", "x.service", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arm"] is None
 
 
 @pytest.mark.parametrize(("number", "said"), [("KILL", True), ("SEGV", False)])

@@ -8,7 +8,7 @@ import pytest
 
 from collector.model import Capture, Cause, Release
 from collector.policy.load import keys, load
-from collector.policy.match import decide, watch_rule
+from collector.policy.match import arm_rule, decide, watch_rule
 from collector.policy.types import Facts, Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,9 @@ def test_the_default_file_names_every_setting() -> None:
     # GIVEN every key that is not of a rule, WHEN looking for it in the default file
     words = {line.strip().split(":")[0] for line in DEFAULT.read_text().splitlines()}
     wanted = {
-        key.rsplit(".", 1)[-1] for key in keys() if not key.startswith(("rules[]", "watch[]"))
+        key.rsplit(".", 1)[-1]
+        for key in keys()
+        if not key.startswith(("rules[]", "watch[]", "arm.rules[]"))
     }
 
     # THEN none is missing: the file can be edited without the reference
@@ -102,7 +104,7 @@ def test_an_example_decides_as_it_says(
 
 def test_every_example_is_among_those_tested() -> None:
     names = sorted(path.stem for path in EXAMPLES.iterdir())
-    assert names == ["database", "flight-recorder", "java", "kubernetes-node", "services"]
+    assert names == ["armed", "database", "flight-recorder", "java", "kubernetes-node", "services"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,19 @@ def test_the_flight_recorder_example_watches_as_it_says(
     for dies_of in ({"cause": Cause.SIGNAL, "signal": 11}, {"cause": Cause.EXIT}):
         watch = watch_rule(policy, Facts(**dies_of, **facts))  # type: ignore[arg-type]
         assert (watch.name if watch else None) == rule
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule"),
+    [
+        ({"unit": "postgresql@15.service"}, "database"),
+        ({"exe": JAVA, "unit": "shop.service"}, "java"),
+        ({"exe": "/bin/x"}, None),
+    ],
+)
+def test_the_armed_example_arms_as_it_says(facts: dict[str, str], rule: str | None) -> None:
+    found = arm_rule(load(EXAMPLES / "armed.yaml"), Facts(cause=Cause.SNAPSHOT, **facts))  # type: ignore[arg-type]
+    assert (found.name if found else None) == rule
 
 
 def test_the_crash_looping_example_waits_for_its_core() -> None:

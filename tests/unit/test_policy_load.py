@@ -15,6 +15,8 @@ from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.policy.load import PolicyErrors, keys, load, loads
 from collector.policy.types import (
     Action,
+    ArmRule,
+    ArmSettings,
     CaptureSettings,
     Codec,
     Compress,
@@ -277,6 +279,74 @@ def test_a_file_that_says_nothing_is_the_built_in_policy(text: str) -> None:
     assert loads(text, "f") == Policy(source="f")
 
 
+def test_arm_rules_have_what_is_written_or_the_defaults() -> None:
+    text = """
+arm:
+  max: 3
+  rules:
+    - {name: a, match: {exe: /x}}
+    - name: b
+      match: {user: root}
+      on: exit
+      capture: stacks
+      within: 1500ms
+      children: true
+"""
+    assert loads(text, "f").arm == ArmSettings(
+        max=3,
+        rules=(
+            ArmRule(name="a", match=Match(exe=("/x",))),
+            ArmRule(
+                name="b",
+                match=Match(uid=(0,)),
+                on=(Cause.EXIT,),
+                capture=Capture.STACKS,
+                within=1.5,
+                children=True,
+            ),
+        ),
+    )
+    assert loads("arm:\n", "f").arm == loads("", "f").arm == ArmSettings()
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("{match: {comm: x}}", "f:1: arm.rules[0]: has no `name`"),
+        ("{name: a}", "f:1: arm.rules[0]: has no `match`"),
+        (
+            "{name: a, match: {cause: oom}}",
+            "f:1: arm.rules[0].match.cause: a process that lives has none",
+        ),
+        (
+            "{name: a, match: {comm: x}, on: signal}",
+            'f:1: arm.rules[0].on: "signal" is not one of killed, oom, exit',
+        ),
+        (
+            "{name: a, match: {comm: x}, within: 2s}",
+            'f:1: arm.rules[0].within: expected a duration from 10ms to 1500ms, not "2s"',
+        ),
+        (
+            "{name: a, match: {comm: x}, capture: record}",
+            'f:1: arm.rules[0].capture: "record" is not one of full, stacks, threads',
+        ),
+        (
+            "{name: a, match: {comm: x}}, {name: a, match: {comm: y}}",
+            'f:1: arm.rules[1].name: "a" is the name of the arm rule on line 1',
+        ),
+    ],
+)
+def test_a_wrong_arm_rule_is_refused(rule: str, problem: str) -> None:
+    with pytest.raises(PolicyErrors) as caught:
+        loads(f"arm: {{rules: [{rule}]}}", "f")
+    assert str(caught.value) == problem
+
+
+def test_a_wrong_number_of_armed_processes_is_refused() -> None:
+    with pytest.raises(PolicyErrors, match=r"arm\.max: .*from 1 to 1024"):
+        loads("arm: {max: 0}", "f")
+
+
 def test_a_rule_limit_over_no_default_limit_starts_from_the_built_in_one() -> None:
     text = "defaults: {limit: none}\nrules: [{name: a, match: {comm: a}, limit: {captures: 9}}]"
     policy = loads(text, "f")
@@ -293,7 +363,7 @@ def rule(match: str) -> str:
     return f"rules: [{{name: a, match: {{{match}}}}}]"
 
 
-KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch"
+KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm"
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from collector.model import SentFlag
-from collector.probe import events, iterators, tallies
+from collector.probe import armed, events, iterators, tallies
 from collector.probe.probe import Counters
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coreward.h"
@@ -65,6 +65,23 @@ EXPECTED = {
     "CW_MAPPING_SAME": iterators.IS_SAME,
     "CW_MAPPING_UNNAMED": iterators.IS_UNNAMED,
     "CW_PATHS_MAX": iterators.PATHS_MAX,
+    "sizeof(struct cw_armed_event)": armed.EVENT.size,
+    "sizeof(struct cw_armed_thread)": armed.EVENT.size + armed.WORDS.size + iterators.THREAD.size,
+    "offsetof(struct cw_armed_thread, thread)": armed.EVENT.size + armed.WORDS.size,
+    "offsetof(struct cw_thread, clear_child_tid)": 112,
+    "offsetof(struct cw_thread, regs) + 0": 128,
+    "sizeof(struct cw_armed)": armed.ARMED.size,
+    "sizeof(struct cw_armed_walk)": armed.WALK.size,
+    "CW_ARMED_THREAD": armed.TYPE_THREAD,
+    "CW_ARMED_EXEC": armed.TYPE_EXEC,
+    "CW_ARMED_FORK": armed.TYPE_FORK,
+    "CW_ARMED_EXIT": armed.TELL_EXIT,
+    "CW_ARMED_CHILDREN": armed.FOLLOW_CHILDREN,
+    "CW_ARMED_TID_WORD": armed.HAS_TID_WORD,
+    "CW_ARMED_NO_XSTATE": armed.NO_XSTATE,
+    "CW_ARMED_HOLDS_LOCKS": armed.HOLDS_LOCKS,
+    "CW_ARMING": armed.ARMING,
+    "CW_LOAD_FPU": armed.LOAD_FPU,
     "CW_COUNTERS": len(Counters.__struct_fields__) - 2,
 }
 
