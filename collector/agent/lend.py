@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.elfcore.writer import atomic_file
+from collector.linux.atomic import atomic_file
 from collector.linux.memory import CgroupLevel, number_in
 
 log = logging.getLogger(__name__)

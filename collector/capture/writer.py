@@ -44,9 +44,10 @@ from collector.capture.select import select_stacks
 from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
-from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
+from collector.elfcore.writer import Bounds, Stop, WriteResult, write_core
 from collector.errors import CorewardError, Stalled
 from collector.linux import procfs
+from collector.linux.atomic import atomic_file
 from collector.linux.stall import with_stall_guard
 from collector.model import Capture
 from collector.ranges import Range, outside, union

@@ -138,10 +138,9 @@ class RunVerb:
             )
             agent = Agent(context)
             agent.catch_up()
-            _keep_small()
-            # what exists now stays: later collections need not look at it
             gc.collect()
-            gc.freeze()
+            _keep_small()
+            gc.freeze()  # what exists now stays: later collections need not look at it
             # from now on processes wait for us: all that takes time is done
             allow(native, policy)
             backend = context.backend = _open_backend(args.run_dir, policy, native, parts)

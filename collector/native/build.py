@@ -26,7 +26,8 @@ LIBRARY = "coreward-handoff.so"
 LIBRARY_SOURCES = tuple(
     Path(__file__).parent / f"{name}.c"
     for name in (
-        *("pool", "results", "watchdog", "watch", "accept", "accept_socket", "accept_pipe"),
+        *("serve", "pool", "results", "watchdog", "watch"),
+        *("accept", "accept_socket", "accept_pipe"),
         *("owner", "proc", "process", "counted", "area", "gather", "iterate", "shared"),
         *("exit_words", "headroom", "admit", "pin", "spared", "priority"),
     )

@@ -15,9 +15,7 @@
  * From then on the agent alone holds the process, and its death lets go.
  *
  * No libc, no heap, no relocations: its start is part of the time that a process is held.
- * With -DCOREWARD_LIBC it is an ordinary program, for architectures that have no _start here.
  */
-#include <asm/unistd.h>
 #include <linux/fcntl.h>
 #include <linux/poll.h>
 #include <linux/socket.h>
@@ -40,35 +38,7 @@ enum { SOCK_STREAM_ = 1, SOCK_CLOEXEC_ = 02000000, SHUT_RDWR_ = 2, MSG_DONTWAIT_
        SOL_SOCKET_ = 1, SO_SNDTIMEO_ = 21, MSG_NOSIGNAL_ = 0x4000,
        AF_UNIX_ = 1, SEEK_END_ = 2 };
 
-#ifdef COREWARD_LIBC
-#include <errno.h>
-#include <unistd.h>
-static long call(long n, long a, long b, long c, long d, long e)
-{
-	long r = syscall(n, a, b, c, d, e);
-
-	return r < 0 ? -errno : r;
-}
-#elif defined(__x86_64__)
-static long call(long n, long a, long b, long c, long d, long e)
-{
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	long r;
-
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-			 : "rcx", "r11", "memory");
-	return r;
-}
-__asm__(".globl _start\n_start:\n"
-	"	mov %rsp, %rdi\n"
-	"	and $-16, %rsp\n"
-	"	call start\n");
-#else
-#error "build with -DCOREWARD_LIBC on this architecture"
-#endif
-#define CALL(name, a, b, c, d, e) \
-	call(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e))
+#include "libcless.h"
 
 struct text {
 	char data[512];
@@ -266,18 +236,3 @@ static int report(long argc, char **argv)
 		leave_note(argv[1], &line, argv[first]);
 	return 0;
 }
-
-#ifdef COREWARD_LIBC
-int main(int argc, char **argv)
-{
-	return report(argc, argv);
-}
-#else
-__attribute__((noreturn, used)) void start(long *stack)
-{
-	long status = report(stack[0], (char **)(stack + 1));
-
-	for (;;)
-		CALL(exit_group, status, 0, 0, 0, 0);
-}
-#endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The threads that take processes from the kernel. None of them ever waits for the interpreter. */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -13,7 +12,6 @@
 
 #include "pool.h"
 
-#define USUAL 8              /* takers */
 #define STACK (1 << 20)      /* bytes for each */
 #define WAITING 256          /* results that Python has not taken; beyond that nothing is gathered */
 #define EXIT_MS 50           /* for the end of a process that was let go */
@@ -148,7 +146,7 @@ static void *take(void *of)
 }
 
 /* One thread more; the caller has the lock. */
-static int start(struct pool *p, void *(*work)(void *), void *of)
+int start(struct pool *p, void *(*work)(void *), void *of)
 {
 	pthread_attr_t small;
 	sigset_t all, before;
@@ -181,90 +179,4 @@ int start_taker(struct pool *p)
 			break;
 		}
 	return error;
-}
-
-/* ---- for Python */
-
-void *coreward_serve(int listener, int pipe, struct orders *o)
-{
-	struct pool *p = calloc(1, sizeof(*p));
-	pthread_condattr_t clock;
-	int error = ENOMEM;
-
-	if (!p)
-		return NULL;
-	p->orders = o;
-	p->listener = fcntl(listener, F_DUPFD_CLOEXEC, 0); /* its number may be another's, once closed */
-	p->pipe = pipe;
-	p->last = p->held = &p->first;
-	p->users = 1;
-	p->nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
-	make_lock(&p->lock);
-	pthread_condattr_init(&clock);
-	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-	pthread_cond_init(&p->arrived, &clock);
-	pthread_cond_init(&p->begun, &clock);
-	pthread_mutex_lock(&p->lock);
-	if (p->nothing >= 0 && p->listener >= 0)
-		error = start(p, watchdog, p);
-	for (int i = 0; i < USUAL && !error; i++)
-		error = start_taker(p);
-	if (error) { /* what was started waits for connections: the caller ends that, and leaves */
-		p->leaving = true;
-		errno = error;
-	}
-	pthread_mutex_unlock(&p->lock);
-	return p;
-}
-
-static struct timespec in_ms(int ms)
-{
-	int64_t at = now_ns() + ms * INT64_C(1000000);
-
-	return (struct timespec){ at / 1000000000, at % 1000000000 };
-}
-
-int coreward_take(void *of, struct taken *t, int timeout_ms)
-{
-	struct timespec until = in_ms(timeout_ms);
-	struct pool *p = of;
-	struct result *r;
-	int answer;
-
-	pthread_mutex_lock(&p->lock);
-	p->users++;
-	while (!p->first && !(p->leaving && !p->takers))
-		if (timeout_ms < 0)
-			pthread_cond_wait(&p->arrived, &p->lock);
-		else if (pthread_cond_timedwait(&p->arrived, &p->lock, &until))
-			break;
-	r = next_result(p);
-	answer = r ? r->answer : p->leaving && !p->takers ? CLOSED : NOBODY;
-	if (r)
-		*t = r->taken;
-	leave(p);
-	free(r);
-	return answer;
-}
-
-void coreward_leave(void *of)
-{
-	struct pool *p = of;
-	struct taken t;
-	int answer;
-
-	while ((answer = coreward_take(p, &t, 0)) != NOBODY && answer != CLOSED)
-		if (answer == PROCESS) {
-			discard(&t);
-			unpin(p->orders, &t);
-		}
-	pthread_mutex_lock(&p->lock);
-	p->leaving = true;
-	pthread_cond_signal(&p->begun);
-	leave(p);
-}
-
-int coreward_unwatch(int watch)
-{
-	return watch_end(watch);
 }

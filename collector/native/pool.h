@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What pool.c, results.c and watchdog.c know of the threads that take processes. */
+/* What pool.c, results.c, serve.c and watchdog.c know of the threads that take processes. */
 #ifndef COREWARD_POOL_H
 #define COREWARD_POOL_H
 
@@ -7,6 +7,7 @@
 
 #include "native.h"
 
+#define USUAL 8              /* takers */
 #define TAKER_NICE -10       /* a process, and the restart of its service, wait for it */
 #define TAKER_PRIORITY 1     /* of SCHED_RR, the lowest; see priority.c */
 
@@ -41,6 +42,7 @@ struct result *next_result(struct pool *p);
 void tell(struct pool *p, int answer, const struct taken *t);
 bool let_go(struct taken *t);
 void leave(struct pool *p);
+int start(struct pool *p, void *(*work)(void *), void *of);
 int start_taker(struct pool *p);
 void *watchdog(void *of);
 

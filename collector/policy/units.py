@@ -6,7 +6,6 @@ right. Sizes are bytes, durations seconds.
 
 from __future__ import annotations
 
-import difflib
 import re
 import signal
 from collections.abc import Iterable
@@ -120,6 +119,8 @@ def quote(text: str, most: int = 80) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean "signal"?`, or nothing if no known word is near."""
+    import difflib  # noqa: PLC0415 - a right policy has no use for it
+
     near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
     return f"; did you mean {quote(near[0])}?" if near else ""
 

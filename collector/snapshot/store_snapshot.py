@@ -19,11 +19,11 @@ import msgspec
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.image import lost_names
 from collector.capture.job import EXPLAIN_CORE
-from collector.elfcore.writer import atomic_file
 from collector.errors import StoreError
 from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
+from collector.linux.atomic import atomic_file
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
 from collector.policy.types import Compress

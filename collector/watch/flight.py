@@ -22,10 +22,11 @@ from collector.capture.select import carve, select_none
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import Writer
 from collector.elfcore.types import CorewardNote, ProcessImage, PsInfo, Thread
-from collector.elfcore.writer import WriteResult, atomic_file, write_core
+from collector.elfcore.writer import WriteResult, write_core
 from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError
 from collector.introspect.types import ProcessIdentity
+from collector.linux.atomic import atomic_file
 from collector.model import Capture, Frame, SamplesFacts
 from collector.ranges import union
 from collector.sample.report import ProcessReport, report_of

@@ -5,7 +5,7 @@
         record = running.record(pid)      # waits for its line, then asks `coreward info --json`
 
 Holds the machine-wide settings lock for as long as it runs, unless it takes no hand-offs
-(backend="none"): then it changes no setting, and a module with such agents only is marked `beside`.
+(backend="none") and needs no settings: a module with such agents only is marked `beside`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -232,10 +233,8 @@ def agent(
 
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
-    settings: of the kernel, before the agent starts, as `kernel_settings` takes them; with
-    backend="none" there are none to take.
+    settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
-    assert backend != "none" or not settings
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
@@ -247,8 +246,8 @@ def agent(
         *("--run-dir", str(folder / "run"), "--pin-dir", str(pins), "--bpf", loader),
         *extra,
     ]
-    borrowed = contextlib.nullcontext(KernelSettings())
-    with borrowed if backend == "none" else kernel_settings(**settings) as kernel:
+    changes = backend != "none" or settings
+    with kernel_settings(**settings) if changes else nullcontext(KernelSettings()) as kernel:
         running: RunningAgent | None = None
         try:
             running = RunningAgent(arguments, folder / "store", kernel, port)

@@ -54,15 +54,20 @@ def drain_until(probe: Probe, pid: int) -> list[Event]:
     return found
 
 
-def events_of(probe: Probe, pid: int) -> list[Event]:
-    """All events of a process that has exited and been waited for.
+def all_events(probe: Probe) -> list[Event]:
+    """All events until now, also those of others.
 
-    Another process dies after it: when that is reported, all before it is known.
+    Another process dies: when that is reported, all before it is known.
     """
     marker = subprocess.Popen(["/bin/sleep", "1000"])
     marker.kill()
     marker.wait()
-    return about(drain_until(probe, marker.pid), pid)
+    return drain_until(probe, marker.pid)
+
+
+def events_of(probe: Probe, pid: int) -> list[Event]:
+    """All events of a process that has exited and been waited for."""
+    return about(all_events(probe), pid)
 
 
 def about(events: Sequence[Event], pid: int) -> list[Event]:

@@ -28,9 +28,10 @@ from collector.elfcore.reader import CoreFile
 from collector.elfcore.sink import SparseWriter, StreamWriter, Writer, WriterParams, ZstdWriter
 from collector.elfcore.source import Overrides
 from collector.elfcore.types import LeftOut, Prot
-from collector.elfcore.writer import Bounds, Stop, WriteResult, atomic_file, write_core
+from collector.elfcore.writer import Bounds, Stop, WriteResult, write_core
 from collector.elfcore.zeros import CHUNK
 from collector.errors import CoreFormatError
+from collector.linux.atomic import atomic_file
 from collector.ranges import union
 
 MAKERS: dict[str, Callable[[int], Writer]] = {
