@@ -40,22 +40,44 @@ FN void fill_armed_event(struct cw_armed_event *event, u32 type, u32 size, u32 p
 	event->parent = 0;
 }
 
-/* The words of its memory that its exit changes, as they are: mm_release() of kernel/fork.c. */
+/* One more word of its memory as it is; 0 if it cannot be read. */
+FN int keep_word(struct cw_armed_word *out, u64 address)
+{
+	u32 value = 0;
+
+	if (bpf_probe_read_user(&value, sizeof(value), (void *)address))
+		return 0;
+	out->address = address;
+	out->value = value;
+	return 1;
+}
+
+/*
+ * The words that its exit changes: mm_release() of kernel/fork.c, exit_robust_list() of
+ * kernel/futex/core.c. The list of robust futexes ends where it begins; the lowest bit of a pointer in it
+ * says what kind of futex it is.
+ */
 FN void fill_words(struct cw_armed_thread *out, struct task_struct *t)
 {
-	u64 head = 0;
+	u64 head = out->thread.robust_list, entry = 0, offset = 0;
 
-	out->tid_word = 0;
+	__builtin_memset(out->words, 0, sizeof(out->words));
 	out->told = 0;
-	if (out->thread.clear_child_tid &&
-	    !bpf_probe_read_user(&out->tid_word, sizeof(out->tid_word),
-				 (void *)out->thread.clear_child_tid))
-		out->told |= CW_ARMED_TID_WORD;
-	/* the list of robust futexes ends where it begins; another one may be held just now */
-	if (out->thread.robust_list &&
-	    !bpf_probe_read_user(&head, sizeof(head), (void *)out->thread.robust_list) &&
-	    head != out->thread.robust_list)
-		out->told |= CW_ARMED_HOLDS_LOCKS;
+	out->reserved = 0;
+	if (out->thread.clear_child_tid)
+		keep_word(&out->words[0], out->thread.clear_child_tid);
+	if (!head || bpf_probe_read_user(&entry, sizeof(entry), (void *)head) ||
+	    bpf_probe_read_user(&offset, sizeof(offset), (void *)(head + sizeof(u64))))
+		return;
+	for (int word = 1; word < CW_ARMED_WORDS; word++) {
+		entry &= ~1ULL;
+		if (entry == head || !keep_word(&out->words[word], entry + offset))
+			return;
+		if (bpf_probe_read_user(&entry, sizeof(entry), (void *)entry))
+			return;
+	}
+	if ((entry & ~1ULL) != head)
+		out->told |= CW_ARMED_MORE_WORDS;
 }
 
 FN u64 armed_xstate(struct cw_armed_thread *out, struct task_struct *t)

@@ -349,18 +349,27 @@ struct cw_armed_event {
 	__u32 parent;          /* of CW_ARMED_FORK */
 };
 
+/* A word of memory that the exit of a thread changes, as it was before. */
+struct cw_armed_word {
+	__u64 address;         /* 0: there is none */
+	__u32 value;
+	__u32 reserved;
+};
+
+#define CW_ARMED_WORDS 8   /* the first is that at thread.clear_child_tid, the others are robust futexes */
+
 /* A thread of an armed process as it leaves, followed by room for an XSAVE area. */
 struct cw_armed_thread {
 	struct cw_armed_event event;
-	__u32 tid_word;        /* at thread.clear_child_tid, which the exit sets to 0 */
 	__u32 told;            /* enum cw_armed_told */
+	__u32 reserved;
+	struct cw_armed_word words[CW_ARMED_WORDS];
 	struct cw_thread thread;
 };
 
 enum cw_armed_told {
-	CW_ARMED_TID_WORD = 1, /* tid_word was read */
-	CW_ARMED_NO_XSTATE = 2, /* it ran: its XSAVE area is in the CPU */
-	CW_ARMED_HOLDS_LOCKS = 4, /* robust futexes, which the exit marks */
+	CW_ARMED_NO_XSTATE = 1, /* it ran: its XSAVE area is in the CPU */
+	CW_ARMED_MORE_WORDS = 2, /* it holds more robust futexes than there are words */
 };
 
 #define CW_TREE_DEPTH 8

@@ -57,8 +57,6 @@ class Arming:
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force. What no rule names any more is given up."""
         if self._probe is None and not (settings.rules and self._begin()):
-            if self._context.probe is not None:
-                self._context.probe.disarm_all()
             return
         assert self._probe is not None
         if settings.rules and not self._active:

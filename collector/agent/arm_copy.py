@@ -11,6 +11,7 @@ from collector.agent.armed import Armed
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.capture.copier import make_copy
+from collector.capture.outline import armed_outline
 from collector.capture.parts import Copy, Source
 from collector.errors import CorewardError
 
@@ -20,8 +21,6 @@ def copy_hastily(context: Context, crash: Crash, one: Armed, sps: Sequence[int])
 
     sps: stack pointers of its threads, those of the dying one first. str: why there is no copy.
     """
-    from collector.capture.outline import armed_outline  # noqa: PLC0415 - few agents copy
-
     gathered, policy = crash.gathered, context.policy.policy
     dying, action = gathered.dying, crash.decided.decision.action
     most = [limit for limit in (action.memory.max, policy.capture.max_read) if limit is not None]

@@ -136,7 +136,7 @@ def _gathered(
         threads=memoryview(b"".join(thread.raw for thread in threads)),
         mappings=memory.mappings,
         head=None,
-        patches=[Patch(*t.tid_word) for t in threads if t.tid_word is not None],
+        patches=[Patch(*word) for thread in threads for word in thread.words],
         shared_fds={},
         unopened=0,
         address=0,
@@ -214,5 +214,5 @@ def _name_losses(crash: Crash, threads: list[LeavingThread], dropped: int) -> No
     ran = sum(thread.ran for thread in threads)
     if ran:
         crash.lose("xstate", f"{ran} threads were on a CPU, with their floating-point registers")
-    if any(thread.holds_locks for thread in threads):
-        crash.lose("robust", "words of robust futexes are as the end of their owners left them")
+    if any(thread.more_words for thread in threads):
+        crash.lose("robust", "words of some robust futexes are as their owners' end left them")

@@ -195,7 +195,7 @@ class Finder:
                 one.close()
                 self._bpf.forget(one.key)
             if execed:
-                self.started(pid)
+                self.started(pid, rule if rule.children else None)
         if trouble is None or execed:
             self._tried.discard(pid)
         else:

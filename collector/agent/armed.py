@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import TYPE_CHECKING
 
 from collector.agent.assemble import CORE_BIT
-from collector.capture.process import OpenProcess
-from collector.handoff.pin import Pin
 from collector.model import Exit, ProcessKey
-from collector.policy.types import ArmRule
-from collector.probe.armed import LeavingThread
+
+if TYPE_CHECKING:
+    from collector.capture.process import OpenProcess
+    from collector.handoff.pin import Pin
+    from collector.policy.types import ArmRule
+    from collector.probe.armed import LeavingThread
 
 
 class Armed:

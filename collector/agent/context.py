@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collector.agent.armed import ArmedProcesses
 from collector.agent.copy import Copies
@@ -23,11 +24,13 @@ from collector.model import Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
-from collector.probe.armed import ArmedProbe
 from collector.probe.probe import Probe
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 from collector.workers import Lane
+
+if TYPE_CHECKING:
+    from collector.probe.armed import ArmedProbe
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
 HANDOFF_QUEUE = 4096

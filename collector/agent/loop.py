@@ -25,11 +25,11 @@ import os
 import signal
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from collector.agent.accept import Acceptor
-from collector.agent.arm import Arming
 from collector.agent.context import Context
 from collector.agent.events import ended, take_events
 from collector.agent.export import close, store_again
@@ -42,8 +42,11 @@ from collector.handoff.backends import NoBackend
 from collector.handoff.native import Native
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
-from collector.policy.types import Policy
+from collector.policy.types import ArmSettings, Policy
 from collector.workers import USUAL_S
+
+if TYPE_CHECKING:
+    from collector.agent.arm import Arming
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Agent:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._acceptor: Acceptor | None = None
         self._storms = Storms()
-        self._arming = Arming(context)
+        self._arming: Arming | None = None  # begins with the first rules of `arm`
         self._store_again_at = 0.0  # of time.monotonic
         self._stopping = False
         self._reload = False
@@ -110,7 +113,18 @@ class Agent:
         allow(context.native, policy)
         context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
-        self._arming.apply(policy.arm)
+        self._arm(policy.arm)
+
+    def _arm(self, settings: ArmSettings) -> None:
+        if self._arming is None:
+            if not settings.rules:
+                if self._context.probe is not None:
+                    self._context.probe.disarm_all()
+                return
+            from collector.agent.arm import Arming  # noqa: PLC0415 - few policies have such rules
+
+            self._arming = Arming(self._context)
+        self._arming.apply(settings)
 
     def _wait(self) -> None:
         """Wait until there is something to do.
@@ -175,7 +189,8 @@ class Agent:
         """
         until = time.monotonic() + _FINISH_S
         context, lanes = self._context, self._context.lanes
-        self._arming.close()
+        if self._arming is not None:
+            self._arming.close()
         try:
             context.backend.close()
         except HoldError as error:  # the settings cannot be put back; all else is done the same

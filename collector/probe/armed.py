@@ -28,21 +28,22 @@ from collector.probe import pins
 from collector.probe.iterators import THREAD
 
 EVENT = struct.Struct("<IIQII")  # struct cw_armed_event
-WORDS = struct.Struct("<II")  # struct cw_armed_thread behind its event
+TOLD = struct.Struct("<II")  # struct cw_armed_thread behind its event
+WORD = struct.Struct("<QII")  # struct cw_armed_word
+WORDS = 8  # CW_ARMED_WORDS
 ARMED = struct.Struct("<QII")  # struct cw_armed
 WALK = struct.Struct("<IIIiQ4Q2Q8Q8I4Q")  # struct cw_armed_walk
 TYPE_THREAD, TYPE_EXEC, TYPE_FORK = 1, 2, 3  # enum cw_armed_type
 TELL_EXIT, FOLLOW_CHILDREN = 1, 2  # enum cw_armed_flag
-HAS_TID_WORD, NO_XSTATE, HOLDS_LOCKS = 1, 2, 4  # enum cw_armed_told
+NO_XSTATE, MORE_WORDS = 1, 2  # enum cw_armed_told
 ARMING, LOAD_FPU = 2, 3  # enum cw_setting
 
-_THREAD_AT = EVENT.size + WORDS.size
+_WORDS_AT = EVENT.size + TOLD.size
+_THREAD_AT = _WORDS_AT + WORDS * WORD.size
 _THREAD_HEAD = struct.Struct("<4I")  # size, tid, tgid and ns_tid of struct cw_thread
-_CLEAR_CHILD_TID_AT = 112  # offset in struct cw_thread
 _REGS_AT = 128
 _REGS = struct.Struct("<27q")
 _SETTING = struct.Struct("<I")
-_ADDRESS = struct.Struct("<Q")
 _MODE_FLAGS = 0xFFFFFF00  # of thread_info.flags: all but TIF_NEED_RESCHED and its like
 _NO_FD = (1 << 32) - 1
 _LOAD_FPU_BEFORE_6_16 = 1 << 14
@@ -62,9 +63,9 @@ class LeavingThread(NamedTuple):
     syscall: int  # that it was in; -1: none
     sp: int
     raw: bytes  # a record as those of the iterator `threads`
-    tid_word: tuple[int, bytes] | None  # a word of memory that its exit clears, as it was
+    words: tuple[tuple[int, bytes], ...]  # of memory, which its exit changes, as they were
+    more_words: bool  # there are more of them
     ran: bool  # it was on a CPU, which has its floating-point registers
-    holds_locks: bool  # robust futexes, whose words its exit changes
 
 
 class Started(NamedTuple):
@@ -95,11 +96,11 @@ def decode(record: bytes) -> LeavingThread | Started:
         return Started(key, parent if kind == TYPE_FORK else None)
     if kind != TYPE_THREAD or size < _THREAD_AT + THREAD.size:
         raise ProbeError(f"a record of type {kind} with {size} bytes")
-    word, told = WORDS.unpack_from(record, EVENT.size)
+    told, _ = TOLD.unpack_from(record, EVENT.size)
+    words = WORD.iter_unpack(record[_WORDS_AT:_THREAD_AT])
     used, tid, _, ns_tid = _THREAD_HEAD.unpack_from(record, _THREAD_AT)
     if not THREAD.size <= used <= size - _THREAD_AT:
         raise ProbeError(f"thread {tid} claims {used} bytes of {size}")
-    (address,) = _ADDRESS.unpack_from(record, _THREAD_AT + _CLEAR_CHILD_TID_AT)
     regs = _REGS.unpack_from(record, _THREAD_AT + _REGS_AT)
     return LeavingThread(
         key=key,
@@ -108,9 +109,9 @@ def decode(record: bytes) -> LeavingThread | Started:
         syscall=regs[Reg.ORIG_RAX],
         sp=regs[Reg.RSP],
         raw=record[_THREAD_AT : _THREAD_AT + used],
-        tid_word=(address, word.to_bytes(4, "little")) if told & HAS_TID_WORD else None,
+        words=tuple((at, value.to_bytes(4, "little")) for at, value, _ in words if at),
+        more_words=bool(told & MORE_WORDS),
         ran=bool(told & NO_XSTATE),
-        holds_locks=bool(told & HOLDS_LOCKS),
     )
 
 

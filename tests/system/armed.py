@@ -11,16 +11,17 @@ from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent
 from tests.system.victims import build_folder, wait_until
 
-PROGRAM = build_folder() / "armed"  # not that of another checkout, which arms its own
+# not those of another checkout, which arms its own
+PROGRAMS = [str(build_folder() / name) for name in ("armed", "robust")]
 RULES = f"""
 defaults: {{capture: none, limit: none}} # others die here all the time
-rules: [{{name: recorded, match: {{exe: "{PROGRAM}"}}, capture: full}}]
+rules: [{{name: recorded, match: {{exe: {PROGRAMS}}}, capture: full}}]
 release: {{max_pins: 1024}}
 arm:
   max: 240
   rules:
     - name: mine
-      match: {{exe: "{PROGRAM}"}}
+      match: {{exe: {PROGRAMS}}}
       on: [killed, oom, exit]
       children: true
 """

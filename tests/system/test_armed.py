@@ -100,6 +100,19 @@ def test_memory_ran_out(arming: RunningAgent, tmp_path: Path, mib: int) -> None:
         assert record["core_memory"] > 150 * MIB
 
 
+def test_futexes_that_its_exit_marks_are_as_they_were(arming: RunningAgent, tmp_path: Path) -> None:
+    with running("robust", cwd=tmp_path) as victim:
+        wait_armed(arming, victim.pid)
+        before = look_at(victim.pid)
+        # WHEN a process is killed whose threads hold robust mutexes
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+    # THEN these are held in its core
+    record = arming.record(victim.pid)
+    assert_same(before, arming.core(record, tmp_path / "core"))
+    assert "robust" not in record["lost"]
+
+
 def test_no_room_for_a_successor(arming: RunningAgent, tmp_path: Path) -> None:
     with memory_cgroup(160 * MIB) as group:
         with running("armed", "96", "3", cwd=tmp_path, cgroup=group.path) as victim:

@@ -122,8 +122,11 @@ def thread_record(
     size = THREAD.size + len(xstate)
     fields = (size, tid, 7, tid + 100, 1, 1, 1, 1, b"name")
     thread = THREAD.pack(*fields, *[0] * 8, 0x1234, 0x5678, *regs, 3, 0, len(xstate))
-    words = probe.WORDS.pack(55, told)
-    body = words + thread + xstate + bytes(16)
+    words = [(0x1234, 55), (0x5000, 77)]
+    packed = b"".join(probe.WORD.pack(*word, 0) for word in words).ljust(
+        probe.WORDS * probe.WORD.size, b"\0"
+    )
+    body = probe.TOLD.pack(told, 0) + packed + thread + xstate + bytes(16)
     event = probe.EVENT.pack(probe.TYPE_THREAD, probe.EVENT.size + len(body), start, 7, 0)
     return event + body
 
@@ -135,18 +138,18 @@ def leaving(**given: Any) -> probe.LeavingThread:
 
 
 def test_a_thread_has_what_the_iterator_would_tell() -> None:
-    thread = leaving(told=probe.HAS_TID_WORD | probe.HOLDS_LOCKS, sp=0x7000, xstate=b"x" * 8)
+    thread = leaving(told=probe.MORE_WORDS, sp=0x7000, xstate=b"x" * 8)
     assert (thread.key, thread.tid, thread.ns_tid) == (KEY, 8, 108)
     assert (thread.sp, thread.syscall) == (0x7000, -1)
-    assert thread.tid_word == (0x1234, (55).to_bytes(4, "little"))
-    assert (thread.ran, thread.holds_locks) == (False, True)
+    assert thread.words == ((0x1234, b"7\0\0\0"), (0x5000, b"M\0\0\0"))
+    assert (thread.ran, thread.more_words) == (False, True)
     (decoded,) = decode_threads(thread.raw)
     assert (decoded.tid, decoded.name, decoded.regs[Reg.RSP]) == (108, "name", 0x7000)
 
 
 def test_a_thread_that_ran_says_so() -> None:
     thread = leaving(told=probe.NO_XSTATE)
-    assert (thread.ran, thread.tid_word) == (True, None)
+    assert (thread.ran, thread.more_words) == (True, False)
 
 
 def test_what_starts_is_told_with_its_parent() -> None:
