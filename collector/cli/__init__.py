@@ -32,6 +32,7 @@ VERBS = {
     "core": "write the ELF core of a death to a file",
     "debug": "open a core in gdb with the right executable",
     "sample": "where the threads of live processes are, over time",
+    "trace": "system calls, signals and ends of processes, as they come",
     "rm": "remove records and their cores",
     "snapshot": "a core of a running process, which goes on",
     "gcore": "the same with the arguments of gdb's gcore",
