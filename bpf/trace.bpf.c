@@ -39,6 +39,11 @@
 #define STATUS_BITS 0xffff
 #define STATUS_SIGNAL 0x7f
 
+/* Of <linux/binfmts.h>, what is read of it. */
+struct linux_binprm___path {
+	const char *filename;
+} __attribute__((preserve_access_index));
+
 enum state {
 	IN_CALL = 1,
 	UNWANTED = 2,          /* in a call that the filter leaves out */
@@ -64,7 +69,7 @@ struct cw_texts {
 
 struct cw_exec_room {
 	struct cw_trace_exec exec;
-	u8 arguments[CW_TEXT];
+	u8 texts[2 * CW_TEXT];
 };
 
 TASK_MAP(traced, struct cw_traced);
@@ -175,11 +180,11 @@ FN void copy_text(struct cw_texts *all, struct cw_call *call, struct cw_text *ou
 			return;
 		ONE_REGISTER(room);
 		got = bpf_probe_read_user_str(all->bytes + used, room, address);
-		if (got <= 0) {
+		if (got < 0) {
 			out->flags = CW_TEXT_FAULT;
 			return;
 		}
-		length = got - 1;
+		length = got > 0 ? got - 1 : 0; /* 0: an empty one, before 6.17 */
 	} else {
 		u64 bytes;
 
@@ -594,8 +599,9 @@ SEC("tp_btf/sched_process_exec") int execed(u64 *ctx)
 	struct cw_traced *own = bpf_task_storage_get(&traced, t, 0, 0);
 	struct cw_trace_rule *rule;
 	struct cw_exec_room *room;
-	u64 start, all, bytes;
+	u64 start, all, bytes, path = 0;
 	u32 zero = 0;
+	long got;
 
 	if (!own)
 		return 0;
@@ -606,7 +612,19 @@ SEC("tp_btf/sched_process_exec") int execed(u64 *ctx)
 		return 0;
 	fill_event(&room->exec.event, own, t, CW_TRACED_EXEC, sizeof(room->exec));
 	room->exec.old_tid = ctx[1];
-	room->exec.reserved = 0;
+	bytes = rule->strings;
+	ONE_REGISTER(bytes);
+	if (bytes && bytes < CW_TEXT) {
+		ONE_REGISTER(bytes);
+		got = bpf_probe_read_kernel_str(room->texts, bytes + 1,
+						READ((struct linux_binprm___path *)ctx[2], filename));
+		path = got < 0 ? 0 : got;
+	}
+	ONE_REGISTER(path);
+	if (path > CW_TEXT)
+		path = 0;
+	ONE_REGISTER(path);
+	room->exec.path = path;
 	start = READ(t->mm, arg_start);
 	all = READ(t->mm, arg_end) - start;
 	room->exec.all_arguments = all;
@@ -615,12 +633,13 @@ SEC("tp_btf/sched_process_exec") int execed(u64 *ctx)
 	if (bytes > CW_TEXT)
 		bytes = CW_TEXT;
 	ONE_REGISTER(bytes);
-	if (bytes && bpf_probe_read_user(room->arguments, bytes, (void *)start))
+	if (bytes && bpf_probe_read_user(room->texts + path, bytes, (void *)start))
 		bytes = 0;
 	room->exec.arguments = bytes;
+	bytes += path;
 	room->exec.event.size += bytes;
 	ONE_REGISTER(bytes);
-	if (bytes > CW_TEXT)
+	if (bytes > 2 * CW_TEXT)
 		return 0;
 	ONE_REGISTER(bytes);
 	take_lost(&room->exec.event, own);

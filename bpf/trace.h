@@ -165,14 +165,14 @@ struct cw_trace_fork {
 	__u32 reserved;
 };
 
-/* CW_TRACED_EXEC: the process is another program now. The arguments follow, each with its zero, if
- * strings are wanted. */
+/* CW_TRACED_EXEC: the process is another program now. If strings are wanted, the path of its file
+ * follows, then the arguments, each with its zero. */
 struct cw_trace_exec {
 	struct cw_trace_event event;
 	__u32 old_tid;         /* the thread's before; it has the process's id now */
-	__u32 arguments;       /* bytes that follow */
+	__u32 path;            /* bytes that follow, with a zero */
+	__u32 arguments;       /* bytes that follow these */
 	__u32 all_arguments;   /* bytes that there are */
-	__u32 reserved;
 };
 
 /* CW_TRACED_EXIT: a thread ends. */

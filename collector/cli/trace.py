@@ -143,9 +143,11 @@ class _Run:
         problems = []
         for pid in dict.fromkeys([*self._args.pids, *sorted(unit_pids(self._groups))]):
             try:
-                self._tracer.attach_tree(pid)
+                for found, threads in self._tracer.attach_tree(pid).items():
+                    print(f"process {found} attached: {threads} threads", file=sys.stderr)
             except ProcessGone as error:
                 problems.append(error)
+        sys.stderr.flush()
         if problems and not self._tracer.alive:
             raise problems[0]
         for problem in problems:
@@ -169,11 +171,9 @@ class _Run:
         self._tracer.stop()
         for event in self._tracer.read():
             self._show(event)
-        if self._interrupts and self._command is None:
-            return 128 + self._interrupts[0]
-        if self._command is None:
-            return 0
-        return self._command.wait() if self._command.ended() else 128 + self._interrupts[0]
+        if self._command is not None and not (self._interrupted() and not self._command.ended()):
+            return self._command.wait()
+        return 128 + self._interrupts[0] if self._interrupts else 0
 
     def _look(self, quiet: bool) -> None:
         """What is no event: calls that take long, processes that are new in a unit, silent ends."""

@@ -45,6 +45,7 @@ GROUPS = {
         "asm/mman.h linux/mman.h", r"MAP_[A-Z_0-9]+", r"MAP_(TYPE|FILE|HUGE_.*|UNINITIALIZED)"
     ),
     "mremap": Group("linux/mman.h", r"MREMAP_[A-Z]+"),
+    "fadvise": Group("linux/fadvise.h", r"POSIX_FADV_[A-Z]+", flags=False),
     "madvise": Group("asm/mman.h", r"MADV_[A-Z_]+", flags=False),
     "msync": Group("asm/mman.h", r"MS_(ASYNC|SYNC|INVALIDATE)"),
     "clone": Group(

@@ -38,7 +38,7 @@ _TEXT = struct.Struct("<BBH")
 SENT = struct.Struct("<7I4x16s48s")
 SIGNAL = struct.Struct("<QII48s")
 FORK = struct.Struct("<QIII4x")
-EXEC = struct.Struct("<III4x")
+EXEC = struct.Struct("<IIII")
 EXIT = struct.Struct("<QQII")
 KEPT_CALL = struct.Struct(f"<{CALL.size}sQ")
 KEPT = struct.Struct("<QIIII16s")
@@ -122,6 +122,7 @@ class ExecEvent(Event, frozen=True, kw_only=True, tag="exec"):
     """The process is another program now; its other threads are gone."""
 
     old_tid: int
+    path: bytes  # of its file, as the kernel was given it; empty if no strings are wanted
     arguments: tuple[bytes, ...]  # whole ones, but perhaps the last
     cut: bool
 
@@ -232,12 +233,14 @@ def decode(record: bytes) -> Event | None:
 
 
 def _exec(head: dict[str, Any], body: bytes) -> ExecEvent:
-    old_tid, told, all_bytes = EXEC.unpack_from(body)
-    arguments = body[EXEC.size : EXEC.size + told]
+    old_tid, path_bytes, told, all_bytes = EXEC.unpack_from(body)
+    path = body[EXEC.size : EXEC.size + path_bytes].rstrip(b"\0")
+    arguments = body[EXEC.size + path_bytes : EXEC.size + path_bytes + told]
     parts = arguments.split(b"\0")
     if parts and not parts[-1]:
         parts.pop()
-    return ExecEvent(**head, old_tid=old_tid, arguments=tuple(parts), cut=all_bytes > told)
+    cut = all_bytes > told
+    return ExecEvent(**head, old_tid=old_tid, path=path, arguments=tuple(parts), cut=cut)
 
 
 def kind_of(record: bytes) -> tuple[int, int]:

@@ -128,6 +128,8 @@ class Notation:
                 quoted(a, cut=became.cut and i == last) for i, a in enumerate(became.arguments)
             ]
             words[1] = f"[{', '.join(shown)}]"
+            if 0 not in call.texts or call.texts[0].data is None:
+                words[0] = quoted(became.path)  # it was not in memory at the entry
         return f"{name}({', '.join(words)}"
 
     def result(self, call: Call) -> str:

@@ -248,7 +248,7 @@ getdents64 d p u
 set_tid_address p
 restart_syscall
 semtimedop d p size p
-fadvise64 d l size d
+fadvise64 d l size fadvise
 timer_create clock p p
 timer_settime d timer p p
 timer_gettime d p

@@ -221,21 +221,18 @@ class Tracer:
         self._alive |= found
         return len(found)
 
-    def attach_tree(self, pid: int, rule: int = 0) -> list[int]:
-        """The same for a process and all that descends from it; their pids. A process whose parent
-        ends before it is found is not among them."""
-        self.attach(pid, rule)
-        found = [pid]
-        while True:
-            new = [child for child in _descendants(found) if child not in found]
-            if not new:
-                return found
+    def attach_tree(self, pid: int, rule: int = 0) -> dict[int, int]:
+        """The same for a process and all that descends from it: pid -> number of threads. A process
+        whose parent ends before it is found is not among them."""
+        found = {pid: self.attach(pid, rule)}
+        gone: set[int] = set()
+        while new := [c for c in _descendants([*found]) if c not in found and c not in gone]:
             for child in new:
-                found.append(child)
                 try:
-                    self.attach(child, rule)
+                    found[child] = self.attach(child, rule)
                 except ProcessGone:
-                    continue
+                    gone.add(child)
+        return found
 
     def detach(self, pid: int) -> None:
         """Trace no thread of this process any more, nor its future children."""
