@@ -129,10 +129,14 @@ FN void lose(struct cw_trace_event *event, struct cw_traced *own)
 	__sync_fetch_and_add(&own->lost, event->lost + 1);
 }
 
-/* Readers look every few milliseconds anyway; waking one costs more than the record itself. */
-FN u64 wake_up(u64 bytes)
+/* Readers look every few milliseconds anyway. To wake one costs more than a hundred records, so it
+ * is done once for so many bytes. */
+#define WAKE_BYTES (64 << 10)
+
+FN u64 wake_up(u64 before, u64 more)
 {
-	return bytes > CW_TRACE_RING / 64 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+	return before / WAKE_BYTES == (before + more) / WAKE_BYTES ? BPF_RB_NO_WAKEUP :
+								     BPF_RB_FORCE_WAKEUP;
 }
 
 /* Events that are not calls may use the room that calls leave. */
@@ -372,9 +376,11 @@ FN void tell_call(struct cw_traced *own, struct cw_trace_rule *rule, struct task
 	} else if (all && extra) {
 		own->now.event.size += extra;
 		__builtin_memcpy(&all->told, &own->now, sizeof(all->told));
-		refused = bpf_ringbuf_output(&ring, all, sizeof(all->told) + extra, wake_up(bytes));
+		refused = bpf_ringbuf_output(&ring, all, sizeof(all->told) + extra,
+					      wake_up(bytes, own->now.event.size));
 	} else {
-		refused = bpf_ringbuf_output(&ring, &own->now, sizeof(own->now), wake_up(bytes));
+		refused = bpf_ringbuf_output(&ring, &own->now, sizeof(own->now),
+					      wake_up(bytes, sizeof(own->now)));
 	}
 	if (refused) {
 		lose(&own->now.event, own);
