@@ -148,7 +148,7 @@ class _Run:
             except ProcessGone as error:
                 problems.append(error)
         sys.stderr.flush()
-        if problems and not self._tracer.alive:
+        if problems and not self._tracer.has_threads():
             raise problems[0]
         for problem in problems:
             print(f"coreward: {problem}", file=sys.stderr)
@@ -156,7 +156,7 @@ class _Run:
     def _follow(self) -> int:
         """Show events until nobody is left, or a signal ends it."""
         looked = time.monotonic()
-        while self._tracer.alive and not self._interrupted():
+        while self._tracer.has_threads() and not self._interrupted():
             quiet = True
             for event in self._tracer.read(0.01):
                 quiet = False
@@ -168,8 +168,7 @@ class _Run:
                 self._look(quiet)
             if quiet:
                 self._out.flush()
-        self._tracer.stop()
-        for event in self._tracer.read():
+        for event in self._tracer.rest():
             self._show(event)
         if self._command is not None and not (self._interrupted() and not self._command.ended()):
             return self._command.wait()
@@ -178,7 +177,7 @@ class _Run:
     def _look(self, quiet: bool) -> None:
         """What is no event: calls that take long, processes that are new in a unit, silent ends."""
         for pid in unit_pids(self._groups):
-            if pid not in self._tracer.alive:
+            if not self._tracer.is_traced(pid):
                 with contextlib.suppress(ProcessGone):
                     self._tracer.attach(pid)
         if not quiet or self._args.summary or self._args.json:

@@ -14,7 +14,7 @@ project, cannot load these programs, as it has no typed tracepoints.
 from __future__ import annotations
 
 import contextlib
-import errno
+import itertools
 import os
 import select
 import time
@@ -25,20 +25,18 @@ from typing import NamedTuple, Self
 import msgspec
 
 from collector.errors import ProbeError, ProcessGone, UsageError
-from collector.linux import libbpf, procfs
-from collector.linux.bpfhash import HashMap
-from collector.linux.ringbuf import Ring
-from collector.probe import files
+from collector.linux import procfs
 from collector.trace import filter as wanted_calls
-from collector.trace import layout, signatures, waiting
+from collector.trace import layout, waiting
 from collector.trace.layout import Event, ExecEvent, ExitEvent, ForkEvent, KeptEvent, Present
+from collector.trace.programs import Programs
 
-# those that see a thread's end and its children first, so that no thread is armed without them
-_PROGRAMS = ("born", "execed", "ended", "signal_sent", "signal_taken", "leave", "enter")
 RING_BYTES = 8 << 20
 _RESERVED = 8  # one part of so many of the ring is kept for what is no call
 _LOOK = 0.01  # seconds after which the ring is looked at, though nobody has woken us
 _CHECK = 1.0  # seconds of silence after which the threads are counted
+_AT_ONCE = 10_000  # events between two looks at everything else
+_LOW = 8  # a ring that is filled to one part of so many has room for those that wait for it
 _PENDING = 1024  # records whose other half has not come
 _PASSES = 100  # over the threads of a process that goes on making new ones
 
@@ -95,10 +93,9 @@ class Tracer:
             raise UsageError(f"{len(self._rules)} rules: at most {layout.RULES - 1}")
         if ring & (ring - 1) or not 64 << 10 <= ring <= 1 << 30:
             raise UsageError(f"a ring of {ring} bytes: a power of two from 64 KiB to 1 GiB")
-        self._ring_bytes = ring
-        self._links: list[int] = []
-        self._descriptors: dict[str, int] = {}
-        self._maps: dict[str, int] = {}
+        packed = [rule.pack(ring) for rule in self._rules]
+        strings = any(rule.strings for rule in self._rules)
+        self._programs = Programs(packed, ring, strings=strings)
         self._alive: set[int] = set()  # threads, in the initial pid namespace
         self._lost_events = 0
         self._lost_calls = 0
@@ -108,49 +105,8 @@ class Tracer:
 
     def __enter__(self) -> Self:
         """Load and attach. ProbeError says what is missing."""
-        path = files.trace_object_file()
-        try:
-            image = path.read_bytes()
-        except OSError as error:
-            raise ProbeError(
-                f"{path} cannot be read ({error.strerror}): build it with "
-                "`python -m collector.probe.build build`. Only this object can trace: "
-                "the loader bcc has no typed tracepoints"
-            ) from error
-        try:
-            self._load(image, str(path))
-        except OSError as error:
-            self.close()
-            raise ProbeError(f"tracing cannot begin: {error.strerror or error}") from error
-        except ProbeError:
-            self.close()
-            raise
+        self._programs.__enter__()
         return self
-
-    def _load(self, image: bytes, name: str) -> None:
-        with libbpf.Object(image, name, entries={"ring": self._ring_bytes}) as loaded:
-            programs = dict(loaded.programs())
-            for map_name in ("rules", "shapes", "arming", "trace_counters", "stopped", "untold"):
-                self._maps[map_name] = os.dup(loaded.map(map_name))
-            self._ring = Ring(os.dup(loaded.map("ring")))
-            for iterator in ("arm", "disarm", "present", "kept_calls"):
-                self._descriptors[iterator] = os.dup(programs[iterator])
-            for number, rule in enumerate(self._rules, 1):
-                libbpf.write_array(self._maps["rules"], number, rule.pack(self._ring_bytes))
-            if any(rule.strings for rule in self._rules):
-                self._write_shapes()
-            for program in _PROGRAMS:
-                self._descriptors[program] = os.dup(programs[program])
-                self._links.append(libbpf.attach_function(programs[program]))
-        self._stopped = HashMap(os.dup(self._maps["stopped"]))
-        self._untold = HashMap(os.dup(self._maps["untold"]))
-
-    def _write_shapes(self) -> None:
-        table, size = signatures.shapes(), layout.SHAPE.size
-        for index in range(len(table) // size):
-            one = table[index * size : (index + 1) * size]
-            if any(one):
-                libbpf.write_array(self._maps["shapes"], index, one)
 
     def __exit__(
         self,
@@ -158,31 +114,21 @@ class Tracer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.stop()
+        finally:
+            self._programs.close()
 
     def stop(self) -> None:
-        """Detach the programs: nobody is traced from now on. What is in the ring can be read."""
-        while self._links:
-            os.close(self._links.pop())
-        if hasattr(self, "_stopped"):
-            waiting.resume_all(self._stopped)
-
-    def close(self) -> None:
-        """Detach, unload. Safe to call again."""
-        self.stop()
-        for descriptor in (*self._descriptors.values(), *self._maps.values()):
-            os.close(descriptor)
-        self._descriptors, self._maps = {}, {}
-        for name in ("_ring", "_stopped", "_untold"):
-            if hasattr(self, name):
-                getattr(self, name).close()
-                delattr(self, name)
+        """Nobody is traced from now on; what is in the ring can be read."""
+        self._programs.detach()
+        waiting.resume_all(self._programs.stopped)
 
     @contextlib.contextmanager
     def resumed_at_death(self) -> Iterator[None]:
         """For rules with `wait`: should this process be killed meanwhile, another one resumes all
         that wait for it."""
-        child = waiting.start(self._maps["stopped"])
+        child = waiting.start(self._programs.descriptor("stopped"))
         try:
             yield
         finally:
@@ -200,7 +146,7 @@ class Tracer:
         a later pass, and the passes end when one has found nobody new. ProcessGone if there is
         none; ProbeError if the kernel has no memory.
         """
-        libbpf.write_array(self._maps["arming"], 0, layout.ARMING.pack(rule + 1, from_exec))
+        self._programs.write("arming", 0, layout.ARMING.pack(rule + 1, from_exec))
         found: set[int] = set()
         for _ in range(_PASSES):
             armed = self._armed("arm", pid)
@@ -244,40 +190,25 @@ class Tracer:
 
     def _armed(self, program: str, pid: int, *, single: bool = False) -> list[tuple[int, int]]:
         """(tid, enum cw_armed) of the threads that an iterator has passed."""
-        raw = self._iterate(program, pid, single=single)
+        raw = self._programs.iterate(program, pid, single=single)
         return [(tid, how) for tid, _, how in layout.ARMED.iter_unpack(raw)]
-
-    def _iterate(self, program: str, pid: int, *, single: bool = False) -> bytes:
-        """All that an iterator tells; `pid` 0: of all tasks."""
-        try:
-            iterator = libbpf.open_task_iterator(self._descriptors[program], pid, single=single)
-        except OSError as error:
-            if error.errno in (errno.ESRCH, errno.ENOENT):
-                return b""
-            raise
-        try:
-            parts = []
-            while part := os.read(iterator, 1 << 20):
-                parts.append(part)
-            return b"".join(parts)
-        except OSError as error:
-            if error.errno != errno.ESRCH:
-                raise ProbeError(f"process {pid} cannot be listed: {error.strerror}") from error
-            return b""
-        finally:
-            os.close(iterator)
 
     # -- what they do --------------------------------------------------------------------------
 
-    @property
-    def alive(self) -> frozenset[int]:
-        """The traced threads that have not ended, as far as events tell."""
-        return frozenset(self._alive)
+    def is_traced(self, tid: int) -> bool:
+        """Whether this thread is traced and has not ended, as far as events tell."""
+        return tid in self._alive
+
+    def has_threads(self) -> bool:
+        """Whether any traced thread has not ended."""
+        if not self._alive and self._lost_events:
+            self._alive = {thread.tid for thread in self.present()}  # births may be lost, too
+        return bool(self._alive)
 
     def events(self) -> Iterator[Event]:
         """All events, until every traced thread has ended."""
         silent_since = time.monotonic()
-        while self._alive:
+        while self.has_threads():
             for event in self.read(_LOOK):
                 silent_since = time.monotonic()
                 yield event
@@ -286,18 +217,27 @@ class Tracer:
                 self.check()
 
     def read(self, seconds: float = 0) -> Iterator[Event]:
-        """The events that wait; if there are none, those that come within this time."""
+        """The events that wait, 10,000 at most; if none do, those that come within this time."""
+        ring = self._programs.ring
         poll = select.poll()
-        poll.register(self._ring.descriptor, select.POLLIN)
+        poll.register(ring.descriptor, select.POLLIN)
         poll.poll(seconds * 1000)
-        for record in self._ring.records():
-            event = self._event(record)
-            if event is not None:
-                self._note(event)
-                yield event
-        self._ring.trim()
-        waiting.resume_all(self._stopped)
+        with contextlib.closing(ring.records()) as records:
+            for record in itertools.islice(records, _AT_ONCE):
+                event = self._event(record)
+                if event is not None:
+                    self._note(event)
+                    yield event
+        ring.trim()
+        if ring.waiting <= ring.size // _LOW:
+            waiting.resume_all(self._programs.stopped)
         self._read_untold()
+
+    def rest(self) -> Iterator[Event]:
+        """Stop, and give the events that are left."""
+        self.stop()
+        while self._programs.ring.waiting:
+            yield from self.read()
 
     def _event(self, record: bytes) -> Event | None:
         kind, tid = layout.kind_of(record)
@@ -324,8 +264,8 @@ class Tracer:
 
     def _read_untold(self) -> None:
         """Ends that had no room in the ring."""
-        for key in self._untold:
-            value = self._untold.remove(key)
+        for key in self._programs.untold:
+            value = self._programs.untold.remove(key)
             if value is not None:
                 _, lost_calls, _, lost = layout.UNTOLD.unpack(value)
                 self._alive.discard(int.from_bytes(key, "little"))
@@ -333,17 +273,17 @@ class Tracer:
                 self._lost_events += lost + 1
 
     def check(self) -> None:
-        """Ask the kernel who is traced: afterwards `alive` is true."""
+        """Ask the kernel who is traced and has not ended."""
         listed = {thread.tid for thread in self.present()}
         self._alive &= listed
 
     def present(self, pid: int = 0) -> list[Present]:
         """The traced threads that live, of one process or of all, each with the call it is in."""
-        return list(layout.decode_present(self._iterate("present", pid)))
+        return list(layout.decode_present(self._programs.iterate("present", pid)))
 
     def kept(self, pid: int) -> list[KeptEvent]:
         """What each thread of a process has kept so far (mode RECORD), the open call last."""
-        raw, found, at = self._iterate("kept_calls", pid), [], 0
+        raw, found, at = self._programs.iterate("kept_calls", pid), [], 0
         present = layout.EVENT.size + layout.PRESENT.size
         while at + layout.KEPT_BYTES + present <= len(raw):
             record = raw[at : at + layout.KEPT_BYTES]
@@ -359,16 +299,12 @@ class Tracer:
     def losses(self) -> Losses:
         """What is known to be lost so far; of threads that live, from themselves."""
         living = self.present() if self._alive else []
-        untraced, unnamed = (
-            int.from_bytes(libbpf.read_array(self._maps["trace_counters"], number, 8), "little")
-            for number in range(2)
-        )
         return Losses(
             calls=self._lost_calls + sum(thread.lost_calls for thread in living),
             events=self._lost_events + sum(thread.lost for thread in living),
-            untraced=untraced,
-            unnamed=unnamed,
-            missed=sum(libbpf.recursion_misses(self._descriptors[name]) for name in _PROGRAMS),
+            untraced=self._programs.counter(0),
+            unnamed=self._programs.counter(1),
+            missed=self._programs.missed(),
         )
 
 
