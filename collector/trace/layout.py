@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-NUMBERS = 512  # CW_CALL_NUMBERS
+from collector.arch.call_sets import NUMBERS as NUMBERS  # CW_CALL_NUMBERS
+
 TEXTS = 3  # CW_CALL_TEXTS
 MAX_TEXT = 1024  # CW_TEXT
 MAX_KEPT = 64  # CW_KEPT_CALLS

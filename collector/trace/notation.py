@@ -11,6 +11,7 @@ import signal
 import struct
 
 from collector import siginfo
+from collector.arch.signatures import Signature, signature
 from collector.arch.syscalls import syscall_name
 from collector.arch.x86_64 import CODE_32_BIT
 from collector.signals import signal_name
@@ -27,7 +28,6 @@ from collector.trace.layout import (
     Text,
     WaitEvent,
 )
-from collector.trace.signatures import Signature, signature
 from collector.trace.symbols import RESTARTS, Symbols, signal_code
 
 _X32 = 1 << 30  # __X32_SYSCALL_BIT

@@ -17,7 +17,7 @@ from collector.linux import libbpf
 from collector.linux.bpfhash import HashMap
 from collector.linux.ringbuf import Ring
 from collector.probe import files
-from collector.trace import layout, signatures
+from collector.trace import layout, shapes
 
 # those that see a thread's end and its children first, so that no thread is armed without them
 _ATTACHED = ("born", "execed", "ended", "signal_sent", "signal_taken", "leave", "enter")
@@ -80,7 +80,7 @@ class Programs:
             self._links.append(libbpf.attach_function(self._descriptors[program]))
 
     def _write_shapes(self) -> None:
-        table, size = signatures.shapes(), layout.SHAPE.size
+        table, size = shapes.shapes(), layout.SHAPE.size
         for index in range(len(table) // size):
             one = table[index * size : (index + 1) * size]
             if any(one):

@@ -94,7 +94,8 @@ def test_readme(workplace: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [f"docs/{name}.md" for name in ("operating", "policy", "snapshot", "trace", "watch")]
+    "document",
+    [f"docs/{name}.md" for name in ("operating", "policy", "snapshot", "trace", "watch")],
 )
 def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
     # GIVEN commands with names that stand for something (FILE, PID)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from collector.arch.signatures import kinds, signature
 from collector.trace import layout
 from collector.trace.groups import GROUPS
-from collector.trace.signatures import kinds, shape, shapes, signature
+from collector.trace.shapes import shape, shapes
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "trace.h"
 
