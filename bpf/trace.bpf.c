@@ -658,6 +658,7 @@ FN void fill_kept(struct cw_kept *mine, struct cw_traced *own, struct task_struc
 {
 	fill_event(&mine->event, own, t, CW_TRACED_KEPT, sizeof(*mine));
 	mine->has_texts = 0;
+	mine->start_ns = t->group_leader->start_boottime;
 	mine->last = !t->signal->live.counter;
 	bpf_probe_read_kernel(mine->comm, sizeof(mine->comm), t->comm);
 }

@@ -205,6 +205,7 @@ struct cw_kept {
 	__u32 last;            /* of its process */
 	__u32 has_texts;       /* a struct cw_all_texts belongs to it */
 	char comm[CW_TRACE_COMM];
+	__u64 start_ns;        /* of the process */
 	struct cw_kept_call kept[CW_KEPT_CALLS];
 };
 

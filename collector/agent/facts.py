@@ -9,6 +9,7 @@
     NotKept    write    that there is none
     Ended      exit     whether the kernel counts it as dumped
     Sampled    export   what the flight recorder had
+    Traced     export   the last system calls, as it had them
 
 What its core explains is an Explanation; what its events say is in the record from the start.
 """
@@ -17,7 +18,16 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.model import Capture, Cause, Outcome, Record, Release, SamplesFacts, Sender
+from collector.model import (
+    CallsFacts,
+    Capture,
+    Cause,
+    Outcome,
+    Record,
+    Release,
+    SamplesFacts,
+    Sender,
+)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,3 +118,7 @@ class Ended(Facts, frozen=True, kw_only=True):
 
 class Sampled(Facts, frozen=True, kw_only=True):
     samples: SamplesFacts
+
+
+class Traced(Facts, frozen=True, kw_only=True):
+    calls: CallsFacts

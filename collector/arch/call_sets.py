@@ -75,7 +75,7 @@ EVERYTHING: Wanted = ((1 << 64) - 1,) * (2 * _WORDS)
 def wanted(words: Iterable[str], *, but: bool = False) -> Wanted:
     """The bits of these calls; with `but` of all others.
 
-    A word is a name, `%set`, `/regex`, `all`, `none`, or a number; `?` before it: it may be unknown.
+    A word is a name, `%set`, `/regex`, `all`, `none` or a number; with `?` it may be unknown.
     ValueError says what is no call and no set.
     """
     names = _all_names()

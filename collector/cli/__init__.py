@@ -29,6 +29,7 @@ VERBS = {
     "list": "the deaths on record, newest first",
     "info": "everything known about one death",
     "bt": "backtrace of the thread that died, or of all",
+    "calls": "the last system calls of a process that died",
     "core": "write the ELF core of a death to a file",
     "debug": "open a core in gdb with the right executable",
     "sample": "where the threads of live processes are, over time",

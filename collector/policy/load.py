@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from msgspec.structs import replace
 
+from collector.arch.call_sets import wanted
 from collector.errors import PolicyError
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.policy import yamlnodes as nodes
@@ -40,6 +41,7 @@ from collector.policy.types import (
     ReleaseSettings,
     Rule,
     StoreSettings,
+    Trace,
     Trigger,
     Watch,
 )
@@ -62,6 +64,7 @@ _LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
+_MAX_KEPT_CALLS, _MAX_KEPT_TEXT = 64, 64  # CW_KEPT_CALLS, CW_KEPT_TEXT in bpf/trace.h
 _GLOB = re.compile(r"[*?/\[]")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
 
@@ -111,6 +114,7 @@ def keys() -> list[str]:
     listed += [f"rules[].match.{key}" for key in _MATCH]
     listed += [f"watch[].{key}" for key in _WATCH]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
+    listed += [f"trace[].{key}" for key in _TRACE]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
@@ -339,6 +343,11 @@ def _watched(doc: Document, node: yaml.Node, path: str) -> Match:
     return _match(doc, node, path)
 
 
+def _calls(text: str) -> str:
+    wanted([text])
+    return text
+
+
 def _every(text: str) -> float:
     seconds = parse_duration(text)
     if not _SHORTEST <= seconds <= _MAX_EVERY:
@@ -484,6 +493,14 @@ _WATCH: Mapping[str, Parser] = {
     "stack": nodes.written(_stack, "a size such as 16KiB"),
     "triggers": _named("trigger", _TRIGGER, finish=_trigger),
 }
+_TRACE: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "match": _watched,
+    "calls": nodes.integer(1, _MAX_KEPT_CALLS, "a number of calls"),
+    "strings": nodes.integer(0, _MAX_KEPT_TEXT, "a number of bytes"),
+    "include": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
+    "exclude": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
     "metrics": {"listen": _listen},
@@ -516,6 +533,7 @@ _TOP: Mapping[str, Parser] = {
     "defaults": _section(_ACTION),
     "rules": _named("rule", _RULE, "match"),
     "watch": _named("watch rule", _WATCH, "match"),
+    "trace": _named("trace rule", _TRACE, "match"),
 }
 
 
@@ -557,6 +575,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         defaults=defaults,
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
+        trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
     )
 
 

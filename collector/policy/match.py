@@ -13,15 +13,16 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from collector.model import Capture, Cause, Release
-from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Watch
+from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule, Trace, Watch
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
+_Rule = TypeVar("_Rule", Watch, Trace)
 
 _EXIT_UNNAMED = Decision(
     rule=DEFAULTS,
@@ -101,16 +102,16 @@ def wants_exits(policy: Policy) -> bool:
     return any(Cause.EXIT in (rule.match.cause or ()) for rule in policy.rules)
 
 
-class Watcher:
-    """The `watch` rules made ready: which of them, the first, names a live process."""
+class Watcher(Generic[_Rule]):
+    """`watch` or `trace` rules made ready: which of them, the first, names a live process."""
 
-    def __init__(self, rules: Iterable[Watch]) -> None:
-        self._rules = {watch.name: watch for watch in rules}
+    def __init__(self, rules: Iterable[_Rule]) -> None:
+        self._rules: dict[str, _Rule] = {rule.name: rule for rule in rules}
         named = (Rule(name=w.name, match=w.match, action=Action()) for w in self._rules.values())
         self._matcher = Matcher(Policy(rules=tuple(named)))
 
-    def rule(self, facts: Facts) -> Watch | None:
-        """None: it is not watched. What it would die of does not matter."""
+    def rule(self, facts: Facts) -> _Rule | None:
+        """None: it is none of these. What it would die of does not matter."""
         alive = msgspec.structs.replace(facts, cause=Cause.SNAPSHOT, signal=None)
         return self._rules.get(self._matcher.decide(alive).rule)
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 
-from collector.arch.call_sets import NUMBERS as NUMBERS  # CW_CALL_NUMBERS
-
 TEXTS = 3  # CW_CALL_TEXTS
 MAX_TEXT = 1024  # CW_TEXT
 MAX_KEPT = 64  # CW_KEPT_CALLS
@@ -42,7 +40,7 @@ FORK = struct.Struct("<QIII4x")
 EXEC = struct.Struct("<IIII")
 EXIT = struct.Struct("<QQII")
 KEPT_CALL = struct.Struct(f"<{CALL.size}sQ")
-KEPT = struct.Struct("<QIIII16s")
+KEPT = struct.Struct("<QIIII16sQ")
 KEPT_BYTES = EVENT.size + KEPT.size + MAX_KEPT * KEPT_CALL.size
 _TEXTS_OF_CALL = TEXTS * MAX_KEPT_TEXT
 KEPT_TEXTS_BYTES = EVENT.size + MAX_KEPT * _TEXTS_OF_CALL
@@ -144,6 +142,7 @@ class KeptEvent(Event, frozen=True, kw_only=True, tag="kept"):
     status: int
     last: bool
     comm: str
+    start_ns: int  # of the process
     calls: tuple[Call, ...]
 
 
@@ -260,7 +259,7 @@ def has_texts(record: bytes) -> bool:
 def decode_kept(record: bytes, texts: bytes = b"", open_call: bytes = b"") -> KeptEvent:
     """A struct cw_kept, the texts of its calls, a struct cw_present for the one that is open."""
     _, _, time_ns, tid, tgid, lost, rule = EVENT.unpack_from(record)
-    made, calls, status, last, _, comm = KEPT.unpack_from(record, EVENT.size)
+    made, calls, status, last, _, comm, start_ns = KEPT.unpack_from(record, EVENT.size)
     found = [_kept_call(record, texts, slot) for slot in _slots(made, calls)]
     if open_call:
         _, _, in_call, call = PRESENT.unpack_from(open_call, EVENT.size)
@@ -276,6 +275,7 @@ def decode_kept(record: bytes, texts: bytes = b"", open_call: bytes = b"") -> Ke
         status=status,
         last=bool(last),
         comm=_name(comm),
+        start_ns=start_ns,
         calls=tuple(found),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from collector.signals import signal_name
-from collector.trace.layout import CallEvent, Event, SentEvent, SignalEvent
+from collector.trace.layout import Call, CallEvent, Event, SentEvent, SignalEvent
 from collector.trace.notation import Notation, call_name
 
 
@@ -20,17 +20,22 @@ def json_event(event: Event, notation: Notation) -> dict[str, Any]:
     lines = notation.lines(event)
     match event:
         case CallEvent():
-            call = event.call
-            texts = {
-                str(argument): {"data": _characters(text.data), "cut": text.cut, "late": text.late}
-                for argument, text in call.texts.items()
-            }
-            found["call"] |= {"name": call_name(call), "texts": texts}
+            found["call"] = json_call(event.call) | {"name": call_name(event.call)}
             found["text"] = lines[-1]
         case SignalEvent() | SentEvent():
             found["name"] = signal_name(event.signal)
             found["info"] = _characters(event.info)
     return {name: _plain(value) for name, value in found.items()}
+
+
+def json_call(call: Call) -> dict[str, Any]:
+    """All that is known of a call."""
+    found: dict[str, Any] = msgspec.to_builtins(call, builtin_types=(bytes,))
+    found["texts"] = {
+        str(argument): {"data": _characters(text.data), "cut": text.cut, "late": text.late}
+        for argument, text in call.texts.items()
+    }
+    return found
 
 
 def _plain(value: Any) -> Any:

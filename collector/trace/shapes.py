@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collector.arch.call_sets import NUMBERS
 from collector.arch.signatures import signature
 from collector.arch.syscalls import syscall_name
 from collector.arch.x86_64 import CODE_32_BIT
@@ -9,7 +10,6 @@ from collector.trace.layout import (
     LENGTH_FIXED,
     LENGTH_RESULT,
     LENGTH_STRING,
-    NUMBERS,
     SHAPE,
     TEXT_IN,
     TEXT_OUT,

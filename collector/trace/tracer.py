@@ -216,6 +216,10 @@ class Tracer:
                 silent_since = time.monotonic()
                 self.check()
 
+    def fileno(self) -> int:
+        """Becomes readable when events wait."""
+        return self._programs.ring.descriptor
+
     def read(self, seconds: float = 0) -> Iterator[Event]:
         """The events that wait, 10,000 at most; if none do, those that come within this time."""
         ring = self._programs.ring

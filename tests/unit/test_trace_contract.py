@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from collector.arch.call_sets import NUMBERS
 from collector.arch.signatures import kinds, signature
 from collector.trace import layout
 from collector.trace.groups import GROUPS
@@ -32,7 +33,7 @@ EXPECTED = {
     "sizeof(struct cw_armed_thread)": layout.ARMED.size,
     "sizeof(struct cw_present)": layout.EVENT.size + layout.PRESENT.size,
     "sizeof(struct cw_untold)": layout.UNTOLD.size,
-    "CW_CALL_NUMBERS": layout.NUMBERS,
+    "CW_CALL_NUMBERS": NUMBERS,
     "CW_CALL_TEXTS": layout.TEXTS,
     "CW_TEXT": layout.MAX_TEXT,
     "CW_KEPT_CALLS": layout.MAX_KEPT,
@@ -90,5 +91,5 @@ def test_where_calls_have_their_texts() -> None:
         + nothing
     )
     assert shape("getpid") == shape(None) == 3 * nothing
-    assert len(shapes()) == 2 * layout.NUMBERS * layout.SHAPE.size
+    assert len(shapes()) == 2 * NUMBERS * layout.SHAPE.size
     assert signature("no such call").kinds == ("x",) * 6
