@@ -618,11 +618,13 @@ SEC("tp_btf/sched_process_exec") int execed(u64 *ctx)
 		return 0;
 	fill_event(&room->exec.event, own, t, CW_TRACED_EXEC, sizeof(room->exec));
 	room->exec.old_tid = ctx[1];
-	bytes = rule->strings;
-	ONE_REGISTER(bytes);
-	if (bytes && bytes < CW_TEXT) {
+	if (rule->strings) {
+		bytes = (u64)rule->strings + 1; /* with its zero */
 		ONE_REGISTER(bytes);
-		got = bpf_probe_read_kernel_str(room->texts, bytes + 1,
+		if (bytes > CW_TEXT)
+			bytes = CW_TEXT;
+		ONE_REGISTER(bytes);
+		got = bpf_probe_read_kernel_str(room->texts, bytes,
 						READ((struct linux_binprm___path *)ctx[2], filename));
 		path = got < 0 ? 0 : got;
 	}
