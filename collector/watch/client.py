@@ -82,7 +82,7 @@ class FlightRecorder:
         """Ask for the samples of this death; whether there will be an answer, once, from any
         thread. False: nothing is watched.
         """
-        return self._ask(Ask, "samples", record, answered)
+        return bool(self._rules.watch) and self._ask(Ask, "samples", record, answered)
 
     def ask_calls(self, record: Record, answered: Answered) -> bool:
         """The same for the last system calls of its threads. False: nothing is traced."""

@@ -24,6 +24,7 @@ ONLY_THE_CRASHES = """
 defaults: {capture: none}
 rules: [{name: all, match: {comm: null_worker}, capture: full}]
 watch: [{name: all, match: {comm: null_worker}, every: 10ms}]
+trace: [{name: all, match: {comm: null_worker}}]
 """
 SETTING_UP = {"make setup", "make demo"}  # not for the scratch store; run on their own below
 
