@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from typing import TypeVar
 
 from collector import siginfo
 from collector.arch.signatures import Signature, signature
@@ -30,6 +31,9 @@ from collector.trace.layout import (
 )
 from collector.trace.symbols import RESTARTS, Symbols, signal_code
 
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
+_REMEMBERED = 65_536  # signals that were not taken yet, or calls of execve(2) that go on
 _X32 = 1 << 30  # __X32_SYSCALL_BIT
 _O_CREATES = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE: only then open(2) has a mode
 _ESCAPES = {
@@ -88,11 +92,10 @@ class Notation:
             case SignalEvent():
                 return [*lines, *self._signal(event)]
             case SentEvent():
-                self._senders[event.tgid, event.signal] = event
+                _remember(self._senders, (event.tgid, event.signal), event)
             case ExecEvent():
-                self._arguments[event.tid] = event
+                _remember(self._arguments, event.tid, event)
                 if event.old_tid != event.tid:
-                    self._arguments[event.tid] = event
                     lines.append(f"+++ superseded by execve in pid {event.old_tid} +++")
             case ForkEvent() if event.untraced:
                 lines.append(f"--- {event.child_tid} is not followed: the kernel had no memory ---")
@@ -237,6 +240,13 @@ class Notation:
             return [line]
         comm = quoted(os.fsencode(sent.sender_comm))
         return [f"{line} /* from pid {sent.sender_tgid}, {comm} */"]
+
+
+def _remember(known: dict[_Key, _Kept], key: _Key, event: _Kept) -> None:
+    """The oldest goes if there are too many: the end of a thread may have been lost."""
+    known[key] = event
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
 
 
 def ending(status: int) -> str:
