@@ -5,17 +5,18 @@ PYTHON := /usr/bin/python3
 BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
-          gdb elfutils binutils
+          gdb elfutils binutils strace linux-libc-dev
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
 NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-copy \
           $(BUILD)/coreward-cpu.so
+SYMBOLS := $(BUILD)/trace-symbols.json
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench wheel clean
 
-setup: $(BIN)/.ready $(OBJECT) $(NATIVE)
+setup: $(BIN)/.ready $(OBJECT) $(NATIVE) $(SYMBOLS)
 
 demo: setup
 	@$(BIN)/python -m demo
@@ -72,6 +73,7 @@ wheel: setup
 	@git ls-files -z collector | xargs -0 cp --parents -t $(WHEEL)/src
 	@cp $(NATIVE) $(WHEEL)/src/collector/native
 	@cp -r $(BUILD)/*.bpf.o bpf $(WHEEL)/src/collector/probe
+	@cp $(SYMBOLS) $(WHEEL)/src/collector/trace
 	@$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation \
 	    -w $(WHEEL) \
 	    --config-settings=--build-option=--plat-name=linux_$$(uname -m) $(WHEEL)/src
@@ -110,3 +112,7 @@ $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 
 $(NATIVE) &: $(wildcard collector/native/*.[ch]) bpf/coreward.h collector/native/build.py $(BIN)/.ready
 	@$(BIN)/python -m collector.native.build $(BUILD)
+
+# Names of constants, as the kernel's headers have them.
+$(SYMBOLS): collector/trace/headers.py collector/trace/groups.py $(BIN)/.ready
+	@$(BIN)/python -m collector.trace.headers $@

@@ -24,6 +24,7 @@ from bench import (
     soak,
     storm,
     takers,
+    tracing,
     writing,
 )
 from bench.cases import CASES, QUICK, QUICK_ROUNDS
@@ -31,7 +32,7 @@ from bench.model import Result
 from bench.relayed import Minicoredumper, SystemdCoredump
 from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
-OTHERS = ("rest", "write", "bpf", "storm", "armed")
+OTHERS = ("rest", "write", "bpf", "trace", "storm", "armed")
 ALONE = ("killed", "soak")  # minutes each, and only if asked for
 SLOW = (SystemdCoredump, Minicoredumper)  # a storm would take them minutes to work off
 SNAPSHOTS = "snapshots"  # all cases of them
@@ -111,6 +112,10 @@ def run(
     """Measure what was asked for."""
     if "bpf" in args.cases:
         result.figures += overhead.measure(10 if args.quick else 30, say)
+    if "trace" in args.cases:
+        figures, table = tracing.measure(5 if args.quick else args.rounds or 11, say)
+        result.figures += figures
+        result.tables.append(table)
     if "rest" in args.cases:
         result.figures += rest.measure(rest.QUICK_IDLE_S if args.quick else rest.IDLE_S, say)
     if "write" in args.cases:

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * loops signals|forks COUNT: nanoseconds for one of COUNT handled signals, or for one of COUNT
- * times fork, exit and wait.
+ * loops signals|forks|calls COUNT: nanoseconds for one of COUNT handled signals, for one of COUNT
+ * times fork, exit and wait, or for one of COUNT times getppid(2):
+ * of these in the fastest of 100 parts, in which nobody else had the CPU.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -53,6 +55,24 @@ static void forks(long count)
 	}
 }
 
+static double calls(long count)
+{
+	long part = count / 100;
+	double least = 1e18;
+
+	for (int round = 0; round < 100; round++) {
+		int64_t begun = now_ns();
+		double took;
+
+		for (long i = 0; i < part; i++)
+			syscall(SYS_getppid);
+		took = (double)(now_ns() - begun) / (double)part;
+		if (took < least)
+			least = took;
+	}
+	return least;
+}
+
 int main(int argc, char **argv)
 {
 	long count = argc == 3 ? atol(argv[2]) : 0;
@@ -65,6 +85,8 @@ int main(int argc, char **argv)
 		signals(count);
 	else if (strcmp(argv[1], "forks") == 0)
 		forks(count);
+	else if (strcmp(argv[1], "calls") == 0 && count >= 100)
+		return printf("%.1f\n", calls(count)) < 0;
 	else
 		return 2;
 	printf("%.1f\n", (double)(now_ns() - begun) / (double)count);

@@ -346,6 +346,15 @@ class SamplesFacts(msgspec.Struct, frozen=True, kw_only=True):
     file: str  # inside the record's folder
 
 
+class CallsFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The last system calls of a process's threads, which lie beside its record."""
+
+    threads: int
+    calls: int
+    rule: str  # of `trace`
+    file: str  # inside the record's folder
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a backtrace, innermost first. Unknown parts are None."""
 
@@ -416,6 +425,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: SnapshotFacts | None = None  # for cause `snapshot`
     trigger: str | None = None  # why a health trigger took it, for cause `snapshot`
     samples: SamplesFacts | None = None  # None: no `watch` rule matched it
+    calls: CallsFacts | None = None  # None: no `trace` rule matched it
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones

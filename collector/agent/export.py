@@ -10,13 +10,23 @@ import msgspec
 from collector.agent.assemble import CORE_BIT, record_of_held
 from collector.agent.context import Context
 from collector.agent.crash import Crash
-from collector.agent.facts import Ended, Opened, Sampled
+from collector.agent.facts import Ended, Opened, Sampled, Traced
 from collector.agent.owner import name_of
 from collector.errors import CorewardError
 from collector.explain.reason import reason
-from collector.model import Capture, Cause, Outcome, ProcessKey, Record, Release, SamplesFacts
+from collector.model import (
+    CallsFacts,
+    Capture,
+    Cause,
+    Outcome,
+    ProcessKey,
+    Record,
+    Release,
+    SamplesFacts,
+)
 from collector.signals import signal_name
 from collector.store.ids import record_id
+from collector.watch.client import Answer
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +89,30 @@ def _wants_core(crash: Crash) -> bool:
 
 
 def ask_recorder(context: Context, crash: Crash) -> None:
-    """If a watched process has died its samples become part of the record, which waits for them."""
+    """If a watched or traced process has died its samples, and its last calls, become part of the
+    record, which waits for them."""
     crash.begin("samples")
     if not context.recorder.ask(crash.record, partial(_sampled, context, crash)):
         end(context, crash, "samples")
+    crash.begin("calls")
+    if not context.recorder.ask_calls(crash.record, partial(_traced, context, crash)):
+        end(context, crash, "calls")
 
 
-def _sampled(context: Context, crash: Crash, answer: SamplesFacts | str | None) -> None:
+def _sampled(context: Context, crash: Crash, answer: Answer) -> None:
     if isinstance(answer, str):
         crash.lose("samples", answer)
-    elif answer is not None:
+    elif isinstance(answer, SamplesFacts):
         crash.learn(Sampled(samples=answer))
     end(context, crash, "samples")
+
+
+def _traced(context: Context, crash: Crash, answer: Answer) -> None:
+    if isinstance(answer, str):
+        crash.lose("calls", answer)
+    elif isinstance(answer, CallsFacts):
+        crash.learn(Traced(calls=answer))
+    end(context, crash, "calls")
 
 
 def end_of_process(context: Context, crash: Crash) -> None:

@@ -10,6 +10,7 @@
     Ended      exit     whether the kernel counts it as dumped
     Sampled    export   what the flight recorder had
     KilledByUnit  export  what systemd says of the unit whose process it killed
+    Traced     export   the last system calls, as it had them
 
 What its core explains is an Explanation; what its events say is in the record from the start.
 """
@@ -18,7 +19,17 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.model import Capture, Cause, Killer, Outcome, Record, Release, SamplesFacts, Sender
+from collector.model import (
+    CallsFacts,
+    Capture,
+    Cause,
+    Killer,
+    Outcome,
+    Record,
+    Release,
+    SamplesFacts,
+    Sender,
+)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,3 +124,7 @@ class Sampled(Facts, frozen=True, kw_only=True):
 
 class KilledByUnit(Facts, frozen=True, kw_only=True):
     killer: Killer
+
+
+class Traced(Facts, frozen=True, kw_only=True):
+    calls: CallsFacts

@@ -18,7 +18,9 @@ from collector.errors import NotFound, StoreError
 from collector.model import Outcome, Record
 from collector.store.folders import TEMPORARY
 from collector.store.store import Store
+from collector.watch import kept
 from collector.watch.flight import Flight, read
+from collector.watch.kept import KeptCalls
 
 _INCOMPLETE = (Outcome.TRUNCATED, Outcome.REDUCED)
 
@@ -49,6 +51,14 @@ def samples_of(store: Store, record: Record) -> Flight:
         why = record.lost.get("samples", "no `watch` rule of the policy named it")
         raise NotFound(f"record {record.id} has no samples: {clean(why)}")
     return read(store.place(record))
+
+
+def calls_of(store: Store, record: Record) -> KeptCalls:
+    """The last system calls of a death's threads. NotFound says why there are none."""
+    if record.calls is None:
+        why = record.lost.get("calls", "no `trace` rule of the policy named it")
+        raise NotFound(f"record {record.id} has no system calls: {clean(why)}")
+    return kept.read(store.place(record))
 
 
 def warn_incomplete(record: Record) -> None:

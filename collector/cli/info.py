@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from collector.cli import places, render
+from collector.cli.calls import last_calls
 from collector.cli.choice import id_argument, json_argument, reading
-from collector.cli.cores import samples_of
+from collector.cli.cores import calls_of, samples_of
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
 from collector.explain.names import code_name
@@ -39,6 +40,7 @@ class InfoVerb:
             record = store.get(args.id)
             core = store.core_path(record)
             flight = samples_of(store, record) if record.samples else None
+            kept = calls_of(store, record) if record.calls else None
         if args.json:
             found = msgspec.to_builtins(record)
             render.print_json({**found, "history": flight.report()} if flight else found)
@@ -47,6 +49,9 @@ class InfoVerb:
         lines = described(record, core, screen)
         if flight is not None:
             lines += ["", screen.bold("Before it died"), *_history(flight, screen)]
+        if kept is not None and (calls := last_calls(record, kept)):
+            more = screen.dim(f"  of all threads: coreward calls {record.id}")
+            lines += ["", screen.bold("Last calls of the thread"), *calls, more]
         print("\n".join(lines))
         return 0
 

@@ -107,6 +107,7 @@ class Metrics:
             "watch_refused",
             "Processes named by a watch rule, but left out: no room, or they keep readers waiting",
         )
+        self.traced = gauge("traced_threads", "Threads that keep their last system calls")
         self.left_behind = gauge(
             "handoff_threads_left_behind",
             "Threads that a dying process keeps waiting, for ever maybe",

@@ -11,7 +11,7 @@ import ctypes
 import enum
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ctypes import c_bool, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ BPF_ANY = 0  # <linux/bpf.h>
 BPF_TRACE_FENTRY = 24  # enum bpf_attach_type
 BPF_TRACE_ITER = 28
 INSTRUCTION_BYTES = 8  # struct bpf_insn
+RECURSION_MISSES_OFFSET = 208  # of that member of struct bpf_prog_info
 BTF_KIND_PTR = 2  # <linux/btf.h>
 BTF_KIND_STRUCT = 4
 BTF_KIND_UNION = 5
@@ -171,11 +172,19 @@ class Object:
     Programs and maps that were pinned or attached meanwhile stay.
     """
 
-    def __init__(self, image: bytes, name: str, without: Collection[str] = ()) -> None:
-        """`without`: programs that are not loaded."""
+    def __init__(
+        self,
+        image: bytes,
+        name: str,
+        without: Collection[str] = (),
+        entries: Mapping[str, int] | None = None,
+    ) -> None:
+        """`without`: programs that are not loaded. `entries`: max_entries of maps by name, where
+        they are to differ from the source's (of a ring: its bytes)."""
         self._image = image
         self._name = name
         self._without = without
+        self._entries = entries or {}
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
@@ -190,6 +199,10 @@ class Object:
             autoload = _function("bpf_program__set_autoload", c_int, c_void_p, c_bool)
             if found := find(handle, program.encode()):
                 autoload(found, False)
+        for map_name, count in self._entries.items():
+            find = _function("bpf_object__find_map_by_name", c_void_p, c_void_p, c_char_p)
+            resize = _function("bpf_map__set_max_entries", c_int, c_void_p, c_uint32)
+            resize(find(handle, map_name.encode()), count)
         result = _function("bpf_object__load", c_int, c_void_p)(handle)
         if result < 0:
             reason = os.strerror(_errno(result))
@@ -240,7 +253,7 @@ def attach_raw_tracepoint(tracepoint: str, program: int) -> int:
 
 
 def attach_function(program: int) -> int:
-    """Attach an fentry program where it says; returns the descriptor of the link."""
+    """Attach an fentry or a tp_btf program where it says; returns the descriptor of the link."""
     opened = _function("bpf_raw_tracepoint_open", c_int, c_char_p, c_int)
     return _checked(opened(None, program), "attach to a function of the kernel")
 
@@ -295,6 +308,15 @@ def map_info(descriptor: int) -> MapInfo:
     call = _function("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, c_void_p)
     _checked(call(descriptor, ctypes.byref(buffer), ctypes.byref(length)), "map info")
     return MapInfo(*buffer[:5])
+
+
+def recursion_misses(program: int) -> int:
+    """How often a program was not run, because it ran on that CPU already (Linux >= 5.12)."""
+    buffer = ctypes.create_string_buffer(RECURSION_MISSES_OFFSET + 8)
+    length = c_uint32(len(buffer))
+    call = _function("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, c_void_p)
+    _checked(call(program, ctypes.byref(buffer), ctypes.byref(length)), "program info")
+    return int.from_bytes(buffer.raw[RECURSION_MISSES_OFFSET:], "little")
 
 
 def create_array(name: str, value_size: int, entries: int) -> int:

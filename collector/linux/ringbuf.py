@@ -134,6 +134,11 @@ class Ring:
         return int(self._consumed[0])
 
     @property
+    def waiting(self) -> int:
+        """Bytes of the records that have not been read."""
+        return int(self._produced[0]) - self.position
+
+    @property
     def oldest(self) -> int:
         """What was read before stays where it is from here on; before it, it is overwritten.
 

@@ -42,6 +42,7 @@ from collector.policy.types import (
     ReleaseSettings,
     Rule,
     StoreSettings,
+    Trace,
     Trigger,
     Watch,
 )
@@ -66,6 +67,7 @@ _LEAST_WITHIN, _MOST_WITHIN = 0.01, 1.5  # seconds; 2 s after the kill the kerne
 _MOST_ARMED = 1024
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
+_MAX_KEPT_CALLS, _MAX_KEPT_TEXT = 64, 64  # CW_KEPT_CALLS, CW_KEPT_TEXT in bpf/trace.h
 _GLOB = re.compile(r"[*?/\[]")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
 
@@ -116,6 +118,7 @@ def keys() -> list[str]:
     listed += [f"watch[].{key}" for key in _WATCH]
     listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
+    listed += [f"trace[].{key}" for key in _TRACE]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
@@ -344,6 +347,13 @@ def _living(doc: Document, node: yaml.Node, path: str) -> Match:
     return _match(doc, node, path)
 
 
+def _calls(text: str) -> str:
+    from collector.arch.call_sets import wanted  # noqa: PLC0415 - few policies have such rules
+
+    wanted([text])
+    return text
+
+
 def _every(text: str) -> float:
     seconds = parse_duration(text)
     if not _SHORTEST <= seconds <= _MAX_EVERY:
@@ -517,6 +527,14 @@ _ARM_SECTION: Mapping[str, Parser] = {
     "max": nodes.integer(1, _MOST_ARMED, "a number of processes"),
     "rules": _named("arm rule", _ARM, "match"),
 }
+_TRACE: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "match": _living,
+    "calls": nodes.integer(1, _MAX_KEPT_CALLS, "a number of calls"),
+    "strings": nodes.integer(0, _MAX_KEPT_TEXT, "a number of bytes"),
+    "include": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
+    "exclude": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
     "metrics": {"listen": _listen},
@@ -550,6 +568,7 @@ _TOP: Mapping[str, Parser] = {
     "rules": _named("rule", _RULE, "match"),
     "watch": _named("watch rule", _WATCH, "match"),
     "arm": _section(_ARM_SECTION),
+    "trace": _named("trace rule", _TRACE, "match"),
 }
 
 
@@ -592,6 +611,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
         arm=_arm(given.get("arm", {})),
+        trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
     )
 
 

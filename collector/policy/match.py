@@ -18,7 +18,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from collector.model import Capture, Cause, Release
-from collector.policy.types import Action, ArmRule, Decision, Facts, Match, Policy, Rule, Watch
+from collector.policy.types import (
+    Action,
+    ArmRule,
+    Decision,
+    Facts,
+    Match,
+    Policy,
+    Rule,
+    Watch,
+)
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
@@ -102,7 +111,7 @@ def wants_exits(policy: Policy) -> bool:
 
 
 class OfTheLiving(Protocol):
-    """A rule for processes that live: of `watch`, or of `arm`."""
+    """A rule for processes that live: of `watch`, `arm` or `trace`."""
 
     @property
     def name(self) -> str: ...

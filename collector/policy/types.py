@@ -172,6 +172,18 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[ArmRule, ...] = ()
 
 
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes of which each thread keeps its last system calls. `match` has neither signal nor
+    cause; what they start is traced as well."""
+
+    name: str
+    match: Match
+    calls: int = 64  # that each thread keeps
+    strings: int = 0  # bytes of each path and buffer; none is copied if 0
+    include: tuple[str, ...] = ()  # calls and sets of calls (arch.call_sets); empty: all
+    exclude: tuple[str, ...] = ()
+
+
 class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on the flight recorder as a whole."""
 
@@ -193,6 +205,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     watch: tuple[Watch, ...] = ()
     arm: ArmSettings = ArmSettings()
+    trace: tuple[Trace, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ def build(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "vmlinux.h").write_text(btf.vmlinux_h())
     _compile(files.live_source_file(), out, out / files.LIVE_OBJECT_NAME)
+    _compile(files.trace_source_file(), out, out / files.TRACE_OBJECT_NAME)
     return _compile(files.source_file(), out, out / files.OBJECT_NAME)
 
 

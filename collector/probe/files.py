@@ -10,6 +10,7 @@ from collector.errors import ProbeError
 
 OBJECT_NAME = "coreward.bpf.o"
 LIVE_OBJECT_NAME = "live.bpf.o"
+TRACE_OBJECT_NAME = "trace.bpf.o"
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE.parents[1]
 
@@ -22,6 +23,11 @@ def source_file() -> Path:
 def live_source_file() -> Path:
     """bpf/live.bpf.c; the same."""
     return _source("live.bpf.c")
+
+
+def trace_source_file() -> Path:
+    """bpf/trace.bpf.c; the same."""
+    return _source("trace.bpf.c")
 
 
 def _source(name: str) -> Path:
@@ -40,6 +46,11 @@ def object_file() -> Path:
 def live_object_file() -> Path:
     """The same of live.bpf.c."""
     return _object(LIVE_OBJECT_NAME)
+
+
+def trace_object_file() -> Path:
+    """The same of trace.bpf.c."""
+    return _object(TRACE_OBJECT_NAME)
 
 
 def _object(name: str) -> Path:

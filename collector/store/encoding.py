@@ -65,6 +65,15 @@ def json_text(value: object) -> str:
     return _HOSTILE_BUT_NEWLINE.sub(_json_escape, text) + "\n"
 
 
+def json_line(value: object) -> str:
+    """The same in one line, for a stream of values."""
+    try:
+        data = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(_spelled(msgspec.to_builtins(value)))
+    return HOSTILE.sub(_json_escape, data.decode()) + "\n"
+
+
 def _json_escape(match: re.Match[str]) -> str:
     units = match[0].encode("utf-16-be")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))

@@ -18,16 +18,19 @@ from collections.abc import Callable
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
 from collector.linux import children
-from collector.model import Record, SamplesFacts
+from collector.model import CallsFacts, Record, SamplesFacts
 from collector.policy.types import Policy, RecorderSettings
 from collector.store.store import Store
 from collector.watch.messages import (
     MAX_PACKET,
     Ask,
+    AskCalls,
+    Calls,
     Counts,
     Fired,
     Rules,
     Samples,
+    ToAgent,
     pair,
     send,
     to_agent,
@@ -41,12 +44,13 @@ _END_S = 10.0  # that the recorder has to end by itself, in seconds
 _LOOK_S = 1.0
 
 
-# The samples of a death; why there are none; None: it was not watched
-Answered = Callable[[SamplesFacts | str | None], None]
+# The samples of a death, or its last calls; why there are none; None: it was not watched
+Answer = SamplesFacts | CallsFacts | str | None
+Answered = Callable[[Answer], None]
 
 
 class FlightRecorder:
-    """Runs while the policy has `watch` rules. All methods may be called from any thread."""
+    """Runs while the policy has `watch` or `trace` rules. Any thread may call its methods."""
 
     def __init__(self, store: Store, metrics: Metrics, announce: Callable[[Record], None]) -> None:
         """announce: is given the record of each snapshot that a trigger took."""
@@ -57,7 +61,7 @@ class FlightRecorder:
         self._rules = Rules(watch=(), settings=RecorderSettings())
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._asked: dict[str, tuple[Answered, float]] = {}  # by record
+        self._asked: dict[tuple[str, str], tuple[Answered, float]] = {}  # by record and what
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._counted = Counts(processes=0, bytes=0, samples=0, refused=0)
@@ -65,11 +69,11 @@ class FlightRecorder:
     def configure(self, policy: Policy) -> None:
         """Watch by this policy from now on; the recorder runs if there is something to watch."""
         with self._lock:
-            self._rules = Rules(watch=policy.watch, settings=policy.recorder)
+            self._rules = Rules(watch=policy.watch, settings=policy.recorder, trace=policy.trace)
             if self._channel is None:
-                if policy.watch:
+                if self._is_wanted:
                     self._start()
-            elif policy.watch:
+            elif self._is_wanted:
                 self._send_rules(self._channel)
             else:
                 _end(self._channel)
@@ -78,12 +82,22 @@ class FlightRecorder:
         """Ask for the samples of this death; whether there will be an answer, once, from any
         thread. False: nothing is watched.
         """
+        return bool(self._rules.watch) and self._ask(Ask, "samples", record, answered)
+
+    def ask_calls(self, record: Record, answered: Answered) -> bool:
+        """The same for the last system calls of its threads. False: nothing is traced."""
+        return bool(self._rules.trace) and self._ask(AskCalls, "calls", record, answered)
+
+    def _ask(
+        self, kind: type[Ask] | type[AskCalls], what: str, record: Record, answered: Answered
+    ) -> bool:
+        key = record.id, what
         with self._lock:
             if self._channel is None:
                 return False
-            self._asked[record.id] = answered, time.monotonic() + _ANSWER_S
+            self._asked[key] = answered, time.monotonic() + _ANSWER_S
             try:
-                ask = Ask(
+                ask = kind(
                     record=record.id,
                     pid=record.pid,
                     start_ns=record.start_ns,
@@ -92,7 +106,7 @@ class FlightRecorder:
                 send(self._channel, ask)
                 return True
             except CorewardError as error:
-                del self._asked[record.id]
+                del self._asked[key]
                 why = str(error)
         answered(f"the flight recorder gave {why}")
         return True
@@ -110,6 +124,10 @@ class FlightRecorder:
             process.kill()
 
     # ---- inside
+
+    @property
+    def _is_wanted(self) -> bool:
+        return bool(self._rules.watch or self._rules.trace)
 
     def _start(self) -> None:
         """With the lock held."""
@@ -164,6 +182,7 @@ class FlightRecorder:
         channel.close()
         self._metrics.watched.set(0)
         self._metrics.watched_bytes.set(0)
+        self._metrics.traced.set(0)
         status = None
         if process is not None:
             children.has_ended(process.pid, _END_S)
@@ -171,41 +190,42 @@ class FlightRecorder:
             status = process.returncode
         for answered, _ in asked.values():
             self._answer(answered, "the flight recorder ended")
-        if self._closing.is_set() or not self._rules.watch:
+        if self._closing.is_set() or not self._is_wanted:
             return
         self._metrics.errors.labels("watch").inc()
         log.error("watch: the flight recorder ended with status %s", status)
         if not self._closing.wait(_RESTART_S):
             with self._lock:
-                if self._channel is None and self._rules.watch:
+                if self._channel is None and self._is_wanted:
                     self._start()
 
     def _expire(self) -> None:
         now = time.monotonic()
         with self._lock:
-            late = [record for record, (_, until) in self._asked.items() if until < now]
-            unanswered = [self._asked.pop(record)[0] for record in late]
+            late = [key for key, (_, until) in self._asked.items() if until < now]
+            unanswered = [self._asked.pop(key)[0] for key in late]
         for answered in unanswered:
             self._answer(answered, "the flight recorder did not answer")
 
-    def _answer(self, answered: Answered, answer: SamplesFacts | str | None) -> None:
+    def _answer(self, answered: Answered, answer: Answer) -> None:
         try:
             answered(answer)
         except Exception:  # others wait for their answers as well
             self._metrics.errors.labels("watch").inc()
             log.exception("watch: an answer could not be taken")
 
-    def _take(self, message: Samples | Fired | Counts) -> None:
-        if isinstance(message, Samples):
+    def _take(self, message: ToAgent) -> None:
+        if isinstance(message, Samples | Calls):
             self._answered(message)
         elif isinstance(message, Fired):
             self._fired(message)
         else:
             self._count(message)
 
-    def _answered(self, answer: Samples) -> None:
+    def _answered(self, answer: Samples | Calls) -> None:
+        key = answer.record, "samples" if isinstance(answer, Samples) else "calls"
         with self._lock:
-            answered, _ = self._asked.pop(answer.record, (None, 0.0))
+            answered, _ = self._asked.pop(key, (None, 0.0))
         if answered is not None:
             self._answer(answered, answer.facts if answer.lost is None else answer.lost)
 
@@ -226,6 +246,7 @@ class FlightRecorder:
         metrics = self._metrics
         metrics.watched.set(counts.processes)
         metrics.watched_bytes.set(counts.bytes)
+        metrics.traced.set(counts.traced)
         metrics.samples.inc(counts.samples - before.samples)
         metrics.watch_refused.inc(counts.refused - before.refused)
 

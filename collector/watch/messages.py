@@ -10,8 +10,8 @@ import socket
 import msgspec
 
 from collector.errors import CorewardError
-from collector.model import SamplesFacts
-from collector.policy.types import RecorderSettings, Watch
+from collector.model import CallsFacts, SamplesFacts
+from collector.policy.types import RecorderSettings, Trace, Watch
 
 MAX_PACKET = 4 << 20  # bytes; a policy file has 1 MiB at most
 _SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
@@ -22,6 +22,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     watch: tuple[Watch, ...]
     settings: RecorderSettings
+    trace: tuple[Trace, ...] = ()
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -31,6 +32,23 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pid: int
     start_ns: int
     folder: str  # of the record
+
+
+class AskCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the recorder: this process has died; its threads' last calls go beside this record."""
+
+    record: str
+    pid: int
+    start_ns: int
+    folder: str
+
+
+class Calls(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """To the agent: the answer. Neither facts nor `lost`: it was not traced."""
+
+    record: str
+    facts: CallsFacts | None = None
+    lost: str | None = None
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -58,10 +76,11 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     bytes: int  # of their samples
     samples: int
     refused: int  # processes for which there was no room
+    traced: int = 0  # threads that keep their last system calls now
 
 
-ToRecorder = Rules | Ask
-ToAgent = Samples | Fired | Counts
+ToRecorder = Rules | Ask | AskCalls
+ToAgent = Samples | Calls | Fired | Counts
 
 _encoder = msgspec.msgpack.Encoder()
 to_recorder = msgspec.msgpack.Decoder(ToRecorder)

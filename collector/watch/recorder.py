@@ -32,10 +32,12 @@ from collector.policy.types import RecorderSettings, Watch
 from collector.sample.ring import SampleRing
 from collector.sample.sampler import Sampler
 from collector.watch import flight
+from collector.watch.calls import CallKeeper
 from collector.watch.cgroups import LOOK_S, Cgroups, CgroupVitals
 from collector.watch.messages import (
     MAX_PACKET,
     Ask,
+    AskCalls,
     Counts,
     Fired,
     Rules,
@@ -103,6 +105,7 @@ class Recorder:
         self._fired: dict[tuple[str, str], deque[float]] = defaultdict(deque)
         self._counts: Counter[str] = Counter()
         self._cgroups = Cgroups()
+        self._calls = CallKeeper(self._tell)
         self._saves = Lane("save", 1, _SAVES)
         self._snapshots = Lane("snapshot", 1, _SNAPSHOTS_MAX)
 
@@ -118,6 +121,7 @@ class Recorder:
                     break
                 except Stalled as error:
                     self._shun(error)
+        self._calls.close()
         for lane in (self._saves, self._snapshots):  # what is asked for is still done
             lane.wait_idle(_UNWINDING_S)
 
@@ -127,16 +131,21 @@ class Recorder:
         scan = counts = 0.0
         while self._receive():
             now = time.monotonic()
-            if now >= scan and self._rules:
-                self._scan()
+            if now >= scan:
+                if self._rules:
+                    self._scan()
+                self._calls.scan()
                 scan = now + _SCAN_S
+            self._calls.take()
             if now >= counts:
                 self._tell_counts()
                 counts = now + _COUNTS_S
             self._sample_due()
             self._forget_dead()
             dues = [watched.due for watched in self._live.values()]
-            self._wait(min([counts, scan if self._rules else counts, *dues]))
+            if (due := self._calls.due) is not None:
+                dues.append(due)
+            self._wait(min([counts, scan, *dues]))
 
     @contextlib.contextmanager
     def _looking_at(self, pid: int) -> Iterator[None]:
@@ -168,6 +177,8 @@ class Recorder:
         """For a message, the end of a process, or the time."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
+        if (calls := self._calls.descriptor) is not None:
+            poll.register(calls, select.POLLIN)
         ends = {watched.process.fileno(): watched for watched in self._live.values()}
         for fd in ends:
             poll.register(fd, select.POLLIN)
@@ -191,6 +202,9 @@ class Recorder:
             message = to_recorder.decode(packet)
             if isinstance(message, Rules):
                 self._take_rules(message)
+                self._calls.configure(message.trace)
+            elif isinstance(message, AskCalls):
+                self._calls.give(message)
             else:
                 self._give(message)
 
@@ -218,6 +232,7 @@ class Recorder:
                 bytes=sum(watched.ring.bytes for watched in held),
                 samples=self._counts["samples"],
                 refused=self._counts["refused"],
+                traced=self._calls.threads,
             )
         )
 

@@ -24,6 +24,7 @@ ONLY_THE_CRASHES = """
 defaults: {capture: none}
 rules: [{name: all, match: {comm: null_worker}, capture: full}]
 watch: [{name: all, match: {comm: null_worker}, every: 10ms}]
+trace: [{name: all, match: {comm: null_worker}}]
 """
 SETTING_UP = {"make setup", "make demo"}  # not for the scratch store; run on their own below
 
@@ -95,7 +96,7 @@ def test_readme(workplace: Path, command: str) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [f"docs/{name}.md" for name in ("armed", "operating", "policy", "snapshot", "watch")],
+    [f"docs/{n}.md" for n in ("armed", "operating", "policy", "snapshot", "trace", "watch")],
 )
 def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
     # GIVEN commands with names that stand for something (FILE, PID)

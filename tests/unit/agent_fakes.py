@@ -193,6 +193,10 @@ class FakeNative:
 
 
 class FakeRecorder:
+    def ask_calls(self, record: Record, answered: object) -> bool:
+        """No trace rule."""
+        return False
+
     def ask(self, record: Record, answered: object) -> bool:
         """No watch rule."""
         return False

@@ -363,7 +363,7 @@ def rule(match: str) -> str:
     return f"rules: [{{name: a, match: {{{match}}}}}]"
 
 
-KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm"
+KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace"
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
@@ -710,3 +710,29 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
         message.encode()  # can be printed: no lone surrogate
     else:
         assert policy.source == "f"
+
+
+def test_trace_rules() -> None:
+    text = (
+        "trace: [{name: a, match: {unit: x.service}, calls: 8, strings: 32, include: '%file', "
+        "exclude: [openat, /^stat]}, {name: b, match: {comm: c}}]"
+    )
+    full, short = loads(text, "f").trace
+    assert (full.calls, full.strings) == (8, 32)
+    assert (full.include, full.exclude) == (("%file",), ("openat", "/^stat"))
+    assert (short.calls, short.strings, short.include, short.exclude) == (64, 0, (), ())
+
+
+@pytest.mark.parametrize(
+    ("keys_of_it", "problem"),
+    [
+        ("calls: 65", "f:1: trace[0].calls: expected a number of calls from 1 to 64"),
+        ("include: [opnat]", "f:1: trace[0].include: no system call is named 'opnat'"),
+        ("exclude: '%nothing'", "f:1: trace[0].exclude: %nothing: the sets are desc, file"),
+        ("cals: 3", 'f:1: trace[0].cals: unknown key "cals"; did you mean "calls"?'),
+    ],
+)
+def test_what_is_wrong_with_a_trace_rule_is_said(keys_of_it: str, problem: str) -> None:
+    with pytest.raises(PolicyErrors) as caught:
+        loads(f"trace: [{{name: a, match: {{comm: c}}, {keys_of_it}}}]", "f")
+    assert problem in str(caught.value)

@@ -1,0 +1,332 @@
+"""Events in the notation of strace(1): `openat(AT_FDCWD, "/etc/passwd", O_RDONLY) = 3`.
+
+Pure. All that comes from a traced process is a number, or is quoted with everything but printable
+ASCII escaped: a line is one line, and nothing in it is obeyed by a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from typing import TypeVar
+
+from collector import siginfo
+from collector.arch.signatures import Signature, signature
+from collector.arch.syscalls import syscall_name
+from collector.arch.x86_64 import CODE_32_BIT
+from collector.signals import signal_name
+from collector.trace.layout import (
+    Call,
+    CallEvent,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    ForkEvent,
+    KeptEvent,
+    SentEvent,
+    SignalEvent,
+    Text,
+    WaitEvent,
+)
+from collector.trace.symbols import RESTARTS, Symbols, signal_code
+
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
+_REMEMBERED = 65_536  # signals that were not taken yet, or calls of execve(2) that go on
+_X32 = 1 << 30  # __X32_SYSCALL_BIT
+_O_CREATES = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE: only then open(2) has a mode
+_ESCAPES = {
+    0x22: '\\"',
+    0x5C: "\\\\",
+    0x0A: "\\n",
+    0x09: "\\t",
+    0x0D: "\\r",
+    0x0B: "\\v",
+    0x0C: "\\f",
+}
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_FUTEX_FOUR = frozenset({0, 3, 4, 5, 6, 9, 11, 12, 13})  # operations with more than three arguments
+_FUTEX_SIX = frozenset({3, 4, 5, 9, 11, 12})
+_FCNTL_NO_ARGUMENT = frozenset({1, 3, 9, 11, 1025, 1032, 1034})
+_FCNTL_OPEN, _FCNTL_FD = 4, 2
+_SI_CHILD = struct.Struct("<16xiIi")  # si_pid, si_uid, si_status
+_SI_PID = struct.Struct("<16xiI")
+
+
+def call_name(call: Call) -> str:
+    """`openat`; `syscall_0x7b` for a number without a name."""
+    number = call.number & ~_X32 if not call.compat else call.number
+    return syscall_name(number, CODE_32_BIT if call.compat else 0) or f"syscall_{call.number:#x}"
+
+
+def quoted(data: bytes, *, cut: bool = False) -> str:
+    """A C string as strace writes it: octal for what is no printable ASCII; `...` if it was cut."""
+    parts = []
+    for index, byte in enumerate(data):
+        if byte in _ESCAPES:
+            parts.append(_ESCAPES[byte])
+        elif 0x20 <= byte < 0x7F:
+            parts.append(chr(byte))
+        else:
+            digit_follows = index + 1 < len(data) and 0x30 <= data[index + 1] <= 0x39
+            parts.append(f"\\{byte:03o}" if digit_follows else f"\\{byte:o}")
+    return f'"{"".join(parts)}"' + ("..." if cut else "")
+
+
+class Notation:
+    """Turns events into text. Keeps who was executed last, for the arguments of execve(2), and who
+    sent the signals that are yet to be taken."""
+
+    def __init__(self, symbols: Symbols) -> None:
+        self._symbols = symbols
+        self._arguments: dict[int, ExecEvent] = {}  # by thread: of its execve(2) that goes on
+        self._senders: dict[tuple[int, int], SentEvent] = {}  # by process and signal
+
+    def lines(self, event: Event) -> list[str]:
+        """The lines of an event, without the thread's number; none for one that only informs."""
+        lines = [f"--- {event.lost} events of this thread were lost here ---"] if event.lost else []
+        match event:
+            case CallEvent():
+                return [*lines, self.call(event.call, self._arguments.pop(event.tid, None))]
+            case SignalEvent():
+                return [*lines, *self._signal(event)]
+            case SentEvent():
+                _remember(self._senders, (event.tgid, event.signal), event)
+            case ExecEvent():
+                _remember(self._arguments, event.tid, event)
+                if event.old_tid != event.tid:
+                    lines.append(f"+++ superseded by execve in pid {event.old_tid} +++")
+            case ForkEvent() if event.untraced:
+                lines.append(f"--- {event.child_tid} is not followed: the kernel had no memory ---")
+            case ExitEvent():
+                self._forget(event)
+                lines.append(f"+++ {ending(event.status)} +++")
+            case WaitEvent():
+                lines.append("--- stopped until its events are read ---")
+            case KeptEvent():
+                lines += [self.call(call) for call in event.calls]
+        return lines
+
+    def _forget(self, event: ExitEvent) -> None:
+        self._arguments.pop(event.tid, None)
+        if event.last:
+            for key in [key for key in self._senders if key[0] == event.tgid]:
+                del self._senders[key]
+
+    def call(self, call: Call, became: ExecEvent | None = None) -> str:
+        """One call with its result."""
+        return f"{self.begun(call, became)}) = {self.result(call)}"
+
+    def begun(self, call: Call, became: ExecEvent | None = None) -> str:
+        """A call up to its last argument, without the closing parenthesis."""
+        name = call_name(call)
+        found = signature(name)
+        words = self._special(name, call) or [
+            self._word(call, found, index) for index in range(len(found.kinds))
+        ]
+        if name == "execve" and became is not None and became.arguments:
+            last = len(became.arguments) - 1
+            shown = [
+                quoted(a, cut=became.cut and i == last) for i, a in enumerate(became.arguments)
+            ]
+            words[1] = f"[{', '.join(shown)}]"
+            if 0 not in call.texts or call.texts[0].data is None:
+                words[0] = quoted(became.path)  # it was not in memory at the entry
+        return f"{name}({', '.join(words)}"
+
+    def result(self, call: Call) -> str:
+        """`3`, `-1 ENOENT (No such file or directory)`, `?`."""
+        value = call.result
+        if value is None:
+            return "?"
+        if -4096 < value < 0:
+            sign = "?" if -value in RESTARTS else "-1"
+            return f"{sign} {self._symbols.error(-value)}"
+        kind = signature(call_name(call)).result
+        if kind == "x":
+            return hex(value & (2**64 - 1))
+        return f"0{value:o}" if kind == "o" and value else str(value)
+
+    def _special(self, name: str, call: Call) -> list[str] | None:
+        """Calls whose arguments depend on one another."""
+        args = call.args
+        match name:
+            case "open" | "openat":
+                count = 2 if name == "open" else 3
+                if not args[count - 1] & _O_CREATES:
+                    return [self._word(call, signature(name), i) for i in range(count)]
+            case "mmap" | "mmap2":
+                words = [self._word(call, signature(name), i) for i in range(6)]
+                return [*words[:5], "0" if not args[5] else hex(args[5])]
+            case "clone" if not call.compat:
+                return self._clone(args)
+            case "futex":
+                operation = args[1] & 0x7F
+                count = 6 if operation in _FUTEX_SIX else 4 if operation in _FUTEX_FOUR else 3
+                return [self._word(call, signature(name), i) for i in range(count)]
+            case "fcntl" | "fcntl64":
+                return self._fcntl(call)
+            case "mremap" if not args[3] & 2:
+                return [self._word(call, signature(name), i) for i in range(4)]
+        return None
+
+    def _fcntl(self, call: Call) -> list[str]:
+        descriptor, command, argument = call.args[:3]
+        words = [_int(descriptor), self._symbols.text("fcntl", command)]
+        if command in _FCNTL_NO_ARGUMENT:
+            return words
+        if command == _FCNTL_OPEN:
+            return [*words, self._symbols.text("open", argument)]
+        if command == _FCNTL_FD:
+            return [*words, self._symbols.text("fd_flags", argument)]
+        return [*words, _int(argument) if argument < 1 << 16 else hex(argument)]
+
+    def _clone(self, args: tuple[int, ...]) -> list[str]:
+        """In strace's order, and with the names of what is there (clone(2))."""
+        flags, stack, parent, child, tls = args[:5]
+        words = [f"child_stack={_pointer(stack)}", f"flags={self._symbols.text('clone', flags)}"]
+        if flags & (0x100000 | 0x1000):  # CLONE_PARENT_SETTID, CLONE_PIDFD
+            words.append(f"parent_tid={_pointer(parent)}")
+        if flags & 0x80000:  # CLONE_SETTLS
+            words.append(f"tls={_pointer(tls)}")
+        if flags & (0x1000000 | 0x200000):  # CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID
+            words.append(f"child_tidptr={_pointer(child)}")
+        return words
+
+    def _word(self, call: Call, found: Signature, index: int) -> str:
+        word, kind = call.args[index], found.kinds[index]
+        text = call.texts.get(index)
+        match kind:
+            case "d":
+                return _int(word)
+            case "u":
+                return str(word & 0xFFFFFFFF)
+            case "l":
+                return str(_long(word, call.compat))
+            case "size":
+                return str(word)
+            case "x":
+                return "0" if not word else hex(word)
+            case "mode":
+                return f"0{word & 0xFFFFFFFF:o}" if word else "000"
+            case "p":
+                return _pointer(word)
+            case "path" | "str" | "in" | "out":
+                return _text(word, text)
+            case "status":
+                return _status(word, text)
+            case "ints":
+                return _ints(word, text, found.sizes[index])
+            case "addr":
+                return _address(word, text)
+        return self._symbols.text(kind, word)
+
+    def _signal(self, event: SignalEvent) -> list[str]:
+        """Who sent it stands behind it: the siginfo has no name, and may say anything. A process
+        that dies of a signal has it once, though each of its threads takes one."""
+        sent = self._senders.pop((event.tgid, event.signal), None)
+        raw = event.info if event.info is not None or sent is None else sent.info
+        info = siginfo.decode(raw) if raw is not None else None
+        if raw is None or info is None:
+            if sent is None:
+                return []
+            parts = ["si_code=SI_KERNEL"] if sent.by_kernel else ["si_code=SI_USER"]
+        else:
+            parts = _info(raw, info)
+        name = signal_name(event.signal)
+        line = f"--- {name} {{{', '.join([f'si_signo={name}', *parts])}}} ---"
+        if sent is None or sent.by_kernel:
+            return [line]
+        comm = quoted(os.fsencode(sent.sender_comm))
+        return [f"{line} /* from pid {sent.sender_tgid}, {comm} */"]
+
+
+def _remember(known: dict[_Key, _Kept], key: _Key, event: _Kept) -> None:
+    """The oldest goes if there are too many: the end of a thread may have been lost."""
+    known[key] = event
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
+
+
+def ending(status: int) -> str:
+    """What a wait status says: `exited with 3`, `killed by SIGSEGV (core dumped)`."""
+    number = status & 0x7F
+    if not number:
+        return f"exited with {status >> 8 & 0xFF}"
+    return f"killed by {signal_name(number)}" + (" (core dumped)" if status & 0x80 else "")
+
+
+def _info(raw: bytes, info: siginfo.SigInfo) -> list[str]:
+    parts = [f"si_code={signal_code(info.signal, info.code)}"]
+    if info.signal == signal.SIGCHLD and 0 < info.code <= 6:
+        pid, uid, status = _SI_CHILD.unpack_from(raw)
+        shown = str(status) if info.code == 1 else signal_name(status)
+        return [*parts, f"si_pid={pid}", f"si_uid={uid}", f"si_status={shown}"]
+    if info.syscall is not None:
+        return [*parts, f"si_syscall={syscall_name(info.syscall) or info.syscall}"]
+    if info.address is not None:
+        return [*parts, f"si_addr={_pointer(info.address)}"]
+    if info.code <= 0:
+        pid, uid = _SI_PID.unpack_from(raw)
+        return [*parts, f"si_pid={pid}", f"si_uid={uid}"]
+    return parts
+
+
+def _int(word: int) -> str:
+    low = word & 0xFFFFFFFF
+    return str(low - (1 << 32) if low >> 31 else low)
+
+
+def _long(word: int, compat: bool) -> int:
+    bits = 32 if compat else 64
+    return word - (1 << bits) if word >> (bits - 1) else word
+
+
+def _pointer(word: int) -> str:
+    return hex(word) if word else "NULL"
+
+
+def _text(word: int, text: Text | None) -> str:
+    if text is None or text.data is None:
+        return _pointer(word)
+    return quoted(text.data, cut=text.cut)
+
+
+def _status(word: int, text: Text | None) -> str:
+    if text is None or text.data is None or len(text.data) < 4:
+        return _pointer(word)
+    status = int.from_bytes(text.data, "little")
+    number = status & 0x7F
+    if status == 0xFFFF:
+        return "[{WIFCONTINUED(s)}]"
+    if status & 0xFF == 0x7F:
+        return f"[{{WIFSTOPPED(s) && WSTOPSIG(s) == {signal_name(status >> 8 & 0xFF)}}}]"
+    if not number:
+        return f"[{{WIFEXITED(s) && WEXITSTATUS(s) == {status >> 8 & 0xFF}}}]"
+    dumped = " && WCOREDUMP(s)" if status & 0x80 else ""
+    return f"[{{WIFSIGNALED(s) && WTERMSIG(s) == {signal_name(number)}{dumped}}}]"
+
+
+def _ints(word: int, text: Text | None, size: int) -> str:
+    if text is None or text.data is None or len(text.data) < size:
+        return _pointer(word)
+    return f"[{', '.join(str(n) for (n,) in struct.iter_unpack('<i', text.data))}]"
+
+
+def _address(word: int, text: Text | None) -> str:
+    """A struct sockaddr, of the families that have names for people; else its bytes."""
+    if text is None or text.data is None or len(text.data) < 2 or text.cut:
+        return _text(word, text)
+    data, family = text.data, int.from_bytes(text.data[:2], "little")
+    if family == _AF_UNIX:
+        path = data[2:]
+        if path[:1] == b"\0":
+            return f"{{sa_family=AF_UNIX, sun_path=@{quoted(path[1:])}}}"
+        name = quoted(path.partition(b"\0")[0])
+        return f"{{sa_family=AF_UNIX, sun_path={name}}}"
+    if family == _AF_INET and len(data) >= 8:
+        port = int.from_bytes(data[2:4], "big")
+        host = ".".join(map(str, data[4:8]))
+        return f'{{sa_family=AF_INET, sin_port=htons({port}), sin_addr=inet_addr("{host}")}}'
+    return quoted(data)

@@ -1,0 +1,233 @@
+"""Who is traced by the policy's `trace` rules, and what of their calls goes beside a record.
+
+The programs are attached while somebody is traced, and for no longer. A process is found by looking
+through /proc; what it starts is traced from its first instruction. When a traced process fails,
+each of its threads tells what it has kept as it ends; of one that is held still, the threads are
+asked. It reads no memory of a process: the kernel's side does, and never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from collector.arch.call_sets import EVERYTHING, Wanted, wanted
+from collector.errors import CorewardError, ProbeError, ProcessGone
+from collector.linux import procfs
+from collector.linux.procfs import PF_KTHREAD
+from collector.model import Cause
+from collector.policy.facts import facts_of
+from collector.policy.match import Watcher
+from collector.policy.types import Trace
+from collector.trace import RECORD, KeptEvent, Rule, Tracer
+from collector.watch import kept
+from collector.watch.messages import AskCalls, Calls
+
+log = logging.getLogger(__name__)
+
+_RING = 16 << 20  # bytes: what a process of a thousand threads tells at its end
+_WAIT_S = 2.0  # for the last thread of a process that was asked for
+_DEAD = 32  # processes that ended, and were not asked for yet
+_THREADS = 20_000  # of which calls are kept here, over all of these
+_AGAIN_S = 60.0  # after which a tracer that could not begin is tried again
+
+_Key = tuple[int, int]  # pid, start in ns of CLOCK_BOOTTIME
+Tell = Callable[[Calls], None]
+
+
+class _Dead(msgspec.Struct):
+    """What the threads of one process have told."""
+
+    rule: str
+    threads: dict[int, KeptEvent] = {}
+    complete: bool = False
+    lost: int = 0
+
+
+class CallKeeper:
+    """See the module. One thread at a time may use it."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._rules: tuple[Trace, ...] = ()
+        self._watcher: Watcher[Trace] = Watcher(())
+        self._tracer: Tracer | None = None
+        self._seen: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
+        self._dead: OrderedDict[_Key, _Dead] = OrderedDict()
+        self._asked: list[tuple[AskCalls, float]] = []  # until when the last thread is waited for
+        self._not_before = 0.0
+        self._why_not: str | None = None
+        self.threads = 0  # that were traced when it looked last
+
+    def configure(self, rules: tuple[Trace, ...]) -> None:
+        """Trace by these from now on; calls that are kept by rules that changed are dropped."""
+        if rules == self._rules:
+            return
+        self.close()
+        self._rules = rules
+        self._watcher = Watcher(rules)
+
+    def close(self) -> None:
+        """Trace nobody any more."""
+        if self._tracer is not None:
+            self._tracer.__exit__(None, None, None)
+            self._tracer = None
+        self._seen.clear()
+
+    @property
+    def descriptor(self) -> int | None:
+        """Becomes readable when threads have told something."""
+        return None if self._tracer is None else self._tracer.fileno()
+
+    # ---- processes
+
+    def scan(self) -> None:
+        """Look for processes that a rule matches; let the programs go if there is none left."""
+        if not self._rules:
+            return
+        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+        self._seen = {pid: seen for pid, seen in self._seen.items() if pid in present}
+        for pid in present - {os.getpid(), os.getppid()}:
+            line = procfs.read(f"/proc/{pid}/stat")
+            if not line:
+                continue
+            stat = procfs.parse_stat(line)
+            seen = stat.start_ns, stat.comm
+            if self._seen.get(pid) == seen or stat.flags & PF_KTHREAD:
+                continue
+            self._seen[pid] = seen
+            rule = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
+            if rule is not None:
+                self._trace(pid, rule)
+        self.threads = len(self._tracer.present()) if self._tracer is not None else 0
+        if self._tracer is not None and not self._asked and not self.threads:
+            self._take()
+            self._tracer.__exit__(None, None, None)
+            self._tracer = None
+
+    def _trace(self, pid: int, rule: Trace) -> None:
+        try:
+            tracer = self._started()
+            if tracer is not None:
+                tracer.attach(pid, self._rules.index(rule))
+        except ProcessGone:
+            return
+        except CorewardError as error:
+            log.warning("trace: process %d: %s", pid, error)
+
+    def _started(self) -> Tracer | None:
+        """The tracer, which is started for the first process."""
+        now = time.monotonic()
+        if self._tracer is None and now >= self._not_before:
+            tracer = Tracer(*(rule_of(rule) for rule in self._rules), ring=_RING)
+            try:
+                self._tracer = tracer.__enter__()
+                self._why_not = None
+            except ProbeError as error:
+                self._not_before = now + _AGAIN_S
+                self._why_not = str(error)
+                log.error("trace: no calls are kept: %s", error)
+        return self._tracer
+
+    # ---- what they tell
+
+    def take(self) -> None:
+        """Take in what threads have told, and answer what can be."""
+        self._take()
+        now = time.monotonic()
+        waiting, self._asked = self._asked, []
+        for ask, until in waiting:
+            dead = self._dead.get((ask.pid, ask.start_ns))
+            if (dead is not None and dead.complete) or now >= until:
+                self._answer(ask)
+            else:
+                self._asked.append((ask, until))
+
+    @property
+    def due(self) -> float | None:
+        """When `take` has something to do though nobody tells anything (time.monotonic)."""
+        return min((until for _, until in self._asked), default=None)
+
+    def _take(self) -> None:
+        if self._tracer is None:
+            return
+        for event in self._tracer.read():
+            if isinstance(event, KeptEvent):
+                self._note(event)
+
+    def _note(self, event: KeptEvent) -> None:
+        key = event.tgid, event.start_ns
+        dead = self._dead.get(key)
+        if dead is None:
+            rule = self._rules[event.rule - 1].name if event.rule <= len(self._rules) else "?"
+            dead = self._dead[key] = _Dead(rule=rule)
+        dead.lost += event.lost
+        dead.threads[event.tid] = event
+        dead.complete |= event.last
+        while len(self._dead) > 1 and (
+            len(self._dead) > _DEAD or sum(len(d.threads) for d in self._dead.values()) > _THREADS
+        ):
+            self._dead.popitem(last=False)
+
+    # ---- the agent
+
+    def give(self, ask: AskCalls) -> None:
+        """Answer when the last thread of that process has told what it kept, or in two seconds."""
+        self._take()
+        if (ask.pid, ask.start_ns) not in self._dead:
+            live = self._live(ask)
+            if not live:
+                self._tell(Calls(record=ask.record, lost=self._why_not))
+                return
+            for event in live:
+                self._note(event)
+        self._asked.append((ask, time.monotonic() + _WAIT_S))
+
+    def _live(self, ask: AskCalls) -> list[KeptEvent]:
+        """Of a process that is held, or has not ended yet."""
+        if self._tracer is None:
+            return []
+        found = self._tracer.kept(ask.pid)
+        return [event for event in found if event.start_ns == ask.start_ns]
+
+    def _answer(self, ask: AskCalls) -> None:
+        dead = self._dead.pop((ask.pid, ask.start_ns), None)
+        if dead is None:
+            self._tell(Calls(record=ask.record, lost="too many processes ended at that time"))
+            return
+        lost = {} if not dead.lost else {"threads": f"{dead.lost} had no room to tell"}
+        file = kept.KeptCalls(
+            version=kept.VERSION,
+            rule=dead.rule,
+            time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            threads=tuple(
+                kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls)
+                for e in dead.threads.values()
+            ),
+            lost=lost,
+        )
+        try:
+            kept.write(file, Path(ask.folder))
+        except OSError as error:
+            self._tell(Calls(record=ask.record, lost=f"{kept.FILE}: {error.strerror}"))
+        else:
+            self._tell(Calls(record=ask.record, facts=file.facts))
+
+
+def rule_of(trace: Trace) -> Rule:
+    """What the tracer is to do for a rule of the policy."""
+    bits: Wanted = wanted(trace.include) if trace.include else EVERYTHING
+    without = wanted(trace.exclude)
+    return Rule(
+        mode=RECORD,
+        calls=trace.calls,
+        strings=trace.strings,
+        wanted=tuple(word & ~no for word, no in zip(bits, without, strict=True)),
+        tell_failed=True,
+    )

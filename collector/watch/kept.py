@@ -1,0 +1,79 @@
+"""The file of a process's last system calls: made when it has died, read by `info` and `calls`.
+
+    calls.zst     zstd over msgpack: for each thread its last calls, the oldest first
+
+Everything in it came from the process, so it is read strictly, and bounded.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import zstandard
+
+from collector.errors import StoreError
+from collector.linux.atomic import atomic_file
+from collector.model import CallsFacts
+from collector.trace.layout import Call
+
+FILE = "calls.zst"
+VERSION = 1
+_MAX_FILE = 256 << 20  # bytes when unpacked
+
+
+class KeptThread(msgspec.Struct, frozen=True, kw_only=True):
+    """The last calls of one thread. `made`: how many it made in all since it was traced."""
+
+    tid: int
+    comm: str
+    made: int
+    calls: tuple[Call, ...]
+
+
+class KeptCalls(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is in the file. Times are ns of CLOCK_BOOTTIME."""
+
+    version: int
+    rule: str
+    time_ns: int  # when it was made
+    threads: tuple[KeptThread, ...]
+    lost: dict[str, str]
+
+    @property
+    def facts(self) -> CallsFacts:
+        """What the record says of it."""
+        calls = sum(len(thread.calls) for thread in self.threads)
+        return CallsFacts(threads=len(self.threads), calls=calls, rule=self.rule, file=FILE)
+
+    def thread(self, tid: int) -> KeptThread | None:
+        """None: nothing is known of it."""
+        return next((thread for thread in self.threads if thread.tid == tid), None)
+
+
+def write(kept: KeptCalls, folder: Path) -> None:
+    """Put the file into a record's folder; whole, or not at all. OSError if it cannot be."""
+    packed = zstandard.compress(msgspec.msgpack.encode(kept), 3)
+    with atomic_file(folder / FILE) as fd, open(fd, "wb", closefd=False) as file:
+        file.write(packed)
+
+
+def read(folder: Path) -> KeptCalls:
+    """The file of a record's folder. StoreError if it is damaged or gone."""
+    path = folder / FILE
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(fd, "rb") as file:
+            with zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                data = stream.read(_MAX_FILE + 1)
+            if len(data) > _MAX_FILE:
+                raise StoreError(f"{path}: damaged: larger than {_MAX_FILE} bytes")
+        kept = msgspec.msgpack.decode(data, type=KeptCalls)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from error
+    if kept.version != VERSION:
+        raise StoreError(f"{path}: of another version ({kept.version})")
+    return kept

@@ -1,0 +1,129 @@
+"""Traced processes in the agent: a record has the last system calls of each thread."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.agents import RunningAgent, agent
+from tests.system.recorders import until
+from tests.system.victims import Victim, build, running, wait_until
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.beside,
+]
+
+TRACE = """
+defaults: {{limit: none}}
+rules: [{{name: exits, match: {{exe: {exe}, cause: exit}}, capture: record}}]
+trace:
+  - name: service
+    match: {{exe: {exe}}}
+    calls: 8
+    strings: 16
+    exclude: [futex, "%memory", getrandom]
+"""
+THREADS = "coreward_traced_threads"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the victim, so that no other test's processes are traced."""
+    return Path(shutil.copy(build("traced"), tmp_path_factory.mktemp("program")))
+
+
+@pytest.fixture(scope="module")
+def tracing_agent(
+    tmp_path_factory: pytest.TempPathFactory, program: Path
+) -> Iterator[RunningAgent]:
+    config = TRACE.format(exe=program)
+    folder = tmp_path_factory.mktemp("agent")
+    with agent(folder, config=config, backend="none", metrics=True) as one:
+        yield one
+        assert not [line for line in one.lines if "Traceback" in line]
+
+
+@contextlib.contextmanager
+def traced(
+    running_agent: RunningAgent, program: Path, *arguments: str, threads: int = 1
+) -> Iterator[Victim]:
+    """A process that has been found, and is the only one."""
+    wait_until(lambda: not running_agent.metric(THREADS), "the one before is forgotten")
+    with running("traced", *arguments, cwd=program.parent, file=program) as victim:
+        until(running_agent, THREADS, threads)
+        yield victim
+
+
+def calls_of(running_agent: RunningAgent, record: dict[str, Any]) -> list[dict[str, Any]]:
+    found = json.loads(running_agent.command("calls", record["id"], "--json"))
+    threads: list[dict[str, Any]] = found["threads"]
+    return threads
+
+
+def test_a_killed_process_has_the_call_that_it_was_in(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    # GIVEN a traced process that reads what does not come
+    with traced(tracing_agent, program, "sleep") as victim:
+        victim.go()
+        os.kill(victim.pid, signal.SIGTERM)
+        assert victim.wait() == -signal.SIGTERM
+        record = tracing_agent.record(victim.pid)
+    # THEN its record says so
+    assert record["calls"].items() >= {"rule": "service", "threads": 1, "file": "calls.zst"}.items()
+    (thread,) = calls_of(tracing_agent, record)
+    assert (thread["tid"], thread["comm"]) == (victim.pid, "traced")
+    # AND people are shown the last ones
+    shown = tracing_agent.command("info", record["id"])
+    assert "Last calls of the thread\n" in shown
+    assert "read(0, " in shown
+
+
+def test_an_exit_has_the_last_calls_with_their_texts(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    with traced(tracing_agent, program, "text", "3000") as victim:
+        victim.go()
+        assert victim.wait() == 3
+        record = tracing_agent.record(victim.pid)
+    (thread,) = calls_of(tracing_agent, record)
+    names = [call["name"] for call in thread["calls"]]
+    # mmap(2) and brk(2) are left out by the rule
+    assert names == ["read", "openat", "write", "openat", "exit_group"]
+    assert thread["calls"][2]["texts"]["1"]["data"] == "x" * 16
+    assert thread["calls"][-1]["result"] is None
+    text = tracing_agent.command("calls", record["id"], "--thread", str(victim.pid))
+    assert 'openat(AT_FDCWD, "/\\33]0;title\\7\\n+++ "..., O_RDONLY) = -1 ENOENT' in text
+    assert "exit_group(3) = ? (it did not return in " in text
+    missing = tracing_agent.attempt("calls", record["id"], "--thread", "1")
+    assert missing.returncode == 1
+    assert f"thread 1 kept none; {victim.pid} did" in missing.stderr
+
+
+def test_every_thread_of_many_has_its_own(tracing_agent: RunningAgent, program: Path) -> None:
+    with traced(tracing_agent, program, "threads", "300", threads=301) as victim:
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        record = tracing_agent.record(victim.pid)
+    threads = calls_of(tracing_agent, record)
+    assert record["calls"]["threads"] == len(threads) == 301
+
+
+def test_what_nobody_traced_has_none(tracing_agent: RunningAgent, program: Path) -> None:
+    with running("waiting", cwd=program.parent) as victim:
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        record = tracing_agent.record(victim.pid)
+    assert record["calls"] is None
+    refused = tracing_agent.attempt("calls", record["id"])
+    assert refused.returncode == 1
+    assert "has no system calls: no `trace` rule of the policy named it" in refused.stderr
