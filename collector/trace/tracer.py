@@ -154,14 +154,14 @@ class Tracer:
             for tid in _threads(pid):
                 if tid not in seen:  # the iterator's own place may end under it
                     armed += self._armed("arm", tid, single=True)
-            if any(how == layout.ARMED_NOT for _, how in armed):
-                raise ProbeError(
-                    f"process {pid}: the kernel has no memory to trace all its threads"
-                )
+            # no memory; or this CPU had its lock of task storages, which another pass finds free
+            refused = any(how == layout.ARMED_NOT for _, how in armed)
             new = [tid for tid, how in armed if how == layout.ARMED_NOW]
             found |= {t for t, how in armed if how in (layout.ARMED_NOW, layout.ARMED_BEFORE)}
-            if not new:
+            if not new and not refused:
                 break
+        if refused:
+            raise ProbeError(f"process {pid}: the kernel has no memory to trace all its threads")
         if not found:
             raise ProcessGone(f"no process {pid} has threads to trace")
         self._alive |= found
