@@ -4,8 +4,7 @@
         ...let something die...
         record = running.record(pid)      # waits for its line, then asks `coreward info --json`
 
-Holds the machine-wide settings lock for as long as it runs, unless it takes no hand-offs
-(backend="none") and needs no settings: a module with such agents only is marked `beside`.
+Holds the machine-wide settings lock for as long as it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -246,8 +244,7 @@ def agent(
         *("--run-dir", str(folder / "run"), "--pin-dir", str(pins), "--bpf", loader),
         *extra,
     ]
-    changes = backend != "none" or settings
-    with kernel_settings(**settings) if changes else nullcontext(KernelSettings()) as kernel:
+    with kernel_settings(**settings) as kernel:
         running: RunningAgent | None = None
         try:
             running = RunningAgent(arguments, folder / "store", kernel, port)

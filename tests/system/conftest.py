@@ -3,8 +3,7 @@
 Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that look
 at every death on the machine: they come one after the other, and the others run beside them
 (__main__.py). None of the others floods BPF's rings with deaths; one that wants a core of the
-kernel's own waits for its turn with the settings, and its module is marked `beside`, as is one
-whose agents change no setting.
+kernel's own waits for its turn with the settings.
 """
 
 from __future__ import annotations
@@ -28,15 +27,13 @@ def pytest_sessionstart() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(feature): of the kernel; see tests/system/needs.py")
     config.addinivalue_line("markers", "alone: not at the same time as others that are so marked")
-    config.addinivalue_line("markers", "beside: at the same time as those that are marked alone")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks
 def pytest_itemcollected(item: pytest.Item) -> None:
     assert isinstance(item, pytest.Function)
     names = vars(item.module).values()
-    borrows = bool(BORROWERS & {getattr(name, "__module__", None) for name in names})
-    if borrows and item.get_closest_marker("beside") is None:
+    if BORROWERS & {getattr(name, "__module__", None) for name in names}:
         item.add_marker("alone")
 
 

@@ -19,10 +19,7 @@ from tests.system.agents import COMMAND, RunningAgent, agent
 from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
 from tests.system.victims import PATIENCE, ROOT, Victim, build, running
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.beside,
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def watched_count(running: RunningAgent) -> float:
