@@ -54,7 +54,7 @@ class FlightRecorder:
         self._metrics = metrics
         self._announce = announce
         self._lock = threading.Lock()
-        self._rules = Rules(watch=(), settings=RecorderSettings())
+        self._rules = Rules(watch=(), settings=RecorderSettings(), min_free=0)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._asked: dict[str, tuple[Answered, float]] = {}  # by record
@@ -65,7 +65,9 @@ class FlightRecorder:
     def configure(self, policy: Policy) -> None:
         """Watch by this policy from now on; the recorder runs if there is something to watch."""
         with self._lock:
-            self._rules = Rules(watch=policy.watch, settings=policy.recorder)
+            self._rules = Rules(
+                watch=policy.watch, settings=policy.recorder, min_free=policy.store.min_free
+            )
             if self._channel is None:
                 if policy.watch:
                     self._start()

@@ -312,6 +312,23 @@ def test_a_trigger_takes_a_snapshot(
     assert acting.metric(counted) == 1
 
 
+def test_a_disk_without_room_gets_no_snapshots(acting: RunningAgent, tmp_path: Path) -> None:
+    file = Path(acting.arguments[acting.arguments.index("--config") + 1])
+    before = file.read_text()
+    # GIVEN a disk with less than its reserve, and a trigger that has not fired in its period
+    full = f"{before}\nstore: {{min_free: 1024TiB}}\n"
+    reload(acting, file, full.replace("name: leak", "name: full"))
+    try:
+        with running("watched", cwd=tmp_path) as victim:
+            sampled(acting)
+            # WHEN a trigger fires
+            wish(victim, "f")
+            # THEN it says what is missing
+            acting.wait_line(rf"full: process {victim.pid} .* no snapshot: .* is 1024TiB")
+    finally:
+        reload(acting, file, before)
+
+
 def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:
     # GIVEN room for one watched process
     with running("watched", cwd=tmp_path) as first:
