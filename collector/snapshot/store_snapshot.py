@@ -19,6 +19,7 @@ import msgspec
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.image import lost_names
 from collector.capture.job import EXPLAIN_CORE
+from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.errors import StoreError
 from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
@@ -27,6 +28,7 @@ from collector.linux.atomic import atomic_file
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
 from collector.policy.types import Compress
+from collector.policy.units import show_size
 from collector.probe.live import LiveProbe
 from collector.snapshot.take import Found, SnapshotRequest, take
 from collector.snapshot.write import Core, CoreContents, Progress, reading, write_found
@@ -53,10 +55,16 @@ def store_snapshot(
 ) -> Record:
     """Take a snapshot of `pid` into the store; returns its record.
 
-    Raises CaptureError if the process cannot be captured, StoreError if the core cannot be
-    written; nothing is left behind then.
+    The core ends where `request.min_free` begins. Raises CaptureError if the process cannot be
+    captured, StoreError if the core cannot be written; nothing is left behind then.
     """
     compress = compress or Compress()
+    free = free_bytes(store.path)
+    if free < request.min_free:  # nobody is to stand for a core of nothing
+        raise StoreError(
+            f"{store.path}: no snapshot: {free >> 20} MiB are free, "
+            f"store.min_free is {show_size(request.min_free)}"
+        )
     identity = secrets.token_hex(8)
     contents = msgspec.structs.replace(contents, record=identity)
     folder = store.folder(identity)
@@ -70,7 +78,11 @@ def store_snapshot(
                 record = _record(identity, found, contents.capture)
                 with atomic_file(folder / name) as fd:
                     fcntl.flock(fd, fcntl.LOCK_EX)  # in use: an agent's start leaves it alone
-                    core = write_found(found, contents, core_writer(fd, compress), progress)
+                    space = SpaceWatch(fd, request.min_free, unseen(compress, 1), _no_room)
+                    writer = core_writer(fd, compress)
+                    core = write_found(found, contents, writer, progress, space)
+                    if space.why:
+                        core = msgspec.structs.replace(core, lost=space.why)
                     size = os.fstat(fd).st_blocks * 512
                 # while its memory is still there
                 with reading(found):
@@ -90,6 +102,10 @@ def store_snapshot(
             return record
     except OSError as error:
         raise StoreError(f"{folder / name}: cannot be written: {error.strerror}") from error
+
+
+def _no_room(_written: int, _wanted: int) -> bool:
+    return False  # nobody's core goes for a snapshot
 
 
 @contextlib.contextmanager

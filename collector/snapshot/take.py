@@ -61,6 +61,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     inject: bool = True  # whether the target may be made to do system calls
     perturb: Perturb = Perturb.TRANSPARENT
     extended: bool = False  # extended registers also in mode `threads`, which then stops threads
+    min_free: int = 0  # bytes that stay free where its memory is staged, and its core written
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +235,8 @@ class _Taker:
         folder = staging or Path(tempfile.gettempdir())
         with contextlib.ExitStack() as until:
             try:
-                _need_room(folder, 2 * self._opened.resident)  # the core goes there as well
+                # the core goes there as well
+                _need_room(folder, 2 * self._opened.resident + self._request.min_free)
                 injector = until.enter_context(Injector(self._pid))
                 copied = until.enter_context(PreCopy(injector, folder))
                 copied.run()

@@ -58,7 +58,7 @@ class FlightRecorder:
         self._metrics = metrics
         self._announce = announce
         self._lock = threading.Lock()
-        self._rules = Rules(watch=(), settings=RecorderSettings())
+        self._rules = Rules(watch=(), settings=RecorderSettings(), min_free=0)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._asked: dict[tuple[str, str], tuple[Answered, float]] = {}  # by record and what
@@ -69,7 +69,12 @@ class FlightRecorder:
     def configure(self, policy: Policy) -> None:
         """Watch by this policy from now on; the recorder runs if there is something to watch."""
         with self._lock:
-            self._rules = Rules(watch=policy.watch, settings=policy.recorder, trace=policy.trace)
+            self._rules = Rules(
+                watch=policy.watch,
+                settings=policy.recorder,
+                trace=policy.trace,
+                min_free=policy.store.min_free,
+            )
             if self._channel is None:
                 if self._is_wanted:
                     self._start()

@@ -22,6 +22,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     watch: tuple[Watch, ...]
     settings: RecorderSettings
+    min_free: int  # bytes of the store's file system that no snapshot takes
     trace: tuple[Trace, ...] = ()
 
 

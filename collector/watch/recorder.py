@@ -94,6 +94,7 @@ class Recorder:
         self._rules: dict[str, Watch] = {}
         self._watcher: Watcher[Watch] = Watcher(())
         self._settings = RecorderSettings()
+        self._min_free = 0
         self._live: dict[int, _Watched] = {}  # by pid
         self._dead: deque[_Watched] = deque()
         self._known: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
@@ -216,6 +217,7 @@ class Recorder:
         """Watch by these from now on; a process whose rule is unchanged keeps its samples."""
         self._rules = {watch.name: watch for watch in rules.watch}
         self._settings = rules.settings
+        self._min_free = rules.min_free
         self._watcher = Watcher(rules.watch)
         self._known.clear()
         self._left_out.clear()
@@ -453,6 +455,7 @@ class Recorder:
             trigger=f"{trigger.name}: {firing.why}",
             mode=trigger.mode,
             capture=trigger.capture,
+            min_free=self._min_free,
         )
         if not self._snapshots.submit(partial(self._snapshot, order, fired)):
             self._tell(_failed(fired, "too many snapshots were waiting"))

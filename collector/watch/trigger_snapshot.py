@@ -29,6 +29,7 @@ class SnapshotOrder(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str
     mode: SnapshotMode
     capture: Capture | None
+    min_free: int  # bytes that stay free on the store's file system
 
 
 class SnapshotAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ def _main() -> None:
             record = store_snapshot(
                 store,
                 order.key.pid,
-                SnapshotRequest(mode=order.mode),
+                SnapshotRequest(mode=order.mode, min_free=order.min_free),
                 CoreContents(capture=order.capture or usual_capture(order.mode)),
                 live,
                 trigger=trigger,

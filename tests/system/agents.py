@@ -5,7 +5,7 @@
         record = running.record(pid)      # waits for its line, then asks `coreward info --json`
 
 Holds the machine-wide settings lock for as long as it runs, unless it takes no hand-offs
-(backend="none") and needs no settings: a module with such agents only is marked `beside`.
+(backend="none") and needs no settings.
 """
 
 from __future__ import annotations

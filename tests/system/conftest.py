@@ -3,8 +3,10 @@
 Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that look
 at every death on the machine: they come one after the other, and the others run beside them
 (__main__.py). None of the others floods BPF's rings with deaths; one that wants a core of the
-kernel's own waits for its turn with the settings, and its module is marked `beside`, as is one
-whose agents change no setting.
+kernel's own waits for its turn with the settings.
+
+A module whose agents take no hand-offs is marked `beside`, and `alone` those of its tests that have
+cores dumped: a hand-off test takes the machine's next crash for its own.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def pytest_sessionstart() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(feature): of the kernel; see tests/system/needs.py")
-    config.addinivalue_line("markers", "alone: not at the same time as others that are so marked")
     config.addinivalue_line("markers", "beside: at the same time as those that are marked alone")
+    config.addinivalue_line("markers", "alone: not at the same time as others that are so marked")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks

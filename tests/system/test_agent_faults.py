@@ -95,9 +95,9 @@ def test_the_agent_is_killed_at_any_moment(backend: str, tmp_path: Path) -> None
     pids = Counter(death["pid"] for death in found)
     assert {pid: pids[pid] for pid in dead if pids[pid] != 1} == {}
     # AND has ended one way or the other
-    ended = {death["outcome"] for death in found if death["pid"] in dead}
-    assert ended <= {"complete", "recorded", "failed"}
-    assert [death["id"] for death in found if not death["reason"]] == []
+    deaths = [death for death in found if death["pid"] in dead]
+    assert {death["outcome"] for death in deaths} <= {"complete", "recorded", "failed"}
+    assert [death["id"] for death in deaths if not death["reason"]] == []
     # AND what died without an agent is marked as such
     records = [death for death in found if death["pid"] in late]
     assert {record["late"] for record in records} == {True}

@@ -11,8 +11,6 @@ import pytest
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.victims import running
 
-pytestmark = pytest.mark.beside
-
 NOT_HELD = "no hand-off: hold.backend is none"
 
 

@@ -18,8 +18,6 @@ from tests.system.cores import KernelCore, kernel_core
 from tests.system.settings import kernel_settings
 from tests.system.victims import build, running
 
-pytestmark = pytest.mark.beside
-
 SCENARIOS = [
     ("null_main", [], "null_main.c:6", ["inner", "outer", "main"]),
     (

@@ -17,6 +17,7 @@ import pytest
 from collector.errors import HoldError
 from collector.handoff import pin
 from collector.handoff.pin import Pin
+from tests.system.victims import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -34,10 +35,15 @@ _PINNER = """
 import os, signal, sys
 from collector.handoff.pin import Pin
 fd = os.open(f"/proc/{sys.argv[1]}/mem", os.O_RDONLY)
-pin = Pin(fd, int(sys.argv[2]))
+pin = Pin(fd, int(sys.argv[2]), timeout_ms=60_000)
 print("pinned", flush=True)
 signal.pause()
 """
+
+
+def pinned(mem: int, address: int) -> Pin:
+    """A pin however busy the machine is; the product's own patience is for those who wait."""
+    return Pin(mem, address, timeout_ms=int(PATIENCE * 1000))
 
 
 class Target:
@@ -80,7 +86,7 @@ def test_memory_outlives_the_process_until_release(target: Target) -> None:
     THEN all of its memory can be read by the old descriptor until the pin is released, not after
     """
     expected = bytes(range(256)) * (SIZE // 256)
-    with Pin(target.mem, target.address) as held:
+    with pinned(target.mem, target.address) as held:
         target.kill()
         assert not Path(f"/proc/{target.process.pid}").exists()
         assert target.read() == expected
@@ -96,14 +102,14 @@ def test_the_same_page_pins_again(target: Target) -> None:
     THEN those hold as well, and descriptors and threads are no more than before
     """
     pin.prepare()
-    with Pin(target.mem, target.address):
+    with pinned(target.mem, target.address):
         pass
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(100):
-        with Pin(target.mem, target.address):
+        with pinned(target.mem, target.address):
             pass
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    with Pin(target.mem, target.address):
+    with pinned(target.mem, target.address):
         target.kill()
         assert len(target.read()) == SIZE
     assert target.read() == b""
@@ -130,11 +136,11 @@ def test_many_pins_at_once() -> None:
             address = int(process.stdout.readline())
             mem = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY)
             stack.callback(os.close, mem)
-            pins.append(stack.enter_context(Pin(mem, address)))
+            pins.append(stack.enter_context(pinned(mem, address)))
             mems.append((mem, address))
             process.kill()
             process.wait()
-        second = stack.enter_context(Pin(mems[0][0], mems[0][1]))
+        second = stack.enter_context(pinned(mems[0][0], mems[0][1]))
         for (mem, address), held in zip(mems, pins, strict=True):
             assert len(os.pread(mem, 8, address)) == 8
             held.release()
@@ -187,7 +193,7 @@ def test_a_signal_to_the_agent_does_not_end_a_pin(target: Target) -> None:
     reading, writing = os.pipe()
     old = signal.signal(signal.SIGUSR1, lambda *_: os.write(writing, b"!"))
     try:
-        with Pin(target.mem, target.address):
+        with pinned(target.mem, target.address):
             os.kill(os.getpid(), signal.SIGUSR1)
             assert os.read(reading, 1) == b"!"
             target.kill()

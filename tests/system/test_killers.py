@@ -202,6 +202,7 @@ def test_its_cgroup_was_killed(watching: RunningAgent, tmp_path: Path) -> None:
     assert record["reason"].endswith(", by `cgroup.kill`")
 
 
+@pytest.mark.alone  # a core is dumped
 def test_an_exec_that_failed_too_late(watching: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a program with more bytes in its file than in memory
     program = bytearray(Path("/bin/true").read_bytes())
@@ -222,6 +223,7 @@ def test_an_exec_that_failed_too_late(watching: RunningAgent, tmp_path: Path) ->
     assert record["reason"] == ("SIGSEGV: execve() failed when the program before was gone already")
 
 
+@pytest.mark.alone  # a core is dumped
 def test_its_filter_of_system_calls(watching: RunningAgent, tmp_path: Path) -> None:
     with running("seccomp", cwd=tmp_path) as victim:
         victim.go()

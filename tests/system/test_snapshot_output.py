@@ -13,6 +13,13 @@ from pathlib import Path
 import pytest
 
 from collector.elfcore.reader import CoreFile
+from collector.errors import StoreError
+from collector.model import Outcome, Record
+from collector.policy.types import Codec, Compress
+from collector.snapshot.store_snapshot import store_snapshot
+from collector.snapshot.take import SnapshotRequest
+from collector.snapshot.write import CoreContents
+from collector.store.store import Store
 from tests.system.live_targets import Target, live_target, waited_for
 from tests.system.live_victims import wait_untraced
 from tests.system.scratch import tmpfs
@@ -208,6 +215,28 @@ def test_a_full_store(target: Target, small_disk: Path) -> None:
     assert refused(took).endswith("core.zst: cannot be written: No space left on device")
     assert list((small_disk / "crashes").iterdir()) == []
     assert done(coreward("list", "--store", small_disk, "--json")).stdout.strip() in ("", "[]")
+    goes_on(target)
+
+
+def test_a_store_with_a_reserve(target: Target, tmp_path: Path) -> None:
+    reserve = 50 << 20
+
+    def snapshot(min_free: int) -> Record:
+        request = SnapshotRequest(min_free=min_free)
+        plain = Compress(codec=Codec.NONE)
+        return store_snapshot(store, target.pid, request, CoreContents(), None, plain)
+
+    with tmpfs(tmp_path, "96m"), Store(tmp_path, create=True) as store:
+        # WHEN there is less free than the reserve, THEN nobody stands for a snapshot
+        with pytest.raises(StoreError, match=r"no snapshot: 9\d MiB are free, .* is 1TiB"):
+            snapshot(1 << 40)
+        assert list((tmp_path / "crashes").iterdir()) == []
+        # WHEN there is more, but not for all of it, THEN the core ends where it begins
+        record = snapshot(reserve)
+        assert record.outcome is Outcome.TRUNCATED
+        assert record.lost["memory"].startswith("the core ends where the disk's reserve begins")
+        assert record.core_memory is not None and record.core_memory > 0
+        assert store.free_bytes() >= reserve
     goes_on(target)
 
 

@@ -206,6 +206,7 @@ def test_an_execve_of_another_thread_than_the_first() -> None:
     assert after[-1].endswith("+++ exited with 0 +++")
 
 
+@pytest.mark.alone  # a core is dumped
 def test_code_of_32_bits(tmp_path: Path) -> None:
     with running("bits32", cwd=tmp_path) as victim, tracing(str(victim.pid)) as reader:
         wait_for(reader, "attached")

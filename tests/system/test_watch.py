@@ -20,10 +20,7 @@ from tests.system.memory_cgroups import has_pressure, memory_cgroup, unified_cgr
 from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
 from tests.system.victims import PATIENCE, ROOT, Victim, build, running
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.beside,
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def watched_count(running: RunningAgent) -> float:
@@ -396,6 +393,23 @@ def test_a_snapshot_of_what_is_beyond_memory_high(acting: RunningAgent, tmp_path
             )
             victim.process.kill()
             victim.wait()
+
+
+def test_a_disk_without_room_gets_no_snapshots(acting: RunningAgent, tmp_path: Path) -> None:
+    file = Path(acting.arguments[acting.arguments.index("--config") + 1])
+    before = file.read_text()
+    # GIVEN a disk with less than its reserve, and a trigger that has not fired in its period
+    full = f"{before}\nstore: {{min_free: 1024TiB}}\n"
+    reload(acting, file, full.replace("name: leak", "name: crammed"))
+    try:
+        with running("watched", cwd=tmp_path) as victim:
+            sampled(acting)
+            # WHEN a trigger fires
+            wish(victim, "f")
+            # THEN it says what is missing
+            acting.wait_line(rf"crammed: process {victim.pid} .* no snapshot: .* is 1024TiB")
+    finally:
+        reload(acting, file, before)
 
 
 def test_memory_for_samples_is_bounded(acting: RunningAgent, tmp_path: Path) -> None:

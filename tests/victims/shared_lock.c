@@ -1,5 +1,6 @@
 /* A process that dies while others, which share its memory, keep the lock of that memory: each of
- * them protects a large area again and again. argv[1]: seconds that they last. */
+ * them protects a large area again and again. argv[1]: seconds that they last, or longer until all
+ * have begun, for that is what the dying one waits for. */
 #include "victim.h"
 #include <sched.h>
 #include <signal.h>
@@ -16,7 +17,7 @@ static int other(void *seconds)
 {
 	time_t end = time(NULL) + (long)seconds;
 
-	while (time(NULL) < end) {
+	while (time(NULL) < end || working < 2 * OTHERS) {
 		mprotect(area, SIZE, PROT_NONE);
 		mprotect(area, SIZE, PROT_READ);
 		__sync_fetch_and_add(&working, 1);
