@@ -270,12 +270,17 @@ struct mm_struct___before_6_2 {
 	struct mm_rss_stat___before_6_2 rss_stat;
 } __attribute__((preserve_access_index));
 
-FN u64 pages_of(struct mm_struct *mm, int kind)
+struct mm_struct___since_6_2 {
+	struct percpu_counter rss_stat[CW_MM_COUNTERS];
+} __attribute__((preserve_access_index));
+
+FN u64 pages_of(void *mm, int kind)
 {
-	struct mm_struct___before_6_2 *old = (void *)mm;
+	struct mm_struct___before_6_2 *old = mm;
+	struct mm_struct___since_6_2 *now = mm;
 	s64 pages = bpf_core_type_exists(struct mm_rss_stat___before_6_2) ?
 			    READ(old, rss_stat.count[kind].counter) :
-			    READ(mm, rss_stat[kind].count);
+			    READ(now, rss_stat[kind].count);
 
 	return pages > 0 ? pages : 0;
 }

@@ -25,37 +25,39 @@ TASK_MAP(xstate_scratch, struct cw_scratch);
 /* Ids as fill_prstatus() of the kernel gives them: its real_parent is a thread, too. */
 FN void fill_ids(struct cw_thread *out, struct task_struct *t)
 {
-	struct pid *pid = GET(t, thread_pid);
+	struct task_struct *parent = READ(t, real_parent);
+	struct signal_struct *signal = READ(t, signal);
+	struct pid *pid = READ(t, thread_pid);
 	u32 level = READ(pid, level);
 	struct upid own = {};
 
 	bpf_probe_read_kernel(&own, sizeof(own), ADDRESS(pid, numbers[0]) + level);
-	out->tid = GET(t, pid);
-	out->tgid = GET(t, tgid);
+	out->tid = READ(t, pid);
+	out->tgid = READ(t, tgid);
 	out->ns_tid = own.nr;
-	out->ns_ppid = id_in_namespace(GET(GET(t, real_parent), thread_pid), level, own.ns);
-	out->ns_pgrp = id_in_namespace(GET(GET(t, signal), pids[PIDTYPE_PGID]), level, own.ns);
-	out->ns_sid = id_in_namespace(GET(GET(t, signal), pids[PIDTYPE_SID]), level, own.ns);
+	out->ns_ppid = id_in_namespace(READ(parent, thread_pid), level, own.ns);
+	out->ns_pgrp = id_in_namespace(READ(signal, pids[PIDTYPE_PGID]), level, own.ns);
+	out->ns_sid = id_in_namespace(READ(signal, pids[PIDTYPE_SID]), level, own.ns);
 }
 
 FN void fill_thread(struct cw_thread *out, struct task_struct *t)
 {
-	struct signal_struct *signal = GET(t, signal);
+	struct signal_struct *signal = READ(t, signal);
 
 	fill_ids(out, t);
-	out->state = GET(t, __state);
+	out->state = READ(t, __state);
 	bpf_probe_read_kernel(out->comm, CW_COMM, ADDRESS(t, comm));
-	out->sigpend = GET(t, pending.signal.sig[0]);
-	out->sighold = GET(t, blocked.sig[0]);
-	out->utime = GET(t, utime);
-	out->stime = GET(t, stime);
-	out->group_utime = GET(signal, utime);
-	out->group_stime = GET(signal, stime);
-	out->cutime = GET(signal, cutime);
-	out->cstime = GET(signal, cstime);
-	out->clear_child_tid = (u64)GET(t, clear_child_tid);
-	out->robust_list = (u64)GET(t, robust_list);
-	out->pkru = GET(t, thread.pkru);
+	out->sigpend = READ(t, pending.signal.sig[0]);
+	out->sighold = READ(t, blocked.sig[0]);
+	out->utime = READ(t, utime);
+	out->stime = READ(t, stime);
+	out->group_utime = READ(signal, utime);
+	out->group_stime = READ(signal, stime);
+	out->cutime = READ(signal, cutime);
+	out->cstime = READ(signal, cstime);
+	out->clear_child_tid = (u64)READ(t, clear_child_tid);
+	out->robust_list = (u64)READ(t, robust_list);
+	out->pkru = READ(t, thread.pkru);
 	bpf_probe_read_kernel(out->regs, CW_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
 	fill_selectors(out->regs, t);
 }

@@ -131,12 +131,12 @@ FN void fill_who(struct cw_who *who, struct task_struct *t)
 
 FN void fill_selectors(u64 *regs, struct task_struct *t)
 {
-	regs[CW_PT_REGS] = GET(t, thread.fsbase);
-	regs[CW_PT_REGS + 1] = GET(t, thread.gsbase);
-	regs[CW_PT_REGS + 2] = GET(t, thread.ds);
-	regs[CW_PT_REGS + 3] = GET(t, thread.es);
-	regs[CW_PT_REGS + 4] = GET(t, thread.fsindex);
-	regs[CW_PT_REGS + 5] = GET(t, thread.gsindex);
+	regs[CW_PT_REGS] = READ(t, thread.fsbase);
+	regs[CW_PT_REGS + 1] = READ(t, thread.gsbase);
+	regs[CW_PT_REGS + 2] = READ(t, thread.ds);
+	regs[CW_PT_REGS + 3] = READ(t, thread.es);
+	regs[CW_PT_REGS + 4] = READ(t, thread.fsindex);
+	regs[CW_PT_REGS + 5] = READ(t, thread.gsindex);
 }
 
 #endif

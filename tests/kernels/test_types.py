@@ -14,7 +14,11 @@ from collector.probe import build, files
 from tests.kernels.images import KERNELS, Image, fetch
 from tests.kernels.relocate import Outcome, relocate
 
-OBJECTS = {"coreward": files.object_file(), "live": files.live_object_file()}
+OBJECTS = {
+    "coreward": files.object_file(),
+    "live": files.live_object_file(),
+    "trace": files.trace_object_file(),
+}
 
 # They reach kernel objects through helpers only: the running kernel's verifier takes any offset.
 # The others also load from them plainly. Only the other kernel itself can judge those, in a guest.
