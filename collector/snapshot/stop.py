@@ -291,6 +291,8 @@ class StoppedProcess:
             if tries > _TRIES:
                 waiting.rotate(-1)  # it may never stop, and others wait to be looked at
             if self._is_late():
+                for other in waiting:  # it may be us who were kept from the CPU
+                    self._has_stopped(other)
                 return
             now = time.monotonic()
             if now >= patience:

@@ -107,11 +107,13 @@ def test_the_agent_is_killed_at_any_moment(backend: str, tmp_path: Path) -> None
     }
     # AND every core that can be seen is whole; nothing else was left behind
     assert outcome(last) == ("full", "complete", {})
-    for core in (tmp_path / "store").glob("crashes/*/core*"):
-        with CoreFile(core) as file:
-            assert not file.truncated
-            assert len(file.threads) == 1
-    assert list((tmp_path / "store").glob("crashes/*/.tmp*")) == []
+    for death in deaths:
+        folder = tmp_path / "store/crashes" / death["id"]
+        for core in folder.glob("core*"):
+            with CoreFile(core) as file:
+                assert not file.truncated
+                assert len(file.threads) == 1
+        assert list(folder.glob(".tmp*")) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

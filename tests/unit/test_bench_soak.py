@@ -15,7 +15,7 @@ TIMES = [10.0 * number for number in range(200)]
 
 def looks(values: list[float]) -> list[dict[str, float]]:
     return [
-        {"seconds": at, "rested": 1, "rss MiB": value, "descriptors": 50, "threads": 20}
+        {"seconds": at, "rested": 1, "anonymous MiB": value, "descriptors": 50, "threads": 20}
         for at, value in zip(TIMES, values, strict=True)
     ]
 
@@ -51,7 +51,7 @@ def test_only_the_agent_at_rest_counts() -> None:
     some = looks([40.0] * len(TIMES))
     for number, look in enumerate(some):
         if number % 5:
-            look.update({"rested": 0, "rss MiB": 40.0 + number})
+            look.update({"rested": 0, "anonymous MiB": 40.0 + number})
     assert [figure.value for figure in grown(some, judged=True)] == [0, 0, 0]
     assert grown(some[:1], judged=True) == []
 
@@ -85,7 +85,7 @@ def test_the_table_has_some_lines() -> None:
     some = looks([40.0] * len(TIMES))
     some[0]['coreward_errors_total{stage="store"}'] = 1
     found = table(some)
-    assert found.header == ["seconds", "rested", "rss MiB", "descriptors", "threads"]
+    assert found.header == ["seconds", "rested", "anonymous MiB", "descriptors", "threads"]
     assert len(found.rows) == 20
     assert found.rows[1] == ["100", "1", "40", "50", "20"]
 
