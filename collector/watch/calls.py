@@ -21,7 +21,7 @@ from collector.arch.call_sets import EVERYTHING, Wanted, wanted
 from collector.errors import CorewardError, ProbeError, ProcessGone
 from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD
-from collector.model import Cause
+from collector.model import Cause, ProcessKey
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
 from collector.policy.types import Trace
@@ -37,17 +37,22 @@ _DEAD = 32  # processes that ended, and were not asked for yet
 _THREADS = 20_000  # of which calls are kept here, over all of these
 _AGAIN_S = 60.0  # after which a tracer that could not begin is tried again
 
-_Key = tuple[int, int]  # pid, start in ns of CLOCK_BOOTTIME
 Tell = Callable[[Calls], None]
 
 
-class _Dead(msgspec.Struct):
+class _Told(msgspec.Struct):
     """What the threads of one process have told."""
 
     rule: str
     threads: dict[int, KeptEvent] = {}
     complete: bool = False
     lost: int = 0
+
+    def add(self, event: KeptEvent, rule: str) -> None:
+        self.rule = self.rule or rule
+        self.lost += event.lost
+        self.threads[event.tid] = event
+        self.complete |= event.last
 
 
 class CallKeeper:
@@ -59,7 +64,7 @@ class CallKeeper:
         self._watcher: Watcher[Trace] = Watcher(())
         self._tracer: Tracer | None = None
         self._seen: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
-        self._dead: OrderedDict[_Key, _Dead] = OrderedDict()
+        self._dead: OrderedDict[ProcessKey, _Told] = OrderedDict()  # to the tick
         self._asked: list[tuple[AskCalls, float]] = []  # until when the last thread is waited for
         self._not_before = 0.0
         self._why_not: str | None = None
@@ -143,7 +148,7 @@ class CallKeeper:
         now = time.monotonic()
         waiting, self._asked = self._asked, []
         for ask, until in waiting:
-            dead = self._dead.get((ask.pid, ask.start_ns))
+            dead = self._dead.get(_key(ask.pid, ask.start_ns))
             if (dead is not None and dead.complete) or now >= until:
                 self._answer(ask)
             else:
@@ -162,25 +167,22 @@ class CallKeeper:
                 self._note(event)
 
     def _note(self, event: KeptEvent) -> None:
-        key = event.tgid, event.start_ns
-        dead = self._dead.get(key)
-        if dead is None:
-            rule = self._rules[event.rule - 1].name if event.rule <= len(self._rules) else "?"
-            dead = self._dead[key] = _Dead(rule=rule)
-        dead.lost += event.lost
-        dead.threads[event.tid] = event
-        dead.complete |= event.last
+        key = _key(event.tgid, event.start_ns)
+        self._dead.setdefault(key, _Told(rule="")).add(event, self._rule_name(event))
         while len(self._dead) > 1 and (
             len(self._dead) > _DEAD or sum(len(d.threads) for d in self._dead.values()) > _THREADS
         ):
             self._dead.popitem(last=False)
 
-    # ---- the agent
+    def _rule_name(self, event: KeptEvent) -> str:
+        return self._rules[event.rule - 1].name if event.rule <= len(self._rules) else "?"
+
+    # ---- the agent, and snapshots
 
     def give(self, ask: AskCalls) -> None:
         """Answer when the last thread of that process has told what it kept, or in two seconds."""
         self._take()
-        if (ask.pid, ask.start_ns) not in self._dead:
+        if _key(ask.pid, ask.start_ns) not in self._dead:
             live = self._live(ask)
             if not live:
                 self._tell(Calls(record=ask.record, lost=self._why_not))
@@ -189,35 +191,52 @@ class CallKeeper:
                 self._note(event)
         self._asked.append((ask, time.monotonic() + _WAIT_S))
 
+    def of_living(self, ask: AskCalls) -> Calls:
+        """What the threads of a process keep at this moment, which goes on: for a snapshot."""
+        told = _Told(rule="")
+        for event in self._live(ask):
+            told.add(event, self._rule_name(event))
+        if not told.threads:
+            return Calls(record=ask.record, lost=self._why_not)
+        return _written(ask, told)
+
     def _live(self, ask: AskCalls) -> list[KeptEvent]:
-        """Of a process that is held, or has not ended yet."""
+        """Of a process that has not ended yet."""
         if self._tracer is None:
             return []
+        key = _key(ask.pid, ask.start_ns)
         found = self._tracer.kept(ask.pid)
-        return [event for event in found if event.start_ns == ask.start_ns]
+        return [event for event in found if _key(event.tgid, event.start_ns) == key]
 
     def _answer(self, ask: AskCalls) -> None:
-        dead = self._dead.pop((ask.pid, ask.start_ns), None)
-        if dead is None:
+        told = self._dead.pop(_key(ask.pid, ask.start_ns), None)
+        if told is None:
             self._tell(Calls(record=ask.record, lost="too many processes ended at that time"))
-            return
-        lost = {} if not dead.lost else {"threads": f"{dead.lost} had no room to tell"}
-        file = kept.KeptCalls(
-            version=kept.VERSION,
-            rule=dead.rule,
-            time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            threads=tuple(
-                kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls)
-                for e in dead.threads.values()
-            ),
-            lost=lost,
-        )
-        try:
-            kept.write(file, Path(ask.folder))
-        except OSError as error:
-            self._tell(Calls(record=ask.record, lost=f"{kept.FILE}: {error.strerror}"))
         else:
-            self._tell(Calls(record=ask.record, facts=file.facts))
+            self._tell(_written(ask, told))
+
+
+def _key(pid: int, start_ns: int) -> ProcessKey:
+    return ProcessKey(pid, start_ns).to_tick()
+
+
+def _written(ask: AskCalls, told: _Told) -> Calls:
+    """Write the file; the answer to who asked for it."""
+    file = kept.KeptCalls(
+        version=kept.VERSION,
+        rule=told.rule,
+        time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        threads=tuple(
+            kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls)
+            for e in told.threads.values()
+        ),
+        lost={} if not told.lost else {"threads": f"{told.lost} had no room to tell"},
+    )
+    try:
+        kept.write(file, Path(ask.folder))
+    except OSError as error:
+        return Calls(record=ask.record, lost=f"{kept.FILE}: {error.strerror}")
+    return Calls(record=ask.record, facts=file.facts)
 
 
 def rule_of(trace: Trace) -> Rule:

@@ -118,6 +118,53 @@ def test_every_thread_of_many_has_its_own(tracing_agent: RunningAgent, program: 
     assert record["calls"]["threads"] == len(threads) == 301
 
 
+def where_it_waits(pid: int) -> list[str]:
+    """Number and arguments of its system call; empty if it is in none."""
+    words = Path(f"/proc/{pid}/syscall").read_text().split()
+    return words[:4] if words[0].isdigit() else []
+
+
+def test_a_snapshot_has_the_calls_of_the_process_that_goes_on(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    # GIVEN a traced process that reads what does not come
+    with traced(tracing_agent, program, "sleep") as victim:
+        first = where_it_waits(victim.pid)
+        victim.go()
+        wait_until(
+            lambda: where_it_waits(victim.pid)[:1] == ["0"] and where_it_waits(victim.pid) != first,
+            "it reads again",
+        )
+        # WHEN a snapshot of it is taken, of each kind
+        for mode in ("threads", "nonstop", "full-stop"):
+            record = tracing_agent.snapshot(victim.pid, "--mode", mode)
+            # THEN the record has its calls, and none that the snapshot made it do
+            facts = {"rule": "service", "threads": 1, "file": "calls.zst"}
+            assert record["calls"].items() >= facts.items()
+            assert "calls" not in record["lost"]
+            (thread,) = calls_of(tracing_agent, record)
+            assert (thread["tid"], thread["calls"][-1]["name"]) == (victim.pid, "read")
+            assert {call["name"] for call in thread["calls"]} == {"read"}
+            assert thread["calls"][-1]["result"] is None
+            shown = tracing_agent.command("info", record["id"])
+            assert "Last calls of the thread\n" in shown
+        # AND a later death has its own
+        victim.process.kill()
+        victim.wait()
+        record = tracing_agent.record(victim.pid)
+    (thread,) = calls_of(tracing_agent, record)
+    assert thread["calls"][-1]["name"] == "read"
+
+
+def test_a_snapshot_of_what_nobody_traced_has_none(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    with running("waiting", cwd=program.parent) as victim:
+        record = tracing_agent.snapshot(victim.pid)
+    assert record["calls"] is None
+    assert "calls" not in record["lost"]
+
+
 def test_what_nobody_traced_has_none(tracing_agent: RunningAgent, program: Path) -> None:
     with running("waiting", cwd=program.parent) as victim:
         os.kill(victim.pid, signal.SIGKILL)
