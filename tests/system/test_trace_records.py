@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.agents import RunningAgent, agent
 from tests.system.recorders import until
-from tests.system.victims import Victim, build, running, wait_until
+from tests.system.victims import Victim, build, running, wait_until, wish
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -24,6 +24,14 @@ pytestmark = [
 
 TRACE = """
 defaults: {{limit: none}}
+recorder: {{memory: 4MiB}}
+watch:
+  - name: leaky
+    match: {{exe: {leaky}}}
+    every: 20ms
+    keep: 5
+    memory: 1MiB
+    triggers: [{{name: leak, descriptors: 150}}]
 rules: [{{name: exits, match: {{exe: {exe}, cause: exit}}, capture: record}}]
 trace:
   - name: service
@@ -31,6 +39,7 @@ trace:
     calls: 8
     strings: 16
     exclude: [futex, "%memory", getrandom]
+  - {{name: leaky, match: {{exe: {leaky}}}}}
 """
 THREADS = "coreward_traced_threads"
 
@@ -42,10 +51,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that opens files, which a trigger looks at."""
+    return Path(shutil.copy(build("watched"), tmp_path_factory.mktemp("program") / "leaky"))
+
+
+@pytest.fixture(scope="module")
 def tracing_agent(
-    tmp_path_factory: pytest.TempPathFactory, program: Path
+    tmp_path_factory: pytest.TempPathFactory, program: Path, leaky: Path
 ) -> Iterator[RunningAgent]:
-    config = TRACE.format(exe=program)
+    config = TRACE.format(exe=program, leaky=leaky)
     folder = tmp_path_factory.mktemp("agent")
     with agent(folder, config=config, backend="none", metrics=True) as one:
         yield one
@@ -154,6 +169,26 @@ def test_a_snapshot_has_the_calls_of_the_process_that_goes_on(
         record = tracing_agent.record(victim.pid)
     (thread,) = calls_of(tracing_agent, record)
     assert thread["calls"][-1]["name"] == "read"
+
+
+def test_the_snapshot_of_a_trigger_has_them(tracing_agent: RunningAgent, leaky: Path) -> None:
+    # GIVEN a process that is watched and traced
+    wait_until(lambda: not tracing_agent.metric(THREADS), "the one before is forgotten")
+    with running("watched", cwd=leaky.parent, file=leaky) as victim:
+        until(tracing_agent, THREADS, 3)
+        until(tracing_agent, "coreward_watched_processes", 1)
+        # WHEN a trigger fires, since it opens files
+        wish(victim, "f")
+        line = tracing_agent.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} leaky: leak: ")
+        victim.process.kill()
+        victim.wait()
+    record = tracing_agent.info(line.split()[1])
+    assert record["calls"].items() >= {"rule": "leaky", "threads": 3, "file": "calls.zst"}.items()
+    threads = {thread["tid"]: thread for thread in calls_of(tracing_agent, record)}
+    names = [call["name"] for call in threads[victim.pid]["calls"]]
+    # THEN its last calls are there: it opened the files, said so, and waits
+    assert names[-2:] == ["write", "read"]
+    assert names.count("dup") > 10 or names.count("openat") > 10
 
 
 def test_a_snapshot_of_what_nobody_traced_has_none(
