@@ -20,8 +20,8 @@ _LAST = 8  # that `info` shows
 
 
 class CallsVerb:
-    """Shows the last system calls of the threads of a process that has died and that a `trace` rule
-    of the policy named: the oldest first, with the seconds before the death."""
+    """Shows the last system calls of the threads of a process that a `trace` rule of the policy
+    named, and that has died or was snapshot: the oldest first, with the seconds before."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
