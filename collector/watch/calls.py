@@ -8,6 +8,7 @@ asked. It reads no memory of a process: the kernel's side does, and never waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -40,19 +41,33 @@ _AGAIN_S = 60.0  # after which a tracer that could not begin is tried again
 Tell = Callable[[Calls], None]
 
 
-class _Told(msgspec.Struct):
+class Told(msgspec.Struct):
     """What the threads of one process have told."""
 
     rule: str
     threads: dict[int, KeptEvent] = {}
     complete: bool = False
-    lost: int = 0
+    lost_texts: int = 0
 
     def add(self, event: KeptEvent, rule: str) -> None:
         self.rule = self.rule or rule
-        self.lost += event.lost
+        self.lost_texts += bool(event.lost)
         self.threads[event.tid] = event
         self.complete |= event.last
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """What of them is missing, and why."""
+        short = [event.lost_calls for event in self.threads.values() if event.lost_calls]
+        lost = {}
+        if short:
+            lost["calls"] = (
+                f"{sum(short)} of {len(short)} threads: there was no memory to keep them, "
+                "or no room to tell"
+            )
+        if self.lost_texts:
+            lost["texts"] = f"those of {self.lost_texts} threads had no room"
+        return lost
 
 
 class CallKeeper:
@@ -64,8 +79,9 @@ class CallKeeper:
         self._watcher: Watcher[Trace] = Watcher(())
         self._tracer: Tracer | None = None
         self._seen: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
-        self._dead: OrderedDict[ProcessKey, _Told] = OrderedDict()  # to the tick
+        self._dead: OrderedDict[ProcessKey, Told] = OrderedDict()  # to the tick
         self._asked: list[tuple[AskCalls, float]] = []  # until when the last thread is waited for
+        self._untraced = 0  # threads and processes that were noticed so far
         self._not_before = 0.0
         self._why_not: str | None = None
         self.threads = 0  # that were traced when it looked last
@@ -110,11 +126,26 @@ class CallKeeper:
             rule = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
             if rule is not None:
                 self._trace(pid, rule)
-        self.threads = len(self._tracer.present()) if self._tracer is not None else 0
+        threads = self._tracer.present() if self._tracer is not None else []
+        self.threads = len(threads)
+        self._trace_untraced({(thread.tgid, thread.rule) for thread in threads})
         if self._tracer is not None and not self._asked and not self.threads:
             self._take()
             self._tracer.__exit__(None, None, None)
             self._tracer = None
+
+    def _trace_untraced(self, traced: set[tuple[int, int]]) -> None:
+        """Threads and children that there was no memory to trace at their birth. `traced`: pids of
+        those that may be their parents, each with the tracer's number of its rule."""
+        if self._tracer is None or self._tracer.untraced == self._untraced:
+            return
+        self._untraced = self._tracer.untraced
+        for pid, rule in traced:
+            with contextlib.suppress(ProcessGone):
+                try:
+                    self._tracer.attach_tree(pid, rule - 1)
+                except ProbeError as error:
+                    log.warning("trace: process %d: %s", pid, error)
 
     def _trace(self, pid: int, rule: Trace) -> None:
         try:
@@ -133,6 +164,7 @@ class CallKeeper:
             tracer = Tracer(*(rule_of(rule) for rule in self._rules), ring=_RING)
             try:
                 self._tracer = tracer.__enter__()
+                self._untraced = 0
                 self._why_not = None
             except ProbeError as error:
                 self._not_before = now + _AGAIN_S
@@ -168,7 +200,7 @@ class CallKeeper:
 
     def _note(self, event: KeptEvent) -> None:
         key = _key(event.tgid, event.start_ns)
-        self._dead.setdefault(key, _Told(rule="")).add(event, self._rule_name(event))
+        self._dead.setdefault(key, Told(rule="")).add(event, self._rule_name(event))
         while len(self._dead) > 1 and (
             len(self._dead) > _DEAD or sum(len(d.threads) for d in self._dead.values()) > _THREADS
         ):
@@ -193,12 +225,12 @@ class CallKeeper:
 
     def of_living(self, ask: AskCalls) -> Calls:
         """What the threads of a process keep at this moment, which goes on: for a snapshot."""
-        told = _Told(rule="")
+        told = Told(rule="")
         for event in self._live(ask):
             told.add(event, self._rule_name(event))
         if not told.threads:
             return Calls(record=ask.record, lost=self._why_not)
-        return _written(ask, told)
+        return _written(ask, told, self._lost())
 
     def _live(self, ask: AskCalls) -> list[KeptEvent]:
         """Of a process that has not ended yet."""
@@ -213,24 +245,40 @@ class CallKeeper:
         if told is None:
             self._tell(Calls(record=ask.record, lost="too many processes ended at that time"))
         else:
-            self._tell(_written(ask, told))
+            self._tell(_written(ask, told, self._lost()))
+
+    def _lost(self) -> dict[str, str]:
+        """What is missing of no known process, since the tracer began."""
+        if self._tracer is None:
+            return {}
+        losses, lost = self._tracer.losses(), {}
+        if losses.untraced:
+            lost["born"] = (
+                f"{losses.untraced} threads and processes, of all that are traced, were traced "
+                "late: there was no memory at their birth"
+            )
+        if losses.missed:
+            lost["missed"] = f"{losses.missed} events, of all threads, came in the midst of others"
+        if losses.unnamed:
+            lost["ends"] = f"{losses.unnamed} threads, of all that are traced, had no room to tell"
+        return lost
 
 
 def _key(pid: int, start_ns: int) -> ProcessKey:
     return ProcessKey(pid, start_ns).to_tick()
 
 
-def _written(ask: AskCalls, told: _Told) -> Calls:
-    """Write the file; the answer to who asked for it."""
+def _written(ask: AskCalls, told: Told, lost: dict[str, str]) -> Calls:
+    """Write the file; the answer to who asked for it. `lost`: of no known process."""
     file = kept.KeptCalls(
         version=kept.VERSION,
         rule=told.rule,
         time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         threads=tuple(
-            kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls)
+            kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls, lost=e.lost_calls)
             for e in told.threads.values()
         ),
-        lost={} if not told.lost else {"threads": f"{told.lost} had no room to tell"},
+        lost=lost | told.lost,
     )
     try:
         kept.write(file, Path(ask.folder))

@@ -380,3 +380,32 @@ def test_the_last_calls_of_many() -> None:
     assert (text.data, text.cut) == (b"x" * 16, True)
     path = event.calls[-2].texts[1]
     assert path.data == b"/\x1b]0;title\x07\n+++ "
+
+
+def test_who_had_no_room_to_tell_what_it_kept_is_named(tmp_path: Path) -> None:
+    # GIVEN more threads than the ring has room for
+    rule = Rule(mode=RECORD, calls=8, strings=16, tell_failed=True)
+    with (
+        running("traced", "threads", "100", cwd=tmp_path) as victim,
+        Tracer(rule, ring=64 << 10) as tracer,
+    ):
+        assert tracer.attach(victim.pid) == 101
+        tids = {int(path.name) for path in Path(f"/proc/{victim.pid}/task").iterdir()}
+        # WHEN all of them die, and nobody reads
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        events = [event for event in tracer.read(10) if isinstance(event, KeptEvent)]
+        losses = tracer.losses()
+    # THEN each has told its call, or that it is lost
+    assert {event.tid for event in events} == tids
+    told = [event for event in events if event.calls]
+    untold = [event for event in events if not event.calls]
+    assert told
+    assert len(untold) > 90
+    assert all((event.made, event.lost_calls) == (1, 0) for event in told)
+    assert all((event.made, event.lost_calls) == (0, 1) for event in untold)
+    assert {event.tgid for event in events} == {victim.pid}
+    assert len({event.start_ns for event in events}) == 1
+    assert any(event.last for event in events)
+    assert losses.calls == len(untold)
+    assert not losses.unnamed
