@@ -46,10 +46,14 @@ _ESCAPES = {
     0x0C: "\\f",
 }
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_FUTEX_FOUR = frozenset({0, 3, 4, 5, 6, 9, 11, 12, 13})  # operations with more than three arguments
-_FUTEX_SIX = frozenset({3, 4, 5, 9, 11, 12})
+_FUTEX_FOUR = frozenset({0, 3, 4, 5, 6, 11, 12, 13})  # operations with more than three arguments
+_FUTEX_SIX = frozenset({3, 4, 5, 11, 12})
+_FUTEX_BITSET = {9: (0, 1, 2, 3), 10: (0, 1, 2)}  # FUTEX_WAIT_BITSET, _WAKE_: what is before it
+_ANY_BIT = 0xFFFFFFFF  # FUTEX_BITSET_MATCH_ANY
+_SOL_SOCKET, _SOL_TCP = 1, 6
 _FCNTL_NO_ARGUMENT = frozenset({1, 3, 9, 11, 1025, 1032, 1034})
 _FCNTL_OPEN, _FCNTL_FD = 4, 2
+_FCNTL_RESULTS = {1: "fd_flags", 3: "open"}  # F_GETFD, F_GETFL
 _SI_CHILD = struct.Struct("<16xiIi")  # si_pid, si_uid, si_status
 _SI_PID = struct.Struct("<16xiI")
 
@@ -143,7 +147,11 @@ class Notation:
         if -4096 < value < 0:
             sign = "?" if -value in RESTARTS else "-1"
             return f"{sign} {self._symbols.error(-value)}"
-        kind = signature(call_name(call)).result
+        name = call_name(call)
+        if name in ("fcntl", "fcntl64") and (group := _FCNTL_RESULTS.get(call.args[1])):
+            shown = hex(value) if value else "0"
+            return f"{shown} (flags {self._symbols.text(group, value)})" if value else shown
+        kind = signature(name).result
         if kind == "x":
             return hex(value & (2**64 - 1))
         return f"0{value:o}" if kind == "o" and value else str(value)
@@ -163,10 +171,23 @@ class Notation:
                 return self._clone(args)
             case "futex":
                 operation = args[1] & 0x7F
+                if before := _FUTEX_BITSET.get(operation):
+                    words = [self._word(call, signature(name), i) for i in before]
+                    bits = args[5] & _ANY_BIT
+                    return [*words, "FUTEX_BITSET_MATCH_ANY" if bits == _ANY_BIT else hex(bits)]
                 count = 6 if operation in _FUTEX_SIX else 4 if operation in _FUTEX_FOUR else 3
                 return [self._word(call, signature(name), i) for i in range(count)]
             case "fcntl" | "fcntl64":
                 return self._fcntl(call)
+            case "setsockopt" | "getsockopt":
+                words = [self._word(call, signature(name), i) for i in range(5)]
+                group = {_SOL_SOCKET: "so", _SOL_TCP: "tcp"}.get(args[1])
+                if group is not None:
+                    words[2] = self._symbols.text(group, args[2])
+                return words
+            case "getcwd" if (text := call.texts.get(0)) is not None and text.data is not None:
+                path = Text(text.data.removesuffix(b"\0"), text.cut, text.late)
+                return [_text(args[0], path), str(args[1])]
             case "mremap" if not args[3] & 2:
                 return [self._word(call, signature(name), i) for i in range(4)]
         return None
@@ -214,8 +235,8 @@ class Notation:
                 return _pointer(word)
             case "path" | "str" | "in" | "out":
                 return _text(word, text)
-            case "status":
-                return _status(word, text)
+            case "status":  # with WNOHANG nobody may have ended, and then nothing was written
+                return _status(word, text if call.result else None)
             case "ints":
                 return _ints(word, text, found.sizes[index])
             case "addr":
