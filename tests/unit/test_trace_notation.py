@@ -16,7 +16,8 @@ from collector.trace.layout import (
     SignalEvent,
     Text,
 )
-from collector.trace.notation import Notation, ending, quoted
+from collector.trace.notation import Notation, ending
+from collector.trace.values import quoted
 from tests.unit.trace_samples import SYMBOLS, call
 
 HEAD = {"time_ns": 1, "tid": 10, "tgid": 10, "lost": 0, "rule": 1}
