@@ -24,6 +24,7 @@ Item = tuple[Any, ...]
 
 # strace shows the mask that rt_sigreturn restores, which is no argument
 NO_ARGUMENT = ("call", "rt_sigreturn")
+NO_RETURN = ("exit", "exit_group")
 
 
 def by_thread(text: str) -> dict[int, list[Item]]:
@@ -34,6 +35,8 @@ def by_thread(text: str) -> dict[int, list[Item]]:
         match = _LINE.match(line)
         assert match, line
         tid, rest = int(match[1] or match[2]), match[3]
+        if rest.startswith(("???(", "<... ??? resumed>")):  # killed before strace could look
+            continue
         if rest.endswith("<unfinished ...>"):
             begun[tid] = rest.removesuffix("<unfinished ...>").rstrip()
             continue
@@ -109,7 +112,7 @@ def comparable(ours: Item, theirs: Item) -> tuple[Item, Item]:
     """Both, without the arguments that only strace decodes."""
     if ours[0] != "call" or theirs[0] != "call":
         return ours, theirs
-    if theirs[3] == "?" and ours[3].startswith("? "):  # it died before strace could look
+    if theirs[3] == "?" and ours[1] not in NO_RETURN:  # it was killed before strace could look
         ours = (*ours[:3], "?")
     if ours[1] == "prctl":  # how many arguments it has, and of which kind, is its option's affair
         ours, theirs = ((*item[:2], item[2][:1], item[3]) for item in (ours, theirs))
