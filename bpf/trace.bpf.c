@@ -220,6 +220,13 @@ FN struct cw_call_shape *shape_of(struct cw_call *call)
 	return bpf_map_lookup_elem(&shapes, &number);
 }
 
+FN void no_text(struct cw_text *out, u8 argument)
+{
+	out->argument = argument;
+	out->flags = CW_TEXT_FAULT;
+	out->length = 0;
+}
+
 /* At the entry: what the call is told. */
 FN void copy_in(struct cw_traced *own, struct task_struct *t, u64 most)
 {
@@ -230,11 +237,14 @@ FN void copy_in(struct cw_traced *own, struct task_struct *t, u64 most)
 	if (!shape || !shape->texts[0].when)
 		return;
 	all = bpf_task_storage_get(&texts, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!all)
-		return;
-	all->used = 0;
+	if (all)
+		all->used = 0;
 	for (int i = 0; i < CW_CALL_TEXTS; i++)
-		if (shape->texts[i].when == CW_TEXT_IN)
+		if (shape->texts[i].when != CW_TEXT_IN)
+			continue;
+		else if (!all)
+			no_text(&call->texts[i], shape->texts[i].argument);
+		else
 			copy_text(all, call, &call->texts[i], most, shape->texts[i].argument,
 				  shape->texts[i].length, shape->texts[i].bytes);
 }
@@ -248,14 +258,18 @@ FN struct cw_texts *copy_out(struct cw_traced *own, struct task_struct *t, u64 m
 
 	if (!shape || !shape->texts[0].when || call->flags & CW_CALL_NO_ENTRY)
 		return 0;
-	all = bpf_task_storage_get(&texts, t, 0, 0);
-	if (!all || own->state & HAS_EXECED || call->flags & CW_CALL_NO_RETURN)
+	all = bpf_task_storage_get(&texts, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (own->state & HAS_EXECED || call->flags & CW_CALL_NO_RETURN)
 		return all;
 	for (int i = 0; i < CW_CALL_TEXTS; i++) {
 		struct cw_text *out = &call->texts[i];
 		u8 late = out->flags & CW_TEXT_FAULT;
 
-		if (late || (shape->texts[i].when == CW_TEXT_OUT && call->result >= 0)) {
+		if (!late && (shape->texts[i].when != CW_TEXT_OUT || call->result < 0))
+			continue;
+		if (!all) {
+			no_text(out, shape->texts[i].argument);
+		} else {
 			copy_text(all, call, out, most, shape->texts[i].argument,
 				  shape->texts[i].length, shape->texts[i].bytes);
 			if (late && out->flags & CW_TEXT_THERE)
@@ -400,8 +414,12 @@ FN void keep_texts(struct cw_traced *own, struct cw_trace_rule *rule, struct tas
 	if (!all || slot >= CW_KEPT_CALLS)
 		return;
 	mine = bpf_task_storage_get(&kept_texts, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!mine)
+	if (!mine) {
+		for (int i = 0; i < CW_CALL_TEXTS; i++)
+			if (own->now.call.texts[i].flags)
+				no_text(&own->now.call.texts[i], own->now.call.texts[i].argument);
 		return;
+	}
 	for (int i = 0; i < CW_CALL_TEXTS; i++) {
 		u64 length = own->now.call.texts[i].length;
 
@@ -423,8 +441,10 @@ FN void keep_call(struct cw_traced *own, struct cw_trace_rule *rule, struct task
 	struct cw_kept *mine = bpf_task_storage_get(&kept, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	u32 calls = rule->calls, slot;
 
-	if (!mine || !calls)
+	if (!mine || !calls) {
+		own->lost_calls++;
 		return;
+	}
 	mine->calls = calls;
 	slot = (u32)mine->made % calls;
 	mine->made++;
@@ -568,6 +588,23 @@ SEC("tp_btf/signal_deliver") int signal_taken(u64 *ctx)
 
 /* -- births, new programs, deaths ---------------------------------------------------------- */
 
+/* What a thread needs beside its value of `traced`, before its first call: to make it then may fail,
+ * as in the middle of a thread's work on its task storage no other one of this CPU makes any. What
+ * could not be made is tried again at each call, which is counted as lost if that fails as well.
+ * 0: not all of it could be made. */
+FN int make_room(struct cw_trace_rule *rule, struct task_struct *t)
+{
+	u64 create = BPF_LOCAL_STORAGE_GET_F_CREATE;
+
+	if (rule->mode == CW_TRACE_RECORD && !bpf_task_storage_get(&kept, t, 0, create))
+		return 0;
+	if (!rule->strings)
+		return 1;
+	if (!bpf_task_storage_get(&texts, t, 0, create))
+		return 0;
+	return rule->mode != CW_TRACE_RECORD || bpf_task_storage_get(&kept_texts, t, 0, create);
+}
+
 /* The child has not run, and is in the list of tasks already: `arm` may have been first. */
 SEC("tp_btf/task_newtask") int born(u64 *ctx)
 {
@@ -585,6 +622,7 @@ SEC("tp_btf/task_newtask") int born(u64 *ctx)
 	if (child) {
 		child->now.event.rule = own->now.event.rule;
 		child->state = BORN | (own->state & FROM_EXEC);
+		make_room(rule, t);
 	} else {
 		count(CW_COUNT_UNTRACED);
 	}
@@ -661,8 +699,25 @@ FN void fill_kept(struct cw_kept *mine, struct cw_traced *own, struct task_struc
 	fill_event(&mine->event, own, t, CW_TRACED_KEPT, sizeof(*mine));
 	mine->has_texts = 0;
 	mine->start_ns = t->group_leader->start_boottime;
+	mine->lost_calls = own->lost_calls;
 	mine->last = !t->signal->live.counter;
 	bpf_probe_read_kernel(mine->comm, sizeof(mine->comm), t->comm);
+}
+
+FN void note_untold(struct cw_traced *own, struct task_struct *t, u64 lost_calls, u32 lost)
+{
+	struct cw_untold left = {};
+	u32 tid = t->pid;
+
+	left.made = own->made;
+	left.lost_calls = lost_calls;
+	left.start_ns = t->group_leader->start_boottime;
+	left.tgid = t->tgid;
+	left.lost = lost;
+	left.rule = own->now.event.rule;
+	left.last = !t->signal->live.counter;
+	if (bpf_map_update_elem(&untold, &tid, &left, BPF_ANY))
+		count(CW_COUNT_UNTOLD);
 }
 
 /* What it has kept goes to the ring; before it its texts, as they are that large. */
@@ -671,8 +726,10 @@ FN void tell_kept(struct cw_traced *own, struct task_struct *t, u32 status)
 	struct cw_kept *mine = bpf_task_storage_get(&kept, t, 0, 0);
 	struct cw_all_texts *all;
 
-	if (!mine)
+	if (!mine) {
+		note_untold(own, t, own->made, 0);
 		return;
+	}
 	all = bpf_task_storage_get(&kept_texts, t, 0, 0);
 	if (all) {
 		fill_event(&all->event, own, t, CW_TRACED_TEXTS, sizeof(*all));
@@ -681,20 +738,9 @@ FN void tell_kept(struct cw_traced *own, struct task_struct *t, u32 status)
 	fill_kept(mine, own, t);
 	mine->status = status;
 	mine->has_texts = !!all;
-	TELL(own, mine, sizeof(*mine));
-}
-
-FN void note_untold(struct cw_trace_exit *exit)
-{
-	struct cw_untold left = {};
-	u32 tid = exit->event.tid;
-
-	left.made = exit->made;
-	left.lost_calls = exit->lost_calls;
-	left.tgid = exit->event.tgid;
-	left.lost = exit->event.lost;
-	if (bpf_map_update_elem(&untold, &tid, &left, BPF_ANY))
-		count(CW_COUNT_UNTOLD);
+	take_lost(&mine->event, own);
+	if (bpf_ringbuf_output(&ring, mine, sizeof(*mine), BPF_RB_FORCE_WAKEUP))
+		note_untold(own, t, own->made, mine->event.lost);
 }
 
 SEC("tp_btf/sched_process_exit") int ended(u64 *ctx)
@@ -727,7 +773,7 @@ SEC("tp_btf/sched_process_exit") int ended(u64 *ctx)
 	exit.last = !t->signal->live.counter;
 	take_lost(&exit.event, own);
 	if (bpf_ringbuf_output(&ring, &exit, sizeof(exit), BPF_RB_FORCE_WAKEUP))
-		note_untold(&exit);
+		note_untold(own, t, exit.lost_calls, exit.event.lost);
 	return 0;
 }
 
@@ -746,9 +792,10 @@ FN void tell_armed(struct bpf_iter__task *ctx, struct task_struct *t, u32 how)
 SEC("iter/task") int arm(struct bpf_iter__task *ctx)
 {
 	struct task_struct *t = ctx->task;
+	struct cw_trace_rule *rule;
 	struct cw_arming *wanted;
 	struct cw_traced *own;
-	u32 zero = 0;
+	u32 zero = 0, number;
 
 	wanted = bpf_map_lookup_elem(&arming, &zero);
 	if (!t || !wanted)
@@ -761,7 +808,10 @@ SEC("iter/task") int arm(struct bpf_iter__task *ctx)
 		tell_armed(ctx, t, CW_ARMED_BEFORE);
 		return 0;
 	}
-	own = bpf_task_storage_get(&traced, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	number = wanted->rule;
+	rule = bpf_map_lookup_elem(&rules, &number);
+	own = rule && make_room(rule, t) ?
+		      bpf_task_storage_get(&traced, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE) : 0;
 	if (own) {
 		if (wanted->from_exec)
 			own->state = FROM_EXEC;

@@ -206,6 +206,7 @@ struct cw_kept {
 	__u32 has_texts;       /* a struct cw_all_texts belongs to it */
 	char comm[CW_TRACE_COMM];
 	__u64 start_ns;        /* of the process */
+	__u64 lost_calls;      /* calls that there was no memory to keep; none of them is in `made` */
 	struct cw_kept_call kept[CW_KEPT_CALLS];
 };
 
@@ -250,12 +251,15 @@ struct cw_present {
 	struct cw_call call;
 };
 
-/* The value of `untold`, by tid: a thread whose end is not in the ring. */
+/* The value of `untold`, by tid: a thread whose end, or what it has kept, is not in the ring. */
 struct cw_untold {
 	__u64 made;
 	__u64 lost_calls;
+	__u64 start_ns;        /* of the process */
 	__u32 tgid;
 	__u32 lost;            /* events that no later one tells of */
+	__u32 rule;
+	__u32 last;            /* of its process */
 };
 
 enum cw_trace_counter {

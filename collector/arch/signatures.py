@@ -301,7 +301,7 @@ eventfd u
 fallocate d fallocate l l
 timerfd_settime d timer p p
 timerfd_gettime d p
-accept4 d p p socket
+accept4 d p p accept4
 signalfd4 d p size x
 eventfd2 u eventfd
 epoll_create1 epoll_create

@@ -20,8 +20,8 @@ _LAST = 8  # that `info` shows
 
 
 class CallsVerb:
-    """Shows the last system calls of the threads of a process that has died and that a `trace` rule
-    of the policy named: the oldest first, with the seconds before the death."""
+    """Shows the last system calls of the threads of a process that a `trace` rule of the policy
+    named, and that has died or was snapshot: the oldest first, with the seconds before."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
@@ -40,10 +40,11 @@ class CallsVerb:
                 raise NotFound(f"record {record.id}: thread {args.thread} kept none; {known} did")
             threads = [one]
         if args.json:
-            render.print_json({**msgspec.to_builtins(record.calls), "threads": _json(threads)})
+            facts = msgspec.to_builtins(record.calls)
+            render.print_json({**facts, "lost": kept.lost, "threads": _json(threads)})
             return 0
         blocks = [_block(thread, kept) for thread in threads]
-        print("\n\n".join("\n".join(block) for block in blocks))
+        print("\n\n".join("\n".join(block) for block in [*blocks, lost_lines(kept)] if block))
         return 0
 
 
@@ -53,10 +54,17 @@ def last_calls(record: Record, kept: KeptCalls) -> list[str]:
     return [] if thread is None else _lines(thread.calls[-_LAST:], kept)
 
 
+def lost_lines(kept: KeptCalls) -> list[str]:
+    """What is missing of them."""
+    return [f"  lost {render.clean(part)}: {render.clean(why)}" for part, why in kept.lost.items()]
+
+
 def _block(thread: KeptThread, kept: KeptCalls) -> list[str]:
     more = thread.made - len(thread.calls)
     before = f", {more} before them" if more > 0 else ""
-    title = f"thread {thread.tid} {render.clean(thread.comm)}: {len(thread.calls)} calls{before}"
+    lost = f", {thread.lost} are lost" if thread.lost else ""
+    name = render.clean(thread.comm)
+    title = f"thread {thread.tid} {name}: {len(thread.calls)} calls{before}{lost}"
     return [title, *_lines(thread.calls, kept)]
 
 
@@ -85,6 +93,7 @@ def _json(threads: Sequence[KeptThread]) -> list[dict[str, object]]:
             "tid": thread.tid,
             "comm": thread.comm,
             "made": thread.made,
+            "lost": thread.lost,
             "calls": [
                 json_call(call) | {"name": call_name(call), "text": notation.call(call)}
                 for call in thread.calls

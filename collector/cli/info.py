@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from collector.cli import places, render
-from collector.cli.calls import last_calls
+from collector.cli.calls import last_calls, lost_lines
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import calls_of, samples_of
 from collector.cli.killer import killer_lines
@@ -51,7 +51,7 @@ class InfoVerb:
             lines += ["", screen.bold("Before it died"), *_history(flight, screen)]
         if kept is not None and (calls := last_calls(record, kept)):
             more = screen.dim(f"  of all threads: coreward calls {record.id}")
-            lines += ["", screen.bold("Last calls of the thread"), *calls, more]
+            lines += ["", screen.bold("Last calls of the thread"), *calls, *lost_lines(kept), more]
         print("\n".join(lines))
         return 0
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from collector.snapshot.store_snapshot import store_snapshot
 from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
 from collector.snapshot.write import Core, CoreContents, in_words, write_found
 from collector.store.store import Store
+from collector.watch.door import kept_calls
 
 _STDOUT = "-"
 _CAPTURES = (Capture.FULL, Capture.STACKS, Capture.THREADS)
@@ -160,7 +162,14 @@ def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
     compress = Compress(codec=Codec(args.compress or Codec.ZSTD))
     with _own_store(args.store) as store:
         record = store_snapshot(
-            store, todo.pid, todo.request, todo.contents, todo.live, compress, todo.check
+            store,
+            todo.pid,
+            todo.request,
+            todo.contents,
+            todo.live,
+            compress,
+            todo.check,
+            keep_calls=partial(kept_calls, store.path),
         )
     warn_incomplete(record)
     if args.json:

@@ -11,7 +11,7 @@ import datetime
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
 from collector.linux.atomic import atomic_file
-from collector.model import Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
+from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
 from collector.policy.types import Compress
 from collector.policy.units import show_size
@@ -33,6 +33,10 @@ from collector.probe.live import LiveProbe
 from collector.snapshot.take import Found, SnapshotRequest, take
 from collector.snapshot.write import Core, CoreContents, Progress, reading, write_found
 from collector.store.store import Store
+
+# Id of the record, pid, folder of the record -> what was put there of the last system calls of the
+# process's threads; why there is nothing; None: nobody keeps any
+KeepCalls = Callable[[str, int, Path], CallsFacts | str | None]
 
 
 class TriggerContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +56,7 @@ def store_snapshot(
     compress: Compress | None = None,
     progress: Progress | None = None,
     trigger: TriggerContext | None = None,
+    keep_calls: KeepCalls | None = None,
 ) -> Record:
     """Take a snapshot of `pid` into the store; returns its record.
 
@@ -91,10 +96,13 @@ def store_snapshot(
                     )
                 return _with_core(record, core, name, size)
 
+            # before it is stopped, for no longer than it must be, and before we make it do calls
+            calls = None if keep_calls is None else keep_calls(identity, pid, folder)
             key = None if trigger is None else trigger.key
             record, facts = take(pid, request, write, live, folder, key)
             if trigger is not None:
                 record = msgspec.structs.replace(record, rule=trigger.rule, trigger=trigger.trigger)
+            record = _with_calls(record, calls)
             # a person waits for it, or nobody does
             nice = 0 if trigger is None else 19
             record = _explained(record, facts, folder / EXPLAIN_CORE, files, nice=nice)
@@ -156,6 +164,12 @@ def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
         outcome=Outcome.TRUNCATED if core.truncated else Outcome.COMPLETE,
         lost=record.lost if core.lost is None else {**record.lost, "memory": core.lost},
     )
+
+
+def _with_calls(record: Record, calls: CallsFacts | str | None) -> Record:
+    if isinstance(calls, str):
+        return msgspec.structs.replace(record, lost={**record.lost, "calls": calls})
+    return msgspec.structs.replace(record, calls=calls)
 
 
 class _RootAndExe:

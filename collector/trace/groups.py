@@ -66,6 +66,16 @@ GROUPS = {
         "sys/socket.h", r"AF_[A-Z0-9]+", r"AF_(MAX|LOCAL|ROUTE|FILE|UNSPEC)", flags=False
     ),
     "socket": Group("sys/socket.h", r"SOCK_[A-Z]+", flags=False),
+    "accept4": Group("sys/socket.h", r"SOCK_(NONBLOCK|CLOEXEC)"),
+    "so": Group(
+        "asm/socket.h", r"SO_[A-Z_]+", r"SO_(GET_FILTER|DETACH_BPF|.*_OLD|.*_NEW)", flags=False
+    ),
+    "tcp": Group(
+        "netinet/tcp.h",
+        r"TCP_(NODELAY|MAXSEG|CORK|KEEP[A-Z]+|SYNCNT|LINGER2|DEFER_ACCEPT|WINDOW_CLAMP|INFO"
+        r"|QUICKACK|CONGESTION|MD5SIG|USER_TIMEOUT|FASTOPEN|ULP)",
+        flags=False,
+    ),
     "msg": Group("sys/socket.h", r"MSG_[A-Z_]+"),
     "sol": Group("sys/socket.h netinet/in.h netinet/tcp.h", r"SOL_[A-Z0-9_]+", flags=False),
     "shutdown": Group("sys/socket.h", r"SHUT_[A-Z]+", flags=False),

@@ -40,13 +40,13 @@ FORK = struct.Struct("<QIII4x")
 EXEC = struct.Struct("<IIII")
 EXIT = struct.Struct("<QQII")
 KEPT_CALL = struct.Struct(f"<{CALL.size}sQ")
-KEPT = struct.Struct("<QIIII16sQ")
+KEPT = struct.Struct("<QIIII16sQQ")
 KEPT_BYTES = EVENT.size + KEPT.size + MAX_KEPT * KEPT_CALL.size
 _TEXTS_OF_CALL = TEXTS * MAX_KEPT_TEXT
 KEPT_TEXTS_BYTES = EVENT.size + MAX_KEPT * _TEXTS_OF_CALL
 ARMED = struct.Struct("<III4x")
 PRESENT = struct.Struct(f"<QQI4x{CALL.size}s")
-UNTOLD = struct.Struct("<QQII")
+UNTOLD = struct.Struct("<QQQIIII")
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -143,6 +143,7 @@ class KeptEvent(Event, frozen=True, kw_only=True, tag="kept"):
     last: bool
     comm: str
     start_ns: int  # of the process
+    lost_calls: int  # that there was no memory to keep, or no room to tell; not among `made`
     calls: tuple[Call, ...]
 
 
@@ -170,7 +171,9 @@ def decode_call(raw: bytes, exit_ns: int | None, texts: bytes) -> Call:
 def _texts(heads: bytes, data: bytes) -> dict[int, Text]:
     found, at = {}, 0
     for argument, flags, length in _TEXT.iter_unpack(heads):
-        if flags & _THERE:
+        if flags & _THERE and at + length > len(data):  # they were lost, or are not told
+            found[argument] = Text(None)
+        elif flags & _THERE:
             found[argument] = Text(data[at : at + length], bool(flags & _CUT), bool(flags & _LATE))
             at += length
         elif flags & _FAULT:
@@ -259,7 +262,7 @@ def has_texts(record: bytes) -> bool:
 def decode_kept(record: bytes, texts: bytes = b"", open_call: bytes = b"") -> KeptEvent:
     """A struct cw_kept, the texts of its calls, a struct cw_present for the one that is open."""
     _, _, time_ns, tid, tgid, lost, rule = EVENT.unpack_from(record)
-    made, calls, status, last, _, comm, start_ns = KEPT.unpack_from(record, EVENT.size)
+    made, calls, status, last, _, comm, start_ns, lost_calls = KEPT.unpack_from(record, EVENT.size)
     found = [_kept_call(record, texts, slot) for slot in _slots(made, calls)]
     if open_call:
         _, _, in_call, call = PRESENT.unpack_from(open_call, EVENT.size)
@@ -276,6 +279,7 @@ def decode_kept(record: bytes, texts: bytes = b"", open_call: bytes = b"") -> Ke
         last=bool(last),
         comm=_name(comm),
         start_ns=start_ns,
+        lost_calls=lost_calls,
         calls=tuple(found),
     )
 
@@ -297,11 +301,31 @@ def _kept_call(record: bytes, texts: bytes, slot: int) -> Call:
     return decode_call(raw, exit_ns, data)
 
 
+def decode_untold(key: bytes, value: bytes) -> KeptEvent:
+    """An entry of the map `untold`, of a thread that kept its calls: none of them is there."""
+    _, lost_calls, start_ns, tgid, lost, rule, last = UNTOLD.unpack(value)
+    return KeptEvent(
+        time_ns=0,
+        tid=int.from_bytes(key, "little"),
+        tgid=tgid,
+        lost=lost,
+        rule=rule,
+        made=0,
+        status=0,
+        last=bool(last),
+        comm="",
+        start_ns=start_ns,
+        lost_calls=lost_calls,
+        calls=(),
+    )
+
+
 class Present(msgspec.Struct, frozen=True, kw_only=True):
     """A traced thread that lives. `call`: the one that it is in."""
 
     tid: int
     tgid: int
+    rule: int
     made: int
     lost: int  # events since its last one in the ring
     lost_calls: int
@@ -312,11 +336,12 @@ def decode_present(raw: bytes) -> Iterator[Present]:
     """What the iterator `present` has told."""
     size = EVENT.size + PRESENT.size
     for at in range(0, len(raw) - size + 1, size):
-        _, _, _, tid, tgid, lost, _ = EVENT.unpack_from(raw, at)
+        _, _, _, tid, tgid, lost, rule = EVENT.unpack_from(raw, at)
         made, lost_calls, in_call, call = PRESENT.unpack_from(raw, at + EVENT.size)
         yield Present(
             tid=tid,
             tgid=tgid,
+            rule=rule,
             made=made,
             lost=lost,
             lost_calls=lost_calls,

@@ -7,8 +7,6 @@ ASCII escaped: a line is one line, and nothing in it is obeyed by a terminal.
 from __future__ import annotations
 
 import os
-import signal
-import struct
 from typing import TypeVar
 
 from collector import siginfo
@@ -29,49 +27,38 @@ from collector.trace.layout import (
     Text,
     WaitEvent,
 )
-from collector.trace.symbols import RESTARTS, Symbols, signal_code
+from collector.trace.symbols import RESTARTS, Symbols
+from collector.trace.values import (
+    integers,
+    long,
+    pointer,
+    quoted,
+    siginfo_parts,
+    signed,
+    socket_address,
+    text_or_pointer,
+    wait_status,
+)
 
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept")
 _REMEMBERED = 65_536  # signals that were not taken yet, or calls of execve(2) that go on
 _X32 = 1 << 30  # __X32_SYSCALL_BIT
 _O_CREATES = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE: only then open(2) has a mode
-_ESCAPES = {
-    0x22: '\\"',
-    0x5C: "\\\\",
-    0x0A: "\\n",
-    0x09: "\\t",
-    0x0D: "\\r",
-    0x0B: "\\v",
-    0x0C: "\\f",
-}
-_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_FUTEX_FOUR = frozenset({0, 3, 4, 5, 6, 9, 11, 12, 13})  # operations with more than three arguments
-_FUTEX_SIX = frozenset({3, 4, 5, 9, 11, 12})
+_FUTEX_FOUR = frozenset({0, 3, 4, 5, 6, 11, 12, 13})  # operations with more than three arguments
+_FUTEX_SIX = frozenset({3, 4, 5, 11, 12})
+_FUTEX_BITSET = {9: (0, 1, 2, 3), 10: (0, 1, 2)}  # FUTEX_WAIT_BITSET, _WAKE_: what is before it
+_ANY_BIT = 0xFFFFFFFF  # FUTEX_BITSET_MATCH_ANY
+_SOL_SOCKET, _SOL_TCP = 1, 6
 _FCNTL_NO_ARGUMENT = frozenset({1, 3, 9, 11, 1025, 1032, 1034})
 _FCNTL_OPEN, _FCNTL_FD = 4, 2
-_SI_CHILD = struct.Struct("<16xiIi")  # si_pid, si_uid, si_status
-_SI_PID = struct.Struct("<16xiI")
+_FCNTL_RESULTS = {1: "fd_flags", 3: "open"}  # F_GETFD, F_GETFL
 
 
 def call_name(call: Call) -> str:
     """`openat`; `syscall_0x7b` for a number without a name."""
     number = call.number & ~_X32 if not call.compat else call.number
     return syscall_name(number, CODE_32_BIT if call.compat else 0) or f"syscall_{call.number:#x}"
-
-
-def quoted(data: bytes, *, cut: bool = False) -> str:
-    """A C string as strace writes it: octal for what is no printable ASCII; `...` if it was cut."""
-    parts = []
-    for index, byte in enumerate(data):
-        if byte in _ESCAPES:
-            parts.append(_ESCAPES[byte])
-        elif 0x20 <= byte < 0x7F:
-            parts.append(chr(byte))
-        else:
-            digit_follows = index + 1 < len(data) and 0x30 <= data[index + 1] <= 0x39
-            parts.append(f"\\{byte:03o}" if digit_follows else f"\\{byte:o}")
-    return f'"{"".join(parts)}"' + ("..." if cut else "")
 
 
 class Notation:
@@ -143,7 +130,11 @@ class Notation:
         if -4096 < value < 0:
             sign = "?" if -value in RESTARTS else "-1"
             return f"{sign} {self._symbols.error(-value)}"
-        kind = signature(call_name(call)).result
+        name = call_name(call)
+        if name in ("fcntl", "fcntl64") and (group := _FCNTL_RESULTS.get(call.args[1])):
+            shown = hex(value) if value else "0"
+            return f"{shown} (flags {self._symbols.text(group, value)})" if value else shown
+        kind = signature(name).result
         if kind == "x":
             return hex(value & (2**64 - 1))
         return f"0{value:o}" if kind == "o" and value else str(value)
@@ -163,35 +154,48 @@ class Notation:
                 return self._clone(args)
             case "futex":
                 operation = args[1] & 0x7F
+                if before := _FUTEX_BITSET.get(operation):
+                    words = [self._word(call, signature(name), i) for i in before]
+                    bits = args[5] & _ANY_BIT
+                    return [*words, "FUTEX_BITSET_MATCH_ANY" if bits == _ANY_BIT else hex(bits)]
                 count = 6 if operation in _FUTEX_SIX else 4 if operation in _FUTEX_FOUR else 3
                 return [self._word(call, signature(name), i) for i in range(count)]
             case "fcntl" | "fcntl64":
                 return self._fcntl(call)
+            case "setsockopt" | "getsockopt":
+                words = [self._word(call, signature(name), i) for i in range(5)]
+                group = {_SOL_SOCKET: "so", _SOL_TCP: "tcp"}.get(args[1])
+                if group is not None:
+                    words[2] = self._symbols.text(group, args[2])
+                return words
+            case "getcwd" if (text := call.texts.get(0)) is not None and text.data is not None:
+                path = Text(text.data.removesuffix(b"\0"), text.cut, text.late)
+                return [text_or_pointer(args[0], path), str(args[1])]
             case "mremap" if not args[3] & 2:
                 return [self._word(call, signature(name), i) for i in range(4)]
         return None
 
     def _fcntl(self, call: Call) -> list[str]:
         descriptor, command, argument = call.args[:3]
-        words = [_int(descriptor), self._symbols.text("fcntl", command)]
+        words = [signed(descriptor), self._symbols.text("fcntl", command)]
         if command in _FCNTL_NO_ARGUMENT:
             return words
         if command == _FCNTL_OPEN:
             return [*words, self._symbols.text("open", argument)]
         if command == _FCNTL_FD:
             return [*words, self._symbols.text("fd_flags", argument)]
-        return [*words, _int(argument) if argument < 1 << 16 else hex(argument)]
+        return [*words, signed(argument) if argument < 1 << 16 else hex(argument)]
 
     def _clone(self, args: tuple[int, ...]) -> list[str]:
         """In strace's order, and with the names of what is there (clone(2))."""
         flags, stack, parent, child, tls = args[:5]
-        words = [f"child_stack={_pointer(stack)}", f"flags={self._symbols.text('clone', flags)}"]
+        words = [f"child_stack={pointer(stack)}", f"flags={self._symbols.text('clone', flags)}"]
         if flags & (0x100000 | 0x1000):  # CLONE_PARENT_SETTID, CLONE_PIDFD
-            words.append(f"parent_tid={_pointer(parent)}")
+            words.append(f"parent_tid={pointer(parent)}")
         if flags & 0x80000:  # CLONE_SETTLS
-            words.append(f"tls={_pointer(tls)}")
+            words.append(f"tls={pointer(tls)}")
         if flags & (0x1000000 | 0x200000):  # CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID
-            words.append(f"child_tidptr={_pointer(child)}")
+            words.append(f"child_tidptr={pointer(child)}")
         return words
 
     def _word(self, call: Call, found: Signature, index: int) -> str:
@@ -199,11 +203,11 @@ class Notation:
         text = call.texts.get(index)
         match kind:
             case "d":
-                return _int(word)
+                return signed(word)
             case "u":
                 return str(word & 0xFFFFFFFF)
             case "l":
-                return str(_long(word, call.compat))
+                return str(long(word, call.compat))
             case "size":
                 return str(word)
             case "x":
@@ -211,15 +215,15 @@ class Notation:
             case "mode":
                 return f"0{word & 0xFFFFFFFF:o}" if word else "000"
             case "p":
-                return _pointer(word)
+                return pointer(word)
             case "path" | "str" | "in" | "out":
-                return _text(word, text)
-            case "status":
-                return _status(word, text)
+                return text_or_pointer(word, text)
+            case "status":  # with WNOHANG nobody may have ended, and then nothing was written
+                return wait_status(word, text if call.result else None)
             case "ints":
-                return _ints(word, text, found.sizes[index])
+                return integers(word, text, found.sizes[index])
             case "addr":
-                return _address(word, text)
+                return socket_address(word, text)
         return self._symbols.text(kind, word)
 
     def _signal(self, event: SignalEvent) -> list[str]:
@@ -233,7 +237,7 @@ class Notation:
                 return []
             parts = ["si_code=SI_KERNEL"] if sent.by_kernel else ["si_code=SI_USER"]
         else:
-            parts = _info(raw, info)
+            parts = siginfo_parts(raw, info)
         name = signal_name(event.signal)
         line = f"--- {name} {{{', '.join([f'si_signo={name}', *parts])}}} ---"
         if sent is None or sent.by_kernel:
@@ -255,78 +259,3 @@ def ending(status: int) -> str:
     if not number:
         return f"exited with {status >> 8 & 0xFF}"
     return f"killed by {signal_name(number)}" + (" (core dumped)" if status & 0x80 else "")
-
-
-def _info(raw: bytes, info: siginfo.SigInfo) -> list[str]:
-    parts = [f"si_code={signal_code(info.signal, info.code)}"]
-    if info.signal == signal.SIGCHLD and 0 < info.code <= 6:
-        pid, uid, status = _SI_CHILD.unpack_from(raw)
-        shown = str(status) if info.code == 1 else signal_name(status)
-        return [*parts, f"si_pid={pid}", f"si_uid={uid}", f"si_status={shown}"]
-    if info.syscall is not None:
-        return [*parts, f"si_syscall={syscall_name(info.syscall) or info.syscall}"]
-    if info.address is not None:
-        return [*parts, f"si_addr={_pointer(info.address)}"]
-    if info.code <= 0:
-        pid, uid = _SI_PID.unpack_from(raw)
-        return [*parts, f"si_pid={pid}", f"si_uid={uid}"]
-    return parts
-
-
-def _int(word: int) -> str:
-    low = word & 0xFFFFFFFF
-    return str(low - (1 << 32) if low >> 31 else low)
-
-
-def _long(word: int, compat: bool) -> int:
-    bits = 32 if compat else 64
-    return word - (1 << bits) if word >> (bits - 1) else word
-
-
-def _pointer(word: int) -> str:
-    return hex(word) if word else "NULL"
-
-
-def _text(word: int, text: Text | None) -> str:
-    if text is None or text.data is None:
-        return _pointer(word)
-    return quoted(text.data, cut=text.cut)
-
-
-def _status(word: int, text: Text | None) -> str:
-    if text is None or text.data is None or len(text.data) < 4:
-        return _pointer(word)
-    status = int.from_bytes(text.data, "little")
-    number = status & 0x7F
-    if status == 0xFFFF:
-        return "[{WIFCONTINUED(s)}]"
-    if status & 0xFF == 0x7F:
-        return f"[{{WIFSTOPPED(s) && WSTOPSIG(s) == {signal_name(status >> 8 & 0xFF)}}}]"
-    if not number:
-        return f"[{{WIFEXITED(s) && WEXITSTATUS(s) == {status >> 8 & 0xFF}}}]"
-    dumped = " && WCOREDUMP(s)" if status & 0x80 else ""
-    return f"[{{WIFSIGNALED(s) && WTERMSIG(s) == {signal_name(number)}{dumped}}}]"
-
-
-def _ints(word: int, text: Text | None, size: int) -> str:
-    if text is None or text.data is None or len(text.data) < size:
-        return _pointer(word)
-    return f"[{', '.join(str(n) for (n,) in struct.iter_unpack('<i', text.data))}]"
-
-
-def _address(word: int, text: Text | None) -> str:
-    """A struct sockaddr, of the families that have names for people; else its bytes."""
-    if text is None or text.data is None or len(text.data) < 2 or text.cut:
-        return _text(word, text)
-    data, family = text.data, int.from_bytes(text.data[:2], "little")
-    if family == _AF_UNIX:
-        path = data[2:]
-        if path[:1] == b"\0":
-            return f"{{sa_family=AF_UNIX, sun_path=@{quoted(path[1:])}}}"
-        name = quoted(path.partition(b"\0")[0])
-        return f"{{sa_family=AF_UNIX, sun_path={name}}}"
-    if family == _AF_INET and len(data) >= 8:
-        port = int.from_bytes(data[2:4], "big")
-        host = ".".join(map(str, data[4:8]))
-        return f'{{sa_family=AF_INET, sin_port=htons({port}), sin_addr=inet_addr("{host}")}}'
-    return quoted(data)

@@ -55,6 +55,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 <= self.strings <= layout.MAX_TEXT:
             raise UsageError(f"strings: {self.strings}: from 0 to {layout.MAX_TEXT} bytes")
+        if self.mode == layout.RECORD and self.strings > layout.MAX_KEPT_TEXT:
+            raise UsageError(f"strings: {self.strings}: at most {layout.MAX_KEPT_TEXT} are kept")
         if not 1 <= self.calls <= layout.MAX_KEPT:
             raise UsageError(f"calls: {self.calls}: from 1 to {layout.MAX_KEPT}")
 
@@ -235,7 +237,7 @@ class Tracer:
         ring.trim()
         if ring.waiting <= ring.size // _LOW:
             waiting.resume_all(self._programs.stopped)
-        self._read_untold()
+        yield from self._read_untold()
 
     def rest(self) -> Iterator[Event]:
         """Stop, and give the events that are left."""
@@ -266,15 +268,18 @@ class Tracer:
                 self._alive.discard(event.tid)
                 self._lost_calls += event.lost_calls
 
-    def _read_untold(self) -> None:
-        """Ends that had no room in the ring."""
+    def _read_untold(self) -> Iterator[KeptEvent]:
+        """Ends that had no room in the ring; of threads that keep their calls as events."""
         for key in self._programs.untold:
             value = self._programs.untold.remove(key)
-            if value is not None:
-                _, lost_calls, _, lost = layout.UNTOLD.unpack(value)
-                self._alive.discard(int.from_bytes(key, "little"))
-                self._lost_calls += lost_calls
-                self._lost_events += lost + 1
+            if value is None:
+                continue
+            event = layout.decode_untold(key, value)
+            self._alive.discard(event.tid)
+            self._lost_calls += event.lost_calls
+            self._lost_events += event.lost + 1
+            if self._rules[event.rule - 1].mode == layout.RECORD:
+                yield event
 
     def check(self) -> None:
         """Ask the kernel who is traced and has not ended."""
@@ -286,7 +291,11 @@ class Tracer:
         return list(layout.decode_present(self._programs.iterate("present", pid)))
 
     def kept(self, pid: int) -> list[KeptEvent]:
-        """What each thread of a process has kept so far (mode RECORD), the open call last."""
+        """What each thread of a process has kept so far (mode RECORD), the open call last.
+
+        `lost_calls` of each are those that there was no memory to keep. A thread that is `present`
+        and not here has no memory to keep any.
+        """
         raw, found, at = self._programs.iterate("kept_calls", pid), [], 0
         present = layout.EVENT.size + layout.PRESENT.size
         while at + layout.KEPT_BYTES + present <= len(raw):
@@ -300,13 +309,18 @@ class Tracer:
             at += present
         return found
 
+    @property
+    def untraced(self) -> int:
+        """Children that there was no memory to follow, so far."""
+        return self._programs.counter(0)
+
     def losses(self) -> Losses:
         """What is known to be lost so far; of threads that live, from themselves."""
         living = self.present() if self._alive else []
         return Losses(
             calls=self._lost_calls + sum(thread.lost_calls for thread in living),
             events=self._lost_events + sum(thread.lost for thread in living),
-            untraced=self._programs.counter(0),
+            untraced=self.untraced,
             unnamed=self._programs.counter(1),
             missed=self._programs.missed(),
         )

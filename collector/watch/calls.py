@@ -8,6 +8,7 @@ asked. It reads no memory of a process: the kernel's side does, and never waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -21,7 +22,7 @@ from collector.arch.call_sets import EVERYTHING, Wanted, wanted
 from collector.errors import CorewardError, ProbeError, ProcessGone
 from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD
-from collector.model import Cause
+from collector.model import Cause, ProcessKey
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
 from collector.policy.types import Trace
@@ -37,17 +38,36 @@ _DEAD = 32  # processes that ended, and were not asked for yet
 _THREADS = 20_000  # of which calls are kept here, over all of these
 _AGAIN_S = 60.0  # after which a tracer that could not begin is tried again
 
-_Key = tuple[int, int]  # pid, start in ns of CLOCK_BOOTTIME
 Tell = Callable[[Calls], None]
 
 
-class _Dead(msgspec.Struct):
+class Told(msgspec.Struct):
     """What the threads of one process have told."""
 
     rule: str
     threads: dict[int, KeptEvent] = {}
     complete: bool = False
-    lost: int = 0
+    lost_texts: int = 0
+
+    def add(self, event: KeptEvent, rule: str) -> None:
+        self.rule = self.rule or rule
+        self.lost_texts += bool(event.lost)
+        self.threads[event.tid] = event
+        self.complete |= event.last
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """What of them is missing, and why."""
+        short = [event.lost_calls for event in self.threads.values() if event.lost_calls]
+        lost = {}
+        if short:
+            lost["calls"] = (
+                f"{sum(short)} of {len(short)} threads: there was no memory to keep them, "
+                "or no room to tell"
+            )
+        if self.lost_texts:
+            lost["texts"] = f"those of {self.lost_texts} threads had no room"
+        return lost
 
 
 class CallKeeper:
@@ -59,8 +79,9 @@ class CallKeeper:
         self._watcher: Watcher[Trace] = Watcher(())
         self._tracer: Tracer | None = None
         self._seen: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
-        self._dead: OrderedDict[_Key, _Dead] = OrderedDict()
+        self._dead: OrderedDict[ProcessKey, Told] = OrderedDict()  # to the tick
         self._asked: list[tuple[AskCalls, float]] = []  # until when the last thread is waited for
+        self._untraced = 0  # threads and processes that were noticed so far
         self._not_before = 0.0
         self._why_not: str | None = None
         self.threads = 0  # that were traced when it looked last
@@ -105,11 +126,26 @@ class CallKeeper:
             rule = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
             if rule is not None:
                 self._trace(pid, rule)
-        self.threads = len(self._tracer.present()) if self._tracer is not None else 0
+        threads = self._tracer.present() if self._tracer is not None else []
+        self.threads = len(threads)
+        self._trace_untraced({(thread.tgid, thread.rule) for thread in threads})
         if self._tracer is not None and not self._asked and not self.threads:
             self._take()
             self._tracer.__exit__(None, None, None)
             self._tracer = None
+
+    def _trace_untraced(self, traced: set[tuple[int, int]]) -> None:
+        """Threads and children that there was no memory to trace at their birth. `traced`: pids of
+        those that may be their parents, each with the tracer's number of its rule."""
+        if self._tracer is None or self._tracer.untraced == self._untraced:
+            return
+        self._untraced = self._tracer.untraced
+        for pid, rule in traced:
+            with contextlib.suppress(ProcessGone):
+                try:
+                    self._tracer.attach_tree(pid, rule - 1)
+                except ProbeError as error:
+                    log.warning("trace: process %d: %s", pid, error)
 
     def _trace(self, pid: int, rule: Trace) -> None:
         try:
@@ -128,6 +164,7 @@ class CallKeeper:
             tracer = Tracer(*(rule_of(rule) for rule in self._rules), ring=_RING)
             try:
                 self._tracer = tracer.__enter__()
+                self._untraced = 0
                 self._why_not = None
             except ProbeError as error:
                 self._not_before = now + _AGAIN_S
@@ -143,7 +180,7 @@ class CallKeeper:
         now = time.monotonic()
         waiting, self._asked = self._asked, []
         for ask, until in waiting:
-            dead = self._dead.get((ask.pid, ask.start_ns))
+            dead = self._dead.get(_key(ask.pid, ask.start_ns))
             if (dead is not None and dead.complete) or now >= until:
                 self._answer(ask)
             else:
@@ -162,25 +199,22 @@ class CallKeeper:
                 self._note(event)
 
     def _note(self, event: KeptEvent) -> None:
-        key = event.tgid, event.start_ns
-        dead = self._dead.get(key)
-        if dead is None:
-            rule = self._rules[event.rule - 1].name if event.rule <= len(self._rules) else "?"
-            dead = self._dead[key] = _Dead(rule=rule)
-        dead.lost += event.lost
-        dead.threads[event.tid] = event
-        dead.complete |= event.last
+        key = _key(event.tgid, event.start_ns)
+        self._dead.setdefault(key, Told(rule="")).add(event, self._rule_name(event))
         while len(self._dead) > 1 and (
             len(self._dead) > _DEAD or sum(len(d.threads) for d in self._dead.values()) > _THREADS
         ):
             self._dead.popitem(last=False)
 
-    # ---- the agent
+    def _rule_name(self, event: KeptEvent) -> str:
+        return self._rules[event.rule - 1].name if event.rule <= len(self._rules) else "?"
+
+    # ---- the agent, and snapshots
 
     def give(self, ask: AskCalls) -> None:
         """Answer when the last thread of that process has told what it kept, or in two seconds."""
         self._take()
-        if (ask.pid, ask.start_ns) not in self._dead:
+        if _key(ask.pid, ask.start_ns) not in self._dead:
             live = self._live(ask)
             if not live:
                 self._tell(Calls(record=ask.record, lost=self._why_not))
@@ -189,35 +223,68 @@ class CallKeeper:
                 self._note(event)
         self._asked.append((ask, time.monotonic() + _WAIT_S))
 
+    def of_living(self, ask: AskCalls) -> Calls:
+        """What the threads of a process keep at this moment, which goes on: for a snapshot."""
+        told = Told(rule="")
+        for event in self._live(ask):
+            told.add(event, self._rule_name(event))
+        if not told.threads:
+            return Calls(record=ask.record, lost=self._why_not)
+        return _written(ask, told, self._lost())
+
     def _live(self, ask: AskCalls) -> list[KeptEvent]:
-        """Of a process that is held, or has not ended yet."""
+        """Of a process that has not ended yet."""
         if self._tracer is None:
             return []
+        key = _key(ask.pid, ask.start_ns)
         found = self._tracer.kept(ask.pid)
-        return [event for event in found if event.start_ns == ask.start_ns]
+        return [event for event in found if _key(event.tgid, event.start_ns) == key]
 
     def _answer(self, ask: AskCalls) -> None:
-        dead = self._dead.pop((ask.pid, ask.start_ns), None)
-        if dead is None:
+        told = self._dead.pop(_key(ask.pid, ask.start_ns), None)
+        if told is None:
             self._tell(Calls(record=ask.record, lost="too many processes ended at that time"))
-            return
-        lost = {} if not dead.lost else {"threads": f"{dead.lost} had no room to tell"}
-        file = kept.KeptCalls(
-            version=kept.VERSION,
-            rule=dead.rule,
-            time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            threads=tuple(
-                kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls)
-                for e in dead.threads.values()
-            ),
-            lost=lost,
-        )
-        try:
-            kept.write(file, Path(ask.folder))
-        except OSError as error:
-            self._tell(Calls(record=ask.record, lost=f"{kept.FILE}: {error.strerror}"))
         else:
-            self._tell(Calls(record=ask.record, facts=file.facts))
+            self._tell(_written(ask, told, self._lost()))
+
+    def _lost(self) -> dict[str, str]:
+        """What is missing of no known process, since the tracer began."""
+        if self._tracer is None:
+            return {}
+        losses, lost = self._tracer.losses(), {}
+        if losses.untraced:
+            lost["born"] = (
+                f"{losses.untraced} threads and processes, of all that are traced, were traced "
+                "late: there was no memory at their birth"
+            )
+        if losses.missed:
+            lost["missed"] = f"{losses.missed} events, of all threads, came in the midst of others"
+        if losses.unnamed:
+            lost["ends"] = f"{losses.unnamed} threads, of all that are traced, had no room to tell"
+        return lost
+
+
+def _key(pid: int, start_ns: int) -> ProcessKey:
+    return ProcessKey(pid, start_ns).to_tick()
+
+
+def _written(ask: AskCalls, told: Told, lost: dict[str, str]) -> Calls:
+    """Write the file; the answer to who asked for it. `lost`: of no known process."""
+    file = kept.KeptCalls(
+        version=kept.VERSION,
+        rule=told.rule,
+        time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        threads=tuple(
+            kept.KeptThread(tid=e.tid, comm=e.comm, made=e.made, calls=e.calls, lost=e.lost_calls)
+            for e in told.threads.values()
+        ),
+        lost=lost | told.lost,
+    )
+    try:
+        kept.write(file, Path(ask.folder))
+    except OSError as error:
+        return Calls(record=ask.record, lost=f"{kept.FILE}: {error.strerror}")
+    return Calls(record=ask.record, facts=file.facts)
 
 
 def rule_of(trace: Trace) -> Rule:

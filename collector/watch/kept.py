@@ -24,12 +24,14 @@ _MAX_FILE = 256 << 20  # bytes when unpacked
 
 
 class KeptThread(msgspec.Struct, frozen=True, kw_only=True):
-    """The last calls of one thread. `made`: how many it made in all since it was traced."""
+    """The last calls of one thread. `made`: how many it made in all since it was traced, without
+    those that are `lost`, as there was no memory to keep them or no room to tell."""
 
     tid: int
     comm: str
     made: int
     calls: tuple[Call, ...]
+    lost: int = 0
 
 
 class KeptCalls(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from collector.sample.sampler import Sampler
 from collector.watch import flight
 from collector.watch.calls import CallKeeper
 from collector.watch.cgroups import LOOK_S, Cgroups, CgroupVitals
+from collector.watch.door import Door
 from collector.watch.messages import (
     MAX_PACKET,
     Ask,
@@ -107,6 +108,7 @@ class Recorder:
         self._counts: Counter[str] = Counter()
         self._cgroups = Cgroups()
         self._calls = CallKeeper(self._tell)
+        self._door = Door(store)
         self._saves = Lane("save", 1, _SAVES)
         self._snapshots = Lane("snapshot", 1, _SNAPSHOTS_MAX)
 
@@ -122,6 +124,7 @@ class Recorder:
                     break
                 except Stalled as error:
                     self._shun(error)
+        self._door.close()
         self._calls.close()
         for lane in (self._saves, self._snapshots):  # what is asked for is still done
             lane.wait_idle(_UNWINDING_S)
@@ -138,6 +141,8 @@ class Recorder:
                 self._calls.scan()
                 scan = now + _SCAN_S
             self._calls.take()
+            for ask, asker in self._door.questions():
+                self._door.answer(asker, self._calls.of_living(ask))
             if now >= counts:
                 self._tell_counts()
                 counts = now + _COUNTS_S
@@ -180,6 +185,8 @@ class Recorder:
         poll.register(self._channel, select.POLLIN)
         if (calls := self._calls.descriptor) is not None:
             poll.register(calls, select.POLLIN)
+        for asker in self._door.descriptors:
+            poll.register(asker, select.POLLIN)
         ends = {watched.process.fileno(): watched for watched in self._live.values()}
         for fd in ends:
             poll.register(fd, select.POLLIN)
@@ -204,6 +211,10 @@ class Recorder:
             if isinstance(message, Rules):
                 self._take_rules(message)
                 self._calls.configure(message.trace)
+                if message.trace:
+                    self._door.open()
+                else:
+                    self._door.close()
             elif isinstance(message, AskCalls):
                 self._calls.give(message)
             else:

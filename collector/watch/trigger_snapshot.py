@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -77,6 +78,7 @@ def _main() -> None:
     from collector.snapshot.take import SnapshotRequest, usual_capture  # noqa: PLC0415
     from collector.snapshot.write import CoreContents  # noqa: PLC0415
     from collector.store.store import Store  # noqa: PLC0415
+    from collector.watch.door import kept_calls  # noqa: PLC0415
 
     become_helper(urgent=True)
     order = msgspec.json.decode(sys.stdin.buffer.read(_MAX_ANSWER), type=SnapshotOrder)
@@ -94,6 +96,7 @@ def _main() -> None:
                 CoreContents(capture=order.capture or usual_capture(order.mode)),
                 live,
                 trigger=trigger,
+                keep_calls=partial(kept_calls, store.path),
             )
         answer = SnapshotAnswer(record=record.id)
     except (CorewardError, OSError) as error:

@@ -163,6 +163,11 @@ class RunningAgent:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def snapshot(self, pid: int, *arguments: str) -> dict[str, Any]:
+        """The record of a snapshot that is taken now."""
+        found: dict[str, Any] = json.loads(self.command("snapshot", str(pid), "--json", *arguments))
+        return found
+
     @property
     def run_dir(self) -> Path:
         return Path(self.arguments[self.arguments.index("--run-dir") + 1])

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from collector.signals import signal_name
+
 _LINE = re.compile(r"^(?:\[pid +(\d+)\] |(\d+) +)(.*)$")
 _CALL = re.compile(r"^(\w+)\((.*)\)\s+= (.*)$", re.DOTALL)
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>(.*)$")
@@ -20,6 +22,10 @@ ANYTHING = "<decoded by strace>"
 
 Item = tuple[Any, ...]
 
+# strace shows the mask that rt_sigreturn restores, which is no argument
+NO_ARGUMENT = ("call", "rt_sigreturn")
+NO_RETURN = ("exit", "exit_group")
+
 
 def by_thread(text: str) -> dict[int, list[Item]]:
     """thread -> what it did, in its order."""
@@ -29,6 +35,8 @@ def by_thread(text: str) -> dict[int, list[Item]]:
         match = _LINE.match(line)
         assert match, line
         tid, rest = int(match[1] or match[2]), match[3]
+        if rest.startswith(("???(", "<... ??? resumed>")):  # killed before strace could look
+            continue
         if rest.endswith("<unfinished ...>"):
             begun[tid] = rest.removesuffix("<unfinished ...>").rstrip()
             continue
@@ -102,10 +110,16 @@ def _bytes(text: str) -> bytes:
 
 def comparable(ours: Item, theirs: Item) -> tuple[Item, Item]:
     """Both, without the arguments that only strace decodes."""
-    if ours[0] != "call" or theirs[0] != "call" or len(ours[2]) != len(theirs[2]):
+    if ours[0] != "call" or theirs[0] != "call":
+        return ours, theirs
+    if theirs[3] == "?" and ours[1] not in NO_RETURN:  # it was killed before strace could look
+        ours = (*ours[:3], "?")
+    if ours[1] == "prctl":  # how many arguments it has, and of which kind, is its option's affair
+        ours, theirs = ((*item[:2], item[2][:1], item[3]) for item in (ours, theirs))
+    if len(ours[2]) != len(theirs[2]):
         return ours, theirs
     pairs = [
-        (ANYTHING, ANYTHING) if _is_decoded(one, other) else (one, other)
+        (ANYTHING, ANYTHING) if _is_decoded(one, other) else (_plain(one), _plain(other))
         for one, other in zip(ours[2], theirs[2], strict=True)
     ]
     return (
@@ -114,6 +128,40 @@ def comparable(ours: Item, theirs: Item) -> tuple[Item, Item]:
     )
 
 
+def compare(ours: dict[int, list[Item]], theirs: dict[int, list[Item]]) -> int:
+    """Each thread that strace saw did the same in the same order: calls, arguments, results,
+    signals. How many were compared.
+
+    What the first thread does before it is the traced program is strace's own affair.
+    """
+    compared = 0
+    for tid, items in theirs.items():
+        mine = ours[tid]
+        if tid == min(theirs):
+            mine = mine[[item[:2] for item in mine].index(("call", "execve")) :]
+        if len(mine) == len(items) + 1 and mine[-1][0] == items[-1][0] == "end":
+            del mine[-2]  # a call in whose entry it was killed, before strace could look
+        for one, other in zip(mine, items, strict=False):
+            if one[:2] == NO_ARGUMENT:
+                assert one[3] == other[3]
+                continue
+            left, right = comparable(one, other)
+            assert left == right
+            compared += 1
+        assert len(mine) == len(items)
+    return compared
+
+
 def _is_decoded(ours: Any, theirs: Any) -> bool:
     is_address = isinstance(ours, str) and re.fullmatch(r"0x[0-9a-f]+", ours) is not None
     return is_address and isinstance(theirs, str) and theirs[:1] in ("{", "[", "~")
+
+
+def _plain(word: Any) -> Any:
+    """Real-time signals, which strace counts from the kernel's first one and we from that of the C
+    library; values of socket options, which strace shows as numbers and we as their bytes."""
+    if isinstance(word, str) and (match := re.fullmatch(r"SIGRT_(\d+)", word)):
+        return signal_name(32 + int(match[1]))
+    if isinstance(word, str) and (match := re.fullmatch(r"\[(-?\d+)\]", word)):
+        return (int(match[1]).to_bytes(4, "little", signed=True), False)
+    return word

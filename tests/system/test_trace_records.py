@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.agents import RunningAgent, agent
 from tests.system.recorders import until
-from tests.system.victims import Victim, build, running, wait_until
+from tests.system.victims import Victim, build, running, wait_until, wish
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -24,6 +24,14 @@ pytestmark = [
 
 TRACE = """
 defaults: {{limit: none}}
+recorder: {{memory: 4MiB}}
+watch:
+  - name: leaky
+    match: {{exe: {leaky}}}
+    every: 20ms
+    keep: 5
+    memory: 1MiB
+    triggers: [{{name: leak, descriptors: 150}}]
 rules: [{{name: exits, match: {{exe: {exe}, cause: exit}}, capture: record}}]
 trace:
   - name: service
@@ -31,6 +39,7 @@ trace:
     calls: 8
     strings: 16
     exclude: [futex, "%memory", getrandom]
+  - {{name: leaky, match: {{exe: {leaky}}}}}
 """
 THREADS = "coreward_traced_threads"
 
@@ -42,10 +51,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that opens files, which a trigger looks at."""
+    return Path(shutil.copy(build("watched"), tmp_path_factory.mktemp("program") / "leaky"))
+
+
+@pytest.fixture(scope="module")
 def tracing_agent(
-    tmp_path_factory: pytest.TempPathFactory, program: Path
+    tmp_path_factory: pytest.TempPathFactory, program: Path, leaky: Path
 ) -> Iterator[RunningAgent]:
-    config = TRACE.format(exe=program)
+    config = TRACE.format(exe=program, leaky=leaky)
     folder = tmp_path_factory.mktemp("agent")
     with agent(folder, config=config, backend="none", metrics=True) as one:
         yield one
@@ -116,6 +131,73 @@ def test_every_thread_of_many_has_its_own(tracing_agent: RunningAgent, program: 
         record = tracing_agent.record(victim.pid)
     threads = calls_of(tracing_agent, record)
     assert record["calls"]["threads"] == len(threads) == 301
+
+
+def where_it_waits(pid: int) -> list[str]:
+    """Number and arguments of its system call; empty if it is in none."""
+    words = Path(f"/proc/{pid}/syscall").read_text().split()
+    return words[:4] if words[0].isdigit() else []
+
+
+def test_a_snapshot_has_the_calls_of_the_process_that_goes_on(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    # GIVEN a traced process that reads what does not come
+    with traced(tracing_agent, program, "sleep") as victim:
+        first = where_it_waits(victim.pid)
+        victim.go()
+        wait_until(
+            lambda: where_it_waits(victim.pid)[:1] == ["0"] and where_it_waits(victim.pid) != first,
+            "it reads again",
+        )
+        # WHEN a snapshot of it is taken, of each kind
+        for mode in ("threads", "nonstop", "full-stop"):
+            record = tracing_agent.snapshot(victim.pid, "--mode", mode)
+            # THEN the record has its calls, and none that the snapshot made it do
+            facts = {"rule": "service", "threads": 1, "file": "calls.zst"}
+            assert record["calls"].items() >= facts.items()
+            assert "calls" not in record["lost"]
+            (thread,) = calls_of(tracing_agent, record)
+            assert (thread["tid"], thread["calls"][-1]["name"]) == (victim.pid, "read")
+            assert {call["name"] for call in thread["calls"]} == {"read"}
+            assert thread["calls"][-1]["result"] is None
+            shown = tracing_agent.command("info", record["id"])
+            assert "Last calls of the thread\n" in shown
+        # AND a later death has its own
+        victim.process.kill()
+        victim.wait()
+        record = tracing_agent.record(victim.pid)
+    (thread,) = calls_of(tracing_agent, record)
+    assert thread["calls"][-1]["name"] == "read"
+
+
+def test_the_snapshot_of_a_trigger_has_them(tracing_agent: RunningAgent, leaky: Path) -> None:
+    # GIVEN a process that is watched and traced
+    wait_until(lambda: not tracing_agent.metric(THREADS), "the one before is forgotten")
+    with running("watched", cwd=leaky.parent, file=leaky) as victim:
+        until(tracing_agent, THREADS, 3)
+        until(tracing_agent, "coreward_watched_processes", 1)
+        # WHEN a trigger fires, since it opens files
+        wish(victim, "f")
+        line = tracing_agent.wait_line(rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} leaky: leak: ")
+        victim.process.kill()
+        victim.wait()
+    record = tracing_agent.info(line.split()[1])
+    assert record["calls"].items() >= {"rule": "leaky", "threads": 3, "file": "calls.zst"}.items()
+    threads = {thread["tid"]: thread for thread in calls_of(tracing_agent, record)}
+    names = [call["name"] for call in threads[victim.pid]["calls"]]
+    # THEN its last calls are there: it opened the files, said so, and waits
+    assert names[-2:] == ["write", "read"]
+    assert names.count("dup") > 10 or names.count("openat") > 10
+
+
+def test_a_snapshot_of_what_nobody_traced_has_none(
+    tracing_agent: RunningAgent, program: Path
+) -> None:
+    with running("waiting", cwd=program.parent) as victim:
+        record = tracing_agent.snapshot(victim.pid)
+    assert record["calls"] is None
+    assert "calls" not in record["lost"]
 
 
 def test_what_nobody_traced_has_none(tracing_agent: RunningAgent, program: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from tests.system.agents import COMMAND, RunningAgent, agent
 from tests.system.memory_cgroups import has_pressure, memory_cgroup, unified_cgroup
 from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
-from tests.system.victims import PATIENCE, ROOT, Victim, build, running
+from tests.system.victims import PATIENCE, ROOT, build, running, wish
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -269,13 +269,6 @@ def reload(running: RunningAgent, file: Path, config: str) -> None:
     file.write_text(config)
     running.process.send_signal(signal.SIGHUP)
     running.wait_line("is in force")
-
-
-def wish(victim: Victim, what: str) -> None:
-    """Have it do that, and wait until it has."""
-    assert victim.process.stdin is not None and victim.process.stdout is not None
-    victim.process.stdin.write(what.encode())
-    assert victim.process.stdout.read(1) == what.encode()
 
 
 @pytest.mark.parametrize(

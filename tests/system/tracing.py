@@ -29,11 +29,11 @@ def trace(*words: str, env: dict[str, str] | None = None) -> subprocess.Complete
 
 
 @contextlib.contextmanager
-def tracing(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """The same while it runs; its stderr is to be read."""
+def tracing(*words: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+    """The same while it runs, in a folder; its stderr is to be read."""
     with subprocess.Popen(
         [*COMMAND, "trace", *words],
-        cwd=ROOT,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -192,3 +192,10 @@ def descendants(pid: int) -> Iterator[int]:
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         yield int(child)
         yield from descendants(int(child))
+
+
+def wish(victim: Victim, what: str) -> None:
+    """Have it do that, and wait until it has."""
+    assert victim.process.stdin is not None and victim.process.stdout is not None
+    victim.process.stdin.write(what.encode())
+    assert victim.process.stdout.read(1) == what.encode()

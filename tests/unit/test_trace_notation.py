@@ -16,7 +16,8 @@ from collector.trace.layout import (
     SignalEvent,
     Text,
 )
-from collector.trace.notation import Notation, ending, quoted
+from collector.trace.notation import Notation, ending
+from collector.trace.values import quoted
 from tests.unit.trace_samples import SYMBOLS, call
 
 HEAD = {"time_ns": 1, "tid": 10, "tgid": 10, "lost": 0, "rule": 1}
@@ -63,11 +64,11 @@ MINUS_ONE = 2**64 - 1
         (call("futex", 0x10, 0x81, 1, result=1), "futex(0x10, FUTEX_WAKE_PRIVATE, 1) = 1"),
         (
             call("futex", 0x10, 0x189, 2, 0, 0, 0xFFFFFFFF),
-            "futex(0x10, FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME, 2, NULL, NULL, "
-            "0xffffffff) = 0",
+            "futex(0x10, FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME, 2, NULL, "
+            "FUTEX_BITSET_MATCH_ANY) = 0",
         ),
         (call("fcntl", 3, 2, 1), "fcntl(3, F_SETFD, FD_CLOEXEC) = 0"),
-        (call("fcntl", 3, 1, 99, result=1), "fcntl(3, F_GETFD) = 1"),
+        (call("fcntl", 3, 1, 99, result=1), "fcntl(3, F_GETFD) = 0x1 (flags FD_CLOEXEC)"),
         (call("fcntl", 3, 4, 0o4002), "fcntl(3, F_SETFL, O_RDWR|O_NONBLOCK) = 0"),
         (
             call("clone", 0x1000011, 0, 0, 0x7F10, 0, result=99),
@@ -81,6 +82,29 @@ MINUS_ONE = 2**64 - 1
         (
             call("wait4", -1, 0x7F00, 1, 0, result=7, texts={1: Text(struct.pack("<i", 0x100))}),
             "wait4(-1, [{WIFEXITED(s) && WEXITSTATUS(s) == 1}], WNOHANG, NULL) = 7",
+        ),
+        (
+            call("wait4", -1, 0x7F00, 1, 0, result=0, texts={1: Text(bytes(4))}),
+            "wait4(-1, 0x7f00, WNOHANG, NULL) = 0",
+        ),
+        (
+            call("futex", 0x10, 0x8A, 2, 0, 0, 5),
+            "futex(0x10, FUTEX_WAKE_BITSET_PRIVATE, 2, 0x5) = 0",
+        ),
+        (call("fcntl", 3, 3, 99, result=2), "fcntl(3, F_GETFL) = 0x2 (flags O_RDWR)"),
+        (call("fcntl", 3, 1, 99, result=0), "fcntl(3, F_GETFD) = 0"),
+        (
+            call("accept4", 3, 0, 0, 0o2004000, result=4),
+            "accept4(3, NULL, NULL, SOCK_NONBLOCK|SOCK_CLOEXEC) = 4",
+        ),
+        (
+            call("setsockopt", 3, 1, 2, 0x7F00, 4, texts={3: Text(b"\1\0\0\0")}),
+            'setsockopt(3, SOL_SOCKET, SO_REUSEADDR, "\\1\\0\\0\\0", 4) = 0',
+        ),
+        (call("getsockopt", 3, 6, 1, 0, 0), "getsockopt(3, SOL_TCP, TCP_NODELAY, NULL, NULL) = 0"),
+        (
+            call("getcwd", 0x7F00, 99, result=5, texts={0: Text(b"/tmp\0")}),
+            'getcwd("/tmp", 99) = 5',
         ),
         (call("kill", 7, 15), "kill(7, SIGTERM) = 0"),
         (call("socket", 1, 0x80001, 0), "socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0) = 0"),

@@ -28,7 +28,7 @@ def shown(*steps: Event | list[Present], **how: Any) -> list[str]:
 
 
 def in_call(tid: int, made: Call) -> Present:
-    return Present(tid=tid, tgid=tid, made=0, lost=0, lost_calls=0, call=made)
+    return Present(tid=tid, tgid=tid, rule=1, made=0, lost=0, lost_calls=0, call=made)
 
 
 READ = call("read", 0, 0x7F00, 10, result=None)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from collector.arch.call_sets import wanted
-from collector.errors import StoreError
+from collector.errors import StoreError, UsageError
 from collector.policy.types import Match, Trace
-from collector.trace.layout import RECORD, Text
+from collector.trace import Rule, layout
+from collector.trace.layout import RECORD, KeptEvent, Text
 from collector.watch import kept
-from collector.watch.calls import rule_of
+from collector.watch.calls import Told, rule_of
 from collector.watch.kept import KeptCalls, KeptThread
 from tests.unit.trace_samples import call
 
@@ -57,3 +58,55 @@ def test_a_rule_says_which_calls_are_kept() -> None:
     # AND without any word all are
     everything = rule_of(Trace(name="a", match=Match()))
     assert everything.wanted == wanted(["all"])
+
+
+def event(tid: int, *, lost: int = 0, lost_calls: int = 0, last: bool = False) -> KeptEvent:
+    return KeptEvent(
+        time_ns=1,
+        tid=tid,
+        tgid=7,
+        lost=lost,
+        rule=1,
+        made=2,
+        status=9,
+        last=last,
+        comm="worker",
+        start_ns=1,
+        lost_calls=lost_calls,
+        calls=(),
+    )
+
+
+def test_what_could_not_be_kept_or_told_is_counted() -> None:
+    told = Told(rule="")
+    told.add(event(7), "a")
+    assert (told.rule, told.lost, told.complete) == ("a", {}, False)
+    told.add(event(8, lost_calls=3), "a")
+    told.add(event(9, lost_calls=2, lost=1, last=True), "a")
+    assert told.complete
+    assert told.lost == {
+        "calls": "5 of 2 threads: there was no memory to keep them, or no room to tell",
+        "texts": "those of 1 threads had no room",
+    }
+
+
+def test_a_thread_that_had_no_room_to_tell() -> None:
+    raw = layout.UNTOLD.pack(9, 9, 1000, 7, 2, 1, 1)
+    found = layout.decode_untold((8).to_bytes(4, "little"), raw)
+    assert (found.tid, found.tgid, found.start_ns, found.rule) == (8, 7, 1000, 1)
+    assert (found.made, found.calls, found.lost_calls, found.lost) == (0, (), 9, 2)
+    assert found.last
+
+
+def test_texts_that_were_lost_are_not_empty_ones() -> None:
+    # GIVEN a call that had a text of five bytes at its second argument
+    texts = b"\x01\x01\x05\x00" + bytes(8)
+    raw = layout.CALL.pack(1, *range(6), 3, 257, 0, 0, texts)
+    # THEN it is the text, or unknown
+    assert layout.decode_call(raw, 2, b"/name").texts == {1: Text(b"/name")}
+    assert layout.decode_call(raw, 2, b"").texts == {1: Text(None)}
+
+
+def test_of_kept_texts_there_is_a_bound() -> None:
+    with pytest.raises(UsageError, match="strings: 65: at most 64 are kept"):
+        Rule(mode=RECORD, strings=65)
