@@ -235,7 +235,8 @@ def test_a_killed_process(tmp_path: Path) -> None:
         assert victim.wait() == -signal.SIGTERM
         _, said = reader.communicate()
     # AND who killed it
-    sender = f'si_pid={os.getpid()}, si_uid=0}} --- /* from pid {os.getpid()}, "pytest" */'
+    own = Path("/proc/self/comm").read_text().strip()
+    sender = f'si_pid={os.getpid()}, si_uid=0}} --- /* from pid {os.getpid()}, "{own}" */'
     assert f"--- SIGTERM {{si_signo=SIGTERM, si_code=SI_USER, {sender}" in said
     assert said.splitlines()[-1] == "+++ killed by SIGTERM +++"
     assert reader.returncode == 0
