@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
-import zstandard
 
 from collector import __version__
 from collector.arch.x86_64 import PAGE
@@ -26,16 +25,15 @@ from collector.elfcore.writer import WriteResult, write_core
 from collector.elfcore.zeros import data_runs
 from collector.errors import NotFound, StoreError
 from collector.introspect.types import ProcessIdentity
-from collector.linux.atomic import atomic_file
 from collector.model import Capture, Frame, SamplesFacts
 from collector.ranges import union
 from collector.sample.report import ProcessReport, report_of
 from collector.sample.ring import SampleRing
 from collector.sample.types import KeptStack, Sample
+from collector.watch import packed
 
 FILE = "samples.zst"
 VERSION = 1
-_MAX_FILE = 256 << 20  # bytes when unpacked
 _MAX_CONTEXT = 64 << 20  # bytes of one small core, holes not counted
 
 
@@ -117,26 +115,13 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 def write(flight: Flight, folder: Path) -> None:
     """Put the file into a record's folder; whole, or not at all. OSError if it cannot be."""
-    packed = zstandard.compress(msgspec.msgpack.encode(flight), 3)
-    with atomic_file(folder / FILE) as fd, open(fd, "wb", closefd=False) as file:
-        file.write(packed)
+    packed.write(flight, folder / FILE)
 
 
 def read(folder: Path) -> Flight:
     """The file of a record's folder. StoreError if it is damaged or gone."""
     path = folder / FILE
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb") as file:
-            with zstandard.ZstdDecompressor().stream_reader(file) as stream:
-                data = stream.read(_MAX_FILE + 1)
-            if len(data) > _MAX_FILE:
-                raise StoreError(f"{path}: damaged: larger than {_MAX_FILE} bytes")
-        flight = msgspec.msgpack.decode(data, type=Flight)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from error
+    flight = packed.read(path, Flight)
     if flight.version != VERSION or not flight.samples:
         raise StoreError(f"{path}: of another version ({flight.version}), or empty")
     return flight

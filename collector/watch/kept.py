@@ -7,20 +7,17 @@ Everything in it came from the process, so it is read strictly, and bounded.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
-import zstandard
 
 from collector.errors import StoreError
-from collector.linux.atomic import atomic_file
 from collector.model import CallsFacts
 from collector.trace.layout import Call
+from collector.watch import packed
 
 FILE = "calls.zst"
 VERSION = 1
-_MAX_FILE = 256 << 20  # bytes when unpacked
 
 
 class KeptThread(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,26 +53,13 @@ class KeptCalls(msgspec.Struct, frozen=True, kw_only=True):
 
 def write(kept: KeptCalls, folder: Path) -> None:
     """Put the file into a record's folder; whole, or not at all. OSError if it cannot be."""
-    packed = zstandard.compress(msgspec.msgpack.encode(kept), 3)
-    with atomic_file(folder / FILE) as fd, open(fd, "wb", closefd=False) as file:
-        file.write(packed)
+    packed.write(kept, folder / FILE)
 
 
 def read(folder: Path) -> KeptCalls:
     """The file of a record's folder. StoreError if it is damaged or gone."""
     path = folder / FILE
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with open(fd, "rb") as file:
-            with zstandard.ZstdDecompressor().stream_reader(file) as stream:
-                data = stream.read(_MAX_FILE + 1)
-            if len(data) > _MAX_FILE:
-                raise StoreError(f"{path}: damaged: larger than {_MAX_FILE} bytes")
-        kept = msgspec.msgpack.decode(data, type=KeptCalls)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from error
+    kept = packed.read(path, KeptCalls)
     if kept.version != VERSION:
         raise StoreError(f"{path}: of another version ({kept.version})")
     return kept

@@ -11,7 +11,7 @@ import zstandard
 
 from collector.errors import NotFound, StoreError
 from collector.sample.ring import SampleRing
-from collector.watch import flight
+from collector.watch import flight, packed
 from tests.unit.sample_builders import IDENTITY, frame, kept, sample, thread
 
 
@@ -71,7 +71,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flight, "_MAX_FILE", 1 << 16)
+    monkeypatch.setattr(packed, "_MAX_FILE", 1 << 16)
     (tmp_path / flight.FILE).write_bytes(zstandard.compress(bytes(1 << 20)))
     with pytest.raises(StoreError, match="larger than 65536 bytes"):
         flight.read(tmp_path)
