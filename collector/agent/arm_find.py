@@ -17,6 +17,7 @@ from functools import partial
 from collector.agent.arm_pin import Told, is_want, pin_process, room_for_descriptors
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.errors import CaptureError, CorewardError
+from collector.linux import procfs
 from collector.model import Cause
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
@@ -155,7 +156,7 @@ class Finder:
                 now = time.monotonic()
                 if self._scan_at is not None and now >= self._scan_at:
                     self._scan_at = None
-                    return [(pid, None) for pid in _pids() if pid not in self._refused]
+                    return [(pid, None) for pid in procfs.process_ids() if pid not in self._refused]
                 due = [(pid, rule) for pid, (at, rule) in self._waiting.items() if at <= now]
                 if due:
                     for pid, _ in due:
@@ -216,7 +217,3 @@ class Finder:
             self._refused.clear()
         self._refused.add(pid)
         log.warning("process %d cannot be armed: %s", pid, why)
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208

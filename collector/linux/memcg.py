@@ -103,8 +103,7 @@ def tasks(directory: str | None, most: int, seconds: float) -> Tasks:
 def _pids(directory: str | None) -> Iterator[tuple[list[bytes], bool]]:
     """Process ids, and whether these are all of that cgroup. A bound on cgroups ends it, too."""
     if directory is None:
-        names = os.listdir("/proc")  # noqa: PTH208
-        yield [name.encode() for name in names if name.isdigit()], True
+        yield [b"%d" % pid for pid in procfs.process_ids()], True
         return
     waiting, known = [directory], 1
     while waiting:

@@ -242,7 +242,12 @@ def _smaps_entries(text: bytes) -> Iterator[SmapsEntry]:
         yield SmapsEntry(line, flags, anonymous)
 
 
-# ---- threads
+# ---- processes and threads
+
+
+def process_ids() -> list[int]:
+    """All processes of this pid namespace."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (hot)
 
 
 def thread_ids(pid: int) -> list[int]:

@@ -336,9 +336,9 @@ def _threads(pid: int) -> Sequence[int]:
 def _descendants(pids: Sequence[int]) -> list[int]:
     """All that descend from these processes now."""
     parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208 (names, not paths)
-        if name.isdigit() and (stat := procfs.read(f"/proc/{name}/stat")):
-            parents.setdefault(procfs.parse_stat(stat).ppid, []).append(int(name))
+    for pid in procfs.process_ids():
+        if stat := procfs.read(f"/proc/{pid}/stat"):
+            parents.setdefault(procfs.parse_stat(stat).ppid, []).append(pid)
     found: list[int] = []
     left = list(pids)
     while left:

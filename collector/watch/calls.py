@@ -112,7 +112,7 @@ class CallKeeper:
         """Look for processes that a rule matches; let the programs go if there is none left."""
         if not self._rules:
             return
-        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+        present = set(procfs.process_ids())
         self._seen = {pid: seen for pid, seen in self._seen.items() if pid in present}
         for pid in present - {os.getpid(), os.getppid()}:
             line = procfs.read(f"/proc/{pid}/stat")

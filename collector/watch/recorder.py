@@ -23,6 +23,7 @@ import msgspec
 
 from collector.errors import CorewardError, ProbeError, ProcessError, Stalled
 from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
+from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.linux.stall import with_stall_guard
 from collector.model import Cause, ProcessKey, SamplesFacts
@@ -304,7 +305,7 @@ class Recorder:
 
     def _scan(self) -> None:
         """Look for processes that a rule matches, or that have become another program."""
-        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+        present = set(procfs.process_ids())
         self._known = {pid: seen for pid, seen in self._known.items() if pid in present}
         self._left_out = {pid: watch for pid, watch in self._left_out.items() if pid in present}
         for watched in list(self._live.values()):
