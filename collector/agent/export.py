@@ -91,28 +91,23 @@ def _wants_core(crash: Crash) -> bool:
 def ask_recorder(context: Context, crash: Crash) -> None:
     """If a watched or traced process has died its samples, and its last calls, become part of the
     record, which waits for them."""
-    crash.begin("samples")
-    if not context.recorder.ask(crash.record, partial(_sampled, context, crash)):
-        end(context, crash, "samples")
-    crash.begin("calls")
-    if not context.recorder.ask_calls(crash.record, partial(_traced, context, crash)):
-        end(context, crash, "calls")
+    for part, ask in (
+        ("samples", context.recorder.ask),
+        ("calls", context.recorder.ask_calls),
+    ):
+        crash.begin(part)
+        if not ask(crash.record, partial(_answered, context, crash, part)):
+            end(context, crash, part)
 
 
-def _sampled(context: Context, crash: Crash, answer: Answer) -> None:
+def _answered(context: Context, crash: Crash, part: str, answer: Answer) -> None:
     if isinstance(answer, str):
-        crash.lose("samples", answer)
+        crash.lose(part, answer)
     elif isinstance(answer, SamplesFacts):
         crash.learn(Sampled(samples=answer))
-    end(context, crash, "samples")
-
-
-def _traced(context: Context, crash: Crash, answer: Answer) -> None:
-    if isinstance(answer, str):
-        crash.lose("calls", answer)
     elif isinstance(answer, CallsFacts):
         crash.learn(Traced(calls=answer))
-    end(context, crash, "calls")
+    end(context, crash, part)
 
 
 def end_of_process(context: Context, crash: Crash) -> None:
