@@ -82,6 +82,14 @@ _CODES: dict[int, dict[int, str]] = {
         5: "TRAP_UNK",
         6: "TRAP_PERF",
     },
+    _signal.SIGCHLD: {
+        1: "CLD_EXITED",
+        2: "CLD_KILLED",
+        3: "CLD_DUMPED",
+        4: "CLD_TRAPPED",
+        5: "CLD_STOPPED",
+        6: "CLD_CONTINUED",
+    },
     _signal.SIGSYS: {1: "SYS_SECCOMP", 2: "SYS_USER_DISPATCH"},
 }
 _COMMON = {

@@ -34,34 +34,6 @@ RESTARTS = {
     514: ("ERESTARTNOHAND", "To be restarted if no handler"),
     516: ("ERESTART_RESTARTBLOCK", "Interrupted by signal"),
 }
-# <asm-generic/siginfo.h>: si_code of every signal, and of some
-_CODES = {
-    0: "SI_USER",
-    0x80: "SI_KERNEL",
-    -1: "SI_QUEUE",
-    -2: "SI_TIMER",
-    -3: "SI_MESGQ",
-    -4: "SI_ASYNCIO",
-    -5: "SI_SIGIO",
-    -6: "SI_TKILL",
-}
-_CODES_OF = {
-    4: ["ILL_ILLOPC", "ILL_ILLOPN", "ILL_ILLADR", "ILL_ILLTRP", "ILL_PRVOPC", "ILL_PRVREG"],
-    5: ["TRAP_BRKPT", "TRAP_TRACE", "TRAP_BRANCH", "TRAP_HWBKPT"],
-    7: ["BUS_ADRALN", "BUS_ADRERR", "BUS_OBJERR", "BUS_MCEERR_AR", "BUS_MCEERR_AO"],
-    8: ["FPE_INTDIV", "FPE_INTOVF", "FPE_FLTDIV", "FPE_FLTOVF", "FPE_FLTUND", "FPE_FLTRES"],
-    11: ["SEGV_MAPERR", "SEGV_ACCERR", "SEGV_BNDERR", "SEGV_PKUERR"],
-    17: ["CLD_EXITED", "CLD_KILLED", "CLD_DUMPED", "CLD_TRAPPED", "CLD_STOPPED", "CLD_CONTINUED"],
-    31: ["SYS_SECCOMP", "SYS_USER_DISPATCH"],
-}
-
-
-def signal_code(signal: int, code: int) -> str:
-    """`SEGV_MAPERR` for 1 of SIGSEGV."""
-    own = _CODES_OF.get(signal, [])
-    if 0 < code <= len(own):
-        return own[code - 1]
-    return _CODES.get(code, str(code))
 
 
 class Symbols:

@@ -11,9 +11,9 @@ import struct
 
 from collector import siginfo
 from collector.arch.syscalls import syscall_name
+from collector.explain.names import code_name
 from collector.signals import signal_name
 from collector.trace.layout import Text
-from collector.trace.symbols import signal_code
 
 _ESCAPES = {
     0x22: '\\"',
@@ -45,7 +45,7 @@ def quoted(data: bytes, *, cut: bool = False) -> str:
 
 def siginfo_parts(raw: bytes, info: siginfo.SigInfo) -> list[str]:
     """Of a struct kernel_siginfo, what is behind its signal: `si_code=SI_USER`, `si_pid=7`."""
-    parts = [f"si_code={signal_code(info.signal, info.code)}"]
+    parts = [f"si_code={code_name(info.signal, info.code) or info.code}"]
     if info.signal == signal.SIGCHLD and 0 < info.code <= 6:
         pid, uid, status = _SI_CHILD.unpack_from(raw)
         shown = str(status) if info.code == 1 else signal_name(status)
