@@ -97,3 +97,9 @@ class Unreadable(ProcessError):
     def __init__(self, address: int, message: str) -> None:
         super().__init__(message)
         self.address = address
+
+
+def in_words(error: Exception) -> tuple[str, bool]:
+    """What a record says of an error, and whether it is an expected one, and no fault of ours."""
+    usual = isinstance(error, CorewardError | OSError)
+    return str(error) if usual else f"the agent failed: {error!r}", usual

@@ -27,7 +27,7 @@ from collector.agent.gather import Gathered
 from collector.agent.release import PinTotals, ReleaseDecision, decide
 from collector.agent.write import give_up, write, write_copied
 from collector.capture.job import Patch
-from collector.errors import CorewardError, ProbeError
+from collector.errors import ProbeError, in_words
 from collector.handoff.ended import EndedProcess
 from collector.linux.memory import LevelKey, read_facts
 from collector.model import Capture, Cause, Release
@@ -60,8 +60,7 @@ def died(context: Context, one: Armed, dropped: int) -> None:
             _handle(context, crash, one, dropped)
             return
     except Exception as error:  # whatever it is, what BPF saw of the death goes on record
-        usual = isinstance(error, CorewardError | OSError)
-        why = str(error) if usual else f"the agent failed: {error!r}"
+        why, usual = in_words(error)
         context.metrics.errors.labels("arm").inc()
         log.error("armed process %d: %s", one.key.pid, why, exc_info=not usual)
     one.close()

@@ -27,7 +27,7 @@ from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
 from collector.agent.unit import ask_systemd
 from collector.agent.write import give_up, write
-from collector.errors import CorewardError, HoldError
+from collector.errors import HoldError, in_words
 from collector.handoff.native import Taken
 from collector.model import Capture, Outcome
 
@@ -75,8 +75,7 @@ def handle(context: Context, taken: Taken) -> None:
             gathered.close()
             raise
     except Exception as error:  # whatever it is, what BPF saw of the death goes on record
-        usual = isinstance(error, CorewardError | OSError)
-        why = str(error) if usual else f"the agent failed: {error!r}"
+        why, usual = in_words(error)
         context.metrics.errors.labels("handoff").inc()
         log.error("process %d: %s", taken.handoff.pid, why, exc_info=not usual)
         if crash is None:

@@ -37,7 +37,7 @@ from collector.agent.facts import (
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.parts import Copy
 from collector.capture.run import run_without_memory, run_writer
-from collector.errors import CorewardError
+from collector.errors import CorewardError, in_words
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
@@ -87,9 +87,9 @@ def _copy_or_let_go(context: Context, crash: Crash) -> None:
 
 def _failed(crash: Crash, error: Exception) -> Failed:
     """What is said of a core that could not be begun, because the disk is full or we are wrong."""
-    usual = isinstance(error, CorewardError | OSError)
+    why, usual = in_words(error)
     log.error("record %s: %s", crash.record.id, error, exc_info=None if usual else error)
-    return Failed(str(error) if usual else f"the agent failed: {error!r}")
+    return Failed(why)
 
 
 def _copy(context: Context, crash: Crash) -> None:
