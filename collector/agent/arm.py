@@ -18,11 +18,11 @@ from functools import partial
 
 from collector.agent.arm_death import died, give_back
 from collector.agent.arm_find import Finder
-from collector.agent.arm_pin import has_ended
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.agent.context import Context
 from collector.agent.events import take_events
 from collector.errors import ProbeError
+from collector.linux.pidfd import has_ended
 from collector.model import Cause, ProcessKey
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import resource
-import select
 import struct
 from collections.abc import Callable
 from typing import Protocol
@@ -19,6 +18,7 @@ from collector.capture.process import OpenProcess
 from collector.errors import HoldError
 from collector.handoff.pin import Pin
 from collector.linux.pagemap import resident_part
+from collector.linux.pidfd import has_ended
 from collector.model import ProcessKey
 from collector.policy.types import ArmRule
 
@@ -78,12 +78,6 @@ def is_want(error: Exception) -> bool:
 def room_for_descriptors() -> int:
     """Processes for which there are descriptors; most are left to those that are handed over."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS // _DESCRIPTORS
-
-
-def has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _readable(opened: OpenProcess) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -35,6 +34,7 @@ from collector.handoff.handoff import HandOff
 from collector.handoff.pin import Pin
 from collector.linux import procfs
 from collector.linux.memory import read_levels
+from collector.linux.pidfd import has_ended
 from collector.model import Capture
 
 log = logging.getLogger(__name__)
@@ -202,9 +202,7 @@ def let_go(crash: Crash) -> float:
     try:
         with Pin(dying.mem_fd, crash.gathered.address):
             held_ms = handoff.release()
-            gone = select.poll()
-            gone.register(pidfd, select.POLLIN)
-            gone.poll(_EXIT_S * 1e3)
+            has_ended(pidfd, _EXIT_S)
             return held_ms
     except HoldError:
         return handoff.release()

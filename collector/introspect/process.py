@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -34,6 +33,7 @@ from collector.introspect.types import (
     SystemCall,
     ThreadState,
 )
+from collector.linux import pidfd
 from collector.linux.pagemap import Pagemap
 from collector.linux.procfs import TICK_NS
 from collector.model import ProcessKey
@@ -113,9 +113,7 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it runs; a zombie does not."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not pidfd.has_ended(self._pidfd)
 
     @property
     def is_dying(self) -> bool:
@@ -128,9 +126,7 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it ends, or for `timeout` seconds; whether it has."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return pidfd.has_ended(self._pidfd, timeout)
 
     @property
     def no_clock(self) -> str | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import subprocess
 import threading
 from collections.abc import Sequence
 from typing import Any
+
+from collector.linux import pidfd
 
 AHEAD = -10  # nice value of whoever a dying process waits for
 MAX_HANGING = 64  # children; beyond that nobody should start one that reads a process's memory
@@ -55,9 +56,7 @@ def has_ended(pid: int, seconds: float) -> bool:
     except OSError:  # it was reaped by others
         return True
     try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return pidfd.has_ended(fd, seconds)
     finally:
         os.close(fd)
 

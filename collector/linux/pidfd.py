@@ -1,9 +1,10 @@
-"""Process descriptors: pidfd_getfd(2), which Python's library does not have."""
+"""Process descriptors: whether one has ended, and pidfd_getfd(2), which Python's library lacks."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 
 from collector.errors import HoldError
 
@@ -21,3 +22,10 @@ def getfd(pidfd: int, fd: int) -> int:
         reason = os.strerror(ctypes.get_errno())
         raise HoldError(f"cannot take descriptor {fd} of another process: {reason}")
     return int(got)
+
+
+def has_ended(pidfd: int, seconds: float | None = 0) -> bool:
+    """Whether the process ends within that time (None: wait for it). A zombie has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
