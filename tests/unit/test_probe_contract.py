@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
-
-import pytest
 
 from collector.model import SentFlag
 from collector.probe import armed, events, iterators, tallies
 from collector.probe.probe import Counters
+from tests.unit.compiler import values_of
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "coreward.h"
 
@@ -87,26 +85,8 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """What the compiler says of each expression."""
-    folder = tmp_path_factory.mktemp("contract")
-    lines = "".join(f'\tprintf("%zu\\n", (size_t)({text}));\n' for text in EXPECTED)
-    source = folder / "contract.c"
-    source.write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "{HEADER}"\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n'
-    )
-    program = folder / "contract"
-    # -Wpadded: padding that the compiler inserts would carry kernel memory to the reader
-    command = ["cc", "-Wall", "-Wpadded", "-Werror", str(source), "-o", str(program)]
-    subprocess.run(command, check=True)
-    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-    return dict(zip(EXPECTED, map(int, printed.split()), strict=True))
-
-
-def test_sizes_and_constants_are_the_compilers(compiled: dict[str, int]) -> None:
-    assert compiled == EXPECTED
+def test_sizes_and_constants_are_the_compilers(tmp_path: Path) -> None:
+    assert values_of(EXPECTED, tmp_path, HEADER) == EXPECTED
 
 
 def test_counters_are_in_the_order_of_the_header() -> None:

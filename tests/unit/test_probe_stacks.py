@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from array import array
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from collector.probe.stacks import (
     pages_for,
     with_caught,
 )
+from tests.unit.compiler import values_of
 
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 SP = 0x7FFF_0000_1F80
@@ -81,18 +81,7 @@ def thread(**changes: object) -> ThreadStack:
 
 
 def test_sizes_and_constants_are_the_compilers(tmp_path: Path) -> None:
-    lines = "".join(f'\tprintf("%zu\\n", (size_t)({text}));\n' for text in EXPECTED)
-    source = tmp_path / "contract.c"
-    source.write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "{BPF}/coreward.h"\n#include "{BPF}/live.h"\n'
-        f"int main(void)\n{{\n{lines}\treturn 0;\n}}\n"
-    )
-    program = tmp_path / "contract"
-    command = ["cc", "-Wall", "-Wpadded", "-Werror", str(source), "-o", str(program)]
-    subprocess.run(command, check=True)
-    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-    assert dict(zip(EXPECTED, map(int, printed.split()), strict=True)) == EXPECTED
+    assert values_of(EXPECTED, tmp_path, BPF / "coreward.h", BPF / "live.h") == EXPECTED
 
 
 def test_a_thread_is_decoded_whole() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from collector.arch.call_sets import NUMBERS
@@ -10,6 +9,7 @@ from collector.arch.signatures import kinds, signature
 from collector.trace import layout
 from collector.trace.groups import GROUPS
 from collector.trace.shapes import shape, shapes
+from tests.unit.compiler import values_of
 
 HEADER = Path(__file__).resolve().parents[2] / "bpf" / "trace.h"
 
@@ -62,18 +62,7 @@ EXPECTED = {
 
 
 def test_sizes_and_constants_are_the_compilers(tmp_path: Path) -> None:
-    lines = "".join(f'\tprintf("%zu\\n", (size_t)({text}));\n' for text in EXPECTED)
-    source = tmp_path / "contract.c"
-    source.write_text(
-        "#include <linux/types.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-        f'#include "{HEADER}"\nint main(void)\n{{\n{lines}\treturn 0;\n}}\n'
-    )
-    program = tmp_path / "contract"
-    # -Wpadded: padding that the compiler inserts would carry kernel memory to the reader
-    command = ["cc", "-Wall", "-Wpadded", "-Werror", str(source), "-o", str(program)]
-    subprocess.run(command, check=True)
-    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-    assert dict(zip(EXPECTED, map(int, printed.split()), strict=True)) == EXPECTED
+    assert values_of(EXPECTED, tmp_path, HEADER) == EXPECTED
 
 
 def test_every_word_of_the_table_of_calls_is_known() -> None:
