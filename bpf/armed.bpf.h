@@ -346,13 +346,11 @@ FN void fill_armed_mapping(struct cw_mapping *out, struct vm_area_struct *vma, s
 FN s64 armed_special_name(char *to, struct cw_mapping *out, struct vm_area_struct *vma)
 {
 	const struct vm_operations_struct *ops = READ(vma, vm_ops);
-	const char *name = 0;
 
 	if (!ops || !READ(ops, name))
 		return 0;
 	out->flags |= CW_MAPPING_SPECIAL;
-	bpf_probe_read_kernel(&name, sizeof(name), READ(vma, vm_private_data));
-	return bpf_probe_read_kernel_str(to, CW_NAME_MAX, name);
+	return special_name(to, vma);
 }
 
 struct cw_listing {

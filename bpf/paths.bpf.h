@@ -28,7 +28,7 @@ FN int special_name(char *out, struct vm_area_struct *vma)
 {
 	const char *name = 0;
 
-	bpf_probe_read_kernel(&name, sizeof(name), GET(vma, vm_private_data));
+	bpf_probe_read_kernel(&name, sizeof(name), READ(vma, vm_private_data));
 	return bpf_probe_read_kernel_str(out, CW_NAME_MAX, name);
 }
 
