@@ -368,6 +368,61 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     inline: bool = False
 
 
+class Allocator(enum.StrEnum):
+    """What hands memory out inside a process."""
+
+    GO = "go"  # the Go runtime
+    GLIBC = "glibc"
+    JEMALLOC = "jemalloc"
+    TCMALLOC = "tcmalloc"
+    MIMALLOC = "mimalloc"
+
+
+class HeapSite(msgspec.Struct, frozen=True, kw_only=True):
+    """One place that allocated memory which is in use, estimated from the allocator's samples."""
+
+    in_use: int  # bytes
+    objects: int
+    frames: list[Frame]  # innermost first; without the allocator's own
+
+
+class HeapSize(msgspec.Struct, frozen=True, kw_only=True):
+    """Pieces of memory of one size that are in use."""
+
+    size: int  # bytes, with the allocator's header
+    count: int
+
+
+class HeapArena(msgspec.Struct, frozen=True, kw_only=True):
+    """One of glibc's arenas; sizes in bytes, with the allocator's headers. None: see `lost`."""
+
+    address: int
+    system: int  # what it has from the kernel
+    in_use: int | None = None
+    chunks: int | None = None  # that are in use
+    free: int | None = None  # given back by the program, and kept for its next requests
+    top: int | None = None  # at its end, never handed out
+    lost: str | None = None
+
+
+class HeapProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """What one allocator of a process tells of the memory in use. Sizes are bytes."""
+
+    allocator: Allocator
+    version: str | None = None
+    in_use: int | None = None
+    objects: int | None = None
+    rate: int | None = None  # one sample for so many bytes; None: nothing is sampled
+    sites: list[HeapSite] = []  # the largest first; not all of many
+    site_count: int | None = None
+    sizes: list[HeapSize] = []  # those that take most first; not all of many
+    arenas: list[HeapArena] = []  # the largest first; not all of many
+    arena_count: int | None = None
+    mapped: int | None = None  # in large pieces that have mappings of their own; not in `arenas`
+    mapped_count: int | None = None
+    lost: dict[str, str] = {}
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One death, from the first event to the last export. This is `record.json`."""
 
@@ -426,6 +481,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str | None = None  # why a health trigger took it, for cause `snapshot`
     samples: SamplesFacts | None = None  # None: no `watch` rule matched it
     calls: CallsFacts | None = None  # None: no `trace` rule matched it
+    heap: list[HeapProfile] | None = None  # None: not looked at, or `lost` says why
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones

@@ -1,0 +1,75 @@
+"""The chunks of a piece of glibc's heap, one behind the other.
+
+Each begins with the size of the one before, if that is free, and its own size, whose lowest bit says
+whether the one before is in use. Source: malloc/malloc.c of glibc, "Chunk representations".
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from collector.heap.memory import Memory
+
+HEADER = 16  # bytes: the two sizes
+_MIN_CHUNK = 32  # MINSIZE
+_FLAGS = 7  # of a size: PREV_INUSE, IS_MMAPPED, NON_MAIN_ARENA
+_PREV_IN_USE = 1
+_BLOCK = 1 << 20  # bytes that are read at a time
+_SIZE = struct.Struct("<Q")
+# struct tcache_perthread_struct with its header: since 2.30, and before
+CACHE_CHUNKS = (0x290, 0x250)
+_MAX_CACHES = 4096  # candidates, of which each is looked into
+_MAX_SIZES = 1 << 16  # different ones that are counted; a program has hundreds
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted of one arena; bytes with headers."""
+
+    used: int = 0
+    chunks: int = 0
+    free: int = 0
+    top: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)  # of chunks in use -> how many
+    caches: list[int] = field(default_factory=list)  # chunks that may be threads' caches
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # that were walked through
+    lost: str | None = None
+
+    def add(self, address: int, size: int, *, in_use: bool) -> None:
+        if not in_use:
+            self.free += size
+            return
+        self.used += size
+        self.chunks += 1
+        if size in self.sizes or len(self.sizes) < _MAX_SIZES:
+            self.sizes[size] = self.sizes.get(size, 0) + 1
+        if size in CACHE_CHUNKS and len(self.caches) < _MAX_CACHES:
+            self.caches.append(address)
+
+
+def walk(memory: Memory, begin: int, end: int, tally: Tally, *, fenced: bool = False) -> None:
+    """Count the chunks of [begin, end), where `end` is a chunk, too: that of `top`.
+
+    fenced: instead, two headers without memory right before `end` are the last, as in a heap that
+    is full. ValueError if one chunk does not lead to the next, NotInCore and OutOfBudget as reading
+    gives them.
+    """
+    readable = end if fenced else end + HEADER
+    at, before = begin, 0
+    base, block = begin, b""
+    while at + HEADER <= readable:
+        offset = at + 8 - base
+        if offset > len(block) - 8:
+            base, block, offset = at, memory.block(at, min(_BLOCK, readable - at)), 8
+        (word,) = _SIZE.unpack_from(block, offset)
+        size = word & ~_FLAGS
+        if before:
+            tally.add(at - before, before, in_use=bool(word & _PREV_IN_USE))
+        if at == end or (fenced and size < _MIN_CHUNK and end - at <= 2 * HEADER):
+            tally.ranges.append((begin, at))
+            return
+        if size < _MIN_CHUNK or size % 16:
+            break
+        at, before = at + size, size
+    raise ValueError(f"its chunks cannot be followed beyond {at - before:#x}")

@@ -1,0 +1,236 @@
+"""The memory profile of a Go program: its runtime samples one allocation for so many bytes.
+
+It keeps, of each stack that allocated, how often objects of one size were taken and given back, in
+a list that begins at `runtime.mbuckets` (src/runtime/mprof.go of Go; its layout has been the same
+since 1.9, but that newer versions leave out the bytes, which follow from the size). In use is all
+that no collection has given back until the moment of the core; `go tool pprof`, which asks a live
+process, shows it as of its last collection.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from collector.heap.elf_file import ElfFile
+from collector.heap.memory import Memory, NotInCore, OutOfBudget
+from collector.heap.objects import Object, Objects, OpenObject
+from collector.heap.pclntab import LineTable
+from collector.model import Allocator, Frame, HeapProfile, HeapSite
+
+_BUILD_INFO = ".go.buildinfo"
+_SYMBOLS = ("runtime.mbuckets", "runtime.MemProfileRate", "runtime.text", "go:func.*", "go.func.*")
+_HEAD = 6  # words of struct bucket: next, allnext, typ, hash, size, nstk
+_MEM_PROFILE = 1  # bucketType
+_MAX_STACK = 1024 + 6  # maxProfStackDepth, maxSkip
+_CYCLES = 4  # memRecordCycle of struct memRecord: active, future[3]
+_MAX_BUCKETS = 1 << 20
+_MAX_STACK_WORDS = 1 << 23  # of all stacks that are kept together
+_SHOWN_SITES = 20
+_SHOWN_FRAMES = 32
+_OWN = ("runtime.", "internal/runtime/")  # of whose frames pprof hides the innermost
+
+
+class _Bucket(NamedTuple):
+    """One stack and one size of objects; `wide`: each cycle has bytes beside its numbers."""
+
+    size: int
+    stack: tuple[int, ...]
+    record: tuple[int, ...]
+
+    def is_wide(self) -> bool:
+        cycles = (self.record[at : at + 4] for at in range(0, 4 * _CYCLES, 4))
+        return all(
+            (taken * self.size, given * self.size) == (taken_bytes, given_bytes)
+            for taken, given, taken_bytes, given_bytes in cycles
+        )
+
+    def in_use(self, *, wide: bool) -> int:
+        """Sampled objects that were taken, and not given back."""
+        step = 4 if wide else 2
+        taken = sum(self.record[0 : step * _CYCLES : step])
+        return taken - sum(self.record[1 : step * _CYCLES : step])
+
+
+def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
+    """What the runtime's profile says; None: it is no Go program."""
+    main = objects.main
+    if main is None:
+        return None
+    try:
+        with objects.open(main) as opened:
+            if not opened.elf.sections.get(_BUILD_INFO):
+                return None
+            version = _version(opened.elf)
+            try:
+                return _profile(memory, main, opened, version)
+            except NotInCore:
+                why = "the runtime's memory is not in the core"
+            except OutOfBudget:
+                why = "there was no time to read it"
+            except ValueError as error:
+                why = str(error)
+            return HeapProfile(allocator=Allocator.GO, version=version, lost={"profile": why})
+    except (OSError, ValueError):  # without its file nobody knows what it is
+        return None
+
+
+def _profile(memory: Memory, main: Object, opened: OpenObject, version: str | None) -> HeapProfile:
+    """ValueError says why there is none."""
+    symbols = {name: at + opened.bias for name, at in opened.elf.symbols(_SYMBOLS).items()}
+    if not set(_SYMBOLS[:3]) <= symbols.keys():
+        raise ValueError("its file has no symbols (built with -ldflags=-s)")
+    rate = memory.word(symbols["runtime.MemProfileRate"])
+    if rate == 0:
+        raise ValueError("it is not sampled: MemProfileRate is 0, as in all programs without pprof")
+    if rate >= 1 << 63:
+        raise ValueError("its MemProfileRate makes no sense")
+    lost: dict[str, str] = {}
+    sites = _sites(memory, symbols["runtime.mbuckets"], rate, lost)
+    most = sorted(sites.items(), key=lambda pair: -pair[1][1])[:_SHOWN_SITES]
+    names = _Names(main.file.path, opened, symbols)
+    shown = [
+        HeapSite(in_use=round(size), objects=round(count), frames=names.frames(stack))
+        for stack, (count, size) in most
+    ]
+    if names.lost:
+        lost["frames"] = names.lost
+    return HeapProfile(
+        allocator=Allocator.GO,
+        version=version,
+        in_use=round(sum(size for _, size in sites.values())),
+        objects=round(sum(count for count, _ in sites.values())),
+        rate=rate,
+        sites=shown,
+        site_count=len(sites),
+        lost=lost,
+    )
+
+
+def _version(elf: ElfFile) -> str | None:
+    """`go1.19.8`: src/debug/buildinfo of Go, the form since 1.18."""
+    data = elf.section(_BUILD_INFO)[:256]
+    if not data.startswith(b"\xff Go buildinf:") or len(data) < 34 or not data[15] & 2:
+        return None
+    return data[33 : 33 + min(data[32], 127)].decode("utf-8", "replace")
+
+
+# ---- what was sampled
+
+
+def _sites(
+    memory: Memory, head: int, rate: int, lost: dict[str, str]
+) -> dict[tuple[int, ...], tuple[float, float]]:
+    """Stack -> objects and bytes in use, as many as the samples stand for."""
+    buckets = []
+    try:
+        for bucket in _buckets(memory, head):
+            buckets.append(bucket)
+    except (NotInCore, OutOfBudget, ValueError) as error:
+        if not buckets:
+            raise
+        why = str(error) or "there was no time for all"
+        lost["sites"] = f"only {len(buckets)} stacks were read: {why}"
+    wide = all(bucket.is_wide() for bucket in buckets)
+    sites: dict[tuple[int, ...], tuple[float, float]] = {}
+    for bucket in buckets:
+        count = bucket.in_use(wide=wide)
+        if count < 0 or count * bucket.size >= 1 << 63:
+            lost["sites"] = "the numbers of some stacks make no sense"
+        elif count:
+            known = sites.get(bucket.stack, (0.0, 0.0))
+            scale = _scale(bucket.size, rate)
+            sites[bucket.stack] = (
+                known[0] + count * scale,
+                known[1] + count * bucket.size * scale,
+            )
+    return sites
+
+
+def _buckets(memory: Memory, head: int) -> Iterator[_Bucket]:
+    seen: set[int] = set()
+    words = 0
+    at = memory.word(head)
+    while at:
+        if at in seen or len(seen) == _MAX_BUCKETS:
+            raise ValueError("their list has no end")
+        seen.add(at)
+        _, following, kind, _, size, depth = memory.words(at, _HEAD)
+        if kind != _MEM_PROFILE or not 0 < depth <= _MAX_STACK:
+            raise ValueError("their list is damaged")
+        words += depth
+        if words > _MAX_STACK_WORDS:
+            raise ValueError("they are too many")
+        stack = memory.words(at + 8 * _HEAD, depth)
+        yield _Bucket(size, stack, _record(memory, at + 8 * (_HEAD + depth)))
+        at = following
+
+
+def _record(memory: Memory, at: int) -> tuple[int, ...]:
+    """As long as the longer form is; behind the shorter one there may be nothing."""
+    try:
+        return memory.words(at, 4 * _CYCLES)
+    except NotInCore:
+        return memory.words(at, 2 * _CYCLES) + (0,) * 2 * _CYCLES
+
+
+def _scale(size: int, rate: int) -> float:
+    """What one sample of this size stands for: scaleHeapSample, src/runtime/pprof/protomem.go."""
+    if size == 0 or rate <= 1:
+        return 1.0
+    return -1 / math.expm1(-size / rate)
+
+
+# ---- where
+
+
+class _Names:
+    """Names of return addresses, by the program's own table of lines."""
+
+    def __init__(self, path: str, opened: OpenObject, symbols: dict[str, int]) -> None:
+        self._path = path
+        self._table: LineTable | None = None
+        self.lost: str | None = None
+        elf, inlined = opened.elf, symbols.get("go:func.*", symbols.get("go.func.*"))
+        try:
+            data = elf.section(".gopclntab") or elf.section(".data.rel.ro.gopclntab")
+            text = symbols["runtime.text"]
+            inlined = None if inlined is None else inlined - opened.bias
+            self._table = LineTable(data, text, inlined, elf.at)
+        except (ValueError, struct.error, IndexError) as error:
+            self.lost = f"its table of lines cannot be read: {error}"
+
+    def frames(self, stack: tuple[int, ...]) -> list[Frame]:
+        """Innermost first, without the runtime's own that are innermost, as pprof shows them."""
+        frames: list[Frame] = []
+        for number, pc in enumerate(stack):
+            following = stack[number + 1] if number + 1 < len(stack) else 0
+            frames += self._frames(pc, following)
+        frames = [frame for frame in frames if frame.function != "runtime.goexit"] or frames
+        own = 0
+        while own < len(frames) and (frames[own].function or "").startswith(_OWN):
+            own += 1
+        return frames[own if own < len(frames) else 0 :][:_SHOWN_FRAMES]
+
+    def _frames(self, pc: int, following: int) -> list[Frame]:
+        places = []
+        if self._table is not None:
+            try:
+                places = self._table.places(pc, following)
+            except (ValueError, struct.error, IndexError) as error:
+                self.lost = f"its table of lines is damaged: {error}"
+        if not places:
+            return [Frame(pc=pc)]
+        return [
+            Frame(
+                pc=pc,
+                function=place.function,
+                file=place.file,
+                line=place.line,
+                module=self._path,
+                inline=place.inline,
+            )
+            for place in places
+        ]
