@@ -1,63 +1,31 @@
 """glibc's malloc: how much its arenas have from the kernel, and how much of that is in use.
 
-Nothing of it is exported, and few hosts have libc's debugging symbols, so the main arena is looked
-for in libc's writable data, by what only an arena looks like: 127 list heads, of which the empty
-ones point at themselves and the others at chunks that point back (malloc_init_state,
-malloc/malloc.c of glibc). The ring of all arenas then gives the place of its first field, and so
-which version of `struct malloc_state` it is. An arena that contradicts itself has only what it has
-from the kernel, and says why.
+Each arena is walked from its first chunk to its last; what of it lies in caches was given back. An
+arena that contradicts itself has only what it has from the kernel, and says why.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from typing import NamedTuple
 
-from collector.arch.x86_64 import PAGE
+from collector.heap.glibc_arenas import (
+    HEAP_MAX,
+    Arena,
+    Data,
+    Parameters,
+    Ring,
+    find_arenas,
+    find_parameters,
+)
 from collector.heap.glibc_chunks import Tally, walk
 from collector.heap.glibc_freed import Freed, fast_chunks, thread_caches
 from collector.heap.memory import Memory, NotInCore, OutOfBudget
 from collector.heap.objects import Object, Objects
 from collector.model import Allocator, HeapArena, HeapProfile, HeapSize
 
-_BINS = 127  # pairs of words: NBINS - 1
-_EMPTY_MIN = 16  # bins that must be empty, or proven by a chunk, to believe in an arena
-# Bytes from the begin of struct malloc_state to its bins: with fast bins since 2.27, before it,
-# and without any
-_TO_BINS = (112, 104, 32, 24)
-_FAST_BINS = 10  # NFASTBINS, right before `top`
-_WITH_FAST_BINS = 104
-_HEAP_MAX = 64 << 20  # HEAP_MAX_SIZE: heaps of other arenas are aligned to it
-_HEAP_HEADERS = (0x20, 0x30)  # bytes of struct heap_info, before 2.35 and since
-_MAX_ARENAS = 4096
 _MAX_HEAPS = 1 << 16
 _SHOWN_ARENAS = 32
 _SHOWN_SIZES = 16
-
-
-class Arena(NamedTuple):
-    """What struct malloc_state says of itself; addresses and bytes."""
-
-    address: int
-    bins: int
-    top: int
-    system: int
-
-
-class Ring(NamedTuple):
-    """The arenas, the main one first. `whole`: all of them are in the core."""
-
-    arenas: list[Arena]
-    whole: bool
-
-
-class Parameters(NamedTuple):
-    """Of struct malloc_par: where the heap of brk(2) begins, and the large chunks."""
-
-    begin: int
-    mapped: int
-    mapped_count: int
 
 
 def read_glibc(memory: Memory, objects: Objects) -> HeapProfile | None:
@@ -65,81 +33,9 @@ def read_glibc(memory: Memory, objects: Objects) -> HeapProfile | None:
     libc = [one for one in objects.all if one.name.startswith(("libc.so.", "libc-2."))]
     for one in libc or [one for one in objects.all if one.main]:  # it may be in the program itself
         data = objects.data(one)
-        ring = _find_arenas(memory, data)
+        ring = find_arenas(memory, data)
         if ring is not None:
             return _Reader(memory, objects, one, data, ring).profile()
-    return None
-
-
-# ---- the arenas
-
-
-def _find_arenas(memory: Memory, data: list[tuple[int, bytes]]) -> Ring | None:
-    for address, part in data:
-        for bins in _bins_in(memory, address, part):
-            for to_bins in _TO_BINS:
-                ring = _ring(memory, bins - to_bins, to_bins)
-                if ring is not None:
-                    return ring
-    return None
-
-
-def _bins_in(memory: Memory, base: int, part: bytes) -> list[int]:
-    """Where there could be an array of bins. Its last one is always empty."""
-    words = struct.unpack(f"<{len(part) // 8}Q", part[: len(part) & -8])
-    empty = [
-        number
-        for number in range(len(words) - 1)
-        if words[number] == words[number + 1] == base + 8 * number - 16
-    ]
-    found = []
-    heads = set(empty)
-    for last in empty:
-        first = last - 2 * (_BINS - 1)
-        if first < 2 or last + 2 in heads:
-            continue
-        proven = 0
-        for number in range(first, last + 2, 2):
-            state = number in heads or _is_bin(
-                memory, base + 8 * number - 16, *words[number : number + 2]
-            )
-            if state is False:
-                break
-            proven += state is True
-        else:
-            if proven >= _EMPTY_MIN:
-                found.append(base + 8 * first)
-    return found
-
-
-def _is_bin(memory: Memory, head: int, first: int, last: int) -> bool | None:
-    """Whether its chunks point back at it; None: they are not in the core."""
-    if not first or not last or first % 16 or last % 16:
-        return False
-    try:
-        return memory.word(first + 24) == head and memory.word(last + 16) == head
-    except NotInCore:
-        return None
-
-
-def _ring(memory: Memory, main: int, to_bins: int) -> Ring | None:
-    """The arenas from the main one around to it again; None if that is not where they lead."""
-    ring: list[Arena] = []
-    at = main
-    try:
-        while len(ring) < _MAX_ARENAS:
-            top = memory.word(at + to_bins - 16)
-            # behind the bins: binmap (16 bytes), next, next_free, attached_threads, system_mem
-            following, _, _, system = memory.words(at + to_bins + 16 * _BINS + 16, 4)
-            ring.append(Arena(at, at + to_bins, top, system))
-            at = following
-            if at == main:
-                return Ring(ring, whole=True)
-            if at % _HEAP_MAX not in _HEAP_HEADERS:
-                return None
-    except NotInCore:
-        # other arenas are in their heaps, which may not have been kept
-        return Ring(ring, whole=False) if ring else None
     return None
 
 
@@ -151,7 +47,7 @@ class _Reader:
         memory: Memory,
         objects: Objects,
         libc: Object,
-        data: list[tuple[int, bytes]],
+        data: Data,
         ring: Ring,
     ) -> None:
         self._memory, self._objects, self._ring = memory, objects, ring
@@ -159,7 +55,8 @@ class _Reader:
         self._lost: dict[str, str] = {}
 
     def profile(self) -> HeapProfile:
-        parameters = self._parameters()
+        writable = self._objects.is_writable
+        parameters = find_parameters(self._data, self._ring.arenas[0], writable)
         tallies = [self._walk(arena, parameters) for arena in self._ring.arenas]
         freed = self._freed(tallies)
         arenas = [
@@ -200,29 +97,13 @@ class _Reader:
         """As libc itself says it."""
         try:
             with self._objects.open(self._libc) as opened:
-                text = opened.elf.section(".rodata")
+                text = opened.elf.section(".rodata") if opened.verified else b""
         except (OSError, ValueError):
             return None
         begin = text.find(b"GNU C Library ")
         said = text[begin : text.find(b"\n", begin)] if begin >= 0 else b""
         word = said.partition(b"stable release version ")[2].rstrip(b".")
         return word.decode("ascii", "replace")[:32] or None
-
-    def _parameters(self) -> Parameters | None:
-        """malloc's parameters (mp_): the only place that says where the heap begins that `top` of
-        the main arena ends, beside numbers that fit each other."""
-        main = self._ring.arenas[0]
-        found = []
-        for _, part in self._data:
-            words = struct.unpack(f"<{len(part) // 8}Q", part[: len(part) & -8])
-            for number in range(6, len(words)):
-                if 0 < words[number] <= main.top:
-                    one = _parameters_at(part, 8 * number, words[number])
-                    if one is not None and self._objects.is_writable(one.begin):
-                        found.append(one)
-        return found[0] if len(found) == 1 else None
-
-    # ---- what is in use
 
     def _walk(self, arena: Arena, parameters: Parameters | None) -> Tally:
         tally = Tally()
@@ -254,16 +135,15 @@ class _Reader:
     def _walk_heaps(self, arena: Arena, tally: Tally) -> None:
         """struct heap_info, malloc/arena.c: ar_ptr, prev, size; the newest heap has `top`."""
         memory = self._memory
-        heap, end, total = arena.top & -_HEAP_MAX, arena.top, 0
-        first = arena.address & -_HEAP_MAX
+        heap, end, total = arena.top & -HEAP_MAX, arena.top, 0
+        first = arena.address & -HEAP_MAX
         header = arena.address - first
-        state = arena.bins - arena.address + 16 * _BINS + 16 + 40
         for _ in range(_MAX_HEAPS):
             owner, before, size = memory.words(heap, 3)
-            if owner != arena.address or not 0 < size <= _HEAP_MAX:
+            if owner != arena.address or not 0 < size <= HEAP_MAX:
                 raise ValueError("the list of its heaps is damaged")
             total += size
-            begin = arena.address + state if heap == first else heap + header
+            begin = arena.end if heap == first else heap + header
             walk(memory, begin + 15 & -16, end or heap + size, tally, fenced=not end)
             if heap == first:
                 if total != arena.system:
@@ -282,9 +162,8 @@ class _Reader:
         try:
             for arena, tally in zip(self._ring.arenas, tallies, strict=True):
                 thread_caches(self._memory, tally.caches, freed)
-                if tally.lost is None and arena.bins - arena.address >= _WITH_FAST_BINS:
-                    heads = self._memory.words(arena.bins - 16 - 8 * _FAST_BINS, _FAST_BINS)
-                    fast_chunks(self._memory, heads, freed)
+                if tally.lost is None:
+                    fast_chunks(self._memory, arena.fast_bins(self._memory), freed)
         except NotInCore:
             freed.lost = "not all of them are in the core"
         except OutOfBudget:
@@ -292,26 +171,6 @@ class _Reader:
         except ValueError as error:
             freed.lost = str(error)
         return freed
-
-
-def _parameters_at(part: bytes, at: int, begin: int) -> Parameters | None:
-    """If sbrk_base of a struct malloc_par is at `at`: since 2.35 there is one word more of ints
-    before it, hp_flags (malloc/malloc.c)."""
-    mapped, most = struct.unpack_from("<QQ", part, at - 16)
-    for ints in (at - 36, at - 32):
-        count, limit, peak, fixed = struct.unpack_from("<4i", part, ints)
-        padding = part[ints + 16 : at - 16]
-        if (
-            not any(padding)
-            and fixed in (0, 1)
-            and 0 <= count <= peak <= max(limit, peak) < 1 << 30
-            and limit > 0
-            and mapped <= most
-            and not mapped % PAGE
-            and (count == 0) == (mapped == 0)
-        ):
-            return Parameters(begin, mapped, count)
-    return None
 
 
 def _arena_facts(arena: Arena, tally: Tally, freed: Freed, number: int) -> HeapArena:

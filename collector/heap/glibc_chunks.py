@@ -1,7 +1,7 @@
 """The chunks of a piece of glibc's heap, one behind the other.
 
-Each begins with the size of the one before, if that is free, and its own size, whose lowest bit says
-whether the one before is in use. Source: malloc/malloc.c of glibc, "Chunk representations".
+Each begins with the size of the one before, if that is free, and its own size, whose lowest bit
+says whether the one before is in use. Source: malloc/malloc.c of glibc, "Chunk representations".
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from collector.heap.pclntab import LineTable
 from collector.model import Allocator, Frame, HeapProfile, HeapSite
 
 _BUILD_INFO = ".go.buildinfo"
+_BUILD_ID = ".note.go.buildid"
 _SYMBOLS = ("runtime.mbuckets", "runtime.MemProfileRate", "runtime.text", "go:func.*", "go.func.*")
 _HEAD = 6  # words of struct bucket: next, allnext, typ, hash, size, nstk
 _MEM_PROFILE = 1  # bucketType
@@ -65,6 +66,7 @@ def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
                 return None
             version = _version(opened.elf)
             try:
+                _verify(memory, opened)
                 return _profile(memory, main, opened, version)
             except NotInCore:
                 why = "the runtime's memory is not in the core"
@@ -107,6 +109,20 @@ def _profile(memory: Memory, main: Object, opened: OpenObject, version: str | No
         site_count=len(sites),
         lost=lost,
     )
+
+
+def _verify(memory: Memory, opened: OpenObject) -> None:
+    """Programs of Go have a build-id of Go's own, the only one that older ones have."""
+    if opened.verified:
+        return
+    note = opened.elf.sections.get(_BUILD_ID)
+    try:
+        if note is None or not note.size:
+            raise ValueError("its file has no build-id")
+        if memory.block(note.address + opened.bias, note.size) != opened.elf.section(_BUILD_ID):
+            raise ValueError("its file is another one than was mapped (build-id)")
+    except NotInCore as error:
+        raise ValueError("its build-id is not in the core, so its file proves nothing") from error
 
 
 def _version(elf: ElfFile) -> str | None:

@@ -41,10 +41,14 @@ class Object(NamedTuple):
 
 
 class OpenObject(NamedTuple):
-    """Its file, and what is added to addresses in it to have those in memory."""
+    """Its file, and what is added to addresses in it to have those in memory.
+
+    verified: the core holds the build-id of GNU's linker, and the file has the same.
+    """
 
     elf: ElfFile
     bias: int
+    verified: bool
 
 
 class Objects:
@@ -74,7 +78,7 @@ class Objects:
             except CoreFormatError as error:
                 raise ValueError(str(error)) from error
             elf = ElfFile(fd)
-            yield OpenObject(elf, which.file.start - elf.base)
+            yield OpenObject(elf, which.file.start - elf.base, in_memory is not None)
         finally:
             os.close(fd)
 
