@@ -11,6 +11,7 @@
     Sampled    export   what the flight recorder had
     KilledByUnit  export  what systemd says of the unit whose process it killed
     Traced     export   the last system calls, as it had them
+    OfHeap     heap     what its allocator says, of one that ran out of memory
 
 What its core explains is an Explanation; what its events say is in the record from the start.
 """
@@ -23,6 +24,7 @@ from collector.model import (
     CallsFacts,
     Capture,
     Cause,
+    HeapProfile,
     Killer,
     Outcome,
     Record,
@@ -128,3 +130,7 @@ class KilledByUnit(Facts, frozen=True, kw_only=True):
 
 class Traced(Facts, frozen=True, kw_only=True):
     calls: CallsFacts
+
+
+class OfHeap(Facts, frozen=True, kw_only=True):
+    heap: list[HeapProfile] | None

@@ -34,6 +34,7 @@ from collector.agent.facts import (
     SignalInfo,
     SignalSender,
 )
+from collector.agent.heap import read_heap
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.parts import Copy
 from collector.capture.run import run_without_memory, run_writer
@@ -241,6 +242,8 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
     """What became of the core; the process and its memory are let go of."""
     handoff = crash.gathered.handoff
     context.room.done(crash.record)
+    if crash.seen.is_oom and isinstance(answer, Written) and answer.name is not None:
+        read_heap(context, crash, context.store.place(crash.record) / answer.name)
     crash.let_go()
     if crash.record.held_ms is None:
         _note_release(context, crash, handoff.release())

@@ -30,6 +30,7 @@ VERBS = {
     "info": "everything known about one death",
     "bt": "backtrace of the thread that died, or of all",
     "calls": "the last system calls of a process that died",
+    "heap": "what the memory of a process was used for",
     "core": "write the ELF core of a death to a file",
     "debug": "open a core in gdb with the right executable",
     "sample": "where the threads of live processes are, over time",

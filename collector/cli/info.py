@@ -13,6 +13,7 @@ from collector.cli import places, render
 from collector.cli.calls import last_calls, lost_lines
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import calls_of, samples_of
+from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
 from collector.explain.names import code_name
@@ -82,6 +83,8 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
         lines += ["", screen.bold(title), *shown] if shown else []
         if title == "Why" and record.frames:
             lines += ["", screen.bold("Where"), *_where(record)]
+        if title == "What ran out of memory" and (heap := top_lines(record)):
+            lines += ["", screen.bold("Heap"), *heap]
     return lines
 
 

@@ -29,10 +29,15 @@ _SHOWN_SIZES = 16
 
 
 def read_glibc(memory: Memory, objects: Objects) -> HeapProfile | None:
-    """What its malloc says; None: there is none, or it was never used."""
+    """What its malloc says; None: there is none, or it was never used.
+
+    NotInCore if libc's data is not there.
+    """
     libc = [one for one in objects.all if one.name.startswith(("libc.so.", "libc-2."))]
     for one in libc or [one for one in objects.all if one.main]:  # it may be in the program itself
         data = objects.data(one)
+        if libc and not data:
+            raise NotInCore(f"the data of {one.name} is not in the core")
         ring = find_arenas(memory, data)
         if ring is not None:
             return _Reader(memory, objects, one, data, ring).profile()
@@ -90,8 +95,8 @@ class _Reader:
             self._lost["in_use"] = f"{len(unknown)} of {len(arenas)} arenas: {unknown[0].lost}"
         if freed.lost is None and freed.doubtful and unknown:
             freed.lost = "some are of arenas that could not be read"
-        if freed.lost is not None:  # what is in them counts as in use
-            self._lost["caches"] = freed.lost
+        if freed.lost is not None:
+            self._lost["caches"] = f"chunks in caches count as in use: {freed.lost}"
 
     def _version(self) -> str | None:
         """As libc itself says it."""

@@ -32,5 +32,5 @@ def read_heap(path: Path, budget: Budget, *, root: Root, exe: Path | None) -> He
         except OutOfBudget:
             return HeapReport(profiles=profiles, lost={"heap": "there was no time to read it all"})
         except NotInCore as error:
-            return HeapReport(profiles=profiles, lost={"heap": str(error)})
+            return HeapReport(profiles=profiles, lost={} if profiles else {"heap": str(error)})
     return HeapReport(profiles=profiles, lost={} if profiles else {"heap": _NONE})

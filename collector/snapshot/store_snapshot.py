@@ -24,6 +24,8 @@ from collector.errors import StoreError
 from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
 from collector.explain.run import explain_core
+from collector.heap.run import heap_of_core, with_heap
+from collector.heap.types import HeapReport
 from collector.linux.atomic import atomic_file
 from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of
@@ -106,6 +108,8 @@ def store_snapshot(
             # a person waits for it, or nobody does
             nice = 0 if trigger is None else 19
             record = _explained(record, facts, folder / EXPLAIN_CORE, files, nice=nice)
+            if contents.capture is Capture.FULL:
+                record = with_heap(record, _heap(folder / name, files, nice=nice))
             store.put(record)
             return record
     except OSError as error:
@@ -198,3 +202,8 @@ def _explained(
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return msgspec.structs.replace(record, reason=reason(record))
+
+
+def _heap(core: Path, files: _RootAndExe, *, nice: int) -> HeapReport:
+    exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
+    return heap_of_core(core, exe=exe, root_fd=files.root, nice=nice)
