@@ -17,6 +17,7 @@ from collector.store.store import Store
 
 _TOP = 5  # sites, sizes and arenas that `info` shows
 _CALLERS = 3  # of a site in `info`
+_NOTES = ("rate", "sizes", "caches", "sites")  # of what is there, but not exact, or not whole
 _SECONDS = 10.0  # for the allocator's lists; a person waits
 
 
@@ -138,9 +139,10 @@ def _frame(frame: Frame) -> str:
 
 
 def _lost(profile: HeapProfile) -> list[str]:
-    lost = dict(profile.lost)
-    caches = lost.pop("caches", None)
-    lines = [f"  {render.clean(caches)}"] if caches else []
+    notes = [part for part in _NOTES if part in profile.lost]
+    lines = [f"  {render.clean(profile.lost[part])}" for part in notes]
     return lines + [
-        f"  no {part.replace('_', ' ')}: {render.clean(why)}" for part, why in sorted(lost.items())
+        f"  no {part.replace('_', ' ')}: {render.clean(why)}"
+        for part, why in sorted(profile.lost.items())
+        if part not in notes
     ]

@@ -11,7 +11,6 @@ from collections import Counter
 from collector.heap.glibc_arenas import (
     HEAP_MAX,
     Arena,
-    Data,
     Parameters,
     Ring,
     find_arenas,
@@ -20,7 +19,7 @@ from collector.heap.glibc_arenas import (
 from collector.heap.glibc_chunks import Tally, walk
 from collector.heap.glibc_freed import Freed, fast_chunks, thread_caches
 from collector.heap.memory import Memory, NotInCore, OutOfBudget
-from collector.heap.objects import Object, Objects
+from collector.heap.objects import Data, Object, Objects
 from collector.model import Allocator, HeapArena, HeapProfile, HeapSize
 
 _MAX_HEAPS = 1 << 16
@@ -61,7 +60,8 @@ class _Reader:
 
     def profile(self) -> HeapProfile:
         writable = self._objects.is_writable
-        parameters = find_parameters(self._data, self._ring.arenas[0], writable)
+        main = self._ring.arenas[0]
+        parameters = find_parameters(self._memory, self._data, main, writable)
         tallies = [self._walk(arena, parameters) for arena in self._ring.arenas]
         freed = self._freed(tallies)
         arenas = [
@@ -93,6 +93,8 @@ class _Reader:
             self._lost["in_use"] = "not all arenas are in the core"
         elif unknown:
             self._lost["in_use"] = f"{len(unknown)} of {len(arenas)} arenas: {unknown[0].lost}"
+        if unknown:
+            self._lost["sizes"] = "pieces are those of the parts that could be followed"
         if freed.lost is None and freed.doubtful and unknown:
             freed.lost = "some are of arenas that could not be read"
         if freed.lost is not None:
@@ -184,11 +186,12 @@ def _arena_facts(arena: Arena, tally: Tally, freed: Freed, number: int) -> HeapA
             address=arena.address, system=arena.system, top=tally.top or None, lost=tally.lost
         )
     back = freed.bytes[number]
+    sizes = tally.sizes
     return HeapArena(
         address=arena.address,
         system=arena.system,
-        in_use=tally.used - back,
-        chunks=tally.chunks - freed.count[number],
+        in_use=sum(size * count for size, count in sizes.items()) - back,
+        chunks=sum(sizes.values()) - freed.count[number],
         free=tally.free + back,
         top=tally.top,
     )

@@ -9,11 +9,12 @@ first field, and so which version of `struct malloc_state` it is.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from collector.arch.x86_64 import PAGE
 from collector.heap.memory import Memory, NotInCore
+from collector.heap.objects import Data
 
 _BINS = 127  # pairs of words: NBINS - 1
 _PROVEN_MIN = 16  # bins that must be empty, or proven by a chunk, to believe in an arena
@@ -26,9 +27,8 @@ _TO_NEXT = 16 * _BINS + 16  # bytes from the bins to `next`; binmap is between
 _REST = 40  # next, next_free, attached_threads, system_mem, max_system_mem
 HEAP_MAX = 64 << 20  # HEAP_MAX_SIZE: heaps of other arenas are aligned to it
 _HEAP_HEADERS = (0x20, 0x30)  # bytes of struct heap_info, before 2.35 and since
+_MAPPED_MAX = 65536  # DEFAULT_MMAP_MAX
 _MAX_ARENAS = 4096
-
-Data = Sequence[tuple[int, bytes]]  # writable data of libc: address, bytes
 
 
 class Arena(NamedTuple):
@@ -64,6 +64,7 @@ class Parameters(NamedTuple):
     begin: int
     mapped: int
     mapped_count: int
+    limit: int  # of mapped_count
 
 
 def find_arenas(memory: Memory, data: Data) -> Ring | None:
@@ -136,10 +137,14 @@ def _ring(memory: Memory, main: int, to_bins: int) -> Ring | None:
 
 
 def find_parameters(
-    data: Data, main: Arena, is_writable: Callable[[int], bool]
+    memory: Memory, data: Data, main: Arena, is_writable: Callable[[int], bool]
 ) -> Parameters | None:
-    """malloc's parameters (mp_): the only place that says where the heap begins that `top` of the
-    main arena ends, beside numbers that fit each other. None: there is none, or more than one."""
+    """malloc's parameters (mp_): what names the begin of the main arena's heap, beside numbers that
+    fit each other. None: that is nowhere, or in more than one place.
+
+    Where `top` does not tell the begin, because the heap has gaps or is not in the core, they must
+    have the default limit of mapped chunks, too.
+    """
     found = []
     for _, part in data:
         words = struct.unpack(f"<{len(part) // 8}Q", part[: len(part) & -8])
@@ -148,7 +153,14 @@ def find_parameters(
                 one = _parameters_at(part, 8 * number, words[number])
                 if one is not None and is_writable(one.begin):
                     found.append(one)
-    return found[0] if len(found) == 1 else None
+    try:
+        size = memory.word(main.top + 8) & ~7
+    except NotInCore:
+        size = 0
+    exact = [one for one in found if one.begin == main.top + size - main.system]
+    usual = [one for one in found if one.limit == _MAPPED_MAX]
+    likely = exact or usual
+    return likely[0] if len(likely) == 1 else None
 
 
 def _parameters_at(part: bytes, at: int, begin: int) -> Parameters | None:
@@ -167,5 +179,5 @@ def _parameters_at(part: bytes, at: int, begin: int) -> Parameters | None:
             and not mapped % PAGE
             and (count == 0) == (mapped == 0)
         ):
-            return Parameters(begin, mapped, count)
+            return Parameters(begin, mapped, count, limit)
     return None

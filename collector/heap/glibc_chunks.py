@@ -18,34 +18,30 @@ _PREV_IN_USE = 1
 _BLOCK = 1 << 20  # bytes that are read at a time
 _SIZE = struct.Struct("<Q")
 # struct tcache_perthread_struct with its header: since 2.30, and before
-CACHE_CHUNKS = (0x290, 0x250)
+CACHE_CHUNKS = frozenset((0x290, 0x250))
 _MAX_CACHES = 4096  # candidates, of which each is looked into
-_MAX_SIZES = 1 << 16  # different ones that are counted; a program has hundreds
+_MAX_SIZES = 1 << 16  # different ones; a program has hundreds
 
 
 @dataclass(slots=True)
 class Tally:
     """What was counted of one arena; bytes with headers."""
 
-    used: int = 0
-    chunks: int = 0
-    free: int = 0
     top: int = 0
-    sizes: dict[int, int] = field(default_factory=dict)  # of chunks in use -> how many
+    counts: dict[int, int] = field(default_factory=dict)  # size | 1 where in use -> chunks
     caches: list[int] = field(default_factory=list)  # chunks that may be threads' caches
     ranges: list[tuple[int, int]] = field(default_factory=list)  # that were walked through
     lost: str | None = None
 
-    def add(self, address: int, size: int, *, in_use: bool) -> None:
-        if not in_use:
-            self.free += size
-            return
-        self.used += size
-        self.chunks += 1
-        if size in self.sizes or len(self.sizes) < _MAX_SIZES:
-            self.sizes[size] = self.sizes.get(size, 0) + 1
-        if size in CACHE_CHUNKS and len(self.caches) < _MAX_CACHES:
-            self.caches.append(address)
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Of chunks in use: size -> how many."""
+        return {key & ~1: count for key, count in self.counts.items() if key & 1}
+
+    @property
+    def free(self) -> int:
+        """Bytes that are not in use."""
+        return sum(size * count for size, count in self.counts.items() if not size & 1)
 
 
 def walk(memory: Memory, begin: int, end: int, tally: Tally, *, fenced: bool = False) -> None:
@@ -57,15 +53,22 @@ def walk(memory: Memory, begin: int, end: int, tally: Tally, *, fenced: bool = F
     """
     readable = end if fenced else end + HEADER
     at, before = begin, 0
-    base, block = begin, b""
+    base, block, last = begin, b"", -1
+    counts, unpack = tally.counts, _SIZE.unpack_from  # a million times
     while at + HEADER <= readable:
         offset = at + 8 - base
-        if offset > len(block) - 8:
+        if offset > last:
             base, block, offset = at, memory.block(at, min(_BLOCK, readable - at)), 8
-        (word,) = _SIZE.unpack_from(block, offset)
-        size = word & ~_FLAGS
+            last = len(block) - 8
+            if len(counts) > _MAX_SIZES:
+                raise ValueError(f"its chunks have more than {_MAX_SIZES} sizes")
+        (word,) = unpack(block, offset)
         if before:
-            tally.add(at - before, before, in_use=bool(word & _PREV_IN_USE))
+            key = before | word & _PREV_IN_USE
+            counts[key] = counts.get(key, 0) + 1
+            if before in CACHE_CHUNKS and word & _PREV_IN_USE and len(tally.caches) < _MAX_CACHES:
+                tally.caches.append(at - before)
+        size = word & ~_FLAGS
         if at == end or (fenced and size < _MIN_CHUNK and end - at <= 2 * HEADER):
             tally.ranges.append((begin, at))
             return

@@ -86,10 +86,11 @@ def _cached(
         if at % 16 or chunk in found or freed.arena_of(chunk) is None:
             return None
         try:
-            if memory.word(at - 8) & ~7 != size:
+            word, link = memory.words(at - 8, 2)
+            if word & ~7 != size:
                 return None
             found[chunk] = size
-            at = _next(memory, at, freed)
+            at = _link(at, link, freed)
         except NotInCore:
             return None
     return found if at == 0 and len(found) == count else None
@@ -99,19 +100,19 @@ def fast_chunks(memory: Memory, heads: Sequence[int], freed: Freed) -> None:
     """Add what is in the fast bins. ValueError if a list is damaged."""
     for number, head in enumerate(heads):
         found: dict[int, int] = {}
-        chunk = head
+        chunk, size = head, 32 + 16 * number
         while chunk:
             if chunk % 16 or chunk in found or freed.arena_of(chunk) is None:
                 raise ValueError(f"a fast bin is damaged at {chunk:#x}")
-            found[chunk] = 32 + 16 * number
-            if memory.word(chunk + 8) & ~7 != found[chunk] or len(found) > _MAX_FREED:
+            word, link = memory.words(chunk + 8, 2)
+            if word & ~7 != size or len(found) > _MAX_FREED:
                 raise ValueError(f"a fast bin is damaged at {chunk:#x}")
-            chunk = _next(memory, chunk + HEADER, freed)
+            found[chunk] = size
+            chunk = _link(chunk + HEADER, link, freed)
         freed.add(found)
 
 
-def _next(memory: Memory, at: int, freed: Freed) -> int:
-    """The link at `at`, mixed or plain: whichever leads into the heap, or nowhere."""
-    word = memory.word(at)
+def _link(at: int, word: int, freed: Freed) -> int:
+    """The link `word` at `at`, mixed or plain: whichever leads into the heap, or nowhere."""
     mixed = word ^ at >> 12
     return mixed if mixed == 0 or freed.arena_of(mixed) is not None else word

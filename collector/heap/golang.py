@@ -10,19 +10,24 @@ process, shows it as of its last collection.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from collector.heap.elf_file import ElfFile
 from collector.heap.memory import Memory, NotInCore, OutOfBudget
-from collector.heap.objects import Object, Objects, OpenObject
+from collector.heap.moduledata import ModuleData, find_buckets, find_module
+from collector.heap.objects import Data, Object, Objects, OpenObject
 from collector.heap.pclntab import LineTable
 from collector.model import Allocator, Frame, HeapProfile, HeapSite
 
 _BUILD_INFO = ".go.buildinfo"
 _BUILD_ID = ".note.go.buildid"
-_SYMBOLS = ("runtime.mbuckets", "runtime.MemProfileRate", "runtime.text", "go:func.*", "go.func.*")
+_TABLES = (".gopclntab", ".data.rel.ro.gopclntab")
+_BUCKETS, _RATE = "runtime.mbuckets", "runtime.MemProfileRate"
+_USUAL_RATE = 512 << 10  # of MemProfileRate
+_ASSUMED = "the rate is taken to be the usual one: without symbols (-ldflags=-s) it is not known"
 _HEAD = 6  # words of struct bucket: next, allnext, typ, hash, size, nstk
 _MEM_PROFILE = 1  # bucketType
 _MAX_STACK = 1024 + 6  # maxProfStackDepth, maxSkip
@@ -67,7 +72,7 @@ def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
             version = _version(opened.elf)
             try:
                 _verify(memory, opened)
-                return _profile(memory, main, opened, version)
+                return _profile(memory, main, opened, objects.data(main), version)
             except NotInCore:
                 why = "the runtime's memory is not in the core"
             except OutOfBudget:
@@ -79,26 +84,22 @@ def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
         return None
 
 
-def _profile(memory: Memory, main: Object, opened: OpenObject, version: str | None) -> HeapProfile:
+def _profile(
+    memory: Memory, main: Object, opened: OpenObject, data: Data, version: str | None
+) -> HeapProfile:
     """ValueError says why there is none."""
-    symbols = {name: at + opened.bias for name, at in opened.elf.symbols(_SYMBOLS).items()}
-    if not set(_SYMBOLS[:3]) <= symbols.keys():
-        raise ValueError("its file has no symbols (built with -ldflags=-s)")
-    rate = memory.word(symbols["runtime.MemProfileRate"])
-    if rate == 0:
-        raise ValueError("it is not sampled: MemProfileRate is 0, as in all programs without pprof")
-    if rate >= 1 << 63:
-        raise ValueError("its MemProfileRate makes no sense")
-    lost: dict[str, str] = {}
-    sites = _sites(memory, symbols["runtime.mbuckets"], rate, lost)
+    code = _Code(memory, main, opened, data, version)
+    head, rate = _sampled(memory, opened, code.module)
+    lost = {} if rate is not None else {"rate": _ASSUMED}
+    rate = _USUAL_RATE if rate is None else rate
+    sites = _sites(memory, head, rate, lost)
     most = sorted(sites.items(), key=lambda pair: -pair[1][1])[:_SHOWN_SITES]
-    names = _Names(main.file.path, opened, symbols)
     shown = [
-        HeapSite(in_use=round(size), objects=round(count), frames=names.frames(stack))
+        HeapSite(in_use=round(size), objects=round(count), frames=code.frames(stack))
         for stack, (count, size) in most
     ]
-    if names.lost:
-        lost["frames"] = names.lost
+    if code.lost:
+        lost["frames"] = code.lost
     return HeapProfile(
         allocator=Allocator.GO,
         version=version,
@@ -109,6 +110,27 @@ def _profile(memory: Memory, main: Object, opened: OpenObject, version: str | No
         site_count=len(sites),
         lost=lost,
     )
+
+
+def _sampled(
+    memory: Memory, opened: OpenObject, module: ModuleData | None
+) -> tuple[int, int | None]:
+    """The head of the list of buckets, and for how many bytes there is one sample; None: unknown.
+
+    ValueError if nothing is sampled, or it cannot be found.
+    """
+    symbols = {name: at + opened.bias for name, at in opened.elf.symbols((_BUCKETS, _RATE)).items()}
+    if symbols.keys() >= {_BUCKETS, _RATE}:
+        rate = memory.word(symbols[_RATE])
+        if rate == 0:
+            raise ValueError("it is not sampled: MemProfileRate is 0, as in programs without pprof")
+        if rate >= 1 << 63:
+            raise ValueError("its MemProfileRate makes no sense")
+        return symbols[_BUCKETS], rate
+    head = None if module is None else find_buckets(memory, module)
+    if head is None:
+        raise ValueError("no samples were found; its file has no symbols (-ldflags=-s)")
+    return head, None
 
 
 def _verify(memory: Memory, opened: OpenObject) -> None:
@@ -131,6 +153,12 @@ def _version(elf: ElfFile) -> str | None:
     if not data.startswith(b"\xff Go buildinf:") or len(data) < 34 or not data[15] & 2:
         return None
     return data[33 : 33 + min(data[32], 127)].decode("utf-8", "replace")
+
+
+def _minor(version: str | None) -> int | None:
+    """19 of `go1.19.8`, None of others, as development versions."""
+    found = re.match(r"go1\.(\d{1,3})\b", version or "")
+    return None if found is None else int(found.group(1))
 
 
 # ---- what was sampled
@@ -202,20 +230,38 @@ def _scale(size: int, rate: int) -> float:
 # ---- where
 
 
-class _Names:
-    """Names of return addresses, by the program's own table of lines."""
+class _Code:
+    """The program's code: names of return addresses, by its own table of lines.
 
-    def __init__(self, path: str, opened: OpenObject, symbols: dict[str, int]) -> None:
-        self._path = path
+    module: what its linker told of it; None: see `lost`.
+    """
+
+    def __init__(
+        self, memory: Memory, main: Object, opened: OpenObject, data: Data, version: str | None
+    ) -> None:
+        self._path = main.file.path
         self._table: LineTable | None = None
+        self.module: ModuleData | None = None
         self.lost: str | None = None
-        elf, inlined = opened.elf, symbols.get("go:func.*", symbols.get("go.func.*"))
+        elf = opened.elf
         try:
-            data = elf.section(".gopclntab") or elf.section(".data.rel.ro.gopclntab")
-            text = symbols["runtime.text"]
-            inlined = None if inlined is None else inlined - opened.bias
-            self._table = LineTable(data, text, inlined, elf.at)
+            name = next((one for one in _TABLES if one in elf.sections), _TABLES[0])
+            self._table = LineTable(elf.section(name))
+            at = elf.sections[name].address + opened.bias
+            minor = _minor(version)
+            self.module = find_module(memory, data, at, self._table.names, minor)
+            if self.module is None:
+                raise ValueError("where its code begins is not known")
+            inlined = self.module.inlined
+            self._table.place(
+                self.module.text[0],
+                None if inlined is None else inlined - opened.bias,
+                elf.at,
+            )
+            if inlined is None:
+                self.lost = f"inlined functions of {version or 'an unknown Go'} are not named"
         except (ValueError, struct.error, IndexError) as error:
+            self._table = None
             self.lost = f"its table of lines cannot be read: {error}"
 
     def frames(self, stack: tuple[int, ...]) -> list[Frame]:

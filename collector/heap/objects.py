@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ _MAX_OBJECTS = 4096
 _MAX_DATA = 8 << 20  # bytes of a piece of an object's writable data that are looked through
 _AT_ENTRY = 9  # <linux/auxvec.h>
 _AT_NULL = 0
+
+
+Data = Sequence[tuple[int, bytes]]  # writable data of an object: address, bytes
 
 
 class Object(NamedTuple):
@@ -92,7 +95,7 @@ class Objects:
                     os.close(fd)
         return self._root.open(which.file.path.removesuffix(_DELETED))
 
-    def data(self, which: Object) -> list[tuple[int, bytes]]:
+    def data(self, which: Object) -> Data:
         """What the core has of its writable data, with the addresses: the file's own, and the
         anonymous memory right behind (.bss)."""
         found, end = [], which.file.start

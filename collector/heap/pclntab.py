@@ -57,20 +57,13 @@ class _Function(NamedTuple):
 
 
 class LineTable:
-    """A table, as the file has it. text: where the code begins in memory.
+    """A table, as the file has it, which must be placed before something is looked up.
 
-    inlined: the file's address of what tells which functions are inlined (`go:func.*`), for
-    `read(address, size)`; None: not known, and such functions are not named. ValueError if it is
-    of another version or damaged; looking something up may also raise struct.error or IndexError.
+    names: how far behind its begin the names of functions begin. ValueError if it is of another
+    version or damaged; looking something up may also raise struct.error or IndexError.
     """
 
-    def __init__(
-        self,
-        data: bytes,
-        text: int,
-        inlined: int | None,
-        read: Callable[[int, int], bytes],
-    ) -> None:
+    def __init__(self, data: bytes) -> None:
         if len(data) < _HEADER.size:
             raise ValueError("there is none")
         magic, unit, pointer, functions, _, _, *offsets = _HEADER.unpack_from(data)
@@ -78,12 +71,19 @@ class LineTable:
             raise ValueError(f"its form {magic:#x} is not known")
         if functions > _MAX_FUNCTIONS or max(offsets) > len(data):
             raise ValueError("it is damaged")
-        self._form = _FORMS[magic]
-        self._data, self._text, self._inlined, self._read = data, text, inlined, read
-        self._names, self._units, self._files, self._values, self._functions = offsets
+        self._form, self._data = _FORMS[magic], data
+        self.names, self._units, self._files, self._values, self._functions = offsets
         table = memoryview(data)[self._functions :][: 8 * functions + 4]
         self._starts = [start for start, _ in struct.iter_unpack("<II", table[:-4])]
         (self._end,) = struct.unpack("<I", table[-4:])
+        self._text = 0
+        self._inlined: int | None = None
+        self._read: Callable[[int, int], bytes] | None = None
+
+    def place(self, text: int, inlined: int | None, read: Callable[[int, int], bytes]) -> None:
+        """Say where the code begins in memory, and where it is told which functions are inlined:
+        the file's address, for `read(address, size)`; None: such functions are not named."""
+        self._text, self._inlined, self._read = text, inlined, read
 
     def places(self, pc: int, following: int) -> list[Place]:
         """Of a return address: the innermost function first. Empty: it is none of this program.
@@ -101,7 +101,7 @@ class LineTable:
             call = self._inlined_call(function, index)
             name, parent = call or (function.name, None)
             file, line = self._line(function, at)
-            places.append(Place(self._text_at(self._names + name), file, line, call is not None))
+            places.append(Place(self._text_at(self.names + name), file, line, call is not None))
             if parent is None:
                 break
             at = function.entry + parent
@@ -158,7 +158,12 @@ class LineTable:
 
     def _inlined_call(self, function: _Function, index: int) -> tuple[int, int] | None:
         """The name of the function that is inlined, and where in `function` it is called."""
-        if index < 0 or self._inlined is None or len(function.funcdata) <= _INLINE_TREE:
+        if (
+            index < 0
+            or self._inlined is None
+            or self._read is None
+            or len(function.funcdata) <= _INLINE_TREE
+        ):
             return None
         offset = function.funcdata[_INLINE_TREE]
         if offset == _NO_FUNCDATA:
