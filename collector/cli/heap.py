@@ -17,7 +17,13 @@ from collector.store.store import Store
 
 _TOP = 5  # sites, sizes and arenas that `info` shows
 _CALLERS = 3  # of a site in `info`
-_NOTES = ("rate", "sizes", "caches", "sites")  # of what is there, but not exact, or not whole
+_NOTES = (
+    "memory",
+    "rate",
+    "sizes",
+    "caches",
+    "sites",
+)  # of what is there, but not exact, or not whole
 _SECONDS = 10.0  # for the allocator's lists; a person waits
 
 

@@ -92,7 +92,7 @@ def _profile(
     head, rate = _sampled(memory, opened, code.module)
     lost = {} if rate is not None else {"rate": _ASSUMED}
     rate = _USUAL_RATE if rate is None else rate
-    sites = _sites(memory, head, rate, lost)
+    sites = sampled_sites(memory, head, rate, lost)
     most = sorted(sites.items(), key=lambda pair: -pair[1][1])[:_SHOWN_SITES]
     shown = [
         HeapSite(in_use=round(size), objects=round(count), frames=code.frames(stack))
@@ -164,10 +164,14 @@ def _minor(version: str | None) -> int | None:
 # ---- what was sampled
 
 
-def _sites(
+def sampled_sites(
     memory: Memory, head: int, rate: int, lost: dict[str, str]
 ) -> dict[tuple[int, ...], tuple[float, float]]:
-    """Stack -> objects and bytes in use, as many as the samples stand for."""
+    """Stack -> objects and bytes in use, as many as the samples stand for.
+
+    head: the address of `mbuckets`. rate: bytes for which there is one sample. lost: what is
+    missing is named there. ValueError, NotInCore or OutOfBudget if nothing can be read.
+    """
     buckets = []
     try:
         for bucket in _buckets(memory, head):

@@ -6,12 +6,15 @@ one reads through here, and `OutOfBudget` ends it. What is not in the core is `N
 
 from __future__ import annotations
 
+import bisect
 import struct
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from collector.errors import CoreFormatError
+from collector.ranges import Range, union
 
 _WORD = struct.Struct("<Q")
 _PAGE = 1 << 14  # bytes that are read and kept together
@@ -41,10 +44,15 @@ class Budget(NamedTuple):
 
 
 class Memory:
-    """Random access to a core's memory; small reads come from pages that are kept."""
+    """Random access to a core's memory; small reads come from pages that are kept.
 
-    def __init__(self, core: Core, budget: Budget) -> None:
+    missing: what the core says that it lacks. It may read as zeros there, which no list has.
+    """
+
+    def __init__(self, core: Core, budget: Budget, missing: Iterable[Range] = ()) -> None:
         self._core = core
+        self._missing = union(missing)
+        self._starts = [start for start, _ in self._missing]
         self._cpu_end = time.process_time() + budget.seconds
         self._end = time.monotonic() + 2 * budget.seconds
         self._left = budget.size
@@ -61,6 +69,9 @@ class Memory:
         self._left -= size
         if self._left < 0:
             raise OutOfBudget
+        number = bisect.bisect_left(self._starts, address + size) - 1
+        if number >= 0 and self._missing[number][1] > address:
+            raise NotInCore(f"memory at {self._missing[number][0]:#x} is not in the core")
         try:
             return self._core.read(address, size)
         except CoreFormatError as error:
