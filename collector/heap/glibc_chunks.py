@@ -6,7 +6,6 @@ says whether the one before is in use. Source: malloc/malloc.c of glibc, "Chunk 
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 
 from collector.heap.memory import Memory
@@ -16,9 +15,9 @@ _MIN_CHUNK = 32  # MINSIZE
 _FLAGS = 7  # of a size: PREV_INUSE, IS_MMAPPED, NON_MAIN_ARENA
 _PREV_IN_USE = 1
 _BLOCK = 1 << 20  # bytes that are read at a time
-_SIZE = struct.Struct("<Q")
 # struct tcache_perthread_struct with its header: since 2.30, and before
-CACHE_CHUNKS = frozenset((0x290, 0x250))
+CACHE_CHUNKS = (0x290, 0x250)
+_CACHES = frozenset(size | _PREV_IN_USE for size in CACHE_CHUNKS)
 _MAX_CACHES = 4096  # candidates, of which each is looked into
 _MAX_SIZES = 1 << 16  # different ones; a program has hundreds
 
@@ -53,26 +52,28 @@ def walk(memory: Memory, begin: int, end: int, tally: Tally, *, fenced: bool = F
     """
     readable = end if fenced else end + HEADER
     at, before = begin, 0
-    base, block, last = begin, b"", -1
-    counts, unpack = tally.counts, _SIZE.unpack_from  # a million times
+    counts, caches = tally.counts, tally.caches
     while at + HEADER <= readable:
-        offset = at + 8 - base
-        if offset > last:
-            base, block, offset = at, memory.block(at, min(_BLOCK, readable - at)), 8
-            last = len(block) - 8
-            if len(counts) > _MAX_SIZES:
-                raise ValueError(f"its chunks have more than {_MAX_SIZES} sizes")
-        (word,) = unpack(block, offset)
-        if before:
-            key = before | word & _PREV_IN_USE
-            counts[key] = counts.get(key, 0) + 1
-            if before in CACHE_CHUNKS and word & _PREV_IN_USE and len(tally.caches) < _MAX_CACHES:
-                tally.caches.append(at - before)
-        size = word & ~_FLAGS
-        if at == end or (fenced and size < _MIN_CHUNK and end - at <= 2 * HEADER):
-            tally.ranges.append((begin, at))
-            return
-        if size < _MIN_CHUNK or size % 16:
-            break
-        at, before = at + size, size
+        words = memoryview(memory.block(at, min(_BLOCK, readable - at))).cast("Q")
+        if len(counts) > _MAX_SIZES:
+            raise ValueError(f"its chunks have more than {_MAX_SIZES} sizes")
+        number, count, stop = 1, len(words), (end - at) // 8 + 1
+        while number < count:  # for each chunk: there may be millions
+            word = words[number]
+            if before:
+                key = before | word & _PREV_IN_USE
+                try:
+                    counts[key] += 1
+                except KeyError:
+                    counts[key] = 1
+                if key in _CACHES and len(caches) < _MAX_CACHES:
+                    caches.append(at + 8 * number - 8 - before)
+            before = word & ~_FLAGS
+            if number == stop or (fenced and before < _MIN_CHUNK and stop - number <= 4):
+                tally.ranges.append((begin, at + 8 * number - 8))
+                return
+            if before < _MIN_CHUNK or before & 8:
+                raise ValueError(f"its chunks cannot be followed beyond {at + 8 * number - 8:#x}")
+            number += before >> 3
+        at += 8 * number - 8
     raise ValueError(f"its chunks cannot be followed beyond {at - before:#x}")

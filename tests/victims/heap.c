@@ -1,26 +1,26 @@
-/* heap: a heap of known contents, then it waits.
+/* heap [grow|broken]: a heap of known contents, then it waits.
  *
- * The main arena: 1,000 pieces of 1,000 bytes and 10 of 100,000 in use, and 50 of 1,000 given back, seven
- * of them into the thread's cache. Another thread's arena: 300 pieces of 5,000 bytes. Three of 4 MiB
- * have mappings of their own. `small N`: N pieces of 24 bytes as well. */
+ * The main arena: 1,000 pieces of 1,000 bytes and 10 of 100,000, and 100 of 1,000 of which every other one
+ * was given back, seven of them to the thread's cache. Another thread's arena: 300 pieces of 5,000
+ * bytes. Three pieces of 4 MiB have mappings of their own.
+ * grow: then it takes more until it is killed. broken: the size of one chunk is a lie. */
 #include <pthread.h>
 
 #include "victim.h"
 
-enum { THOUSANDS = 1000, GIVEN_BACK = 50, LARGE = 10, OF_THREAD = 300, MAPPED = 3 };
+enum { THOUSANDS = 1000, PAIRS = 50, LARGE = 10, OF_THREAD = 300, MAPPED = 3 };
 
-static void *kept[1 << 12];
-static void *back[2 * GIVEN_BACK];
+static void *kept[1 << 16];
+static void *back[2 * PAIRS];
 static int used;
 
-static void *take(size_t size)
+static void take(size_t size)
 {
 	void *piece = malloc(size);
 
 	check(piece != NULL, "malloc");
 	memset(piece, 0x5a, size);
 	kept[used++] = piece;
-	return piece;
 }
 
 static void *in_thread(void *go)
@@ -37,22 +37,24 @@ int main(int argc, char **argv)
 	pthread_barrier_t done;
 	pthread_t thread;
 
-	for (unsigned long i = number(argc, argv, 1, 0); i; i--)
-		check(malloc(24) != NULL, "malloc");
 	for (int i = 0; i < THOUSANDS; i++)
 		take(1000);
 	for (int i = 0; i < LARGE; i++)
 		take(100000);
 	/* each beside one that stays in use, so that none grows together with another */
-	for (int i = 0; i < 2 * GIVEN_BACK; i++)
+	for (int i = 0; i < 2 * PAIRS; i++)
 		back[i] = malloc(1000);
-	for (int i = 0; i < 2 * GIVEN_BACK; i += 2)
+	for (int i = 0; i < 2 * PAIRS; i += 2)
 		free(back[i]);
 	for (int i = 0; i < MAPPED; i++)
 		take(4 << 20);
 	pthread_barrier_init(&done, NULL, 2);
 	check(!pthread_create(&thread, NULL, in_thread, &done), "pthread_create");
 	pthread_barrier_wait(&done);
+	if (argc > 1 && !strcmp(argv[1], "broken"))
+		((size_t *)kept[THOUSANDS / 2])[-1] = 0x7ffffffffff1;
 	ready(argc, argv);
-	return 0;
+	while (argc > 1 && !strcmp(argv[1], "grow"))
+		take(100000);
+	_exit(0);
 }

@@ -1,7 +1,7 @@
-// heap: a Go program with a heap of known contents, which then waits.
+// goheap: a Go program with a heap of known contents, which then waits.
 //
-// keepLarge holds 64 pieces of 1 MiB, keepSmall 200,000 of 64 bytes. What pprof says of its heap
-// goes to the file that is its argument.
+// keepLarge holds 64 pieces of 1 MiB, keepSmall 200,000 of 64 bytes. What pprof says of its heap goes
+// to the file that is its argument, as text.
 package main
 
 import (
@@ -10,6 +10,13 @@ import (
 	"runtime"
 	"runtime/pprof"
 )
+
+// The last argument may say `sparse`: then one sample stands for 64 KiB.
+func init() {
+	if len(os.Args) > 2 {
+		runtime.MemProfileRate = 64 << 10
+	}
+}
 
 var kept [][]byte
 
@@ -40,7 +47,7 @@ func main() {
 		if err != nil {
 			panic(err)
 		}
-		pprof.Lookup("heap").WriteTo(file, 0)
+		pprof.Lookup("heap").WriteTo(file, 1)
 		file.Close()
 	}
 	fmt.Println("ready")
