@@ -77,7 +77,7 @@ def _whole(profile: HeapProfile) -> list[str]:
         lines += ["", _amount(site), *(f"      {_frame(frame)}" for frame in site.frames)]
     left = (profile.site_count or 0) - len(profile.sites)
     if left > 0:
-        lines += ["", f"  and {left} more places"]
+        lines += ["", f"  and {left} more"]
     return lines + _lost(profile)
 
 
@@ -87,7 +87,8 @@ def _heading(profile: HeapProfile) -> str:
         name = f"{profile.allocator.value} {profile.version}"
     if profile.in_use is None or profile.objects is None:
         return render.clean(f"{name}: how much is in use is not known")
-    said = f"{name}: {render.size(profile.in_use)} in use, {profile.objects:,} pieces"
+    most = "at most " if "caches" in profile.lost else ""
+    said = f"{name}: {most}{render.size(profile.in_use)} in use, {profile.objects:,} pieces"
     if profile.rate is not None:
         said += f", estimated from samples (one for {render.size(profile.rate)})"
     return render.clean(said)
@@ -101,7 +102,7 @@ def _tables(profile: HeapProfile, most: int) -> list[str]:
         lines += _aligned(rows)
         lines += [f"  {one.address:#x}: {render.clean(one.lost)}" for one in shown if one.lost]
         left = (profile.arena_count or 0) - len(shown)
-        lines += [f"  and {left} more arenas"] if left > 0 else []
+        lines += [f"  and {left} more"] if left > 0 else []
     if profile.mapped_count:
         lines.append(
             f"  {render.size(profile.mapped)} in {profile.mapped_count} pieces with mappings of "

@@ -73,8 +73,8 @@ def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
             try:
                 _verify(memory, opened)
                 return _profile(memory, main, opened, objects.data(main), version)
-            except NotInCore:
-                why = "the runtime's memory is not in the core"
+            except NotInCore as error:
+                why = f"the runtime's {error}"
             except OutOfBudget:
                 why = "there was no time to read it"
             except ValueError as error:

@@ -56,7 +56,7 @@ def find_others(memory: Memory, objects: Objects, auxv: bytes) -> list[HeapProfi
             why = f"{allocator.value} (in {where}) is not asked for samples by its environment"
         else:
             said = asked.group()[1:-1].decode("utf-8", "replace")[:200]
-            why = f"{allocator.value} (in {where}) samples ({said}); its own tools read that"
+            why = f"{allocator.value} (in {where}) samples ({said}), which only its own tools read"
         found.append(HeapProfile(allocator=allocator, lost={"profile": why}))
     return found
 

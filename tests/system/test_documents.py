@@ -96,7 +96,10 @@ def test_readme(workplace: Path, command: str) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [f"docs/{n}.md" for n in ("armed", "operating", "policy", "snapshot", "trace", "watch")],
+    [
+        f"docs/{n}.md"
+        for n in ("armed", "heap", "operating", "policy", "snapshot", "trace", "watch")
+    ],
 )
 def test_docs_show_commands_that_parse(workplace: Path, document: str) -> None:
     # GIVEN commands with names that stand for something (FILE, PID)

@@ -73,7 +73,7 @@ def test_the_arenas_of_glibc(arming: RunningAgent, tmp_path: Path) -> None:
     assert heap_of(arming, record) == profile
     shown = arming.command("info", record["id"])
     heap = shown[shown.index("\nHeap\n") :]
-    assert re.search(r"^    1.4 MiB +300 +5,008 B$", heap, re.MULTILINE)
+    assert re.search(r"^ +1.4 MiB +300 +5,008 B$", heap, re.MULTILINE)
     assert "12.0 MiB in 3 pieces with mappings of their own" in heap
     assert "5,008 B" in arming.command("heap", record["id"])
 

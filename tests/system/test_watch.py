@@ -241,7 +241,7 @@ watch:
       - {name: leak, descriptors: 150}
       - {name: fat, resident: 32MiB, for: 100ms, mode: full-stop, capture: stacks}
       - {name: hot, cpu: 10%, for: 300ms}
-      - {name: full, memory: 75%}
+      - {name: full, memory: 75%, mode: full-stop, capture: full}
   - name: squeezed
     match: {comm: squeezed}
     every: 20ms
@@ -330,6 +330,9 @@ def test_a_snapshot_before_its_cgroup_is_full(acting: RunningAgent, tmp_path: Pa
             record["trigger"],
         )
         assert (record["cause"], record["rule"]) == ("snapshot", "service")
+        # AND it tells by what: one large piece
+        (profile,) = record["heap"]
+        assert profile["mapped"] >= 64 << 20 and profile["mapped_count"] == 1
         assert victim.process.poll() is None
         victim.process.kill()
         victim.wait()
