@@ -11,9 +11,12 @@ import contextlib
 import os
 import selectors
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import collector
 from collector.linux import children
@@ -27,10 +30,65 @@ class ChildFailed(Exception):
     """Why there is no document."""
 
 
-def command(module: str, core: str, timeout: float, memory: int) -> list[str]:
-    """How to start `module` on a core, which bounds itself by `confine`. memory: bytes."""
-    limits = ["--memory", str(memory), "--cpu", str(int(timeout) + 1), "--parent", str(os.getpid())]
-    return [sys.executable, "-P", "-s", "-m", module, core, *limits]
+class Bounds(NamedTuple):
+    """What a child may take: seconds, but for those in which others have the CPUs; bytes of private
+    memory; bytes of its document. nice: 19 if nobody waits for it."""
+
+    timeout: float
+    memory: int
+    document: int
+    nice: int
+
+
+@contextlib.contextmanager
+def opened(core: Path, exe: Path | None) -> Iterator[tuple[int, int | None]]:
+    """Descriptors of a core and of the main program's file, if that is there.
+
+    exe: as this process sees it (a path below /proc/self/fd is this process's own). OSError if the
+    core cannot be opened, ChildFailed if it is no regular file.
+    """
+    with contextlib.ExitStack() as stack:
+        fd = os.open(core, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ChildFailed(f"{core} is not a regular file")
+        exe_fd = None
+        if exe is not None:
+            with contextlib.suppress(OSError):  # then the core's own path is tried
+                exe_fd = os.open(exe, os.O_PATH | os.O_CLOEXEC)
+                stack.callback(os.close, exe_fd)
+        yield fd, exe_fd
+
+
+def ask(
+    module: str,
+    bounds: Bounds,
+    *,
+    core: int,
+    exe: int | None,
+    root: int | None,
+    more: Sequence[str] = (),
+    fds: Sequence[int] = (),
+) -> tuple[bytes, int]:
+    """What `module`, which takes its arguments by `asked`, says of a core; its peak RSS in bytes.
+
+    core, exe: descriptors. root: that of the folder that the dead process had as its root, O_PATH
+    suffices; None: this process's. more: further arguments, about the descriptors `fds`.
+    ChildFailed says what went wrong, OSError that it cannot be started.
+    """
+    command = [
+        *(sys.executable, "-P", "-s", "-m", module, f"/proc/self/fd/{core}"),
+        *("--memory", str(bounds.memory), "--cpu", str(int(bounds.timeout) + 1)),
+        *("--nice", str(bounds.nice), "--parent", str(os.getpid()), *more),
+    ]
+    passed = [core, *fds]
+    if exe is not None:
+        passed.append(exe)
+        command += ["--exe", f"/proc/self/fd/{exe}"]
+    if root is not None:
+        passed.append(root)
+        command += ["--root-fd", str(root)]
+    return _run(command, passed, bounds)
 
 
 def _environment() -> dict[str, str]:
@@ -43,19 +101,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def run(
-    command: list[str], fds: list[int], nice: int, timeout: float, most: int
-) -> tuple[bytes, int]:
-    """The child's document of at most `most` bytes, and its peak RSS in bytes.
-
-    timeout: seconds, but for those in which others have the CPUs; nice: 19 if nobody waits for it.
-    ChildFailed says what went wrong, OSError that it cannot be started.
-    """
+def _run(command: list[str], fds: list[int], bounds: Bounds) -> tuple[bytes, int]:
     if children.hanging() >= children.MAX_HANGING:
         raise ChildFailed("too many processes hang in the kernel")
     process = children.start(
         command,
-        nice,
+        bounds.nice,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,7 +116,7 @@ def run(
         process_group=0,
     )
     try:
-        outputs = _read_all(process, Patience(process.pid, timeout), most)
+        outputs = _read_all(process, Patience(process.pid, bounds.timeout), bounds.document)
     finally:
         # also when it has closed its pipes and lingers, or has left children behind
         with contextlib.suppress(ProcessLookupError):
@@ -75,7 +126,7 @@ def run(
             if pipe is not None:
                 pipe.close()
     if outputs is None:
-        raise ChildFailed(f"explaining took longer than {timeout:g} seconds")
+        raise ChildFailed(f"explaining took longer than {bounds.timeout:g} seconds")
     if process.returncode is None:
         raise ChildFailed("the explaining process hangs in the kernel")
     output, errors = outputs
@@ -83,8 +134,8 @@ def run(
         lines = errors.decode("utf-8", "replace").strip().splitlines()
         last = lines[-1] if lines else ""
         raise ChildFailed(f"the explaining process {_ending(process.returncode)}: {last}")
-    if len(output) > most + 1:
-        raise ChildFailed(f"the explanation is larger than {most >> 20} MiB")
+    if len(output) > bounds.document + 1:
+        raise ChildFailed(f"the explanation is larger than {bounds.document >> 20} MiB")
     return output, peak_rss
 
 

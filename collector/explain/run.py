@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from collector.explain import child
-from collector.explain.child import ChildFailed
+from collector.explain.child import Bounds, ChildFailed
 from collector.explain.types import (
     MAX_DOCUMENT,
     MAX_STACKS_DOCUMENT,
@@ -46,25 +45,14 @@ def explain_core(
     memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a bad core,
     or for a child that fails.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            fds = [_open(core, os.O_RDONLY | os.O_NONBLOCK, stack)]
-            if not stat.S_ISREG(os.fstat(fds[0]).st_mode):
-                return _failed(f"{core} is not a regular file")
-            command = child.command(_CHILD, f"/proc/self/fd/{fds[0]}", timeout, memory)
-            command += ["--nice", str(nice)]
-            if exe is not None:
-                with contextlib.suppress(OSError):  # then the core's own path is tried
-                    fds.append(_open(exe, os.O_PATH, stack))
-                    command += ["--exe", f"/proc/self/fd/{fds[-1]}"]
-            if root_fd is not None:
-                fds.append(root_fd)
-                command += ["--root-fd", str(root_fd)]
-            if all_threads:
-                command.append("--all")
-            return _decode(*child.run(command, fds, nice, timeout, MAX_DOCUMENT))
-        except (OSError, ChildFailed) as error:
-            return _failed(str(error))
+    bounds = Bounds(timeout, memory, MAX_DOCUMENT, nice)
+    more = ["--all"] if all_threads else []
+    try:
+        with child.opened(core, exe) as (fd, exe_fd):
+            answer = child.ask(_CHILD, bounds, core=fd, exe=exe_fd, root=root_fd, more=more)
+    except (OSError, ChildFailed) as error:
+        return _failed(str(error))
+    return _decode(*answer)
 
 
 def unwind_stacks(
@@ -88,16 +76,15 @@ def unwind_stacks(
             images = os.memfd_create("stacks", os.MFD_CLOEXEC)
             stack.callback(os.close, images)
             _write(images, msgspec.msgpack.encode(stacks))
-            fds = [core, images]
-            command = child.command(_CHILD, f"/proc/self/fd/{core}", timeout, memory)
-            command += ["--stacks", str(images), "--nice", str(nice)]
-            if exe is not None:
-                fds.append(exe)
-                command += ["--exe", f"/proc/self/fd/{exe}"]
-            if root_fd is not None:
-                fds.append(root_fd)
-                command += ["--root-fd", str(root_fd)]
-            document, _ = child.run(command, fds, nice, timeout, MAX_STACKS_DOCUMENT)
+            document, _ = child.ask(
+                _CHILD,
+                Bounds(timeout, memory, MAX_STACKS_DOCUMENT, nice),
+                core=core,
+                exe=exe,
+                root=root_fd,
+                more=["--stacks", str(images)],
+                fds=[images],
+            )
             found = msgspec.json.decode(document, type=UnwoundStacks)
             if len(found.stacks) == len(stacks) and found.is_whole():
                 return found
@@ -112,12 +99,6 @@ def _write(fd: int, data: bytes) -> None:
     while view:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
-
-
-def _open(path: Path, flags: int, stack: contextlib.ExitStack) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return fd
 
 
 def _decode(output: bytes, peak_rss: int) -> Explanation:
