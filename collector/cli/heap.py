@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -47,18 +48,26 @@ class HeapVerb:
 
 
 def _profiles(store: Store, record: Record) -> list[HeapProfile]:
-    """From the core, with more time than the agent had; if that is gone, those of the record."""
+    """Those of the record, if nothing is missing of them; else from the core, with more time."""
     from collector.heap.run import heap_of_core  # noqa: PLC0415 (not for `info`)
 
-    if record.heap is not None and store.core_path(record) is None:
-        return record.heap
+    kept = record.heap or []
+    whole = kept and not any(profile.lost for profile in kept)
+    if whole or (kept and store.core_path(record) is None):
+        return kept
     core = core_of(store, record)
     warn_incomplete(record)
     report = heap_of_core(core, seconds=_SECONDS)
-    if not report.profiles:
+    read = {profile.allocator for profile in report.profiles}
+    # the program's file may have been within reach of the agent only
+    profiles = [*report.profiles, *(one for one in kept if one.allocator not in read)]
+    if not profiles:
         why = report.lost.get("heap", "not said why")
         raise NotFound(f"record {record.id} has no heap: {render.clean(why)}")
-    return report.profiles
+    if not kept:
+        for part, why in sorted(report.lost.items()):
+            print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
+    return profiles
 
 
 def top_lines(record: Record) -> list[str]:

@@ -50,6 +50,8 @@ def walk(memory: Memory, begin: int, end: int, tally: Tally, *, fenced: bool = F
     is full. ValueError if one chunk does not lead to the next, NotInCore and OutOfBudget as reading
     gives them.
     """
+    if begin % 16 or end % 16:
+        raise ValueError(f"its chunks cannot end at {end:#x}")
     readable = end if fenced else end + HEADER
     at, before = begin, 0
     counts, caches = tally.counts, tally.caches

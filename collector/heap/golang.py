@@ -61,27 +61,27 @@ class _Bucket(NamedTuple):
 
 
 def read_go(memory: Memory, objects: Objects) -> HeapProfile | None:
-    """What the runtime's profile says; None: it is no Go program."""
+    """What the runtime's profile says; None: it is no Go program.
+
+    OSError or ValueError if the program's file cannot be used: then nobody knows.
+    """
     main = objects.main
     if main is None:
-        return None
-    try:
-        with objects.open(main) as opened:
-            if not opened.elf.sections.get(_BUILD_INFO):
-                return None
-            version = _version(opened.elf)
-            try:
-                _verify(memory, opened)
-                return _profile(memory, main, opened, objects.data(main), version)
-            except NotInCore as error:
-                why = f"the runtime's {error}"
-            except OutOfBudget:
-                why = "there was no time to read it"
-            except ValueError as error:
-                why = str(error)
-            return HeapProfile(allocator=Allocator.GO, version=version, lost={"profile": why})
-    except (OSError, ValueError):  # without its file nobody knows what it is
-        return None
+        raise ValueError("the core does not tell which it is")
+    with objects.open(main) as opened:
+        if not opened.elf.sections.get(_BUILD_INFO):
+            return None
+        version = _version(opened.elf)
+        try:
+            _verify(memory, opened)
+            return _profile(memory, main, opened, objects.data(main), version)
+        except NotInCore as error:
+            why = f"the runtime's {error}"
+        except OutOfBudget:
+            why = "there was no time to read it"
+        except ValueError as error:
+            why = str(error)
+        return HeapProfile(allocator=Allocator.GO, version=version, lost={"profile": why})
 
 
 def _profile(

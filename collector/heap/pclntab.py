@@ -17,7 +17,7 @@ _GO_118, _GO_120 = 0xFFFFFFF0, 0xFFFFFFF1
 _MAX_FUNCTIONS = 1 << 22
 _MAX_STEPS = 1 << 16  # of one table of values
 _MAX_INLINED = 64  # functions in one place
-_MAX_NAME = 1024  # bytes of a function's or file's name
+_MAX_NAME = 256  # bytes of a function's or file's name; of a longer one there are the first
 _NO_FUNCDATA = 0xFFFFFFFF
 _INLINE_INDEX, _INLINE_TREE = 2, 3  # PCDATA_InlTreeIndex, FUNCDATA_InlTree
 
@@ -185,5 +185,4 @@ class LineTable:
         return self._text_at(self._files + offset), line
 
     def _text_at(self, at: int) -> str:
-        end = self._data.index(b"\0", at, at + _MAX_NAME)
-        return self._data[at:end].decode("utf-8", "replace")
+        return self._data[at : at + _MAX_NAME].partition(b"\0")[0].decode("utf-8", "replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,9 @@ from collector.heap.others import find_others
 from collector.heap.types import HeapReport
 from collector.model import HeapProfile
 
+_NO_PROGRAM = (
+    "an allocator of the program's own, as in Go, is not known: its file cannot be used: {}"
+)
 _UNNAMED = "the core lacks parts of memory that it does not name: there may be more in use"
 _NONE = "no allocator that is known was found: Go's, glibc's, jemalloc, tcmalloc, mimalloc"
 
@@ -28,19 +32,35 @@ def read_heap(path: Path, budget: Budget, *, root: Root, exe: Path | None) -> He
         memory = Memory(core, budget, [(one.start, one.end) for one in missing])
         objects = Objects(core, memory, root, exe)
         profiles: list[HeapProfile] = []
+        lost: dict[str, str] = {}
         try:
-            found = read_go(memory, objects)
-            profiles += [] if found is None else [found]
-            profiles += find_others(memory, objects, core.auxv or b"")
-            found = read_glibc(memory, objects)
-            profiles += [] if found is None else [found]
+            for found in _read_all(memory, objects, core.auxv or b"", lost):
+                profiles.append(found)
         except OutOfBudget:
-            return HeapReport(profiles=profiles, lost={"heap": "there was no time to read it all"})
+            lost["heap"] = "there was no time to read it all"
         except NotInCore as error:
-            return HeapReport(profiles=profiles, lost={} if profiles else {"heap": str(error)})
+            lost["heap"] = str(error)
     if note is not None and note.left_out_count > len(missing):
         profiles = [_doubtful(profile) for profile in profiles]
-    return HeapReport(profiles=profiles, lost={} if profiles else {"heap": _NONE})
+    if not profiles:
+        lost.setdefault("heap", _NONE)
+    return HeapReport(profiles=profiles, lost=lost)
+
+
+def _read_all(
+    memory: Memory, objects: Objects, auxv: bytes, lost: dict[str, str]
+) -> Iterator[HeapProfile]:
+    try:
+        found = read_go(memory, objects)
+        if found is not None:
+            yield found
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        lost["heap"] = _NO_PROGRAM.format(why or error)
+    yield from find_others(memory, objects, auxv)
+    found = read_glibc(memory, objects)
+    if found is not None:
+        yield found
 
 
 def _doubtful(profile: HeapProfile) -> HeapProfile:

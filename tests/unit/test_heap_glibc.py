@@ -115,6 +115,13 @@ def test_a_chunk_whose_size_is_a_lie(size: int) -> None:
         tally_of(core)
 
 
+@pytest.mark.parametrize("fenced", [True, False])
+def test_an_end_that_is_no_chunk(fenced: bool) -> None:
+    core = glibc_heap(PIECES)
+    with pytest.raises(ValueError, match="its chunks cannot end at 0x550000001003"):
+        walk(core.memory(), BEGIN, BEGIN + 0x1003, Tally(), fenced=fenced)
+
+
 def test_chunks_of_too_many_sizes() -> None:
     # GIVEN an arena of which chunks of 65,537 sizes were seen
     tally = Tally(counts=dict.fromkeys(range(33, 33 + 16 * 65_537, 16), 1))
