@@ -37,7 +37,11 @@ class Core(Protocol):
 
 
 class Budget(NamedTuple):
-    """What reading may take: seconds of CPU time, twice that by the clock, and bytes."""
+    """What reading may take: seconds of CPU time, and bytes.
+
+    Not by the clock: a reader at nice 19 waits for a CPU for as long as others want it. Whoever
+    started it bounds that.
+    """
 
     seconds: float = 2.0
     size: int = 8 << 30
@@ -54,13 +58,12 @@ class Memory:
         self._missing = union(missing)
         self._starts = [start for start, _ in self._missing]
         self._cpu_end = time.process_time() + budget.seconds
-        self._end = time.monotonic() + 2 * budget.seconds
         self._left = budget.size
         self._pages: OrderedDict[int, bytes] = OrderedDict()
 
     def check(self) -> None:
         """OutOfBudget, if the time is over. For loops that read nothing."""
-        if time.process_time() > self._cpu_end or time.monotonic() > self._end:
+        if time.process_time() > self._cpu_end:
             raise OutOfBudget
 
     def block(self, address: int, size: int) -> bytes:

@@ -16,7 +16,7 @@ from collector.model import Record
 
 _CHILD = "collector.heap"
 SECONDS = 2.0  # for the allocator's lists
-_AROUND_S = 3.0  # more seconds for what is around: opening a core of 60,000 mappings
+_AROUND_S = 3.0  # seconds for what is around: to start, and to open a core of 60,000 mappings
 
 
 def heap_of_core(
@@ -30,8 +30,8 @@ def heap_of_core(
 ) -> HeapReport:
     """What the allocators of the process say that left this core, plain or compressed.
 
-    seconds: of CPU time for the allocator's lists; the child has twice that by the clock and some
-    more, but for the time in which others have the CPUs. exe, root_fd, memory, nice: as
+    seconds: of CPU time for the allocator's lists; by the clock the child has twice that, and three
+    seconds more, but for the time in which others have the CPUs. exe, root_fd, memory, nice: as
     `explain.run.explain_core` has them. Raises nothing for a bad core, or for a child that fails.
     """
     bounds = Bounds(2 * seconds + _AROUND_S, memory, MAX_DOCUMENT, nice)
