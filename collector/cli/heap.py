@@ -96,8 +96,10 @@ def _heading(profile: HeapProfile) -> str:
         name = f"{profile.allocator.value} {profile.version}"
     if profile.in_use is None or profile.objects is None:
         return render.clean(f"{name}: how much is in use is not known")
-    most = "at most " if "caches" in profile.lost else ""
-    said = f"{name}: {most}{render.size(profile.in_use)} in use, {profile.objects:,} pieces"
+    bound = "at most " if "caches" in profile.lost else ""
+    if profile.lost.keys() & {"sites", "memory"}:
+        bound = "at least "
+    said = f"{name}: {bound}{render.size(profile.in_use)} in use, {profile.objects:,} pieces"
     if profile.rate is not None:
         said += f", estimated from samples (one for {render.size(profile.rate)})"
     return render.clean(said)

@@ -34,13 +34,17 @@ _MAX_STACK = 1024 + 6  # maxProfStackDepth, maxSkip
 _CYCLES = 4  # memRecordCycle of struct memRecord: active, future[3]
 _MAX_BUCKETS = 1 << 20
 _MAX_STACK_WORDS = 1 << 23  # of all stacks that are kept together
+_MOST = 1 << 42  # bytes that objects of one size and stack can be in use of
 _SHOWN_SITES = 20
 _SHOWN_FRAMES = 32
 _OWN = ("runtime.", "internal/runtime/")  # of whose frames pprof hides the innermost
 
 
 class _Bucket(NamedTuple):
-    """One stack and one size of objects; `wide`: each cycle has bytes beside its numbers."""
+    """One stack and one size of objects, and how many were taken and given back in each cycle.
+
+    wide: each cycle has the bytes of both as well.
+    """
 
     size: int
     stack: tuple[int, ...]
@@ -184,16 +188,13 @@ def sampled_sites(
     wide = all(bucket.is_wide() for bucket in buckets)
     sites: dict[tuple[int, ...], tuple[float, float]] = {}
     for bucket in buckets:
-        count = bucket.in_use(wide=wide)
-        if count < 0 or count * bucket.size >= 1 << 63:
+        scale = _scale(bucket.size, rate)
+        count = bucket.in_use(wide=wide) * scale
+        if not 0 <= count * max(bucket.size, 1) < _MOST:
             lost["sites"] = "the numbers of some stacks make no sense"
         elif count:
-            known = sites.get(bucket.stack, (0.0, 0.0))
-            scale = _scale(bucket.size, rate)
-            sites[bucket.stack] = (
-                known[0] + count * scale,
-                known[1] + count * bucket.size * scale,
-            )
+            before = sites.get(bucket.stack, (0.0, 0.0))
+            sites[bucket.stack] = before[0] + count, before[1] + count * bucket.size
     return sites
 
 

@@ -24,7 +24,8 @@ from collector.heap.memory import Memory, NotInCore
 
 _DELETED = " (deleted)"
 _MAX_OBJECTS = 4096
-_MAX_DATA = 8 << 20  # bytes of a piece of an object's writable data that are looked through
+_MAX_PIECE = 8 << 20  # bytes of a piece of an object's writable data that are looked through
+_MAX_DATA = 64 << 20  # and of all pieces together
 _AT_ENTRY = 9  # <linux/auxvec.h>
 _AT_NULL = 0
 
@@ -98,15 +99,16 @@ class Objects:
     def data(self, which: Object) -> Data:
         """What the core has of its writable data, with the addresses: the file's own, and the
         anonymous memory right behind (.bss)."""
-        found, end = [], which.file.start
+        found, end, left = [], which.file.start, _MAX_DATA
         for segment in self._segments:
             inside = which.file.start <= segment.vaddr < which.file.end
             behind = segment.vaddr == end >= which.file.end
             if not inside and not behind:
                 continue
             end = segment.vaddr + segment.memsz
-            size = min(segment.filesz, _MAX_DATA)
+            size = min(segment.filesz, _MAX_PIECE, left)
             if segment.flags & Prot.W and size:
+                left -= size
                 with contextlib.suppress(NotInCore):
                     found.append((segment.vaddr, self._memory.block(segment.vaddr, size)))
             if behind:

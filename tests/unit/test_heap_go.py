@@ -100,8 +100,9 @@ def test_a_bucket_that_is_none(word: int, value: int) -> None:
         sampled_sites(core.memory(), HEAD, RATE, {})
 
 
-def test_numbers_that_make_no_sense() -> None:
-    core = profile((64, HERE, [(1, 5), (0, 0), (0, 0), (0, 0)]), wide=True)
+@pytest.mark.parametrize(("taken", "given_back"), [(1, 5), (1 << 60, 0), (1 << 37, 0)])
+def test_numbers_that_make_no_sense(taken: int, given_back: int) -> None:
+    core = profile((64, HERE, [(taken, given_back), (0, 0), (0, 0), (0, 0)]), wide=False)
     lost: dict[str, str] = {}
     assert sampled_sites(core.memory(), HEAD, RATE, lost) == {}
     assert lost == {"sites": "the numbers of some stacks make no sense"}

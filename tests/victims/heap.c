@@ -1,14 +1,14 @@
 /* heap [grow|broken]: a heap of known contents, then it waits.
  *
  * The main arena: 1,000 pieces of 1,000 bytes and 10 of 100,000, and 100 of 1,000 of which every other one
- * was given back, seven of them to the thread's cache. Another thread's arena: 300 pieces of 5,000
- * bytes. Three pieces of 4 MiB have mappings of their own.
+ * was given back, seven of them to the thread's cache. Another thread's arena: 15,000 pieces of 5,000
+ * bytes, in two heaps. Three pieces of 4 MiB have mappings of their own.
  * grow: then it takes more until it is killed. broken: the size of one chunk is a lie. */
 #include <pthread.h>
 
 #include "victim.h"
 
-enum { THOUSANDS = 1000, PAIRS = 50, LARGE = 10, OF_THREAD = 300, MAPPED = 3 };
+enum { THOUSANDS = 1000, PAIRS = 50, LARGE = 10, OF_THREAD = 15000, MAPPED = 3 };
 
 static void *kept[1 << 16];
 static void *back[2 * PAIRS];
