@@ -11,7 +11,6 @@ from collector.agent.crash import Crash
 from collector.agent.explain import Files
 from collector.agent.export import end
 from collector.agent.facts import OfHeap
-from collector.heap.run import heap_of_core
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ def _give_up(context: Context, crash: Crash, files: Files, why: str) -> None:
 
 
 def _read(context: Context, crash: Crash, core: Path, files: Files) -> None:
+    from collector.heap.run import heap_of_core  # noqa: PLC0415 - few processes run out of memory
+
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
         report = heap_of_core(core, exe=exe, root_fd=files.root, nice=_NICE)
