@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NoReturn
 
 from collector.errors import CoreFormatError
+from collector.explain.mapped import MappedFile
 from collector.heap.memory import Budget, Memory
+from collector.heap.objects import Object
 
 LIBC = 0x7F0000000000  # its writable data
 ARENA = LIBC + 0x100
@@ -74,3 +77,18 @@ def glibc_heap(pieces: Sequence[tuple[int, int]], top: int = 0x1000) -> FakeCore
     area = core.areas[LIBC]
     struct.pack_into("<4i", area, 0x1000 + 60, 3, 65536, 3, 0)
     return core
+
+
+class FakeObjects:
+    """Those of a process with glibc, whose file cannot be opened."""
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self.all = [Object(MappedFile("/usr/lib/libc.so.6", LIBC - 0x1000, LIBC), main=False)]
+        self.is_writable = core.is_writable
+
+    def data(self, which: Object) -> list[tuple[int, bytes]]:
+        return self._core.data()
+
+    def open(self, which: Object) -> NoReturn:
+        raise FileNotFoundError(which.file.path)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import struct
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from collector.heap.glibc import read_glibc
 from collector.heap.glibc_arenas import find_arenas, find_parameters
 from collector.heap.glibc_chunks import Tally, walk
 from collector.heap.glibc_freed import Freed, fast_chunks, thread_caches
 from collector.heap.memory import Budget, Memory, NotInCore, OutOfBudget
+from collector.model import Allocator, HeapArena, HeapProfile, HeapSize
 from tests.unit.heap_samples import (
     ARENA,
     BEGIN,
@@ -19,6 +24,7 @@ from tests.unit.heap_samples import (
     LIBC,
     PARAMETERS,
     FakeCore,
+    FakeObjects,
     chunks,
     glibc_heap,
 )
@@ -206,3 +212,70 @@ def test_memory_that_the_core_says_it_lacks() -> None:
     with pytest.raises(NotInCore, match="memory at 0x550000001000 is not in the core"):
         lacking.block(BEGIN + 0xFF8, 16)
     assert len(lacking.block(BEGIN + 0xFF0, 16)) == 16
+
+
+def whole(core: FakeCore) -> HeapProfile | None:
+    return read_glibc(core.memory(), FakeObjects(core))  # type: ignore[arg-type]
+
+
+def test_the_whole_heap() -> None:
+    profile = whole(glibc_heap(PIECES))
+    assert profile == HeapProfile(
+        allocator=Allocator.GLIBC,
+        in_use=0x1070,
+        objects=3,
+        sizes=[HeapSize(size=0x1010, count=1), HeapSize(size=0x30, count=2)],
+        arenas=[
+            HeapArena(address=ARENA, system=0x2490, in_use=0x1070, chunks=3, free=0x420, top=0x1000)
+        ],
+        arena_count=1,
+        mapped=3 << 22,
+        mapped_count=3,
+    )
+
+
+def test_a_heap_with_gaps() -> None:
+    # GIVEN a main arena that has more from the kernel than lies between its begin and its end
+    core = glibc_heap(PIECES)
+    core.put(BINS + 16 * 127 + 16 + 24, 0x100000)
+    profile = whole(core)
+    # THEN there is no number for what is in use
+    assert profile is not None
+    assert (profile.in_use, profile.objects, profile.arenas[0].in_use) == (None, None, None)
+    assert profile.arenas[0].lost == "it has parts that are not known"
+    assert profile.lost["in_use"] == "1 of 1 arenas: it has parts that are not known"
+
+
+# a word, and what it is overwritten with: near to what was there, or anything
+DAMAGE = st.tuples(
+    st.one_of(
+        st.integers(0, 0x1FF).map(lambda number: LIBC + 8 * number),
+        st.integers(0, 0x491).map(lambda number: BEGIN + 8 * number),
+    ),
+    st.one_of(
+        st.sampled_from([0, 1, LIBC, ARENA, BINS - 16, BEGIN, BEGIN + 0x30, (1 << 64) - 16]),
+        st.integers(-64, 64).map(lambda near: BEGIN + 0x1490 + near),
+        st.integers(0, 1 << 12),
+        st.integers(0, (1 << 64) - 1),
+    ),
+)
+
+
+@given(st.lists(DAMAGE, max_size=6))
+def test_any_damage_ends_in_numbers_that_fit_each_other(damage: list[tuple[int, int]]) -> None:
+    core = glibc_heap([(0x290, IN_USE), *PIECES])
+    for address, value in damage:
+        core.put(address, value)
+    try:
+        profile = whole(core)
+    except NotInCore:
+        return
+    if profile is None:
+        return
+    for arena in profile.arenas:
+        if arena.in_use is None:
+            assert arena.lost
+            assert profile.in_use is None
+        elif arena.system:
+            assert arena.in_use + (arena.free or 0) + (arena.top or 0) <= arena.system
+    assert msgspec.json.decode(msgspec.json.encode(profile), type=HeapProfile) == profile
