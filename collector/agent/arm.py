@@ -45,7 +45,9 @@ class Arming:
         self._probe: ArmedProbe | None = None
         self._thread: threading.Thread | None = None
         refused = context.metrics.arm_refused
-        self._finder = Finder(self._armed, self._add, self, lambda why: refused.labels(why).inc())
+        self._finder = Finder(
+            self._armed, self._add, self, self._give_up, lambda why: refused.labels(why).inc()
+        )
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()  # who is armed, and whose end is waited for, are the same

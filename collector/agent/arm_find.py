@@ -21,7 +21,7 @@ from collector.linux import procfs
 from collector.model import Cause
 from collector.policy.facts import facts_of
 from collector.policy.match import Watcher
-from collector.policy.types import ArmRule, ArmSettings
+from collector.policy.types import ArmRule, ArmSettings, Facts
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ class Finder:
         armed: ArmedProcesses,
         arm: Callable[[Armed], bool],
         bpf: Told,
+        give_up: Callable[[Armed, str], None],
         refuse: Callable[[str], None],
     ) -> None:
-        """arm: takes one in that is pinned; False: it has exec'ed. refuse: counts one that is not
-        armed, by why."""
+        """arm: takes one in that is pinned; False: it has exec'ed. give_up: is told why one is
+        armed no more. refuse: counts one that is not armed, by why."""
         self._armed, self._arm, self._bpf, self._refuse = armed, arm, bpf, refuse
+        self._give_up = give_up
         self._most = ArmSettings().max
         self._rules: Watcher[ArmRule] = Watcher(())
         self._lock = threading.Condition()
@@ -94,7 +96,7 @@ class Finder:
 
     def rule_for(self, pid: int) -> ArmRule | None:
         """The first rule that names a process which lives."""
-        return self._rules.rule(facts_of(pid, Cause.SNAPSHOT, None))
+        return self._rules.rule(_facts(pid))
 
     def started(self, pid: int, rule: ArmRule | None = None, *, forked: bool = False) -> None:
         """A process is another one now, or new. rule: that of its parent, which goes for it."""
@@ -176,10 +178,7 @@ class Finder:
         rule = rule or self.rule_for(pid)
         if rule is None:
             return
-        if not self._armed.begin(pid, self._most):
-            if not self._armed.knows(pid):
-                self._refuse("max")
-                self._full = True
+        if not self._armed.begin(pid, self._most) and not self._begin_instead(pid):
             return
         one, trouble = None, None
         try:
@@ -202,6 +201,17 @@ class Finder:
         else:
             self._not_armed(pid, rule if forced else None, trouble)
 
+    def _begin_instead(self, pid: int) -> bool:
+        """There are as many as there may be: one of a user who has more gives way, if there is."""
+        if self._armed.knows(pid):
+            return False
+        other = self._armed.to_give_way(_facts(pid).uid or 0)
+        if other is not None:
+            self._give_up(other, "another user's process had to be armed instead")
+        self._refuse("max")
+        self._full = True
+        return other is not None and self._armed.begin(pid, self._most)
+
     def _is_still(self, pid: int, rule: ArmRule | None) -> bool:
         return rule is None or self.rule_for(pid) == rule
 
@@ -217,3 +227,7 @@ class Finder:
             self._refused.clear()
         self._refused.add(pid)
         log.warning("process %d cannot be armed: %s", pid, why)
+
+
+def _facts(pid: int) -> Facts:
+    return facts_of(pid, Cause.SNAPSHOT, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from collector.agent.assemble import CORE_BIT
@@ -31,6 +32,7 @@ class Armed:
         self.opened = opened
         self.pin = pin
         self.pidfd = pidfd
+        self.uid = opened.uid
         self.threads: dict[int, LeavingThread] = {}  # that have left, by tid
         self._closed = False
 
@@ -70,6 +72,18 @@ class ArmedProcesses:
                 return False
             self._beginning[pid] = False
             return True
+
+    def to_give_way(self, uid: int) -> Armed | None:
+        """For one more of this user: the newest of the user that has most, if that leaves both
+        with as many, or him with more."""
+        with self._lock:
+            users = Counter(one.uid for one in self._armed.values())
+            if not users:
+                return None
+            most, count = users.most_common(1)[0]
+            if count < users[uid] + 2:
+                return None
+            return next(one for one in reversed(self._armed.values()) if one.uid == most)
 
     def add(self, one: Armed) -> bool:
         """It is armed; False if it has exec'ed since `begin`: then it is the caller's to close."""

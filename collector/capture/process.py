@@ -183,7 +183,8 @@ class OpenProcess:
     def core_limit(self) -> int | None:
         """The soft RLIMIT_CORE in bytes; None: unlimited."""
         if self._core_limit is None:
-            self._core_limit, _ = resource.prlimit(self.pid, resource.RLIMIT_CORE)
+            limit = procfs.core_limit(self._read("limits"))
+            self._core_limit = resource.RLIM_INFINITY if limit is None else limit
         return None if self._core_limit == resource.RLIM_INFINITY else self._core_limit
 
     def keep(self, fd: int) -> None:

@@ -8,6 +8,7 @@ its folder, or compare `Stat.start_ns`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -78,6 +79,20 @@ def size(text: bytes, name: bytes) -> int | None:
     if len(words) == 2 and words[1] == b"kB" and words[0].isdigit():
         return int(words[0]) * 1024
     return None
+
+
+def core_limit(limits: bytes) -> int | None:
+    """The soft RLIMIT_CORE in bytes, of the text of `limits`; None: unlimited.
+
+    prlimit(2) tells it too, but of others' processes only to who has CAP_SYS_RESOURCE.
+    Raises ProcessLookupError if it is not there: the process has gone.
+    """
+    name = b"Max core file size"
+    at = limits.find(name)
+    words = limits[at + len(name) :].split(None, 1) if at >= 0 else []
+    if not words:
+        raise ProcessLookupError(errno.ESRCH, "it has no limits any more")
+    return None if words[0] == b"unlimited" else int(words[0])
 
 
 def fields(text: bytes) -> dict[bytes, list[bytes]]:

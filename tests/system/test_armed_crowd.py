@@ -13,6 +13,7 @@ import pytest
 from tests.system.agents import RunningAgent, agent
 from tests.system.armed import RULES, assert_same, look_at, wait_armed
 from tests.system.memory_cgroups import memory_cgroup
+from tests.system.snapshots import NOBODY
 from tests.system.victims import running, wait_until
 
 pytestmark = pytest.mark.beside
@@ -59,6 +60,27 @@ def test_two_hundred_at_a_time(tmp_path: Path) -> None:
         # AND nothing is held any more
         wait_until(lambda: not one.metric("coreward_pins_open"), "memory is still held")
         assert one.metric("coreward_armed_processes") == 0
+
+
+def test_nobody_takes_all_places(tmp_path: Path) -> None:
+    with (
+        arming(tmp_path, RULES.replace("max: 240", "max: 2")) as one,
+        running("armed", "1", "0", cwd=tmp_path) as first,
+    ):
+        wait_armed(one, first.pid)
+        with running("armed", "1", "0", cwd=tmp_path) as second:
+            # GIVEN as many armed processes of one user as there may be
+            wait_armed(one, second.pid)
+            # WHEN another user starts one
+            with running("armed", "1", "0", cwd=tmp_path, uid=NOBODY) as other:
+                # THEN it is armed instead of the newest of those
+                wait_armed(one, other.pid)
+                for victim in (first, second, other):
+                    os.kill(victim.pid, signal.SIGKILL)
+                    victim.wait()
+        kept = [one.record(victim.pid)["core"] is not None for victim in (first, second, other)]
+        assert kept == [True, False, True]
+        assert one.metric('coreward_arm_refused_total{why="max"}') >= 1
 
 
 def test_a_fork_storm(tmp_path: Path) -> None:

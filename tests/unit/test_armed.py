@@ -24,8 +24,9 @@ CORE = 0x80
 class Part:
     """A pin, or open files; says whether it was closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, uid: int = 0) -> None:
         self.closed = 0
+        self.uid = uid
 
     def release(self) -> None:
         self.closed += 1
@@ -33,8 +34,8 @@ class Part:
     close = release
 
 
-def one(pid: int = 7, start: int = 3 * TICK_NS) -> Armed:
-    parts = cast(Any, Part())
+def one(pid: int = 7, start: int = 3 * TICK_NS, uid: int = 0) -> Armed:
+    parts = cast(Any, Part(uid))
     return Armed(ProcessKey(pid, start), RULE, parts, parts, os.open("/dev/null", os.O_RDONLY))
 
 
@@ -59,6 +60,26 @@ def test_there_are_no_more_than_there_may_be() -> None:
     # AND there is when one could not be armed
     assert not processes.end(8)
     assert processes.begin(9, 2)
+
+
+def test_who_has_most_gives_way_to_another_user() -> None:
+    processes = ArmedProcesses()
+    # GIVEN that nobody is armed THEN nobody gives way
+    assert processes.to_give_way(5) is None
+    # GIVEN that all places are one user's
+    for pid in (1, 2, 3, 4):
+        assert processes.begin(pid, 4) and processes.add(one(pid, uid=5))
+    # THEN none of his own takes another's place
+    assert processes.to_give_way(5) is None
+    # AND another user's takes that of the newest, until both have as many
+    for pid in (8, 9):
+        other = processes.to_give_way(6)
+        assert other is not None and (other.key.pid, other.uid) == (12 - pid, 5)
+        assert processes.take(other)
+        assert processes.begin(pid, 4) and processes.add(one(pid, uid=6))
+    assert processes.to_give_way(6) is None and processes.to_give_way(5) is None
+    # AND a third one's takes one of theirs
+    assert processes.to_give_way(7) is not None
 
 
 def test_what_was_pinned_before_an_exec_is_not_taken_in() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_the_stat_line_of_this_process() -> None:
 def test_what_is_no_stat_line_is_refused(text: bytes) -> None:
     with pytest.raises((ValueError, IndexError)):
         procfs.parse_stat(text)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("4096", 4096), ("unlimited", None), ("0", 0)])
+def test_the_limit_of_cores(limit: str, expected: int | None) -> None:
+    text = f"Max data size  9  9 bytes\nMax core file size        {limit}   unlimited   bytes\n"
+    assert procfs.core_limit(text.encode()) == expected
+
+
+def test_the_limit_of_this_process() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = procfs.core_limit(Path("/proc/self/limits").read_bytes())
+    assert limit == (None if soft == resource.RLIM_INFINITY else soft)
+
+
+@pytest.mark.parametrize("text", [b"", b"Max core file size"])
+def test_who_has_gone_has_no_limits(text: bytes) -> None:
+    with pytest.raises(ProcessLookupError):
+        procfs.core_limit(text)
 
 
 def test_lines_of_status() -> None:
