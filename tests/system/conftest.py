@@ -11,6 +11,7 @@ cores dumped: a hand-off test takes the machine's next crash for its own.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ BORROWERS = {module.__name__ for module in (agents, hold_support, settings, two_
 
 
 def pytest_sessionstart() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # victims inherit what nohup(1) has set
     guardian.start()
 
 

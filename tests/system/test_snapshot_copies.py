@@ -49,7 +49,7 @@ def test_snapshots_leave_no_deaths(tmp_path: Path) -> None:
         done(coreward("snapshot", target.pid, "-o", tmp_path / "one"))
         done(coreward("snapshot", target.pid, "--store", running.store))
         done(coreward("gcore", "-o", tmp_path / "two", target.pid))
-        assert len(marks() - before) == 3  # they did make copies
+        assert len(marks() - before) >= 3  # they did make copies, and others here may have, too
         # THEN none of these is a death
         dies(running)
         assert deaths(running, target) == []
@@ -82,8 +82,8 @@ def test_a_copy_that_is_killed_by_others(who: str, tmp_path: Path) -> None:
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as taking:
             assert taking.stdout is not None and taking.stdout.read(4) == b"\x7fELF"
-            (made,) = marks() - before
-            copy = int(made.name.partition("-")[0])
+            made = {int(mark.name.partition("-")[0]) for mark in marks() - before}
+            (copy,) = made & set(children(target.pid))
             # WHEN it is killed, or its copy
             os.kill(taking.pid if who == "snapshot" else copy, signal.SIGKILL)
             taking.stdout.read()
