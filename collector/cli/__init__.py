@@ -32,6 +32,7 @@ VERBS = {
     "calls": "the last system calls of a process that died",
     "core": "write the ELF core of a death to a file",
     "debug": "open a core in gdb with the right executable",
+    "mount": "a file system of cores, stored ones and live ones",
     "sample": "where the threads of live processes are, over time",
     "trace": "system calls, signals and ends of processes, as they come",
     "rm": "remove records and their cores",

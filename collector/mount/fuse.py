@@ -1,0 +1,127 @@
+"""A `Tree` as a file system, by libfuse 3 through mfusepy; both are loaded here and nowhere else.
+
+The kernel keeps pages of stored cores, which never change; those of live ones go straight through,
+for each read is to fetch what it asks for and no more. Sizes are never kept: that of a live core is
+known only when its snapshot is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from collector.errors import CorewardError
+from collector.mount.tree import Tree
+
+try:
+    import mfusepy
+except (ImportError, OSError) as error:  # the module is there, but no libfuse
+    raise CorewardError(
+        f"no file system can be mounted: {error}; libfuse 3 is in the package `fuse3` (apt-get "
+        "install fuse3, dnf install fuse3)"
+    ) from error
+
+_AUTO_INVAL_DATA = 1 << 12  # FUSE_CAP_AUTO_INVAL_DATA, <fuse_common.h>: ask for the size at reads
+_POLLIN = 0x1 | 0x40  # POLLIN, POLLRDNORM
+_THREADS = 64  # readers that may wait for a snapshot at a time
+_IDLE = 4  # of these, that stay when there is nothing to do
+_HAS_THREADS = (3, 12)  # of libfuse: option max_threads
+
+
+class Operations(mfusepy.Operations):  # type: ignore[misc]
+    """What the kernel asks. OSError becomes the number that the reader gets."""
+
+    use_ns = True
+
+    def __init__(self, tree: Tree, mounted: Callable[[], None]) -> None:
+        self._tree, self._mounted = tree, mounted
+
+    def init_with_config(self, conn: Any, config: Any) -> None:
+        conn.want &= ~_AUTO_INVAL_DATA
+        config.attr_timeout = config.entry_timeout = config.negative_timeout = 0.0
+        self._mounted()
+
+    def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
+        found = self._tree.attributes(path, _uid())
+        return {
+            "st_mode": found.mode,
+            "st_nlink": 2 if stat.S_ISDIR(found.mode) else 1,
+            "st_size": found.size,
+            "st_blocks": found.disk // 512,
+            "st_uid": found.uid,
+            "st_mtime": found.time_ns,
+            "st_ctime": found.time_ns,
+        }
+
+    def readdir(self, path: str, fh: int) -> Iterator[str]:
+        yield from (".", "..", *self._tree.list(path, _uid()))
+
+    def readlink(self, path: str) -> str:
+        uid, _, pid = mfusepy.fuse_get_context()
+        return self._tree.link(path, int(uid), int(pid))
+
+    def open(self, path: str, fi: Any) -> int:
+        if fi.flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        fi.fh, core = self._tree.open(path, _uid())
+        fi.keep_cache, fi.direct_io = core.lasting, not core.lasting
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
+        if fi.flags & os.O_NONBLOCK and not self._tree.core(fi.fh).is_ready():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self._tree.read(fi.fh, offset, size)
+
+    def poll(self, path: str, fi: Any, handle: int | None, events: Any) -> int:
+        core = self._tree.core(fi.fh)
+        ready = core.is_ready()
+        events[0] = _POLLIN if ready else 0
+        if handle and ready:
+            mfusepy._libfuse.fuse_pollhandle_destroy(ctypes.c_void_p(handle))
+        elif handle:
+            core.when_ready(lambda: _notify(handle))
+        return 0
+
+    def release(self, path: str, fi: Any) -> int:
+        self._tree.close(fi.fh)
+        return 0
+
+
+def _notify(handle: int) -> None:
+    mfusepy._libfuse.fuse_notify_poll(ctypes.c_void_p(handle))
+    mfusepy._libfuse.fuse_pollhandle_destroy(ctypes.c_void_p(handle))
+
+
+def _uid() -> int:
+    return int(mfusepy.fuse_get_context()[0])
+
+
+def serve(folder: Path, tree: Tree, *, others: bool, mounted: Callable[[], None]) -> None:
+    """Mount `tree` on a folder until it is unmounted, or SIGINT, SIGTERM or SIGHUP comes.
+
+    others: other users get through to the tree, which decides what they see. mounted: called once
+    it is there, in a thread. If we are killed, fusermount3 unmounts it. Only from a main thread,
+    and once. CorewardError if it cannot be mounted; libfuse has said why on standard error.
+    """
+    options: dict[str, object] = {"fsname": "coreward", "subtype": "coreward", "ro": True}
+    if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= _HAS_THREADS:
+        options |= {"max_threads": _THREADS, "max_idle_threads": _IDLE}
+    try:
+        mfusepy.FUSE(
+            Operations(tree, mounted),
+            os.fspath(folder),
+            raw_fi=True,
+            foreground=True,
+            auto_unmount=True,
+            allow_other=others,
+            **options,
+        )
+    except RuntimeError as error:
+        raise CorewardError(f"{folder}: cannot be mounted (status {error})") from error
+    finally:
+        tree.close_all()

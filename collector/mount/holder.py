@@ -1,0 +1,154 @@
+"""`python -m collector.mount.holder`: a process that holds one snapshot, and reads parts of it.
+
+It is one of its own, because reading the memory of others may take as long as they like, and it is
+a tracer: when it ends, however that happens, the copy of the process that it holds ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import sys
+import threading
+import time
+
+import msgspec
+
+from collector.elfcore.image import CoreImage
+from collector.errors import CaptureError, CorewardError, ProbeError
+from collector.linux import pidfd, procfs
+from collector.linux.procfs import parse_stat
+from collector.model import ProcessKey, SnapshotMode
+from collector.mount.wire import HAVE, MAX_READ, WANT, Ready, receive, send_ready
+from collector.probe.live import LiveProbe, open_live
+from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
+from collector.snapshot.write import CoreContents, image_of, in_words, reading
+
+_LAST_TIME = 10.0  # seconds that it has to end by itself when nobody wants it any more
+
+
+class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to hold; the holder's only argument, as JSON."""
+
+    pid: int
+    start_ns: int  # of the process that is meant
+    mode: SnapshotMode
+    max_age: float  # seconds
+    viewer: int | None  # the uid for whom it is, unless it is one who may see everything
+    fd: int  # the socket
+
+
+def may_see(pid: int, viewer: int | None) -> bool:
+    """Whether this user may look into a process: it is his in all its ids, and dumpable.
+
+    The kernel gives /proc/PID to root if it is not dumpable (proc(5)).
+    """
+    if viewer is None:
+        return True
+    text = procfs.read(f"/proc/{pid}/status") or b""
+    ids = (procfs.field(text, b"Uid") or b"").split()
+    with contextlib.suppress(OSError):
+        return {*map(int, ids)} == {viewer} and os.stat(f"/proc/{pid}").st_uid == viewer  # noqa: PTH116
+    return False
+
+
+class _Holder:
+    def __init__(self, job: HoldJob, end: socket.socket) -> None:
+        self._job, self._end = job, end
+        self._pidfd = os.pidfd_open(job.pid)
+        self.is_ready = False
+
+    def run(self) -> None:
+        """Take the snapshot and answer until nobody wants it, or it is too old."""
+        job = self._job
+        request = SnapshotRequest(mode=job.mode, lazy=True)
+        with contextlib.ExitStack() as stack:
+            live = _probe(stack)
+            take(job.pid, request, self._serve, live, key=ProcessKey(job.pid, job.start_ns))
+
+    def _serve(self, found: Found) -> None:
+        if not may_see(found.holder, self._job.viewer):
+            raise CaptureError(f"process {self._job.pid} is not this user's any more")
+        found.check()
+        image = image_of(found, CoreContents(capture=usual_capture(self._job.mode)))
+        send_ready(self._end, Ready(size=image.size, text=in_words(found.facts)))
+        self.is_ready = True
+        deadline = time.monotonic() + self._job.max_age
+        while True:
+            try:
+                offset, length = WANT.unpack(receive(self._end, WANT.size, deadline))
+            except TimeoutError:
+                raise CaptureError("it is older than it may be, and was given up") from None
+            except EOFError:
+                return
+            self._answer(found, image, offset, min(length, MAX_READ))
+
+    def _answer(self, found: Found, image: CoreImage, offset: int, length: int) -> None:
+        number = 0
+        try:
+            with reading(found):
+                data = image.read(offset, length)
+                found.check()  # afterwards: what was there then is what was read
+                if found.holder == self._job.pid and pidfd.has_ended(self._pidfd):
+                    raise CaptureError(f"process {self._job.pid} has ended")
+        except (CorewardError, OSError) as error:
+            number, data = errno.EIO, str(error).encode()
+        self._end.settimeout(_LAST_TIME)
+        self._end.sendall(HAVE.pack(number, len(data)) + data)
+
+
+def _probe(stack: contextlib.ExitStack) -> LiveProbe | None:
+    if os.geteuid() == 0:
+        with contextlib.suppress(ProbeError):
+            return stack.enter_context(open_live())
+    return None
+
+
+def _leave_with(end: socket.socket) -> None:
+    """End when the other side does, at the latest a while after it."""
+    poll = select.poll()
+    poll.register(end, select.POLLRDHUP | select.POLLHUP)
+    poll.poll()
+    time.sleep(_LAST_TIME)
+    os._exit(1)  # some read does not return
+
+
+def main() -> None:
+    """Do the job on the command line."""
+    job = msgspec.json.decode(sys.argv[1], type=HoldJob)
+    with socket.socket(fileno=job.fd) as end:
+        threading.Thread(target=_leave_with, args=[end], daemon=True).start()
+        error = _hold(job, end)
+        if error is not None:
+            print(f"coreward: snapshot of process {job.pid}: {error}", file=sys.stderr)
+
+
+def _hold(job: HoldJob, end: socket.socket) -> str | None:
+    """Why it ended, if nobody was told by an answer."""
+    try:
+        holder = _Holder(job, end)
+        try:
+            holder.run()
+        except (CorewardError, OSError) as error:
+            if holder.is_ready:
+                return str(error)
+            raise
+    except (CorewardError, OSError) as error:
+        with contextlib.suppress(OSError):
+            send_ready(end, Ready(error=str(error)))
+    return None
+
+
+def key_of(pid: int) -> ProcessKey:
+    """Which process this is. ProcessLookupError if there is none."""
+    stat = procfs.read(f"/proc/{pid}/stat")
+    if not stat:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return ProcessKey(pid, parse_stat(stat).start_ns)
+
+
+if __name__ == "__main__":
+    main()

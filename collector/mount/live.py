@@ -1,0 +1,263 @@
+"""The folder `live`: cores of processes that go on, taken when they are opened.
+
+    PID.core             a link to PID.by-OPENER.core: each process that opens it has a snapshot of
+                         its own, as long as it lives; for gdb closes a core and opens it again
+    PID.LABEL.core       a snapshot for as long as the name is open
+
+Each is held by a process of its own (holder.py): a read that does not return costs that one, and
+the mount's threads wait for it for some seconds, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import resource
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from collector.errors import CaptureError
+from collector.linux import children, pidfd, procfs
+from collector.model import ProcessKey, SnapshotMode
+from collector.mount.holder import HoldJob, key_of, may_see
+from collector.mount.tree import About, OpenCore, Viewer
+from collector.mount.wire import HAVE, MAX_READ, WANT, receive, receive_ready
+from collector.snapshot import refusal
+
+SNAPSHOTS = 8  # at a time, if nobody says
+MAX_AGE = 600.0  # seconds, if nobody says
+_TAKE_S = 60.0  # that a snapshot may take
+_READ_S = 10.0  # that one read may take
+_END_S = 15.0  # that a holder has to leave its process as it was
+_NAME = re.compile(r"([1-9][0-9]{0,9})(?:\.([0-9A-Za-z_-]{1,64}))?\.core", re.ASCII)
+_BY = "by-"  # a label of this and a pid is that of a process that followed a link
+_PAGE = resource.getpagesize()
+log = logging.getLogger(__name__)
+
+
+class LiveRules(msgspec.Struct, frozen=True, kw_only=True):
+    """How snapshots are taken, and how many there may be."""
+
+    mode: SnapshotMode = SnapshotMode.AUTO
+    share: bool = False  # whether all openers of PID.core have the same one
+    most: int = SNAPSHOTS
+    max_age: float = MAX_AGE  # seconds
+
+
+class Live:
+    """`PID.core` for each process. A `Folder`."""
+
+    def __init__(self, rules: LiveRules) -> None:
+        self._rules = rules
+        self._room = threading.BoundedSemaphore(rules.most)
+
+    def names(self, viewer: Viewer) -> Iterator[str]:
+        for pid in procfs.process_ids():
+            if _size_of(pid) and may_see(pid, viewer):
+                yield f"{pid}.core"
+
+    def about(self, name: str, viewer: Viewer) -> About:
+        pid, label = _parsed(name)
+        size = _size_of(pid)
+        if not size or not may_see(pid, viewer):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        uid, now = viewer or 0, time.time_ns()
+        if label is None and not self._rules.share:
+            return About(0, uid=uid, time_ns=now, is_link=True)
+        return About(size, uid=uid, time_ns=now)
+
+    def link(self, name: str, viewer: Viewer, pid: int) -> str:
+        """Each process has a snapshot of its own, however often it opens it: gdb does it twice."""
+        target, _ = _parsed(name)
+        opener = procfs.number(procfs.read(f"/proc/{pid}/status") or b"", b"Tgid")
+        return f"{target}.{_BY}{opener or secrets.token_hex(8)}.core"
+
+    def open(self, name: str, viewer: Viewer) -> OpenCore:
+        pid, label = _parsed(name)
+        key = key_of(pid)
+        refusal.check(pid)
+        if not self._room.acquire(blocking=False):
+            log.warning("live/%s: there are %d snapshots already", name, self._rules.most)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        with contextlib.ExitStack() as until:
+            until.callback(self._room.release)
+            own, end = socket.socketpair()
+            until.callback(own.close)
+            with end:
+                holder = _start(self._job(key, viewer, end))
+            core = LiveCore(name, holder, own, _opener(label), self._room.release)
+            until.pop_all()
+        return core
+
+    def _job(self, key: ProcessKey, viewer: Viewer, end: socket.socket) -> HoldJob:
+        return HoldJob(
+            pid=key.pid,
+            start_ns=key.start_ns,
+            mode=self._rules.mode,
+            max_age=self._rules.max_age,
+            viewer=viewer,
+            fd=end.fileno(),
+        )
+
+
+def _start(job: HoldJob) -> subprocess.Popen[bytes]:
+    if children.hanging() >= children.MAX_HANGING:
+        raise CaptureError("too many processes hang in the kernel")
+    return children.start(
+        [
+            *(sys.executable, "-P", "-s", "-m", "collector.mount.holder"),
+            msgspec.json.encode(job).decode(),
+        ],
+        0,
+        pass_fds=[job.fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the mount, which ends it then
+    )
+
+
+class LiveCore:
+    """A snapshot that a process of its own holds. An `OpenCore`."""
+
+    lasting = False
+
+    def __init__(
+        self,
+        name: str,
+        holder: subprocess.Popen[bytes],
+        end: socket.socket,
+        opener: int | None,
+        closed: Callable[[], None],
+    ) -> None:
+        """opener: pidfd of the process that may come back; this object's. closed: called last."""
+        self._name, self._holder, self._end, self._closed = name, holder, end, closed
+        self._opener = opener
+        self._give_up: Callable[[], None] | None = None
+        self._turn = threading.Lock()  # one question at a time
+        self._ready = threading.Event()
+        self._calls: list[Callable[[], None]] = []
+        self._calls_lock = threading.Lock()
+        self._size = 0
+        self._lost: str | None = None  # why there is nothing to be read any more
+        threading.Thread(target=self._wait, name=f"snapshot {name}", daemon=True).start()
+
+    def _wait(self) -> None:
+        """Until the snapshot is there, or it is known that there is none."""
+        try:
+            ready = receive_ready(self._end, time.monotonic() + _TAKE_S)
+            self._size, self._lost = ready.size, ready.error
+            log.info("live/%s: %s", self._name, ready.error or ready.text)
+        except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
+            self._lost = f"no snapshot: {error or 'it took too long'}"
+        with self._calls_lock:
+            self._ready.set()
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        with self._calls_lock:
+            if not self._ready.is_set():
+                self._calls.append(call)
+                return
+        call()
+
+    def size(self) -> int:
+        self._ready.wait()
+        self._check()
+        return self._size
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = max(0, min(length, self.size() - offset, MAX_READ))
+        if not length:
+            return b""
+        with self._turn:
+            self._check()
+            deadline = time.monotonic() + _READ_S
+            try:
+                self._end.settimeout(_READ_S)
+                self._end.sendall(WANT.pack(offset, length))
+                number, size = HAVE.unpack(receive(self._end, HAVE.size, deadline))
+                if size > MAX_READ:
+                    raise ValueError(f"an answer of {size} bytes")
+                data = receive(self._end, size, deadline)
+            except (OSError, EOFError, ValueError) as error:
+                self._lose(str(error) or f"a read takes longer than {_READ_S:g} seconds")
+        if number:
+            raise CaptureError(data.decode(errors="replace"))
+        self._check()
+        return bytes(data)
+
+    def _lose(self, why: str) -> None:
+        """Its turn is ours, and nobody answers properly any more."""
+        self._lost = f"its snapshot is lost: {why}"
+        children.kill(self._holder)
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise CaptureError(self._lost)
+
+    def idle(self, give_up: Callable[[], None]) -> bool:
+        if self._opener is None or pidfd.has_ended(self._opener):
+            return False
+        if self._give_up is None:
+            threading.Thread(target=self._wait_for_opener, daemon=True).start()
+        self._give_up = give_up
+        return True
+
+    def _wait_for_opener(self) -> None:
+        assert self._opener is not None
+        pidfd.has_ended(self._opener, None)
+        if self._give_up is not None:
+            self._give_up()
+
+    def close(self) -> None:
+        if self._opener is not None and self._give_up is None:  # else its thread waits on it
+            os.close(self._opener)
+        with contextlib.suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+        if self._holder.returncode is None and children.has_ended(self._holder.pid, _END_S):
+            self._holder.wait()
+        children.kill(self._holder)
+        self._ready.wait()
+        self._end.close()
+        self._closed()
+
+
+def _parsed(name: str) -> tuple[int, str | None]:
+    """Pid and label of a name. FileNotFoundError if it is none of ours."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return int(found[1]), found[2]
+
+
+def _opener(label: str | None) -> int | None:
+    """A pidfd of the process that the label names, if it does and there is one."""
+    word = (label or "").removeprefix(_BY)
+    if label == _BY + word and word.isdigit():
+        with contextlib.suppress(OSError, OverflowError):
+            return os.pidfd_open(int(word))
+    return None
+
+
+def _size_of(pid: int) -> int:
+    """Bytes of a process's address space; 0: there is none, or it is a thread of the kernel.
+
+    /proc/PID/statm waits for nobody's locks, which whoever asks for a core's layout may have to.
+    """
+    words = (procfs.read(f"/proc/{pid}/statm") or b"0").split()
+    return int(words[0]) * _PAGE
