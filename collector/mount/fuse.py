@@ -7,10 +7,12 @@ known only when its snapshot is there.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ except (ImportError, OSError) as error:  # the module is there, but no libfuse
 
 _AUTO_INVAL_DATA = 1 << 12  # FUSE_CAP_AUTO_INVAL_DATA, <fuse_common.h>: ask for the size at reads
 _POLLIN = 0x1 | 0x40  # POLLIN, POLLRDNORM
+_READ_AHEAD = 512 << 10  # bytes
 _THREADS = 64  # readers that may wait for a snapshot at a time
 _IDLE = 4  # of these, that stay when there is nothing to do
 _HAS_THREADS = (3, 12)  # of libfuse: option max_threads
@@ -44,7 +47,7 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
     def init_with_config(self, conn: Any, config: Any) -> None:
         conn.want &= ~_AUTO_INVAL_DATA
         config.attr_timeout = config.entry_timeout = config.negative_timeout = 0.0
-        self._mounted()
+        threading.Thread(target=self._mounted, daemon=True).start()  # it may use what is mounted
 
     def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
         found = self._tree.attributes(path, _uid())
@@ -97,6 +100,13 @@ def _notify(handle: int) -> None:
     mfusepy._libfuse.fuse_pollhandle_destroy(ctypes.c_void_p(handle))
 
 
+def _read_ahead(folder: Path) -> None:
+    """Have the kernel ask for more at a time of who reads in order: each request has its price."""
+    device = folder.stat().st_dev
+    name = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    Path(name).write_text(str(_READ_AHEAD >> 10))
+
+
 def _uid() -> int:
     return int(mfusepy.fuse_get_context()[0])
 
@@ -108,12 +118,18 @@ def serve(folder: Path, tree: Tree, *, others: bool, mounted: Callable[[], None]
     it is there, in a thread. If we are killed, fusermount3 unmounts it. Only from a main thread,
     and once. CorewardError if it cannot be mounted; libfuse has said why on standard error.
     """
+
+    def begin() -> None:
+        with contextlib.suppress(OSError):  # only root may
+            _read_ahead(folder)
+        mounted()
+
     options: dict[str, object] = {"fsname": "coreward", "subtype": "coreward", "ro": True}
     if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= _HAS_THREADS:
         options |= {"max_threads": _THREADS, "max_idle_threads": _IDLE}
     try:
         mfusepy.FUSE(
-            Operations(tree, mounted),
+            Operations(tree, begin),
             os.fspath(folder),
             raw_fi=True,
             foreground=True,

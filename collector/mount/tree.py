@@ -96,10 +96,13 @@ class _Opened:
 
 
 class Tree:
-    """The folders, for `owner` (a uid, and root), who see all, and `allowed` uids."""
+    """The folders, for `owner` (a uid) and root, who see all, and `allowed` uids, who see what is
+    theirs; None: whoever comes so far sees all."""
 
-    def __init__(self, folders: Mapping[str, Folder], owner: int, allowed: Collection[int]) -> None:
-        self._folders, self._owner, self._allowed = folders, owner, frozenset(allowed)
+    def __init__(
+        self, folders: Mapping[str, Folder], owner: int, allowed: Collection[int] | None
+    ) -> None:
+        self._folders, self._owner, self._allowed = folders, owner, allowed
         self._lock = threading.Lock()
         self._opened: dict[str, _Opened] = {}  # by path
         self._handles: dict[int, str] = {}  # path by handle
@@ -200,8 +203,8 @@ class Tree:
             core.close()
 
     def _find(self, path: str, uid: int) -> tuple[Viewer, Folder | None, str]:
-        viewer = None if uid in (0, self._owner) else uid
-        if viewer is not None and viewer not in self._allowed:
+        viewer = None if self._allowed is None or uid in (0, self._owner) else uid
+        if viewer is not None and viewer not in (self._allowed or ()):
             raise _error(errno.EACCES, path)
         first, _, name = path.strip("/").partition("/")
         if not first:
