@@ -195,16 +195,17 @@ class LiveCore:
                     raise ValueError(f"an answer of {size} bytes")
                 data = receive(self._end, size, deadline)
             except (OSError, EOFError, ValueError) as error:
-                self._lose(str(error) or f"a read takes longer than {_READ_S:g} seconds")
+                raise self._lose(str(error) or f"a read takes longer than {_READ_S:g} s") from error
         if number:
             raise CaptureError(data.decode(errors="replace"))
         self._check()
         return bytes(data)
 
-    def _lose(self, why: str) -> None:
-        """Its turn is ours, and nobody answers properly any more."""
+    def _lose(self, why: str) -> CaptureError:
+        """The error for it: nobody answers any more, or not as agreed. It is our turn."""
         self._lost = f"its snapshot is lost: {why}"
         children.kill(self._holder)
+        return CaptureError(self._lost)
 
     def _check(self) -> None:
         if self._lost is not None:
@@ -213,9 +214,9 @@ class LiveCore:
     def idle(self, give_up: Callable[[], None]) -> bool:
         if self._opener is None or pidfd.has_ended(self._opener):
             return False
-        if self._give_up is None:
+        watched, self._give_up = self._give_up is not None, give_up
+        if not watched:
             threading.Thread(target=self._wait_for_opener, daemon=True).start()
-        self._give_up = give_up
         return True
 
     def _wait_for_opener(self) -> None:
