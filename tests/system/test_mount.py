@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from tests.system.live_targets import live_target, word
 from tests.system.live_victims import wait_blocked
 from tests.system.mounts import Mount, mount, reader
 from tests.system.snapshots import NOBODY, coreward, done, gdb, nobodys_folder
-from tests.system.victims import PATIENCE, build, running, wait_until
+from tests.system.victims import PATIENCE, ROOT, build, running, wait_until
 
 pytestmark = [
     pytest.mark.beside,
@@ -513,3 +514,40 @@ def test_others_see_only_what_is_theirs(stored: tuple[Mount, dict[str, Path]]) -
         finally:
             his.kill()
             roots.kill()
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_document(stored: tuple[Mount, dict[str, Path]], tmp_path: Path) -> None:
+    """Each command of docs/mount.md is run as it stands there."""
+    mounted, plain = stored
+    (block,) = re.findall(
+        r"^```console\n(.*?)^```", (ROOT / "docs/mount.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    commands = [line.removeprefix("$ ") for line in block.splitlines()]
+    command = tmp_path / "bin" / "coreward"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
+    command.chmod(0o755)
+    with running("live_target", str(tmp_path / "report"), "futex:2", cwd=tmp_path) as victim:
+        took = subprocess.run(
+            ["bash", "-e", "-c", "\n".join([*commands, "wait"])],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PATH": f"{command.parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "COREWARD_STORE": str(mounted.folder.parent / "store"),
+                "PID": str(victim.pid),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert took.returncode == 0, took.stderr
+        assert {f"{identity}.core" for identity in plain} <= set(took.stdout.split())
+        assert took.stdout.count("\nThread ") == 3
+        with CoreFile(tmp_path / f"{victim.pid}.core") as core:
+            assert len(core.threads) == 3
+    assert not os.path.ismount(tmp_path / "cores")
