@@ -72,7 +72,8 @@ class MountVerb:
             most=args.snapshots,
             max_age=parsed("--max-age", parse_duration, args.max_age),
         )
-        folders: dict[str, Folder] = {"live": Live(rules)}
+        live = Live(rules)
+        folders: dict[str, Folder] = {"live": live}
         try:
             folders["crashes"] = Crashes(reading(args.store))
         except StoreError as error:
@@ -81,6 +82,7 @@ class MountVerb:
 
         def mounted() -> None:
             print(f"{folder}: mounted", flush=True)
+            live.prepare()
 
         serve(folder, tree, others=bool(args.allow), mounted=mounted)
         return 0

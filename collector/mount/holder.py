@@ -1,7 +1,8 @@
-"""`python -m collector.mount.holder`: a process that holds one snapshot, and reads parts of it.
+"""`python -m collector.mount.holder FD`: a process that holds one snapshot, and reads parts of it.
 
 It is one of its own, because reading the memory of others may take as long as they like, and it is
-a tracer: when it ends, however that happens, the copy of the process that it holds ends too.
+a tracer: when it ends, however that happens, the copy of the process that it holds ends too. FD is
+a socket (see wire.py). It loads what it needs before it asks for its job: somebody waits for that.
 """
 
 from __future__ import annotations
@@ -15,30 +16,26 @@ import sys
 import threading
 import time
 
-import msgspec
-
 from collector.elfcore.image import CoreImage
 from collector.errors import CaptureError, CorewardError, ProbeError
-from collector.linux import pidfd, procfs
+from collector.linux import pidfd, prctl, procfs
 from collector.linux.procfs import parse_stat
-from collector.model import ProcessKey, SnapshotMode
-from collector.mount.wire import HAVE, MAX_READ, WANT, Ready, receive, send_ready
+from collector.model import ProcessKey
+from collector.mount.wire import (
+    HAVE,
+    MAX_READ,
+    WANT,
+    HoldJob,
+    Ready,
+    receive,
+    receive_message,
+    send_message,
+)
 from collector.probe.live import LiveProbe, open_live
 from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
 from collector.snapshot.write import CoreContents, image_of, in_words, reading
 
 _LAST_TIME = 10.0  # seconds that it has to end by itself when nobody wants it any more
-
-
-class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to hold; the holder's only argument, as JSON."""
-
-    pid: int
-    start_ns: int  # of the process that is meant
-    mode: SnapshotMode
-    max_age: float  # seconds
-    viewer: int | None  # the uid for whom it is, unless it is one who may see everything
-    fd: int  # the socket
 
 
 def may_see(pid: int, viewer: int | None) -> bool:
@@ -56,8 +53,8 @@ def may_see(pid: int, viewer: int | None) -> bool:
 
 
 class _Holder:
-    def __init__(self, job: HoldJob, end: socket.socket) -> None:
-        self._job, self._end = job, end
+    def __init__(self, job: HoldJob, end: socket.socket, live: LiveProbe | None) -> None:
+        self._job, self._end, self._live = job, end, live
         self._pidfd = os.pidfd_open(job.pid)
         self.is_ready = False
 
@@ -65,16 +62,14 @@ class _Holder:
         """Take the snapshot and answer until nobody wants it, or it is too old."""
         job = self._job
         request = SnapshotRequest(mode=job.mode, lazy=True)
-        with contextlib.ExitStack() as stack:
-            live = _probe(stack)
-            take(job.pid, request, self._serve, live, key=ProcessKey(job.pid, job.start_ns))
+        take(job.pid, request, self._serve, self._live, key=ProcessKey(job.pid, job.start_ns))
 
     def _serve(self, found: Found) -> None:
         if not may_see(found.holder, self._job.viewer):
             raise CaptureError(f"process {self._job.pid} is not this user's any more")
         found.check()
         image = image_of(found, CoreContents(capture=usual_capture(self._job.mode)))
-        send_ready(self._end, Ready(size=image.size, text=in_words(found.facts)))
+        send_message(self._end, Ready(size=image.size, text=in_words(found.facts)))
         self.is_ready = True
         deadline = time.monotonic() + self._job.max_age
         while True:
@@ -117,19 +112,24 @@ def _leave_with(end: socket.socket) -> None:
 
 
 def main() -> None:
-    """Do the job on the command line."""
-    job = msgspec.json.decode(sys.argv[1], type=HoldJob)
-    with socket.socket(fileno=job.fd) as end:
+    """Wait for a job on the socket that the command line names, and do it."""
+    with socket.socket(fileno=int(sys.argv[1])) as end, contextlib.ExitStack() as stack:
+        live = _probe(stack)
+        try:
+            job = receive_message(end, HoldJob)
+        except (EOFError, OSError):  # nobody has one any more
+            return
+        prctl.set_name(b"hold %d" % job.pid)
         threading.Thread(target=_leave_with, args=[end], daemon=True).start()
-        error = _hold(job, end)
+        error = _hold(job, end, live)
         if error is not None:
             print(f"coreward: snapshot of process {job.pid}: {error}", file=sys.stderr)
 
 
-def _hold(job: HoldJob, end: socket.socket) -> str | None:
+def _hold(job: HoldJob, end: socket.socket, live: LiveProbe | None) -> str | None:
     """Why it ended, if nobody was told by an answer."""
     try:
-        holder = _Holder(job, end)
+        holder = _Holder(job, end, live)
         try:
             holder.run()
         except (CorewardError, OSError) as error:
@@ -138,7 +138,7 @@ def _hold(job: HoldJob, end: socket.socket) -> str | None:
             raise
     except (CorewardError, OSError) as error:
         with contextlib.suppress(OSError):
-            send_ready(end, Ready(error=str(error)))
+            send_message(end, Ready(error=str(error)))
     return None
 
 

@@ -23,15 +23,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from collector.errors import CaptureError
 from collector.linux import children, pidfd, procfs
 from collector.model import ProcessKey, SnapshotMode
-from collector.mount.holder import HoldJob, key_of, may_see
+from collector.mount.holder import key_of, may_see
 from collector.mount.tree import About, OpenCore, Viewer
-from collector.mount.wire import HAVE, MAX_READ, WANT, receive, receive_ready
+from collector.mount.wire import (
+    HAVE,
+    MAX_READ,
+    WANT,
+    HoldJob,
+    Ready,
+    receive,
+    receive_message,
+    send_message,
+)
 from collector.snapshot import refusal
 
 SNAPSHOTS = 8  # at a time, if nobody says
@@ -60,6 +70,8 @@ class Live:
     def __init__(self, rules: LiveRules) -> None:
         self._rules = rules
         self._room = threading.BoundedSemaphore(rules.most)
+        self._lock = threading.Lock()
+        self._spare: Holder | None = None  # without a job yet
 
     def names(self, viewer: Viewer) -> Iterator[str]:
         for pid in procfs.process_ids():
@@ -89,41 +101,79 @@ class Live:
         if not self._room.acquire(blocking=False):
             log.warning("live/%s: there are %d snapshots already", name, self._rules.most)
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        with contextlib.ExitStack() as until:
-            until.callback(self._room.release)
-            own, end = socket.socketpair()
-            until.callback(own.close)
-            with end:
-                holder = _start(self._job(key, viewer, end))
-            core = LiveCore(name, holder, own, _opener(label), self._room.release)
-            until.pop_all()
+        try:
+            holder = self._holder_with(self._job(key, viewer))
+        except BaseException:
+            self._room.release()
+            raise
+        core = LiveCore(name, holder, _opener(label), self._room.release)
+        core.when_ready(self.prepare)
         return core
 
-    def _job(self, key: ProcessKey, viewer: Viewer, end: socket.socket) -> HoldJob:
+    def _job(self, key: ProcessKey, viewer: Viewer) -> HoldJob:
         return HoldJob(
             pid=key.pid,
             start_ns=key.start_ns,
             mode=self._rules.mode,
             max_age=self._rules.max_age,
             viewer=viewer,
-            fd=end.fileno(),
         )
 
+    def _holder_with(self, job: HoldJob) -> Holder:
+        """A holder that has this job: one that is ready for it, or a new one."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            try:
+                send_message(spare.end, job)
+                return spare
+            except OSError:  # it has ended
+                spare.leave()
+        holder = start_holder()
+        send_message(holder.end, job)
+        return holder
 
-def _start(job: HoldJob) -> subprocess.Popen[bytes]:
+    def prepare(self) -> None:
+        """Have one holder ready: to start one takes longer than a snapshot."""
+        with self._lock:
+            if self._spare is None:
+                with contextlib.suppress(OSError, CaptureError):
+                    self._spare = start_holder()
+
+
+class Holder(NamedTuple):
+    """A process that holds, or is to hold, a snapshot; and our end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    end: socket.socket
+
+    def leave(self) -> None:
+        """Have it end, and with it all that it did; it is given some seconds."""
+        with contextlib.suppress(OSError):
+            self.end.shutdown(socket.SHUT_RDWR)
+        if self.process.returncode is None and children.has_ended(self.process.pid, _END_S):
+            self.process.wait()
+        children.kill(self.process)
+        self.end.close()
+
+
+def start_holder() -> Holder:
+    """A holder without a job. OSError, CaptureError if there can be no more."""
     if children.hanging() >= children.MAX_HANGING:
         raise CaptureError("too many processes hang in the kernel")
-    return children.start(
-        [
-            *(sys.executable, "-P", "-s", "-m", "collector.mount.holder"),
-            msgspec.json.encode(job).decode(),
-        ],
-        0,
-        pass_fds=[job.fd],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        process_group=0,  # Ctrl-C is for the mount, which ends it then
-    )
+    ours, end = socket.socketpair()
+    with contextlib.ExitStack() as until, end:
+        until.callback(ours.close)
+        process = children.start(
+            [sys.executable, "-P", "-s", "-m", "collector.mount.holder", str(end.fileno())],
+            0,
+            pass_fds=[end.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the mount, which ends it then
+        )
+        until.pop_all()
+    return Holder(process, ours)
 
 
 class LiveCore:
@@ -134,13 +184,12 @@ class LiveCore:
     def __init__(
         self,
         name: str,
-        holder: subprocess.Popen[bytes],
-        end: socket.socket,
+        holder: Holder,
         opener: int | None,
         closed: Callable[[], None],
     ) -> None:
         """opener: pidfd of the process that may come back; this object's. closed: called last."""
-        self._name, self._holder, self._end, self._closed = name, holder, end, closed
+        self._name, self._holder, self._end, self._closed = name, holder, holder.end, closed
         self._opener = opener
         self._give_up: Callable[[], None] | None = None
         self._turn = threading.Lock()  # one question at a time
@@ -154,7 +203,7 @@ class LiveCore:
     def _wait(self) -> None:
         """Until the snapshot is there, or it is known that there is none."""
         try:
-            ready = receive_ready(self._end, time.monotonic() + _TAKE_S)
+            ready = receive_message(self._end, Ready, time.monotonic() + _TAKE_S)
             self._size, self._lost = ready.size, ready.error
             log.info("live/%s: %s", self._name, ready.error or ready.text)
         except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
@@ -194,8 +243,11 @@ class LiveCore:
                 if size > MAX_READ:
                     raise ValueError(f"an answer of {size} bytes")
                 data = receive(self._end, size, deadline)
+            except TimeoutError as error:
+                why = f"a read takes longer than {_READ_S:g} seconds"
+                raise self._lose(why) from error
             except (OSError, EOFError, ValueError) as error:
-                raise self._lose(str(error) or f"a read takes longer than {_READ_S:g} s") from error
+                raise self._lose(str(error)) from error
         if number:
             raise CaptureError(data.decode(errors="replace"))
         self._check()
@@ -204,7 +256,7 @@ class LiveCore:
     def _lose(self, why: str) -> CaptureError:
         """The error for it: nobody answers any more, or not as agreed. It is our turn."""
         self._lost = f"its snapshot is lost: {why}"
-        children.kill(self._holder)
+        children.kill(self._holder.process)
         return CaptureError(self._lost)
 
     def _check(self) -> None:
@@ -229,12 +281,9 @@ class LiveCore:
         if self._opener is not None and self._give_up is None:  # else its thread waits on it
             os.close(self._opener)
         with contextlib.suppress(OSError):
-            self._end.shutdown(socket.SHUT_RDWR)
-        if self._holder.returncode is None and children.has_ended(self._holder.pid, _END_S):
-            self._holder.wait()
-        children.kill(self._holder)
+            self._end.shutdown(socket.SHUT_RDWR)  # for who still waits for it
         self._ready.wait()
-        self._end.close()
+        self._holder.leave()
         self._closed()
 
 

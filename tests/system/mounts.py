@@ -48,12 +48,19 @@ class Mount:
         children = [
             pid for task in path.iterdir() for pid in (task / "children").read_text().split()
         ]
-        command = b"collector.mount.holder"
-        return [int(p) for p in children if command in Path(f"/proc/{p}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if _holds(Path("/proc", pid))]
 
     def wait_without_holders(self) -> None:
         """Until nothing is held any more."""
         wait_until(lambda: not self.holders(), "a snapshot is still held")
+
+
+def _holds(process: Path) -> bool:
+    """Whether it is a holder with a job, and no zombie."""
+    with contextlib.suppress(OSError):
+        name, command = (process / "comm").read_text(), (process / "cmdline").read_bytes()
+        return name.startswith("hold ") and command != b""
+    return False
 
 
 @contextlib.contextmanager
