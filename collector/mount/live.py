@@ -176,6 +176,16 @@ def start_holder() -> Holder:
     return Holder(process, ours)
 
 
+def hold(pid: int, mode: SnapshotMode, max_age: float) -> LiveCore:
+    """A snapshot of a process, held until it is closed or so many seconds old. Raises CaptureError,
+    ProcessLookupError if it is known at once that there can be none; else its `size` does."""
+    refusal.check(pid)
+    key, holder = key_of(pid), start_holder()
+    job = HoldJob(pid=pid, start_ns=key.start_ns, mode=mode, max_age=max_age, viewer=None)
+    send_message(holder.end, job)
+    return LiveCore(f"{pid}.core", holder, None, lambda: None)
+
+
 class LiveCore:
     """A snapshot that a process of its own holds. An `OpenCore`."""
 

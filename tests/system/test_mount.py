@@ -512,17 +512,16 @@ def test_others_see_only_what_is_theirs(stored: tuple[Mount, dict[str, Path]]) -
 def test_the_example_of_the_document(stored: tuple[Mount, dict[str, Path]], tmp_path: Path) -> None:
     """Each command of docs/mount.md is run as it stands there."""
     mounted, plain = stored
-    (block,) = re.findall(
-        r"^```console\n(.*?)^```", (ROOT / "docs/mount.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    commands = [line.removeprefix("$ ") for line in block.splitlines()]
+    text = (ROOT / "docs/mount.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     command = tmp_path / "bin" / "coreward"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
     command.chmod(0o755)
     with running("live_target", str(tmp_path / "report"), "futex:2", cwd=tmp_path) as victim:
         took = subprocess.run(
-            ["bash", "-e", "-c", "\n".join([*commands, "wait"])],
+            ["bash", "-e", "-c", "\n".join(["set -m", *commands])],
             cwd=tmp_path,
             env={
                 **os.environ,
@@ -538,6 +537,8 @@ def test_the_example_of_the_document(stored: tuple[Mount, dict[str, Path]], tmp_
         assert took.returncode == 0, took.stderr
         assert {f"{identity}.core" for identity in plain} <= set(took.stdout.split())
         assert took.stdout.count("\nThread ") == 3
-        with CoreFile(tmp_path / f"{victim.pid}.core") as core:
-            assert len(core.threads) == 3
+        for name in (f"{victim.pid}.core", "pulled.core"):
+            with CoreFile(tmp_path / name) as core:
+                assert len(core.threads) == 3
+        assert (tmp_path / "head").read_bytes() == (tmp_path / "pulled.core").read_bytes()[:4096]
     assert not os.path.ismount(tmp_path / "cores")
