@@ -19,10 +19,13 @@ import struct
 from array import array
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
-from collector.elfcore.frames import FrameCache
 from collector.elfcore.zeros import CHUNK, ZEROS
 from collector.errors import CoreFormatError
+
+if TYPE_CHECKING:
+    from collector.elfcore.frames import FrameCache
 
 FRAME = CHUNK  # bytes of a frame as ZstdWriter makes them
 MAX_FRAME = 64 << 20  # bytes of a frame that is read
@@ -65,7 +68,11 @@ class FrameReader:
         self._starts = array("Q", itertools.accumulate(compressed, initial=0))
         self._offsets = array("Q", itertools.accumulate(plain, initial=0))
         self.size = self._offsets[-1]
-        self._cache = cache or FrameCache(_CACHED)
+        if cache is None:
+            from collector.elfcore.frames import FrameCache  # noqa: PLC0415 - readers only
+
+            cache = FrameCache(_CACHED)
+        self._cache = cache
         self._zeros = b""  # FRAME zeros, compressed
         self._last, self._run = -1, 0  # the frame read last, and how many in order led to it
         for number, (size, length) in enumerate(zip(compressed, plain, strict=True)):
