@@ -11,7 +11,8 @@ from collector.cli.choice import parsed, reading
 from collector.errors import StoreError, UsageError
 from collector.model import SnapshotMode
 from collector.mount.crashes import Crashes
-from collector.mount.live import MAX_AGE, SNAPSHOTS, Live, LiveRules
+from collector.mount.live import SNAPSHOTS, Live, LiveRules
+from collector.mount.live_core import MAX_AGE
 from collector.mount.tree import Folder, Tree
 from collector.policy.units import parse_duration
 

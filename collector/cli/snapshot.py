@@ -117,14 +117,14 @@ class SnapshotVerb:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from collector.mount import live, serve  # noqa: PLC0415 (only here)
+    from collector.mount import live_core, serve  # noqa: PLC0415 (only here)
 
     kind, _, path = args.serve.partition(":")
     if kind != "unix" or not path:
         raise UsageError(f"--serve: unix:PATH, not {args.serve!r}")
     if args.output is not None or args.json:
         raise UsageError("--serve writes no file: without -o and --json")
-    core = live.hold(args.pid, SnapshotMode(args.mode), live.MAX_AGE)
+    core = live_core.hold(args.pid, SnapshotMode(args.mode), live_core.MAX_AGE)
     try:
         with dying_by_exception(), serve.served(Path(path), core) as run:
             print(f"{args.serve}: {size(core.size())}, /core", flush=True)

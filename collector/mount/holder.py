@@ -18,9 +18,9 @@ import time
 
 from collector.elfcore.image import CoreImage
 from collector.errors import CaptureError, CorewardError, ProbeError
-from collector.linux import pidfd, prctl, procfs
-from collector.linux.procfs import parse_stat
+from collector.linux import pidfd, prctl
 from collector.model import ProcessKey
+from collector.mount.processes import may_see
 from collector.mount.wire import (
     HAVE,
     MAX_READ,
@@ -36,20 +36,6 @@ from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
 from collector.snapshot.write import CoreContents, image_of, in_words, reading
 
 _LAST_TIME = 10.0  # seconds that it has to end by itself when nobody wants it any more
-
-
-def may_see(pid: int, viewer: int | None) -> bool:
-    """Whether this user may look into a process: it is his in all its ids, and dumpable.
-
-    The kernel gives /proc/PID to root if it is not dumpable (proc(5)).
-    """
-    if viewer is None:
-        return True
-    text = procfs.read(f"/proc/{pid}/status") or b""
-    ids = (procfs.field(text, b"Uid") or b"").split()
-    with contextlib.suppress(OSError):
-        return {*map(int, ids)} == {viewer} and os.stat(f"/proc/{pid}").st_uid == viewer  # noqa: PTH116
-    return False
 
 
 class _Holder:
@@ -140,14 +126,6 @@ def _hold(job: HoldJob, end: socket.socket, live: LiveProbe | None) -> str | Non
         with contextlib.suppress(OSError):
             send_message(end, Ready(error=str(error)))
     return None
-
-
-def key_of(pid: int) -> ProcessKey:
-    """Which process this is. ProcessLookupError if there is none."""
-    stat = procfs.read(f"/proc/{pid}/stat")
-    if not stat:
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-    return ProcessKey(pid, parse_stat(stat).start_ns)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from collector.errors import CaptureError
-from collector.mount import live
-from collector.mount.live import Holder, LiveCore
+from collector.mount import live_core
+from collector.mount.live_core import Holder, LiveCore
 from collector.mount.wire import HAVE, MAX_READ, WANT, Ready, receive, send_message
 
 PATIENCE = 60.0  # seconds
@@ -93,7 +93,7 @@ def test_an_error_of_one_read_is_not_the_end(held: Held) -> None:
 def test_a_read_that_does_not_return_is_waited_for_once(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_READ_S", 0.05)
+    monkeypatch.setattr(live_core, "_READ_S", 0.05)
     send_message(held.end, Ready(size=100))
     with pytest.raises(CaptureError, match="longer than"):
         held.core.read(0, 10)

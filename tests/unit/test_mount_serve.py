@@ -156,7 +156,7 @@ def test_memory_that_is_gone_ends_the_answer(client: Client, core: FakeCore) -> 
 
 def test_other_users_are_not_answered(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_peer", lambda _: 4711)
-    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+    with pytest.raises(ConnectionError):
         client.ask("HEAD")
 
 
