@@ -20,13 +20,23 @@ from typing import Any
 from collector.errors import CorewardError
 from collector.mount.tree import Tree
 
-try:
-    import mfusepy
-except (ImportError, OSError) as error:  # the module is there, but no libfuse
+_LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")  # of 3.17 and later; of those before
+
+
+def _library() -> str:
+    """The name of libfuse 3. Left to itself mfusepy prefers libfuse 2, and asks a C compiler."""
+    for name in _LIBRARIES:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name)
+            return name
     raise CorewardError(
-        f"no file system can be mounted: {error}; libfuse 3 is in the package `fuse3` (apt-get "
+        "no file system can be mounted without libfuse 3: it is in the package `fuse3` (apt-get "
         "install fuse3, dnf install fuse3)"
-    ) from error
+    )
+
+
+os.environ["FUSE_LIBRARY_PATH"] = _library()
+import mfusepy  # noqa: E402
 
 _AUTO_INVAL_DATA = 1 << 12  # FUSE_CAP_AUTO_INVAL_DATA, <fuse_common.h>: ask for the size at reads
 _POLLIN = 0x1 | 0x40  # POLLIN, POLLRDNORM
