@@ -145,6 +145,15 @@ class ProcessMemory:
                 done += count
         return done
 
+    def is_gone(self) -> bool:
+        """Whether the address space is not there any more: its last user has ended, or runs another
+        program. What is absent and what cannot be read is not to be told from it before.
+        """
+        try:
+            return not os.pread(self._mem, 1, 0)  # mem_read() of fs/proc/base.c: 0 without users
+        except OSError:  # EIO: nothing is mapped there
+            return False
+
     def read(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at an address; for look-ups, not for copying."""
         mapping = mapping_at(self._mappings, self._starts, address)

@@ -33,6 +33,7 @@ VERBS = {
     "heap": "what the memory of a process was used for",
     "core": "write the ELF core of a death to a file",
     "debug": "open a core in gdb with the right executable",
+    "mount": "a file system of cores, stored ones and live ones",
     "sample": "where the threads of live processes are, over time",
     "trace": "system calls, signals and ends of processes, as they come",
     "rm": "remove records and their cores",

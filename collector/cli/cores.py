@@ -71,31 +71,43 @@ def warn_incomplete(record: Record) -> None:
 
 @contextlib.contextmanager
 def plain_core(core: Path) -> Iterator[Path]:
-    """A path of the plain ELF: the core itself, or a decompressed copy that lives as long as
-    the block (or until the process is killed; then the agent's next start removes it).
+    """A path of the plain ELF that lives as long as the block: the core itself, or a compressed one
+    mounted, of which no more is decompressed than is read; or a decompressed copy where no file
+    system can be mounted.
 
-    The copy lies beside the core, or in $TMPDIR where that cannot be written. StoreError if
-    there is no room for it.
+    Of a process that is killed the copy stays, until the agent's next start removes it. It lies
+    beside the core, or in $TMPDIR where that cannot be written. StoreError if there is no room.
     """
     if core.suffix != COMPRESSED:
         yield core
         return
-    with dying_by_exception():
-        fd, name = _temporary(core)
-        path = Path(name)
+    from collector.mount.private import NotMounted, mounted  # noqa: PLC0415 (only for these)
+
+    with dying_by_exception(), contextlib.ExitStack() as until:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # in use: Store.clean_partial leaves it alone
-            try:
-                copy_core(core, fd)
-            except OSError as error:
-                raise StoreError(
-                    f"{path}: no decompressed copy can be written: {error.strerror}; "
-                    "$TMPDIR may name a place with more room"
-                ) from error
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(fd)
+            plain = until.enter_context(mounted(core))
+        except NotMounted:
+            plain = until.enter_context(_decompressed(core))
+        yield plain
+
+
+@contextlib.contextmanager
+def _decompressed(core: Path) -> Iterator[Path]:
+    fd, name = _temporary(core)
+    path = Path(name)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # in use: Store.clean_partial leaves it alone
+        try:
+            copy_core(core, fd)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: no decompressed copy can be written: {error.strerror}; "
+                "$TMPDIR may name a place with more room"
+            ) from error
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def _temporary(core: Path) -> tuple[int, str]:

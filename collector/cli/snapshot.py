@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.cli import copying
-from collector.cli.cores import warn_incomplete
+from collector.cli.cores import dying_by_exception, warn_incomplete
 from collector.cli.interrupts import Check, interruptible
 from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
@@ -73,6 +73,12 @@ class SnapshotVerb:
         )
         parser.add_argument("-o", "--output", metavar="FILE", help="instead of into the store")
         parser.add_argument(
+            "--serve",
+            metavar="unix:PATH",
+            help="write nothing: answer requests for parts of the core by HTTP on that socket, "
+            "until Ctrl-C; of the other options only --mode counts",
+        )
+        parser.add_argument(
             "--force",
             action="store_true",
             help="replace FILE if it exists; a pipe or link of others is written through",
@@ -80,6 +86,8 @@ class SnapshotVerb:
         parser.add_argument("--json", action="store_true", help="what was done, as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.serve is not None:
+            return _serve(args)
         request = SnapshotRequest(
             mode=SnapshotMode(args.mode),
             inject=not args.no_inject,
@@ -106,6 +114,24 @@ class SnapshotVerb:
         else:
             tell(args.pid, facts)
         return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from collector.mount import live_core, serve  # noqa: PLC0415 (only here)
+
+    kind, _, path = args.serve.partition(":")
+    if kind != "unix" or not path:
+        raise UsageError(f"--serve: unix:PATH, not {args.serve!r}")
+    if args.output is not None or args.json:
+        raise UsageError("--serve writes no file: without -o and --json")
+    core = live_core.hold(args.pid, SnapshotMode(args.mode), live_core.MAX_AGE)
+    try:
+        with dying_by_exception(), serve.served(Path(path), core) as run:
+            print(f"{args.serve}: {size(core.size())}, /core", flush=True)
+            run()
+    finally:
+        core.close()
+    return 0
 
 
 def _size(text: str) -> int:

@@ -10,11 +10,8 @@ reading what is missing fails. Nothing here looks at a running process.
 from __future__ import annotations
 
 import bisect
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from collector.arch import elf as arch
 from collector.elfcore.layout import (
@@ -30,36 +27,11 @@ from collector.elfcore.layout import (
     parse_phdrs,
 )
 from collector.elfcore.notes import parse_notes
-from collector.elfcore.seekable import SKIPPABLE_MAGIC, ZSTD_MAGIC, FrameReader
 from collector.elfcore.sink import WriterParams, plain_writer
+from collector.elfcore.stored import StoredBytes
 from collector.elfcore.types import CorewardNote, Mapping, ParsedNotes, Thread
 from collector.elfcore.zeros import CHUNK, data_runs, nonzero_runs
 from collector.errors import CoreFormatError
-
-_COMPRESSED = (ZSTD_MAGIC, SKIPPABLE_MAGIC.to_bytes(4, "little"))
-
-
-class _Bytes(Protocol):
-    """The bytes of the plain ELF file."""
-
-    size: int
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Give these bytes, fewer at the end of the file."""
-
-
-class _PlainFile:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.size = os.fstat(fd).st_size
-
-    def read(self, offset: int, size: int) -> bytes:
-        size = min(size, self.size - offset)
-        parts = []
-        while size > 0 and (part := os.pread(self._fd, size, offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class CoreFile:
@@ -72,20 +44,15 @@ class CoreFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stored = StoredBytes(self.path)
+        self.compressed, self.size = self._stored.compressed, self._stored.size
         try:
-            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                raise CoreFormatError(f"{self.path}: not a regular file")
-            self.compressed = os.pread(self._fd, 4, 0) in _COMPRESSED
-            self._frames = FrameReader(self._fd) if self.compressed else None
-            self._bytes: _Bytes = self._frames or _PlainFile(self._fd)
-            self.size = self._bytes.size
             self._head = self._read_head()
         except CoreFormatError as error:
-            os.close(self._fd)
+            self.close()
             raise CoreFormatError(f"{self.path}: {error}") from None
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
         self._by_address = sorted(self._head.segments, key=lambda placed: placed.segment.vaddr)
         self._starts = [placed.segment.vaddr for placed in self._by_address]
@@ -98,9 +65,7 @@ class CoreFile:
 
     def close(self) -> None:
         """Close the file. Once is enough."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._stored.close()
 
     @property
     def segments(self) -> tuple[Placed, ...]:
@@ -183,11 +148,11 @@ class CoreFile:
         writer.close()
 
     def _read_head(self) -> CoreHead:
-        prefix = self._bytes.read(0, HEAD_PREFIX)
+        prefix = self._stored.read(0, HEAD_PREFIX)
         header = parse_ehdr(prefix)
         count = header.phnum
         if count == arch.PN_XNUM:
-            section = self._bytes.read(header.shoff, arch.SHDR.size) if header.shoff else b""
+            section = self._stored.read(header.shoff, arch.SHDR.size) if header.shoff else b""
             whole = len(section) == arch.SHDR.size
             count = extended_count(section) if whole else derived_count(prefix)
         if not count or count > MAX_SEGMENTS:
@@ -199,24 +164,25 @@ class CoreFile:
 
     def _exactly(self, offset: int, size: int) -> bytes:
         if offset + size <= self.size:
-            data = self._bytes.read(offset, size)
+            data = self._stored.read(offset, size)
             if len(data) == size:
                 return data
         raise CoreFormatError(f"cut off: it has {self.size} bytes, and {offset + size} are needed")
 
     def _data(self) -> Iterator[tuple[int, bytearray]]:
         """(offset, bytes) of all that is not known to be a hole, at most CHUNK bytes each."""
-        if self._frames is None:
+        frames = self._stored.frames
+        if frames is None:
             yield from self._plain_data()
             return
         offset = 0
-        for length, frame in self._frames.frames():
+        for length, frame in frames.frames():
             if frame is not None:
                 for at in range(0, length, CHUNK):
                     yield offset + at, bytearray(frame[at : at + CHUNK])
             offset += length
 
     def _plain_data(self) -> Iterator[tuple[int, bytearray]]:
-        for start, end in data_runs(self._fd, self.size):
+        for start, end in data_runs(self._stored.fd, self.size):
             for at in range(start, end, CHUNK):
-                yield at, bytearray(self._bytes.read(at, min(CHUNK, end - at)))
+                yield at, bytearray(self._stored.read(at, min(CHUNK, end - at)))

@@ -17,11 +17,15 @@ import itertools
 import os
 import struct
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 from collector.elfcore.zeros import CHUNK, ZEROS
 from collector.errors import CoreFormatError
+
+if TYPE_CHECKING:
+    from collector.elfcore.frames import FrameCache
 
 FRAME = CHUNK  # bytes of a frame as ZstdWriter makes them
 MAX_FRAME = 64 << 20  # bytes of a frame that is read
@@ -33,7 +37,9 @@ _FOOTER = struct.Struct("<IBI")
 _FOOTER_MAGIC = 0x8F92EAB1
 _CHECKSUMS = 0x80  # descriptor: each line has a checksum
 _RESERVED = 0x7C
-_CACHED_FRAMES = 4
+_CACHED = 4 * FRAME  # bytes that a reader keeps which has no cache of others
+_IN_ORDER = 3  # frames one after the other make a reader one that goes on so
+_AHEAD = 2  # frames that are then loaded before they are asked for
 
 
 def skippable(size: int) -> bytes:
@@ -48,13 +54,13 @@ def build_table(sizes: array[int]) -> bytes:
 
 
 class FrameReader:
-    """Random access to a file in the seekable format. Does not close `fd`.
+    """Random access to a file in the seekable format, also by several threads. Does not close `fd`.
 
-    `size` is that of the decompressed file. CoreFormatError if the file has no table, or one
-    that does not fit it.
+    `size` is that of the decompressed file. cache: that of several readers; `close` before `fd` is
+    closed. CoreFormatError if the file has no table, or one that does not fit it.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, cache: FrameCache | None = None) -> None:
         self._fd = fd
         compressed, plain = _read_table(fd)
         self.lengths = plain
@@ -62,7 +68,13 @@ class FrameReader:
         self._starts = array("Q", itertools.accumulate(compressed, initial=0))
         self._offsets = array("Q", itertools.accumulate(plain, initial=0))
         self.size = self._offsets[-1]
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        if cache is None:
+            from collector.elfcore.frames import FrameCache  # noqa: PLC0415 - readers only
+
+            cache = FrameCache(_CACHED)
+        self._cache = cache
+        self._zeros = b""  # FRAME zeros, compressed
+        self._last, self._run = -1, 0  # the frame read last, and how many in order led to it
         for number, (size, length) in enumerate(zip(compressed, plain, strict=True)):
             if size and not length:
                 self._check_empty(number)
@@ -90,28 +102,34 @@ class FrameReader:
 
     def frames(self) -> Iterator[tuple[int, bytes | None]]:
         """All frames in order: length, and bytes or None where a frame is known to be zero."""
-        zeros = b""
         for number, length in enumerate(self.lengths):
-            if not length:
-                continue
-            packed = self._packed(number)
-            if packed == zeros:
-                yield length, None
-                continue
-            data = self._unpack(number, packed)
-            if length == FRAME and data == ZEROS:
-                zeros = packed
-                yield length, None
-            else:
-                yield length, data
+            if length:
+                data = self._load(number)
+                yield length, None if data is ZEROS else data
+
+    def close(self) -> None:
+        """Nothing is read any more, and nothing kept."""
+        self._cache.forget(self)
 
     def _cached(self, number: int) -> bytes:
-        data = self._cache.pop(number, None)
-        if data is None:
-            data = self._unpack(number, self._packed(number))
-            if len(self._cache) >= _CACHED_FRAMES:
-                self._cache.popitem(last=False)
-        self._cache[number] = data
+        if number != self._last:  # threads may miscount between them: it is a guess
+            self._run = self._run + 1 if number == self._last + 1 else 0
+            self._last = number
+            if self._run >= _IN_ORDER:
+                for ahead in range(number + 1, min(number + 1 + _AHEAD, len(self.lengths))):
+                    self._cache.load_ahead(self, ahead, partial(self._load, ahead))
+        return self._cache.get(self, number, partial(self._load, number))
+
+    def _load(self, number: int) -> bytes:
+        """The bytes of a frame; ZEROS itself for each whole one that is compressed as others are
+        that were zero."""
+        packed = self._packed(number)
+        if packed == self._zeros and self.lengths[number] == FRAME:
+            return ZEROS
+        data = self._unpack(number, packed)
+        if len(data) == FRAME and data == ZEROS:
+            self._zeros = packed
+            return ZEROS
         return data
 
     def _packed(self, number: int) -> bytes:
@@ -143,6 +161,11 @@ class FrameReader:
                 f"compressed core: frame {number} has {len(data)} bytes, the table says {length}"
             )
         return data
+
+
+def plain_size(fd: int) -> int:
+    """The size of the decompressed file, from its table alone. CoreFormatError as FrameReader."""
+    return sum(_read_table(fd)[1])
 
 
 def _read_table(fd: int) -> tuple[array[int], array[int]]:

@@ -1,26 +1,26 @@
 """Writing a core: from a process's image, segments and memory to a writer.
 
-Memory is read through a `MemorySource` in pieces of 4 MiB. What it does not have and what is
-zero become holes, large ones segments of their own (see holes.py). What cannot be read becomes a
-hole too and is named in the result and, where the writer can rewrite the head, in the core's own
-note. Small pieces given beforehand (which the kernel's exit path has altered since) replace what is
-read. Where the bytes go is not known here (see sink.py), nor where the memory comes from.
+What stands where is the business of a `CoreImage` (image.py), whose memory is read in pieces of
+4 MiB, in the order of the file. What it does not have and what is zero become holes, large ones
+segments of their own (see holes.py). What cannot be read becomes a hole too and is named in the
+result and, where the writer can rewrite the head, in the core's own note. Small pieces given
+beforehand (which the kernel's exit path has altered since) replace what is read. Where the bytes go
+is not known here (see sink.py), nor where the memory comes from.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from collector.elfcore.holes import cut_holes
-from collector.elfcore.layout import Layout
-from collector.elfcore.notes import build_notes, build_own, with_left_out
+from collector.elfcore.image import CoreImage
+from collector.elfcore.notes import with_left_out
 from collector.elfcore.readahead import Read, ReadAhead
 from collector.elfcore.sink import HeadRewriter, Writer, WriterParams
-from collector.elfcore.source import MemorySource, Overrides, Piece, Source
+from collector.elfcore.source import MemorySource
 from collector.elfcore.types import CorewardNote, LeftOut, ProcessImage, Segment
 from collector.elfcore.zeros import nonzero_runs
 from collector.ranges import Range
@@ -85,16 +85,14 @@ def write_core(
 
     Raises OSError as writer and source do, ValueError for impossible segments or notes.
     """
-    plan = _Plan(notes, note)
-    source = Source(memory, Overrides(overrides))
-    layout = Layout(cut_holes(segments, source.ranges), plan.notes(plan.note))
-    job = _Job(layout, source, writer)
+    image = CoreImage(notes, segments, memory, note=note, overrides=overrides)
+    job = _Job(image, writer)
     try:
-        writer.init(WriterParams(size=layout.size, head=len(layout.header)))
+        writer.init(WriterParams(size=image.size, head=len(image.header)))
         stop = job.run(bounds, progress)
         marked = True
         if stop or job.unreadable_bytes:
-            marked = _mark(plan, layout, job, stop is not None, writer)
+            marked = _mark(image, job, stop is not None, writer)
         writer.close()
     except BaseException:
         writer.abort()
@@ -110,27 +108,11 @@ def write_core(
     )
 
 
-class _Plan:
-    """The notes of the core, which can be made again with another note of our own."""
-
-    def __init__(self, notes: ProcessImage | bytes, note: CorewardNote | None) -> None:
-        if isinstance(notes, ProcessImage):
-            self.note = note or notes.note
-            self._body = build_notes(msgspec.structs.replace(notes, note=None))
-        else:
-            self.note = note
-            self._body = notes
-
-    def notes(self, note: CorewardNote | None) -> bytes:
-        return self._body if note is None else self._body + build_own(note)
-
-
 class _Job:
     """One core on its way: one batch of memory is written while the next one is read."""
 
-    def __init__(self, layout: Layout, source: Source, writer: Writer) -> None:
-        self._layout = layout
-        self._source = source
+    def __init__(self, image: CoreImage, writer: Writer) -> None:
+        self._image = image
         self._writer = writer
         self.position = 0  # in the file: all before it is written or a hole
         self.written = 0  # bytes of memory
@@ -139,8 +121,9 @@ class _Job:
 
     def run(self, bounds: Bounds, progress: Callable[[int, int], None] | None) -> Stop | None:
         """Write head and segments. Why it ended before their end; None: it did not."""
-        self._write(self._layout.header, 0)
-        ahead = ReadAhead(self._source, self._pieces())
+        image = self._image
+        self._write(image.header, 0)
+        ahead = ReadAhead(image.source, image.pieces(0, image.size))
         try:
             stop = self._write_all(ahead, bounds, progress)
         except BaseException:
@@ -148,7 +131,7 @@ class _Job:
             raise
         ahead.stop()
         if stop is None:
-            self._hole_to(self._layout.size)
+            self._hole_to(image.size)
         if stop in (None, Stop.TOLD):
             ahead.join()
         return stop
@@ -173,23 +156,16 @@ class _Job:
                     return Stop.TOLD
                 self._put(batch.buffer, read)
                 if progress is not None:
-                    progress(piece.end + piece.to_file, self._layout.size)
+                    progress(piece.end + piece.to_file, self._image.size)
             ahead.give_back(batch)
 
     @property
     def covered(self) -> int:
         """Bytes of memory up to `position`, present or not."""
         return sum(
-            min(p.segment.filesz, max(0, self.position - p.offset)) for p in self._layout.placed
+            min(p.segment.filesz, max(0, self.position - p.offset))
+            for p in self._image.layout.placed
         )
-
-    def _pieces(self) -> Iterator[Piece]:
-        """The present parts of all segments, in the order of the file."""
-        for placed in self._layout.placed:
-            segment = placed.segment
-            if segment.filesz and not segment.zeros:
-                start = segment.vaddr
-                yield from self._source.pieces(start, start + segment.filesz, placed.offset - start)
 
     def _put(self, buffer: bytearray, read: Read) -> None:
         for low, high in read.unreadable:
@@ -223,12 +199,12 @@ def _least(*limits: float | None) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _mark(plan: _Plan, layout: Layout, job: _Job, truncated: bool, writer: Writer) -> bool:
+def _mark(image: CoreImage, job: _Job, truncated: bool, writer: Writer) -> bool:
     """Say in the head what is missing; segments end where the file does. False: not possible."""
     if not isinstance(writer, HeadRewriter):
         return False
     segments, missing = [], [LeftOut(low, high, "unreadable") for low, high in job.unreadable]
-    for placed in layout.placed:
+    for placed in image.layout.placed:
         segment = placed.segment
         filesz = min(segment.filesz, max(0, job.position - placed.offset))
         if truncated and filesz < segment.filesz:
@@ -236,11 +212,9 @@ def _mark(plan: _Plan, layout: Layout, job: _Job, truncated: bool, writer: Write
             missing.append(LeftOut(start + filesz, start + segment.filesz, "truncated"))
             segment = msgspec.structs.replace(segment, filesz=filesz)
         segments.append(segment)
-    note = plan.note
+    note = image.note
     if note is not None:
         note = msgspec.structs.replace(
             with_left_out(note, missing), truncated=note.truncated or truncated
         )
-    # Offsets must stay, also those of segments that became shorter.
-    head = Layout(segments, plan.notes(note), offsets=[p.offset for p in layout.placed]).header
-    return writer.rewrite_head(head) and note is not None
+    return writer.rewrite_head(image.head_with(segments, note)) and note is not None

@@ -133,17 +133,12 @@ class ProcessCopy:
         )
         copied = ProcessMemory(self.mem_fd, self.pagemap_fd, mappings, shared_fds, root_fd)
         missing = [(area.start, area.end) for area in self.not_of_instant(mappings)]
-        return CopiedMemory(copied, live, missing, self._check)
-
-    def _check(self) -> None:
-        if self.lost is None and not os.path.exists(f"/proc/{self.pid}/mem"):  # noqa: PTH110
-            self.lost = "it was killed, perhaps for want of memory"
-        if self.lost is not None:
-            raise CopyLost(f"the copy of process {self._of} was given up: {self.lost}")
+        return CopiedMemory(self._of, copied, live, missing, lambda: self.lost)
 
 
 class CopyLost(CaptureError, OSError):
-    """The copy ended before all of it was read. An OSError too: it fails a whole MemorySource."""
+    """Memory of the copy, or of the process where the copy lacks it, is gone before it was read. An
+    OSError too: it fails a whole MemorySource."""
 
 
 class CopiedMemory:
@@ -151,12 +146,22 @@ class CopiedMemory:
 
     def __init__(
         self,
+        of: int,
         copied: ProcessMemory,
         live: ProcessMemory,
         missing: Sequence[Range],
-        check: Callable[[], None],
+        lost: Callable[[], str | None],
     ) -> None:
-        self._copied, self._live, self._missing, self._check = copied, live, missing, check
+        """of: the process's pid. lost: why the copy was given up, once it was."""
+        self._of, self._lost = of, lost
+        self._copied, self._live, self._missing = copied, live, missing
+
+    def check(self) -> None:
+        """Raise CopyLost if the copy is gone. All that was read of it before is right."""
+        if (why := self._lost()) is None and self._copied.is_gone():
+            why = "it was killed, perhaps for want of memory"
+        if why is not None:
+            raise CopyLost(f"the copy of process {self._of} was given up: {why}")
 
     def _source(self, address: int) -> ProcessMemory:
         inside = any(start <= address < end for start, end in self._missing)
@@ -164,19 +169,22 @@ class CopiedMemory:
 
     def ranges(self, start: int, end: int) -> Iterable[Range]:
         """Populated ranges of [start, end), which must lie inside one mapping."""
-        self._check()
+        self.check()
         return self._source(start).ranges(start, end)
 
     def unknown(self, start: int, end: int) -> Iterable[Range]:
         """What of [start, end) may be non-zero beside that: only in files."""
-        self._check()
+        self.check()
         return self._source(start).unknown(start, end)
 
     def read_into(self, address: int, buffer: memoryview) -> int:
-        """Bytes read from `address` on. Raises CopyLost when the copy is gone."""
-        done = self._source(address).read_into(address, buffer)
+        """Bytes read from `address` on. Raises CopyLost when they are gone."""
+        source = self._source(address)
+        done = source.read_into(address, buffer)
         if done < len(buffer):
-            self._check()
+            self.check()
+            if source is self._live and source.is_gone():
+                raise CopyLost(f"process {self._of} ended; its memory at {address:#x} is no copy's")
         return done
 
     def read(self, address: int, size: int) -> bytes:

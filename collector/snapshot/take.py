@@ -62,6 +62,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     perturb: Perturb = Perturb.TRANSPARENT
     extended: bool = False  # extended registers also in mode `threads`, which then stops threads
     min_free: int = 0  # bytes that stay free where its memory is staged, and its core written
+    lazy: bool = False  # `write` takes its time: no copy that the process stands for, or is staged
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory
     opened: OpenProcess  # its open files of /proc
     facts: SnapshotFacts  # how; the pause of a plain copy is not known before its end
+    holder: int  # pid of the process that has this memory: itself, or its copy
+    check: Callable[[], None]  # raises CaptureError once that memory is gone
     pieces: Sequence[tuple[int, bytes]] = ()  # memory that was copied with the registers
 
 
@@ -106,11 +109,13 @@ def take(
         try:
             return taker.full_stop(write, staging)
         except _TooLong as error:
+            if request.mode is not SnapshotMode.AUTO:
+                raise
             return taker.nonstop(write, f"for a full stop it would stand for long: {error}")
 
 
 class _TooLong(CaptureError):
-    """Only a plain copy would do, of a large process, and nobody asked for a full stop."""
+    """Only a plain copy would do, for which the process would stand for long."""
 
 
 class _Taker:
@@ -205,6 +210,8 @@ class _Taker:
     ) -> tuple[T, SnapshotFacts]:
         """In the way that suits the process; see choose.py."""
         opened = self._opened
+        if self._request.lazy:
+            return self.fork(write, "its memory is read when it is asked for")
         choice = choose(copy_facts(self._pid, opened.resident, opened.pagemap_fd))
         if choice.method is Method.FORK:
             return self.fork(write, choice.why)
@@ -212,6 +219,8 @@ class _Taker:
 
     def _may_copy(self, why: str) -> str:
         """The reason for a plain copy. _TooLong if the process would stand for it too long."""
+        if self._request.lazy:
+            raise _TooLong(why)
         if self._request.mode is SnapshotMode.AUTO and self._opened.resident > COPY_MAX:
             raise _TooLong(why)
         return why
@@ -335,7 +344,10 @@ class _Taker:
             found = self._found(stopped.threads(), facts, mappings=mappings)
             shared = self._shared_fds(mappings)
             memory = copy.memory(found.image.mappings, shared, self._opened.root_fd)
-            return write(msgspec.structs.replace(found, memory=memory)), facts
+            found = msgspec.structs.replace(
+                found, memory=memory, holder=copy.pid, check=memory.check
+            )
+            return write(found), facts
 
     def _found(
         self,
@@ -355,7 +367,20 @@ class _Taker:
             self._shared_fds(image.mappings),
             opened.root_fd,
         )
-        return Found(image=image, memory=memory, opened=opened, facts=facts, pieces=pieces)
+
+        def check() -> None:
+            if memory.is_gone():
+                raise CaptureError(f"process {self._pid} has ended, or runs another program now")
+
+        return Found(
+            image=image,
+            memory=memory,
+            opened=opened,
+            facts=facts,
+            holder=self._pid,
+            check=check,
+            pieces=pieces,
+        )
 
     def _shared_fds(self, mappings: Sequence[Mapping]) -> dict[int, int]:
         return self._opened.open_shared(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from collector import __version__
 from collector.capture.image import coredump_filter
 from collector.capture.plan import plan_core
+from collector.elfcore.image import CoreImage
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import Writer
-from collector.elfcore.types import CorewardNote
+from collector.elfcore.types import CorewardNote, Segment
 from collector.elfcore.writer import Bounds, WriteResult, write_core
 from collector.errors import CaptureError
 from collector.model import Capture, SnapshotFacts
@@ -75,13 +77,24 @@ def reading(found: Found) -> Iterator[None]:
         raise CaptureError(f"process {pid} ended before all of its memory was read") from error
 
 
-def _write(
-    found: Found,
-    contents: CoreContents,
-    writer: Writer,
-    progress: Progress | None,
-    should_stop: Callable[[], bool],
-) -> Core:
+class _Contents(NamedTuple):
+    """What a core of a process is to have, beside its notes."""
+
+    segments: Sequence[Segment]
+    note: CorewardNote
+    lost: str | None  # what is beyond the limit on its size
+
+
+def image_of(found: Found, contents: CoreContents) -> CoreImage:
+    """The core as it would be written, for whoever reads parts of it. Raises as `write_found`."""
+    with reading(found):
+        plan = _planned(found, contents)
+        return CoreImage(
+            found.image, plan.segments, found.memory, note=plan.note, overrides=found.pieces
+        )
+
+
+def _planned(found: Found, contents: CoreContents) -> _Contents:
     plan = plan_core(
         found.image,
         contents.capture,
@@ -101,18 +114,30 @@ def _write(
     segments = plan.segments
     if contents.only_held:
         segments = [segment for segment in segments if segment.filesz]
-    result = write_core(
-        found.image,
-        segments,
-        found.memory,
-        writer,
-        note=with_left_out(note, plan.left_out),
-        overrides=found.pieces,
-        progress=progress,
-        bounds=Bounds(should_stop=should_stop),
-    )
     lost = None
     if plan.truncated:
         missing = sum(area.end - area.start for area in plan.left_out)
         lost = f"{missing} bytes are beyond the limit on the core's size"
-    return Core(result=result, truncated=plan.truncated or result.truncated, lost=lost)
+    return _Contents(segments, with_left_out(note, plan.left_out), lost)
+
+
+def _write(
+    found: Found,
+    contents: CoreContents,
+    writer: Writer,
+    progress: Progress | None,
+    should_stop: Callable[[], bool],
+) -> Core:
+    plan = _planned(found, contents)
+    result = write_core(
+        found.image,
+        plan.segments,
+        found.memory,
+        writer,
+        note=plan.note,
+        overrides=found.pieces,
+        progress=progress,
+        bounds=Bounds(should_stop=should_stop),
+    )
+    truncated = plan.lost is not None or result.truncated
+    return Core(result=result, truncated=truncated, lost=plan.lost)

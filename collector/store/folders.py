@@ -165,6 +165,15 @@ class Folders:
             raise StoreError(f"{path}: not a plain file; refused")
         return path
 
+    def core_file(self, id: str) -> Path | None:
+        """Path of the whole core in the folder of this id, whatever its record says; else None."""
+        for name in CORES:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found = os.stat(f"{checked(id)}/{name}", dir_fd=self._fd, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    return self.path / id / name
+        return None
+
     def remove_core(self, record: Record) -> int:
         """Remove the core that the record names; returns the bytes of disk freed."""
         if record.core not in CORES:

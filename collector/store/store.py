@@ -364,6 +364,16 @@ class Store:
         """
         return self._folders.core(record)
 
+    def core_ids(self) -> Ids:
+        """Ids of all folders with a whole core, in no order; no record is read."""
+        folders = self._folders
+        return [id for id in folders.ids() if folders.core_file(id)]
+
+    def core_file(self, id: str) -> Path | None:
+        """Where the core of exactly this id is, also if its record is damaged; None: it has none.
+        ValueError if it is no id."""
+        return self._folders.core_file(id)
+
     def free_bytes(self) -> int:
         """Bytes that may still be written to the store's file system."""
         space = os.statvfs(self.path)

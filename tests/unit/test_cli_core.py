@@ -9,7 +9,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -82,8 +82,10 @@ def write_sparse(fd: int, data: bytes) -> None:
             os.pwrite(fd, data[at : at + 4096], at)
 
 
-def run(*words: str, **how: object) -> tuple[int, bytes, str]:
-    command = [sys.executable, "-m", "collector", *words]
+def run(
+    *words: str, program: Sequence[str] = ("-m", "collector"), **how: object
+) -> tuple[int, bytes, str]:
+    command = [sys.executable, *program, *words]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, **how)  # type: ignore[call-overload]
     return found.returncode, found.stdout, found.stderr.decode()
 
@@ -228,8 +230,22 @@ def test_debug_gives_gdb_the_executable_and_the_core(
     )
 
 
-def test_debug_decompresses_and_cleans_up(store: Store, gdb: Path, tmp_path: Path) -> None:
-    status, out, err = run("debug", COMPRESSED.id)
+# A host where no file system can be mounted: test_mount.py of the system tests has the other.
+WITHOUT_FUSE = """
+import sys
+from collector.cli import main
+from collector.mount import private
+def refuse(core):
+    raise private.NotMounted("no FUSE here")
+private.mounted = refuse
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_debug_decompresses_and_cleans_up_where_nothing_can_be_mounted(
+    store: Store, gdb: Path, tmp_path: Path
+) -> None:
+    status, out, err = run("debug", COMPRESSED.id, program=("-c", WITHOUT_FUSE))
 
     assert (status, err) == (7, "")
     assert (tmp_path / "seen").read_bytes() == CORE
@@ -243,7 +259,7 @@ def test_debug_cleans_up_when_it_is_stopped(store: Store, gdb: Path, number: int
     # GIVEN gdb running on a decompressed core; it ends when its input does
     gdb.write_text("#!/bin/sh\necho started\nread line\necho got $line\n")
     folder = store.folder(COMPRESSED.id)
-    command = [sys.executable, "-m", "collector", "debug", COMPRESSED.id]
+    command = [sys.executable, "-c", WITHOUT_FUSE, "debug", COMPRESSED.id]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
