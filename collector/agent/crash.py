@@ -28,7 +28,7 @@ from collector.agent.release import ReleaseDecision
 from collector.errors import CorewardError
 from collector.explain.facts import with_explanation
 from collector.explain.types import Explanation
-from collector.model import ProcessKey, Record
+from collector.model import DumpFacts, ProcessKey, Record
 from collector.policy import types as policy
 from collector.policy.limit import Admission
 from collector.store.store import Store
@@ -66,10 +66,16 @@ class Crash:
         self.state = State.SEEN
         self.since = time.monotonic()  # of its state
         self.not_held: str | None = None  # why its hand-off came to nothing
+        self.dumps: list[DumpFacts] = []  # what dumpers did with it
         self.stored = False  # whether the store has its record, in whatever form
         self._lock = threading.Lock()
         self._record: Record | None = None
         self._open: set[str] = set()
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it was said when the process may go."""
+        return hasattr(self, "release")
 
     def let_go(self) -> None:
         """Release the process, and its memory: what is wanted of it is elsewhere by now."""
@@ -80,6 +86,8 @@ class Crash:
 
     def open(self, record: Record, part: str) -> None:
         """Begin the record, with its first part."""
+        if self.dumps:
+            record = msgspec.structs.replace(record, dumpers=self.dumps)
         self._record, self._open = record, {part}
 
     @property

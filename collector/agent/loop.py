@@ -199,6 +199,8 @@ class Agent:
             context.probe.set_has_handoff(False)
         if self._acceptor is not None:
             self._acceptor.join()
+        if context.dumpers is not None:  # what they have goes on to us, or is theirs by then
+            context.dumpers.close(max(0.0, until - time.monotonic()))
         for _ in range(2):  # what was held has ended meanwhile
             take_events(self._context)
             for lane in lanes.all():

@@ -99,7 +99,7 @@ def _copy(context: Context, crash: Crash) -> None:
         order = order_for(crash, room, context.policy.policy.release.shared)
         copy = copy_in_time if crash.gathered.others else copy_at_once
         try:
-            copied = copy(crash, order, _most_read(context, crash))
+            copied = copy(crash, order, most_read(context, crash))
         except (CorewardError, OSError) as error:
             why = str(error)
             _note_release(context, crash, crash.gathered.handoff.release())
@@ -141,7 +141,7 @@ def _queue(
         given_up(_FULL)
 
 
-def _most_read(context: Context, crash: Crash) -> int | None:
+def most_read(context: Context, crash: Crash) -> int | None:
     """Bytes of its memory that policy lets be read; None: no limit."""
     action = crash.decided.decision.action
     limits = [action.memory.max, context.policy.policy.capture.max_read]
@@ -285,6 +285,8 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
         metrics.elided.inc(written.elided)
     if written.capture is not crash.decided.decision.action.capture:
         outcome = Outcome.REDUCED
+    if _was_handled(crash):
+        outcome = Outcome.HANDLED
     crash.learn(
         Kept(
             capture=written.capture,
@@ -297,6 +299,11 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
     )
     for part, why in written.lost.items():
         crash.lose(part, why)
+
+
+def _was_handled(crash: Crash) -> bool:
+    """Whether a dumper of others has taken it."""
+    return bool(crash.dumps) and crash.dumps[-1].status == 0 and not crash.dumps[-1].passed
 
 
 def _learn_told(crash: Crash, told: Told) -> None:

@@ -123,10 +123,13 @@ class Client:
         """Answer a PROBE. NOMATCH: it is nothing for us."""
         self._say(event, "BID", priority=priority)
 
-    def let_go(self, event: Message, status: int, note: str | None = None) -> None:
+    def let_go(
+        self, event: Message, status: int, note: str | None = None, *, pass_on: bool = False
+    ) -> None:
         """End a DUMP: the process goes on. status: an errno, 0 if all went well; with any other
-        the next dumper has its turn. note: up to 256 characters for the record."""
-        self._say(event, "CONTINUE", status=status, note=note)
+        the next dumper has its turn. note: up to 256 characters for the record. pass_on: the next
+        one has its turn in any case."""
+        self._say(event, "CONTINUE", status=status, note=note, **{"pass": pass_on})
 
     def leave(self) -> None:
         """No more processes; UNREGISTERED comes when nothing of this one is in progress."""

@@ -35,6 +35,7 @@ class Dumped(msgspec.Struct, frozen=True):
     note: str  # its own words; of a status of None ours
     seconds: float
     hung: bool = False  # its time was over
+    passed: bool = False  # others are to have it as well
 
 
 Calls = list[Callable[[], None]]
@@ -193,6 +194,7 @@ class Desk:
         calls: Calls,
         *,
         hung: bool = False,
+        passed: bool = False,
     ) -> None:
         """Nobody has this process any more."""
         had = self._had.pop(number)
@@ -200,7 +202,7 @@ class Desk:
         if dumper is not None:
             dumper.has.discard(number)
         seconds = time.monotonic() - had.since
-        calls.append(partial(had.done, Dumped(status, note, seconds, hung)))
+        calls.append(partial(had.done, Dumped(status, note, seconds, hung, passed)))
         if dumper is not None and dumper.leaving and not dumper.has:
             dumper.tell(message("UNREGISTERED"))
             self._drop(dumper, "it has left", calls)

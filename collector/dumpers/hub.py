@@ -67,10 +67,15 @@ class Hub(Desk):
         self._thread: threading.Thread | None = None
 
     def listen(self, fd: int, knocked: Callable[[], None]) -> None:
-        """Have `knocked` called whenever this descriptor is readable; it stays the caller's."""
+        """Have `knocked` called whenever this descriptor is readable; it stays the caller's.
+
+        -1: none any more.
+        """
         with self._lock:
             self._door, self._door_fd = knocked, fd
-            self._start()
+            if fd >= 0:
+                self._start()
+        self._look()
 
     def take(self, connection: socket.socket, peer: Peer, pidfd: int) -> bool:
         """Somebody who may register; both descriptors are the hub's from now on.
@@ -239,8 +244,9 @@ class Hub(Desk):
                 raise LookupError(f"nobody has event {number}")
             if had.dumper != dumper.id:
                 raise PermissionError(errno.EPERM, f"another dumper has event {number}")
-            status = said.number("status", 0, _ERRNO)
-            self._over(number, status, (said.get("note") or "")[:MAX_TEXT], calls)
+            status, passed = said.number("status", 0, _ERRNO), said.flag("pass")
+            note = (said.get("note") or "")[:MAX_TEXT]
+            self._over(number, status, note, calls, passed=passed)
         elif said.verb == "UNREGISTER":
             self._leave(dumper, calls)
         else:

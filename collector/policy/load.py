@@ -9,6 +9,7 @@ Imports PyYAML, so whoever must stay small imports this module only when it load
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import pwd
 import re
@@ -61,6 +62,8 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
+_LEAST_BIDS, _MOST_BIDS = 0.005, 1.0  # seconds
+_LEAST_HELD, _MOST_HELD = 0.1, 3600.0
 _LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
 _LEAST_WITHIN, _MOST_WITHIN = 0.01, 1.5  # seconds; 2 s after the kill the kernel takes the memory
@@ -250,6 +253,16 @@ def _user(doc: Document, node: yaml.Node, path: str) -> int:
         raise Problem(node, path, f"no user {quote(name)} on this host") from None
 
 
+def _group(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if nodes.is_off(node):
+        return None
+    name = nodes.scalar(node, path, "the name of a group, or none")
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise Problem(node, path, f"no group {quote(name)} on this host") from None
+
+
 def _rule_name(doc: Document, node: yaml.Node, path: str) -> str:
     name = nodes.text(doc, node, path)
     if len(name) > 64 or not name.isprintable() or name != name.strip():
@@ -372,6 +385,20 @@ def _patience(text: str) -> float:
     seconds = parse_duration(text)
     if not _LEAST_PATIENCE <= seconds <= _MOST_PATIENCE:
         raise ValueError(f"expected a duration from 50ms to 1m, not {quote(text)}")
+    return seconds
+
+
+def _bids(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_BIDS <= seconds <= _MOST_BIDS:
+        raise ValueError(f"expected a duration from 5ms to 1s, not {quote(text)}")
+    return seconds
+
+
+def _held(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_HELD <= seconds <= _MOST_HELD:
+        raise ValueError(f"expected a duration from 100ms to 1h, not {quote(text)}")
     return seconds
 
 
@@ -542,6 +569,9 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),
         "takeover": nodes.boolean,
         "patience": nodes.written(_patience, "a duration such as 100ms"),
+        "bids": nodes.written(_bids, "a duration such as 50ms"),
+        "max": nodes.written(_held, "a duration such as 30s"),
+        "group": _group,
     },
     "release": {
         "default": _RELEASE,

@@ -92,6 +92,9 @@ class HoldSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend = Backend.AUTO
     takeover: bool = False
     patience: float = 0.25  # seconds that a dying process waits until something is decided of it
+    bids: float = 0.05  # seconds that it waits until dumpers have bid for it
+    max: float = 30.0  # seconds that a dumper may have it
+    group: int | None = None  # gid whose members may register dumpers beside root
 
 
 class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -375,7 +375,8 @@ PROBLEMS = [
     (rule("sginal: 1"), 'f:1: rules[0].match.sginal: unknown key "sginal"; did you mean "signal"?'),
     (
         "hold:\n hold:\n",
-        'f:2: hold.hold: unknown key "hold"; known here: backend, takeover, patience',
+        'f:2: hold.hold: unknown key "hold"; '
+        "known here: backend, takeover, patience, bids, max, group",
     ),
     ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
     ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
@@ -398,7 +399,7 @@ PROBLEMS = [
     ),
     (
         "hold: !!python/object:os.abort {}",
-        "f:1: hold: expected keys (backend, takeover, patience), "
+        "f:1: hold: expected keys (backend, takeover, patience, bids, max, group), "
         'not a value with the tag "tag:yaml.org,2002:python/object:os.abort"',
     ),
     # values
@@ -505,6 +506,9 @@ PROBLEMS = [
         "defaults: {limit: {period: 999d}}",
         'f:1: defaults.limit.period: expected a duration of at most a year, not "999d"',
     ),
+    ("hold: {bids: 2s}", 'f:1: hold.bids: expected a duration from 5ms to 1s, not "2s"'),
+    ("hold: {max: 2h}", 'f:1: hold.max: expected a duration from 100ms to 1h, not "2h"'),
+    ("hold: {group: no-such}", 'f:1: hold.group: no group "no-such" on this host'),
     ("hold: {patience: 2h}", 'f:1: hold.patience: expected a duration from 50ms to 1m, not "2h"'),
     (
         "capture: {max_time: 2d}",
