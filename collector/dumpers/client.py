@@ -68,7 +68,10 @@ class Client:
         try:
             with contextlib.suppress(BrokenPipeError):  # it may have refused us already
                 send(connection, Message("REGISTER", (*wanted.fields, *conditions)))
-            answer = receive(connection)
+            try:
+                answer = receive(connection)
+            except ConnectionResetError:  # said once; what came before it can be read now
+                answer = receive(connection)
         except (CorewardError, OSError) as error:
             connection.close()
             raise Refused(str(error)) from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
 from pathlib import Path
 
 from collector.dumpers.hub import Hub
-from collector.dumpers.protocol import message, send
+from collector.dumpers.protocol import refuse
 from collector.errors import HoldError
 from collector.linux.peer import groups_of, peer_of, pidfd_of
 
@@ -40,6 +39,8 @@ class Door:
                 run_dir.chmod(0o710)
                 os.chown(self._path, -1, group)
                 self._path.chmod(0o660)
+            # those who connect are heard with it from their first packet on (Linux 6.16)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._listener.listen(_BACKLOG)
         except OSError as error:
             self._listener.close()
@@ -62,9 +63,7 @@ class Door:
             peer = peer_of(connection)
             if not self._may(connection, peer.uid):
                 log.warning("dumpers: pid %d of uid %d may not register", peer.pid, peer.uid)
-                with contextlib.suppress(OSError):
-                    send(connection, message("REFUSED", why=self._who_may()))
-                connection.close()
+                refuse(connection, self._who_may())
                 return
             pidfd = pidfd_of(connection)
         except OSError as error:  # it has ended already

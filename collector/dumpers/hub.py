@@ -33,6 +33,7 @@ from collector.dumpers.protocol import (
     Gone,
     Message,
     message,
+    refuse,
 )
 from collector.dumpers.register import Registration, registration
 from collector.errors import CorewardError
@@ -87,7 +88,7 @@ class Hub(Desk):
             full = len(self._unknown) >= _MAX_UNKNOWN or len(self._dumpers) >= MAX_DUMPERS
             if full or self._closing:
                 why = "too many dumpers" if full else "the agent is about to end"
-                dumper.tell(message("REFUSED", why=why))
+                refuse(connection, why)
                 dumper.close()
                 return False
             self._unknown.append(dumper)
@@ -200,7 +201,9 @@ class Hub(Desk):
                 if said is None:
                     return
                 said.close()  # nobody need send us descriptors
-                if said.sender != dumper.peer.pid:
+                # a kernel may not tell who sent what came before we had asked to know
+                known = (dumper.peer.pid,) if dumper.wants else (dumper.peer.pid, 0, None)
+                if said.sender not in known:
                     raise PermissionError(errno.EPERM, "only the process that registered may speak")
                 if said.get("event") is not None:
                     number = said.number("event", 0, 1 << 62)

@@ -10,6 +10,7 @@ of its own process: the kernel adds the sender's pid (SCM_CREDENTIALS).
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -137,6 +138,19 @@ def receive(connection: socket.socket) -> Message:
         for fd in fds:
             os.close(fd)
         raise
+
+
+def refuse(connection: socket.socket, why: str) -> None:
+    """Say why, and close the connection.
+
+    What was not read is read before: else the other side would be told of an error instead.
+    """
+    connection.setblocking(False)
+    with contextlib.suppress(OSError):
+        send(connection, message("REFUSED", why=why))
+        while connection.recv(MAX_PACKET):
+            pass
+    connection.close()
 
 
 def _named(message: Message, fds: Sequence[int]) -> dict[str, int]:

@@ -6,7 +6,7 @@ be handed on since: SO_PASSCRED tells who really sent a packet.
 
 from __future__ import annotations
 
-import array
+import ctypes
 import os
 import socket
 import struct
@@ -15,6 +15,7 @@ from typing import NamedTuple
 _UCRED = struct.Struct("<3i")
 _PEERGROUPS, _PEERPIDFD = 59, 77  # <asm-generic/socket.h>; Linux 4.13, 6.5
 _MAX_GROUPS = 65536  # NGROUPS_MAX <linux/limits.h>
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Peer(NamedTuple):
@@ -32,8 +33,15 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def groups_of(connection: socket.socket) -> set[int]:
     """Its group, and its supplementary groups (SO_PEERGROUPS). OSError as getsockopt(2)."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, 4 * _MAX_GROUPS)
-    return {peer_of(connection).gid, *array.array("I", raw)}
+    groups = (ctypes.c_uint32 * _MAX_GROUPS)()  # Python's own getsockopt takes 256 at most
+    size = ctypes.c_uint32(ctypes.sizeof(groups))
+    result = _libc.getsockopt(
+        connection.fileno(), socket.SOL_SOCKET, _PEERGROUPS, groups, ctypes.byref(size)
+    )
+    if result:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return {peer_of(connection).gid, *groups[: size.value // 4]}
 
 
 def pidfd_of(connection: socket.socket) -> int:

@@ -42,6 +42,8 @@ static int hear(int s, struct message *m)
 	ssize_t got = recvmsg(s, &h, MSG_CMSG_CLOEXEC);
 
 	m->count = 0;
+	if (got < 0 && errno == ECONNRESET) /* said once; what came before it can be read now */
+		got = recvmsg(s, &h, MSG_CMSG_CLOEXEC);
 	if (got <= 0)
 		return 0;
 	m->text[got] = 0;
