@@ -146,15 +146,15 @@ class Desk:
         """Give a process to whoever bid for it. event: as for `ask`."""
         with self._calls() as calls:
             number, now = next(self._events), time.monotonic()
-            had = _Had(bid.dumper, done, now, now + self.most_s)
-            self._had[number] = had
             dumper = self._dumpers.get(bid.dumper)
+            most_s = self.most_s if dumper is None else dumper.most_s or self.most_s
+            self._had[number] = _Had(bid.dumper, done, now, now + most_s)
             dump = message(
                 "DUMP",
                 event=number,
                 priority=bid.priority,
                 held=held,
-                most_ms=round(self.most_s * 1e3),
+                most_ms=round(most_s * 1e3),
             )
             if dumper is None or dumper.leaving:
                 self._over(number, None, "it is not registered any more", calls)
@@ -236,6 +236,8 @@ class Desk:
             dumper.tell(message("END", event=number, why=why))
             self._over(number, None, why, calls)
         dumper.close()
+        if dumper.gone is not None:
+            calls.append(partial(dumper.gone, why))
 
     def _has_bid(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 from collector.dumpers.protocol import Gone, Message, receive, send
@@ -30,8 +31,21 @@ class Bid(NamedTuple):
 class Dumper:
     """Not thread-safe."""
 
-    def __init__(self, connection: socket.socket, peer: Peer, pidfd: int, until: float) -> None:
-        """until: of time.monotonic(), when it has to have registered. Owns both descriptors."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        peer: Peer,
+        pidfd: int,
+        until: float,
+        *,
+        most_s: float | None = None,
+        gone: Callable[[str], None] | None = None,
+    ) -> None:
+        """until: of time.monotonic(), when it has to have registered. Owns both descriptors.
+
+        most_s, gone: as for Hub.take.
+        """
+        self.most_s, self.gone = most_s, gone
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.connection, self.peer, self.pidfd, self.until = connection, peer, pidfd, until

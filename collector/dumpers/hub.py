@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 MAX_DUMPERS = 32
 _MAX_UNKNOWN = 16  # connections that have not registered yet
 _REGISTER_S = 5.0  # that these have
+_START_S = 60.0  # the same of plugins, which are started for it, on a busy host perhaps
 _ERRNO = 4095  # MAX_ERRNO <linux/err.h>
 _ONE_TURN = 32  # messages of one dumper until others have a turn
 
@@ -78,12 +79,24 @@ class Hub(Desk):
                 self._start()
         self._look()
 
-    def take(self, connection: socket.socket, peer: Peer, pidfd: int) -> bool:
+    def take(
+        self,
+        connection: socket.socket,
+        peer: Peer,
+        pidfd: int,
+        *,
+        most_s: float | None = None,
+        gone: Callable[[str], None] | None = None,
+    ) -> bool:
         """Somebody who may register; both descriptors are the hub's from now on.
+
+        most_s: seconds that it may have a process, instead of those of all; then it is sent away.
+        gone: told once, with the reason, when its connection is closed; from any thread.
 
         False: too many are here already, and it was told so.
         """
-        dumper = Dumper(connection, peer, pidfd, time.monotonic() + _REGISTER_S)
+        until = time.monotonic() + (_REGISTER_S if gone is None else _START_S)
+        dumper = Dumper(connection, peer, pidfd, until, most_s=most_s, gone=gone)
         with self._lock:
             full = len(self._unknown) >= _MAX_UNKNOWN or len(self._dumpers) >= MAX_DUMPERS
             if full or self._closing:
@@ -183,13 +196,15 @@ class Hub(Desk):
                     self._has_missed(dumper, calls)
         for number, had in list(self._had.items()):
             if had.until <= now and number in self._had:
-                why = f"it took longer than {self.most_s:g} s"
-                if had.dumper in self._dumpers:
-                    self._dumpers[had.dumper].tell(message("END", event=number, why=why))
+                why = f"it took longer than {had.until - had.since:g} s"
+                dumper = self._dumpers[had.dumper]
+                dumper.tell(message("END", event=number, why=why))
                 self._over(number, None, why, calls, hung=True)
+                if dumper.gone is not None:  # it does nothing else, and is started anew
+                    self._drop(dumper, why, calls)
         for dumper in [d for d in self._unknown if d.until <= now]:
-            dumper.tell(message("REFUSED", why=f"no REGISTER within {_REGISTER_S:g} s"))
-            self._drop(dumper, "it did not register", calls)
+            dumper.tell(message("REFUSED", why="no REGISTER in time"))
+            self._drop(dumper, "it did not register in time", calls)
 
     def _hear(self, dumper: Dumper, calls: Calls) -> None:
         for _ in range(_ONE_TURN):
@@ -213,7 +228,7 @@ class Hub(Desk):
             except (CorewardError, PermissionError, LookupError) as error:
                 if dumper.wants is None:
                     dumper.tell(message("REFUSED", why=str(error)))
-                    self._drop(dumper, str(error), calls)
+                    self._drop(dumper, f"it was refused: {error}", calls)
                     return
                 self._complain(dumper, number, error, calls)
 

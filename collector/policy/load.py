@@ -33,6 +33,7 @@ from collector.policy.types import (
     Codec,
     Compress,
     Condition,
+    DumperRule,
     HoldSettings,
     Limit,
     MappingKind,
@@ -122,6 +123,7 @@ def keys() -> list[str]:
     listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
     listed += [f"trace[].{key}" for key in _TRACE]
+    listed += [f"dumpers[].{key}" for key in _DUMPER]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
@@ -465,6 +467,32 @@ def _trigger(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -
     )
 
 
+def _dumper_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}", text):
+        raise ValueError("expected up to 64 letters, digits and any of _.:@-")
+    return text
+
+
+def _module(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,63}", text):
+        raise ValueError(f"{quote(text)}: expected package.module:name")
+    return text
+
+
+def _dumper(
+    doc: Document, node: yaml.Node, path: str, given: dict[str, Any]
+) -> dict[str, Any] | None:
+    """A dumper is named in one way, and asked about deaths that the kernel hands over."""
+    present = _present(node)
+    if "module" in present and "entry_point" in present:
+        doc.problem(node, path, "give either module or entry_point, not both")
+    match = given.get("match")
+    if match is not None and not {Cause.SIGNAL, Cause.KILLED} >= set(match.cause or ()):
+        where = _present(present["match"])["cause"]
+        doc.problem(where, f"{path}.match.cause", "expected signal or killed: others leave nothing")
+    return given
+
+
 def _present(node: yaml.Node) -> dict[str, yaml.Node]:
     """The keys that a mapping node has, whether or not their values were good."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
@@ -562,6 +590,16 @@ _TRACE: Mapping[str, Parser] = {
     "include": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
     "exclude": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
 }
+_DUMPER: Mapping[str, Parser] = {
+    "name": nodes.written(_dumper_name, "a name"),
+    "module": nodes.written(_module, "package.module:name"),
+    "entry_point": nodes.text,
+    "match": _match,
+    "pin": nodes.boolean,
+    "timeout": nodes.written(_held, "a duration such as 30s"),
+    "user": _user,
+    "memory": _SIZE,
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
     "metrics": {"listen": _listen},
@@ -599,6 +637,7 @@ _TOP: Mapping[str, Parser] = {
     "watch": _named("watch rule", _WATCH, "match"),
     "arm": _section(_ARM_SECTION),
     "trace": _named("trace rule", _TRACE, "match"),
+    "dumpers": _named("dumper", _DUMPER, finish=_dumper),
 }
 
 
@@ -642,6 +681,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
         arm=_arm(given.get("arm", {})),
         trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
+        dumpers=tuple(DumperRule(**rule) for rule in given.get("dumpers", ())),
     )
 
 

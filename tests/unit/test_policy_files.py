@@ -31,7 +31,7 @@ def test_the_default_file_names_every_setting() -> None:
     wanted = {
         key.rsplit(".", 1)[-1]
         for key in keys()
-        if not key.startswith(("rules[]", "watch[]", "arm.rules[]", "trace[]"))
+        if not key.startswith(("rules[]", "watch[]", "arm.rules[]", "trace[]", "dumpers[]"))
     }
 
     # THEN none is missing: the file can be edited without the reference

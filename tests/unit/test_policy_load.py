@@ -363,7 +363,9 @@ def rule(match: str) -> str:
     return f"rules: [{{name: a, match: {{{match}}}}}]"
 
 
-KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace"
+KNOWN = (
+    "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace, dumpers"
+)
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
@@ -506,6 +508,21 @@ PROBLEMS = [
         "defaults: {limit: {period: 999d}}",
         'f:1: defaults.limit.period: expected a duration of at most a year, not "999d"',
     ),
+    (
+        "dumpers: [{name: a b, module: x}]",
+        "f:1: dumpers[0].name: expected up to 64 letters, digits and any of _.:@-\n"
+        'f:1: dumpers[0].module: "x": expected package.module:name',
+    ),
+    (
+        "dumpers: [{name: a, module: 'x:y', entry_point: z, match: {cause: exit}}]",
+        "f:1: dumpers[0]: give either module or entry_point, not both\n"
+        "f:1: dumpers[0].match.cause: expected signal or killed: others leave nothing",
+    ),
+    (
+        "dumpers: [{name: a}, {name: a}]",
+        'f:1: dumpers[1].name: "a" is the name of the dumper on line 1',
+    ),
+    ("dumpers: [{module: 'x:y'}]", "f:1: dumpers[0]: has no `name`"),
     ("hold: {bids: 2s}", 'f:1: hold.bids: expected a duration from 5ms to 1s, not "2s"'),
     ("hold: {max: 2h}", 'f:1: hold.max: expected a duration from 100ms to 1h, not "2h"'),
     ("hold: {group: no-such}", 'f:1: hold.group: no group "no-such" on this host'),
