@@ -98,6 +98,7 @@ class Context:
     senders: Senders = dataclasses.field(default_factory=Senders)
     lender: Lender | None = None
     dumpers: Hub | None = None
+    run_dir: Path = Path("/run/coreward")
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)

@@ -77,6 +77,7 @@ class Event:
             pid=gathered.handoff.pid,
             tid=seen.who.tid if seen.who else None,
             ns_pid=dying.ns_pid,
+            ns_tid=seen.who.ns_tid if seen.who else None,
             start_ns=crash.key.start_ns,
             comm=dying.comm,
             exe=facts.exe,

@@ -125,7 +125,7 @@ class Agent:
             # few policies have such rules
             from collector.dumpers.plugins import Plugins  # noqa: PLC0415
 
-            self._plugins = Plugins(self._context.dumpers)
+            self._plugins = Plugins(self._context.dumpers, self._context.run_dir)
         self._plugins.configure(rules)
 
     def _arm(self, settings: ArmSettings) -> None:

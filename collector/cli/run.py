@@ -137,6 +137,7 @@ class RunVerb:
                 native=native,
                 pins=Pins(native),
                 lender=lender,
+                run_dir=args.run_dir.absolute(),
             )
             hub = context.dumpers = _hub(policy, native, metrics, parts)
             agent = Agent(context)

@@ -40,6 +40,7 @@ class HeldProcess:
         self._event = event
         self.pid = event.number("pid", 1, 1 << 31)
         self.tid = self._number("tid")  # the dying thread; None: not known
+        self.ns_pid, self.ns_tid = self._number("ns_pid"), self._number("ns_tid")  # in its own
         self.start_ns = self._number("start_ns")
         self.name = event.get("comm") or ""
         self.exe = event.get("exe")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -24,6 +25,7 @@ from collector.policy.types import DumperRule
 
 log = logging.getLogger(__name__)
 
+RUN_DIR = "COREWARD_RUN_DIR"
 _RESTART_S = (1.0, 60.0)  # after the first failure, and at most
 _END_S = 2.0  # that a worker has to end when its connection was closed
 
@@ -52,8 +54,9 @@ class _Worker:
 class Plugins:
     """Thread-safe. A thread of its own starts and reaps workers, while there are rules."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, run_dir: Path) -> None:
+        """run_dir: of the agent; its workers have it in their environment, as RUN_DIR."""
+        self._hub, self._run_dir = hub, run_dir
         self._lock = threading.Condition()
         self._workers: list[_Worker] = []
         self._thread: threading.Thread | None = None
@@ -140,6 +143,7 @@ class Plugins:
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    env={**os.environ, RUN_DIR: str(self._run_dir)},
                 )
             except OSError:
                 ours.close()

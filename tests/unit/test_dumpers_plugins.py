@@ -34,7 +34,7 @@ class Running:
     """A hub and its plugins."""
 
     def __init__(self, hub: Hub) -> None:
-        self.hub, self.plugins = hub, Plugins(hub)
+        self.hub, self.plugins = hub, Plugins(hub, Path("/nonexistent"))
 
     def run(self, *rules: DumperRule) -> None:
         """These plugins, ready."""
