@@ -44,6 +44,7 @@ def offer(context: Context, crash: Crash, attempt: Attempt, go_on: Callable[[Cra
     hub, gathered, decided = context.dumpers, crash.gathered, crash.decided
     if hub is None or gathered.spared:
         return False
+    hub.crashed(gathered.handoff.pid)  # a dumper is not asked about itself
     action = decided.decision.action
     if action.capture in (Capture.NONE, Capture.RECORD):
         return False
@@ -51,8 +52,7 @@ def offer(context: Context, crash: Crash, attempt: Attempt, go_on: Callable[[Cra
         return False
     if not hub.wanted(decided.facts, held=gathered.pin is None):
         return False
-    _Offer(context, crash, attempt, go_on).begin()
-    return True
+    return _Offer(context, crash, attempt, go_on).begin()
 
 
 class _Offer:
@@ -67,14 +67,20 @@ class _Offer:
         self._bids: list[Bid] = []
         self._held = crash.gathered.pin is None
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
+        """Whether dumpers were asked."""
+        hold = self._context.policy.policy.hold
+        if self._held and hold.bids > hold.patience / 2:  # else the watchdog looks on
+            self._crash.gathered.handoff.keep()
         with Event(self._context, self._crash, held=self._held) as event:
-            self._hub.ask(
-                self._crash.decided.facts,
-                event.probe(),
-                held=self._held,
-                done=self._have_bid,
-            )
+            try:
+                probe = event.probe()
+            except OSError as error:  # no descriptors left, for example
+                log.error("process %d: dumpers are not asked: %s", self._crash.key.pid, error)
+                return False
+            facts = self._crash.decided.facts
+            self._hub.ask(facts, probe, held=self._held, done=self._have_bid)
+        return True
 
     def _have_bid(self, bids: list[Bid]) -> None:
         # the policy's own bid is GENERIC, and it was registered before all others
@@ -102,7 +108,17 @@ class _Offer:
                 self._go_on(self._crash)  # nothing of its memory could be kept
                 return
         with Event(self._context, self._crash, held=self._held) as event:
-            self._hub.dump(bid, event.dump(), held=self._held, done=partial(self._dumped, bid))
+            try:
+                dump = event.dump()
+            except OSError as error:
+                self._failed(bid, error)
+                return
+            self._hub.dump(bid, dump, held=self._held, done=partial(self._dumped, bid))
+
+    def _failed(self, bid: Bid, error: OSError) -> None:
+        from collector.dumpers.desk import Dumped  # noqa: PLC0415 - the agent has it already
+
+        self._dumped(bid, Dumped(None, f"it could not be told: {error.strerror}", 0.0))
 
     def _dumped(self, bid: Bid, dumped: Dumped) -> None:
         """What became of it. In the hub's thread, or in ours."""

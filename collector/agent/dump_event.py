@@ -127,7 +127,10 @@ class Event:
         raw = gathered.mappings
         if raw is None or len(raw) > _MAX_MAPPINGS:
             return -1
-        lines = map(maps_line, decode_mappings(raw, gathered.dying.text.maps))
+        try:
+            lines = map(maps_line, decode_mappings(raw, gathered.dying.text.maps))
+        except CorewardError:
+            return -1
         return self._file("maps", "".join(lines).encode("utf-8", "surrogateescape"))
 
     def _add_notes(self, fds: dict[str, int]) -> None:

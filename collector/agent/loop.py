@@ -213,7 +213,7 @@ class Agent:
         if self._acceptor is not None:
             self._acceptor.join()
         if context.dumpers is not None:  # what they have goes on to us, or is theirs by then
-            context.dumpers.close(max(0.0, until - time.monotonic()))
+            context.dumpers.close(max(0.0, until - time.monotonic()) / 2)
         if self._plugins is not None:
             self._plugins.close()
         for _ in range(2):  # what was held has ended meanwhile

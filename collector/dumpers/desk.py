@@ -94,11 +94,11 @@ class Desk:
         with self._lock:
             return [d.wants.name for d in self._dumpers.values() if d.wants]
 
-    def expel(self, name: str, why: str) -> None:
-        """Close a dumper's connection at once."""
+    def crashed(self, pid: int) -> None:
+        """A process is dying, and waits: if it is a dumper, it is one no more."""
         with self._calls() as calls:
-            for dumper in [d for d in self._dumpers.values() if d.wants and d.wants.name == name]:
-                self._drop(dumper, why, calls)
+            for dumper in [d for d in self._dumpers.values() if d.peer.pid == pid]:
+                self._drop(dumper, "it has crashed", calls)
 
     def dismiss(self, name: str) -> None:
         """Have a dumper leave when it has finished what it has."""
@@ -227,7 +227,9 @@ class Desk:
         """It is gone, or is to be: what it had is over."""
         if dumper in self._unknown:
             self._unknown.remove(dumper)
-        if self._dumpers.pop(dumper.id, None) is not None:
+        elif self._dumpers.pop(dumper.id, None) is None:
+            return  # it was gone before
+        else:
             log.info("dumper %s (pid %d) is gone: %s", dumper.name, dumper.peer.pid, why)
             self._tell_reach()
         for number, asked in list(self._asked.items()):

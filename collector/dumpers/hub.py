@@ -47,6 +47,7 @@ _MAX_UNKNOWN = 16  # connections that have not registered yet
 _REGISTER_S = 5.0  # that these have
 _START_S = 60.0  # the same of plugins, which are started for it, on a busy host perhaps
 _ERRNO = 4095  # MAX_ERRNO <linux/err.h>
+_PAUSE_S = 0.05  # after an error of ours
 _ONE_TURN = 32  # messages of one dumper until others have a turn
 
 
@@ -144,32 +145,42 @@ class Hub(Desk):
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                here = [*self._dumpers.values(), *self._unknown]
-                if self._closing and not here and not self._had and not self._asked:
+            try:
+                if not self._turn():
                     return
-                timeout = self._timeout()
-                watched = {d.connection.fileno(): d for d in here}
-                ends = {d.pidfd: d for d in here}
-            poll = select.poll()
-            for fd in (self._wake, *watched, *ends):
-                poll.register(fd, select.POLLIN)
-            if self._door_fd >= 0 and not self._closing:
-                poll.register(self._door_fd, select.POLLIN)
-            ready = [fd for fd, _ in poll.poll(timeout)]
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
-            if self._door_fd in ready and self._door is not None:
-                self._door()
-            with self._calls() as calls:
-                for fd in ready:  # what somebody has said before it ended counts
-                    if fd in watched:
-                        self._hear(watched[fd], calls)
-                for fd in ready:
-                    if fd in ends and self._is_here(ends[fd]):
-                        self._hear(ends[fd], calls)
-                        self._drop(ends[fd], "it has ended", calls)
-                self._expire(calls)
+            except Exception:  # processes wait for their limits of time
+                log.exception("dumpers: what they said could not be dealt with")
+                time.sleep(_PAUSE_S)
+
+    def _turn(self) -> bool:
+        """Wait until there is something to do, and do it. False: there will be nothing more."""
+        with self._lock:
+            here = [*self._dumpers.values(), *self._unknown]
+            if self._closing and not here and not self._had and not self._asked:
+                return False
+            timeout = self._timeout()
+            watched = {d.connection.fileno(): d for d in here}
+            ends = {d.pidfd: d for d in here}
+        poll = select.poll()
+        for fd in (self._wake, *watched, *ends):
+            poll.register(fd, select.POLLIN)
+        if self._door_fd >= 0 and not self._closing:
+            poll.register(self._door_fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(timeout)]
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        if self._door_fd in ready and self._door is not None:
+            self._door()
+        with self._calls() as calls:
+            for fd in ready:  # what somebody has said before it ended counts
+                if fd in watched:
+                    self._hear(watched[fd], calls)
+            for fd in ready:
+                if fd in ends and self._is_here(ends[fd]):
+                    self._hear(ends[fd], calls)
+                    self._drop(ends[fd], "it has ended", calls)
+            self._expire(calls)
+        return True
 
     def _is_here(self, dumper: Dumper) -> bool:
         return dumper.id in self._dumpers or dumper in self._unknown
@@ -230,16 +241,16 @@ class Hub(Desk):
                     dumper.tell(message("REFUSED", why=str(error)))
                     self._drop(dumper, f"it was refused: {error}", calls)
                     return
-                self._complain(dumper, number, error, calls)
+                self._complain(dumper, number, error)
+            if dumper.errors > MAX_ERRORS:
+                self._drop(dumper, f"more than {MAX_ERRORS} of its messages were wrong", calls)
 
-    def _complain(self, dumper: Dumper, number: int | None, error: Exception, calls: Calls) -> None:
+    def _complain(self, dumper: Dumper, number: int | None, error: Exception) -> None:
         kinds = ((PermissionError, errno.EPERM), (LookupError, errno.ESRCH))
         code = next((code for kind, code in kinds if isinstance(error, kind)), errno.EPROTO)
         why = error.strerror if isinstance(error, OSError) else str(error.args[0])
         dumper.tell(message("ERROR", event=number, status=code, why=why))
         dumper.errors += 1
-        if dumper.errors > MAX_ERRORS:
-            self._drop(dumper, f"more than {MAX_ERRORS} of its messages were wrong", calls)
 
     def _obey(
         self,
@@ -253,9 +264,11 @@ class Hub(Desk):
         elif said.verb == "BID" and number is not None:
             priority = said.number("priority", NOMATCH, MAX_PRIORITY)
             asked = self._asked.get(number)
-            if asked is not None:  # else it comes too late, which was counted
-                self._has_bid(number, asked, dumper, priority, calls)
-                dumper.missed = 0
+            if asked is None or dumper.id not in asked.waits:
+                dumper.errors += 1  # it comes too late: that was said, if it was the bid's time
+                return
+            self._has_bid(number, asked, dumper, priority, calls)
+            dumper.missed = dumper.errors = 0
         elif said.verb == "CONTINUE" and number is not None:
             had = self._had.get(number)
             if had is None:

@@ -37,13 +37,14 @@ DEAF = """
 import sys, time
 from pathlib import Path
 from collector.dumpers.client import Client
-with Client.connect(Path(sys.argv[1]), sys.argv[2], priority=60, match=[("comm", "null_main")]) as c:
+match = [("comm", "null_main")]
+with Client.connect(Path(sys.argv[1]), sys.argv[2], priority=60, match=match) as client:
     print("registered", flush=True)
-    for event in c.events():
+    for event in client.events():
         print(event.verb, flush=True)
         time.sleep(float(sys.argv[3]))
         if event.verb == "DUMP":
-            c.let_go(event, 0)
+            client.let_go(event, 0)
 """
 
 
@@ -92,32 +93,34 @@ def is_dying(victim: Victim) -> bool:
 def test_the_process_waits_until_its_dumper_says_continue(
     running_agent: RunningAgent, tmp_path: Path
 ) -> None:
-    with join(running_agent, "mine", "null_main") as client:
+    with (
+        join(running_agent, "mine", "null_main") as client,
+        running("null_main", cwd=tmp_path) as victim,
+    ):
         # WHEN a process dies that a dumper wants, and one that it does not
-        with running("null_main", cwd=tmp_path) as victim:
-            with running("threads", cwd=tmp_path) as other:
-                victim.go()
-                event = told(client, "DUMP")
-                process = HeldProcess(event)
-                # THEN the other one goes while the first waits
-                other.go()
-                other.wait()
-                assert running_agent.record(other.pid)["release"] == "instant"
-            assert is_dying(victim)
-            assert victim.process.poll() is None
-            # AND the dumper sees it whole: who it is, where it died, and its memory
-            assert (process.pid, process.name, process.signal) == (victim.pid, "null_main", 11)
-            assert process.held
-            (thread,) = process.threads()
-            assert thread.signal == signal.SIGSEGV
-            code = next(m for m in process.mappings() if m.path == process.exe)
-            assert process.read(code.start, 4) == b"\x7fELF"
-            assert os.readlink(f"/proc/self/fd/{event.fds['exe']}") == process.exe
-            # WHEN it says continue, THEN the process ends
-            client.let_go(event, 0, "seen")
-            event.close()
-            assert victim.wait() == -signal.SIGSEGV
-            record = running_agent.record(victim.pid)
+        with running("threads", cwd=tmp_path) as other:
+            victim.go()
+            event = told(client, "DUMP")
+            process = HeldProcess(event)
+            # THEN the other one goes while the first waits
+            other.go()
+            other.wait()
+            assert running_agent.record(other.pid)["release"] == "instant"
+        assert is_dying(victim)
+        assert victim.process.poll() is None
+        # AND the dumper sees it whole: who it is, where it died, and its memory
+        assert (process.pid, process.name, process.signal) == (victim.pid, "null_main", 11)
+        assert process.held
+        (thread,) = process.threads()
+        assert thread.signal == signal.SIGSEGV
+        code = next(m for m in process.mappings() if m.path == process.exe)
+        assert process.read(code.start, 4) == b"\x7fELF"
+        assert os.readlink(f"/proc/self/fd/{event.fds['exe']}") == process.exe
+        # WHEN it says continue, THEN the process ends
+        client.let_go(event, 0, "seen")
+        event.close()
+        assert victim.wait() == -signal.SIGSEGV
+        record = running_agent.record(victim.pid)
     assert (record["outcome"], record["core"], record["capture"]) == ("handled", None, "record")
     (dumper,) = record["dumpers"]
     assert (dumper["name"], dumper["status"], dumper["note"]) == ("mine", 0, "seen")
@@ -158,19 +161,21 @@ def test_pinned_memory_is_there_when_the_process_has_gone(
     running_agent: RunningAgent, tmp_path: Path
 ) -> None:
     # GIVEN a dumper for which pinned memory will do
-    with join(running_agent, "pins", "threads", pin=True) as client:
-        with running("threads", cwd=tmp_path) as victim:
-            # WHEN a process dies, THEN it is gone before the dumper has done anything
-            victim.go()
-            assert victim.wait() < 0
-            event = told(client, "DUMP")
-            process = HeldProcess(event)
-            assert not process.held
-            with open(tmp_path / "core", "wb") as file:
-                result = write_core(process, SparseWriter(file.fileno()))
-            client.let_go(event, 0)
-            event.close()
-            record = running_agent.record(victim.pid)
+    with (
+        join(running_agent, "pins", "threads", pin=True) as client,
+        running("threads", cwd=tmp_path) as victim,
+    ):
+        # WHEN a process dies, THEN it is gone before the dumper has done anything
+        victim.go()
+        assert victim.wait() < 0
+        event = told(client, "DUMP")
+        process = HeldProcess(event)
+        assert not process.held
+        with open(tmp_path / "core", "wb") as file:
+            result = write_core(process, SparseWriter(file.fileno()))
+        client.let_go(event, 0)
+        event.close()
+        record = running_agent.record(victim.pid)
     assert (record["outcome"], record["release"]) == ("handled", "instant")
     assert [one["held"] for one in record["dumpers"]] == [False]
     assert result.written > 0 and not result.unreadable_bytes
@@ -181,15 +186,17 @@ def test_pinned_memory_is_there_when_the_process_has_gone(
 
 
 def test_a_dumper_that_declines_costs_little(running_agent: RunningAgent, tmp_path: Path) -> None:
-    with join(running_agent, "picky", "null_main", priority=None) as client:
-        with running("null_main", cwd=tmp_path) as victim:
-            victim.go()
-            event = told(client, "PROBE")
-            assert HeldProcess(event).threads()
-            client.bid(event, NOMATCH)
-            event.close()
-            victim.wait()
-            record = running_agent.record(victim.pid)
+    with (
+        join(running_agent, "picky", "null_main", priority=None) as client,
+        running("null_main", cwd=tmp_path) as victim,
+    ):
+        victim.go()
+        event = told(client, "PROBE")
+        assert HeldProcess(event).threads()
+        client.bid(event, NOMATCH)
+        event.close()
+        victim.wait()
+        record = running_agent.record(victim.pid)
     assert (record["outcome"], record["dumpers"], record["release"]) == (
         "complete",
         None,

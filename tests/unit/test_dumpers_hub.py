@@ -383,6 +383,31 @@ def test_one_that_writes_nonsense_without_end_is_sent_away(hub: Hub) -> None:
         assert receive(ours).verb == "END"
 
 
+def test_bids_for_nothing_without_end_are_nonsense_as_well(hub: Hub) -> None:
+    with connection(hub) as ours:
+        client = Client(ours, "eager")
+        for _ in range(MAX_ERRORS):
+            client.bid(message("PROBE", event=999), SPECIAL)
+        # (one that is asked and answers begins anew)
+        answers = ask(hub)
+        client.bid(client.receive(), SPECIAL)
+        assert order(answers) == [("eager", SPECIAL)]
+        for _ in range(MAX_ERRORS + 1):
+            client.bid(message("PROBE", event=999), SPECIAL)
+        with pytest.raises(Gone):
+            client.receive()
+
+
+def test_a_dumper_that_crashes_is_not_asked_about_itself(hub: Hub) -> None:
+    # GIVEN a dumper that has a process
+    client = join(hub, "crashes", priority=SPECIAL)
+    _, answers = given(hub, client)
+    # WHEN it is handed over itself, and waits, THEN it has nothing any more
+    hub.crashed(os.getpid())
+    assert answers.get(timeout=PATIENCE).note == "it has crashed"
+    assert not hub.wanted(FACTS, held=True)
+
+
 def test_one_that_does_not_read_is_not_waited_for(hub: Hub) -> None:
     with connection(hub) as ours:
         client = Client(ours, "deaf", events=64)
