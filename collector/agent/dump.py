@@ -101,12 +101,8 @@ class _Offer:
         bid = self._bids.pop(0)
         if self._held and not bid.pin:
             self._crash.gathered.handoff.keep()
-        elif self._held:
-            self._crash.release = release_or_hold(self._context, self._crash)
-            self._held = self._crash.release.mode is not Release.INSTANT
-            if self._crash.decided.admission.capture is Capture.RECORD:
-                self._go_on(self._crash)  # nothing of its memory could be kept
-                return
+        elif self._held and not self._crash.is_placed:
+            self._pin()
         with Event(self._context, self._crash, held=self._held) as event:
             try:
                 dump = event.dump()
@@ -114,6 +110,16 @@ class _Offer:
                 self._failed(bid, error)
                 return
             self._hub.dump(bid, dump, held=self._held, done=partial(self._dumped, bid))
+
+    def _pin(self) -> None:
+        """Release it with its memory pinned, if there is room; else it waits. However little of it
+        the policy's limits let us keep."""
+        decided = self._crash.decided
+        whole = Admission(capture=Capture.FULL, reason=None)
+        self._crash.decided = msgspec.structs.replace(decided, admission=whole)
+        self._crash.release = release_or_hold(self._context, self._crash)
+        self._crash.decided = decided
+        self._held = self._crash.release.mode is not Release.INSTANT
 
     def _failed(self, bid: Bid, error: OSError) -> None:
         from collector.dumpers.desk import Dumped  # noqa: PLC0415 - the agent has it already
@@ -146,6 +152,8 @@ class _Offer:
 
     def _leave_to(self, bid: Bid) -> None:
         """Its memory is the dumper's by now: it goes at once, and is explained if there is room."""
+        if self._held and self._crash.is_placed:
+            del self._crash.release  # it was to wait for a core
         decided = self._crash.decided
         action = msgspec.structs.replace(decided.decision.action, release=Release.INSTANT)
         self._crash.decided = msgspec.structs.replace(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from collector.agent.crash import Crash
 from collector.agent.dump_event import maps_line
 from collector.agent.release import ReleaseDecision
 from collector.capture.image import decode_maps
@@ -220,6 +221,35 @@ def test_pinned_memory_is_dumped_when_the_process_has_gone(make: Make) -> None:
     assert dumpers.agent.log == ["released", "written as record", "unpinned"]
     assert [(one.name, one.held) for one in record.dumpers or ()] == [("pins", False)]
     assert not dumpers._has_mail(waits)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_held_process_is_pinned_for_a_dumper_if_there_is_room(
+    make: Make, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    dumpers = make()
+    mode = Release.INSTANT if room else Release.AFTER_COPY
+    asked: list[Capture] = []
+
+    def release_or_hold(_: object, crash: Crash) -> ReleaseDecision:
+        asked.append(crash.decided.admission.capture)
+        if room or len(asked) > 1:
+            crash.gathered.handoff.release()
+        return ReleaseDecision(mode=mode if len(asked) == 1 else Release.INSTANT, reason="so")
+
+    for stage in ("dump", "flow"):
+        monkeypatch.setattr(f"collector.agent.{stage}.release_or_hold", release_or_hold)
+    pins = join(dumpers.hub, "pins", priority=SPECIAL, pin=True)
+    # WHEN a process dies that the native part could not release
+    dumpers.die()
+    event = dumpers.have(pins)
+    # THEN it goes before the dumper has it, or waits for it, and no longer
+    assert (event.get("held"), dumpers.agent.log) == (("no", ["released"]) if room else ("yes", []))
+    pins.let_go(event, 0)
+    record = dumpers.end()
+    assert dumpers.agent.log == ["released", "written as record"]
+    assert asked == ([Capture.FULL] if room else [Capture.FULL, Capture.RECORD])
+    assert (record.outcome, record.release) == (Outcome.HANDLED, Release.INSTANT)
 
 
 @pytest.mark.parametrize(
