@@ -57,6 +57,7 @@ class Running:
 def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(plugins, "_RESTART_S", (0.01, 60.0))
+    monkeypatch.setattr(plugins, "_END_S", 0.1)
     with hub_of() as (hub, _):
         found = Running(hub)
         yield found
