@@ -12,6 +12,7 @@ done in the lane of hand-offs.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -95,10 +96,10 @@ class _Offer:
 
     def _next(self) -> None:
         """Give it to who has bid most, or to the policy."""
-        if not self._bids:
+        bid = self._turn()
+        if bid is None:
             self._go_on(self._crash)
             return
-        bid = self._bids.pop(0)
         if self._held and not bid.pin:
             self._crash.gathered.handoff.keep()
         elif self._held and not self._crash.is_placed:
@@ -109,7 +110,22 @@ class _Offer:
             except OSError as error:
                 self._failed(bid, error)
                 return
-            self._hub.dump(bid, dump, held=self._held, done=partial(self._dumped, bid))
+            most_s = self._left_s() if self._held else None
+            done = partial(self._dumped, bid)
+            self._hub.dump(bid, dump, held=self._held, done=done, most_s=most_s)
+
+    def _turn(self) -> Bid | None:
+        """Whose turn it is; None: the policy's."""
+        while self._bids:
+            bid = self._bids.pop(0)
+            if bid.pin or (self._held and self._left_s() > 0):
+                return bid
+        return None
+
+    def _left_s(self) -> float:
+        """Seconds that the process may still wait for dumpers."""
+        waited = time.monotonic() - self._crash.gathered.handoff.accepted_ns / 1e9
+        return self._hub.most_s - waited
 
     def _pin(self) -> None:
         """Release it with its memory pinned, if there is room; else it waits. However little of it
@@ -146,8 +162,6 @@ class _Offer:
         if dumped.status == 0 and not dumped.passed:
             self._bids = []
             self._leave_to(bid)
-        elif dumped.hung and self._held:  # it has waited long enough
-            self._bids = [other for other in self._bids if other.pin]
         self._follow(self._next)
 
     def _leave_to(self, bid: Bid) -> None:

@@ -142,12 +142,22 @@ class Desk:
                 self._decide(number, calls)
         self._look()
 
-    def dump(self, bid: Bid, event: Message, *, held: bool, done: Callable[[Dumped], None]) -> None:
-        """Give a process to whoever bid for it. event: as for `ask`."""
+    def dump(
+        self,
+        bid: Bid,
+        event: Message,
+        *,
+        held: bool,
+        done: Callable[[Dumped], None],
+        most_s: float | None = None,
+    ) -> None:
+        """Give a process to whoever bid for it. event: as for `ask`. most_s: seconds at most that
+        it may have it; None: as many as usual."""
         with self._calls() as calls:
             number, now = next(self._events), time.monotonic()
             dumper = self._dumpers.get(bid.dumper)
-            most_s = self.most_s if dumper is None else dumper.most_s or self.most_s
+            usual = self.most_s if dumper is None else dumper.most_s or self.most_s
+            most_s = usual if most_s is None else max(0.0, min(usual, most_s))
             self._had[number] = _Had(bid.dumper, done, now, now + most_s)
             dump = message(
                 "DUMP",

@@ -207,7 +207,7 @@ class Hub(Desk):
                     self._has_missed(dumper, calls)
         for number, had in list(self._had.items()):
             if had.until <= now and number in self._had:
-                why = f"it took longer than {had.until - had.since:g} s"
+                why = f"it was not done in time ({had.until - had.since:.2g} s)"
                 dumper = self._dumpers[had.dumper]
                 dumper.tell(message("END", event=number, why=why))
                 self._over(number, None, why, calls, hung=True)

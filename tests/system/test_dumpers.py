@@ -242,7 +242,8 @@ def test_nobody_waits_for_a_dumper_longer_than_hold_max(tmp_path: Path) -> None:
             record = one.record(victim.pid)
         assert MOST_S * 1e3 <= record["held_ms"] < (MOST_S + SLACK_S) * 1e3
         (dumper,) = record["dumpers"]
-        assert (dumper["status"], dumper["note"]) == (None, "it took longer than 1 s")
+        assert dumper["status"] is None
+        assert dumper["note"].startswith("it was not done in time")
         assert (record["outcome"], record["release"]) == ("complete", "instant")
         # WHEN dumpers are killed again and again while processes die
         pids = []

@@ -94,6 +94,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     yield of
     for one in made:
         one.hub.close(0)
+        one.agent.close()
 
 
 def told(record: Record) -> list[tuple[str, int | None, str]]:
@@ -198,11 +199,47 @@ def test_one_that_hangs_loses_it_and_no_other_may_let_it_wait(make: Make) -> Non
     dumpers.die()
     dumpers.have(hangs)
     record = dumpers.end()
-    assert told(record) == [("hangs", None, "it took longer than 0.02 s")]
+    ((name, status, why),) = told(record)
+    assert (name, status) == ("hangs", None)
+    assert why.startswith("it was not done in time (0.0")
     assert record.outcome is Outcome.COMPLETE
     assert not dumpers._has_mail(other)
     counted = dumpers.agent.context.metrics.registry.get_sample_value
     assert counted("coreward_dumps_total", {"outcome": "hung"}) == 1
+
+
+def test_all_dumpers_together_have_no_more_than_hold_max(make: Make) -> None:
+    dumpers = make()
+    first = join(dumpers.hub, "first", priority=HIGHPRIORITY)
+    second = join(dumpers.hub, "second", priority=SPECIAL)
+    dumpers.die()
+    event = dumpers.have(first)
+    # WHEN the first fails when there is little time left
+    dumpers.hub.most_s = 0.0
+    first.let_go(event, errno.EIO)
+    record = dumpers.end()
+    # THEN the policy has it
+    assert told(record) == [("first", errno.EIO, "")]
+    assert not dumpers._has_mail(second)
+
+
+def test_who_wants_it_held_does_not_get_one_that_has_gone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumpers = make()
+
+    def released(_: object, crash: Crash) -> ReleaseDecision:
+        crash.gathered.handoff.release()
+        return ReleaseDecision(mode=Release.INSTANT, reason="room")
+
+    monkeypatch.setattr("collector.agent.dump.release_or_hold", released)
+    pins = join(dumpers.hub, "pins", priority=HIGHPRIORITY, pin=True)
+    waits = join(dumpers.hub, "waits", priority=SPECIAL)
+    dumpers.die()
+    # WHEN it was released for the first one, which fails
+    pins.let_go(dumpers.have(pins), errno.EIO)
+    assert told(dumpers.end()) == [("pins", errno.EIO, "")]
+    assert not dumpers._has_mail(waits)
 
 
 def test_pinned_memory_is_dumped_when_the_process_has_gone(make: Make) -> None:
