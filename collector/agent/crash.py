@@ -77,6 +77,12 @@ class Crash:
         """Whether it was said when the process may go."""
         return hasattr(self, "release")
 
+    @property
+    def was_handled(self) -> bool:
+        """Whether a dumper of others has taken it."""
+        last = self.dumps[-1] if self.dumps else None
+        return last is not None and last.status == 0 and not last.passed
+
     def let_go(self) -> None:
         """Release the process, and its memory: what is wanted of it is elsewhere by now."""
         self.gathered.close()

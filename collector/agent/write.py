@@ -285,7 +285,7 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
         metrics.elided.inc(written.elided)
     if written.capture is not crash.decided.decision.action.capture:
         outcome = Outcome.REDUCED
-    if _was_handled(crash):
+    if crash.was_handled:
         outcome = Outcome.HANDLED
     crash.learn(
         Kept(
@@ -299,11 +299,6 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
     )
     for part, why in written.lost.items():
         crash.lose(part, why)
-
-
-def _was_handled(crash: Crash) -> bool:
-    """Whether a dumper of others has taken it."""
-    return bool(crash.dumps) and crash.dumps[-1].status == 0 and not crash.dumps[-1].passed
 
 
 def _learn_told(crash: Crash, told: Told) -> None:

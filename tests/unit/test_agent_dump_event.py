@@ -66,7 +66,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
             crash.gathered = Gathered(
                 handoff=handoff,
                 dying=dying,
-                threads=memoryview(thread(pid) + thread(pid + 1)),
+                threads=memoryview(thread(pid + 1000) + thread(pid + 1001)),
                 mappings=memoryview(raw_mappings(pid)),
                 head=None,
                 patches=[Patch(address, b"WORD")],
@@ -111,10 +111,7 @@ def test_a_held_process_with_all_that_can_be_seen_of_it(make: Make, tmp_path: Pa
         assert sorted(said.fds) == sorted(
             ["pidfd", "proc", "mem", "pagemap", "root", "exe", "maps", "mappings", "notes"]
         )
-        assert [one.tid for one in process.threads()] == [
-            pid - 1000,
-            pid - 999,
-        ]  # its own namespace
+        assert [one.tid for one in process.threads()] == [pid, pid + 1]
         assert process.read(address, len(SECRET)) == SECRET
         # THEN its mappings have the kernel's flags, and the names of /proc
         text = decode_maps(Path(f"/proc/{pid}/maps").read_bytes())
