@@ -169,7 +169,7 @@ class Desk:
             if dumper is None or dumper.leaving:
                 self._over(number, None, "it is not registered any more", calls)
             elif len(dumper.has) >= dumper.most:
-                self._over(number, None, f"it has {dumper.most} processes already", calls)
+                self._over(number, None, "it has as many processes as it takes already", calls)
             elif not dumper.tell(_joined(dump, event)):
                 self._over(number, None, "it does not read what it is told", calls)
             else:
@@ -181,13 +181,15 @@ class Desk:
     @contextlib.contextmanager
     def _calls(self) -> Iterator[Calls]:
         calls: Calls = []
-        with self._lock:
-            yield calls
-        for call in calls:
-            try:
-                call()
-            except Exception:  # others are to be called as well
-                log.exception("dumpers: what was to follow failed")
+        try:
+            with self._lock:
+                yield calls
+        finally:
+            for call in calls:
+                try:
+                    call()
+                except Exception:  # others are to be called as well
+                    log.exception("dumpers: what was to follow failed")
 
     def _decide(self, number: int, calls: Calls) -> None:
         """All bids are in, or their time is over."""
