@@ -148,10 +148,10 @@ class RunVerb:
             # from now on processes wait for us: all that takes time is done
             allow(native, policy)
             backend = context.backend = _open_backend(args.run_dir, policy, native, parts)
-            _open_door(args.run_dir, policy, hub, parts)
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
+            _open_door(args.run_dir, policy, hub, parts)
             _watch(metrics, probe, backend, native)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
