@@ -254,8 +254,12 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
 def give_up(context: Context, crash: Crash, why: str) -> None:
     """There is no core, and will be none."""
     context.metrics.errors.labels("write").inc()
-    crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
-    crash.lose("core", why)
+    if crash.was_handled:  # it has a core, elsewhere: what is missing is its explanation
+        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.HANDLED))
+        crash.lose("frames", why)
+    else:
+        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
+        crash.lose("core", why)
     _end(context, crash)
 
 

@@ -18,7 +18,7 @@ from collector.agent.crash import Crash
 from collector.agent.dump_event import maps_line
 from collector.agent.release import ReleaseDecision
 from collector.capture.image import decode_maps
-from collector.capture.job import Written
+from collector.capture.job import Failed, Written
 from collector.dumpers.client import Client
 from collector.dumpers.hub import Hub
 from collector.dumpers.protocol import GENERIC, HIGHPRIORITY, NOMATCH, SPECIAL, Message
@@ -140,6 +140,17 @@ def test_the_process_waits_until_its_dumper_says_continue(make: Make) -> None:
         seconds=facts.seconds,
         held=True,
     )
+
+
+def test_one_that_was_taken_and_cannot_be_explained_is_not_lost(make: Make) -> None:
+    dumpers = make()
+    dumpers.agent.answer = Failed("the writer ended with status 9 and no answer")
+    client = join(dumpers.hub, "mine", priority=SPECIAL)
+    dumpers.die()
+    client.let_go(dumpers.have(client), 0)
+    record = dumpers.end()
+    assert (record.outcome, "core" in record.lost) == (Outcome.HANDLED, False)
+    assert record.lost["frames"] == "the writer ended with status 9 and no answer"
 
 
 def test_failure_makes_room_for_the_next_and_at_last_for_the_policy(make: Make) -> None:
