@@ -78,6 +78,22 @@ class Crash:
         return hasattr(self, "release")
 
     @property
+    def dying_thread(self) -> int | None:
+        """In its own pid namespace; None: not known."""
+        who = self.seen.who
+        return self.gathered.first or (who.ns_tid if who else None)
+
+    @property
+    def signal(self) -> int:
+        """0: not known."""
+        return self.seen.signal or self.gathered.handoff.signal or 0
+
+    @property
+    def siginfo(self) -> bytes:
+        """128 bytes; none if BPF did not see the signal."""
+        return self.seen.fatal.siginfo if self.seen.fatal else b""
+
+    @property
     def was_handled(self) -> bool:
         """Whether a dumper of others has taken it."""
         last = self.dumps[-1] if self.dumps else None

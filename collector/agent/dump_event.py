@@ -141,12 +141,11 @@ class Event:
         from collector.capture.image import image_of_job  # noqa: PLC0415
         from collector.elfcore.notes import build_notes  # noqa: PLC0415
 
-        seen = crash.seen
         parts = _Parts(
             pid=gathered.handoff.pid,
-            tid=gathered.first or (seen.who.ns_tid if seen.who else None),
-            signal=seen.signal or gathered.handoff.signal or 0,
-            siginfo=seen.fatal.siginfo if seen.fatal else b"",
+            tid=crash.dying_thread,
+            signal=crash.signal,
+            siginfo=crash.siginfo,
             text=gathered.dying.text,
             threads=gathered.threads,
             mappings=gathered.mappings,

@@ -187,15 +187,15 @@ def _job(
     context: Context, crash: Crash, copy: CopyOrder | None = None, copied: Copy | None = None
 ) -> Job:
     """Everything of the process that is gone after its release, and what to do with it."""
-    gathered, decided, seen = crash.gathered, crash.decided, crash.seen
+    gathered, decided = crash.gathered, crash.decided
     action = decided.decision.action
     return Job(
         record_id=crash.record.id,
         folder=str(context.store.folder(crash.record.id)),
         pid=gathered.handoff.pid,
-        tid=gathered.first or (seen.who.ns_tid if seen.who else None),
-        signal=seen.signal or gathered.handoff.signal or 0,
-        siginfo=seen.fatal.siginfo if seen.fatal else b"",
+        tid=crash.dying_thread,
+        signal=crash.signal,
+        siginfo=crash.siginfo,
         text=gathered.dying.text,
         threads=gathered.threads,
         mappings=gathered.mappings,

@@ -231,13 +231,6 @@ def _period(text: str) -> float:
     return seconds
 
 
-def _max_time(text: str) -> float:
-    seconds = parse_duration(text)
-    if not 1 <= seconds <= _LONGEST_CAPTURE:
-        raise ValueError(f"expected a duration from 1s to 1d, not {quote(text)}")
-    return seconds
-
-
 def _fallback(doc: Document, node: yaml.Node, path: str) -> Capture:
     if nodes.is_off(node):
         raise Problem(node, path, "a death beyond the limit is at least recorded: record")
@@ -369,39 +362,16 @@ def _calls(text: str) -> str:
     return text
 
 
-def _every(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _SHORTEST <= seconds <= _MAX_EVERY:
-        raise ValueError(f"expected a duration from 10ms to 1h, not {quote(text)}")
-    return seconds
+def _between(least: float, most: float, words: str, such: str) -> Parser:
+    """A duration in seconds, with its bounds. words, such: bounds and an example for people."""
 
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least <= seconds <= most:
+            raise ValueError(f"expected a duration from {words}, not {quote(text)}")
+        return seconds
 
-def _within(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_WITHIN <= seconds <= _MOST_WITHIN:
-        raise ValueError(f"expected a duration from 10ms to 1500ms, not {quote(text)}")
-    return seconds
-
-
-def _patience(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_PATIENCE <= seconds <= _MOST_PATIENCE:
-        raise ValueError(f"expected a duration from 50ms to 1m, not {quote(text)}")
-    return seconds
-
-
-def _bids(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_BIDS <= seconds <= _MOST_BIDS:
-        raise ValueError(f"expected a duration from 5ms to 1s, not {quote(text)}")
-    return seconds
-
-
-def _held(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_HELD <= seconds <= _MOST_HELD:
-        raise ValueError(f"expected a duration from 100ms to 1h, not {quote(text)}")
-    return seconds
+    return nodes.written(parse, f"a duration such as {such}")
 
 
 def _shared(text: str) -> float:
@@ -564,7 +534,7 @@ _TRIGGER: Mapping[str, Parser] = {
 _WATCH: Mapping[str, Parser] = {
     "name": _rule_name,
     "match": _living,
-    "every": nodes.written(_every, "a duration such as 1s"),
+    "every": _between(_SHORTEST, _MAX_EVERY, "10ms to 1h", "1s"),
     "keep": nodes.integer(1, 100_000, "a number of samples"),
     "memory": _SIZE,
     "stack": nodes.written(_stack, "a size such as 16KiB"),
@@ -575,7 +545,7 @@ _ARM: Mapping[str, Parser] = {
     "match": _living,
     "on": _any_of(nodes.choice({str(c): c for c in (Cause.KILLED, Cause.OOM, Cause.EXIT)})),
     "capture": nodes.choice({str(c): c for c in (Capture.FULL, Capture.STACKS, Capture.THREADS)}),
-    "within": nodes.written(_within, "a duration such as 300ms"),
+    "within": _between(_LEAST_WITHIN, _MOST_WITHIN, "10ms to 1500ms", "300ms"),
     "children": nodes.boolean,
 }
 _ARM_SECTION: Mapping[str, Parser] = {
@@ -596,7 +566,7 @@ _DUMPER: Mapping[str, Parser] = {
     "entry_point": nodes.text,
     "match": _match,
     "pin": nodes.boolean,
-    "timeout": nodes.written(_held, "a duration such as 30s"),
+    "timeout": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),
     "user": _user,
     "memory": _SIZE,
 }
@@ -606,9 +576,9 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "hold": {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),
         "takeover": nodes.boolean,
-        "patience": nodes.written(_patience, "a duration such as 100ms"),
-        "bids": nodes.written(_bids, "a duration such as 50ms"),
-        "max": nodes.written(_held, "a duration such as 30s"),
+        "patience": _between(_LEAST_PATIENCE, _MOST_PATIENCE, "50ms to 1m", "100ms"),
+        "bids": _between(_LEAST_BIDS, _MOST_BIDS, "5ms to 1s", "50ms"),
+        "max": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),
         "group": _group,
     },
     "release": {
@@ -622,7 +592,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),
         "queue": nodes.integer(1, 100_000, "a number of captures"),
-        "max_time": nodes.written(_max_time, "a duration such as 10m"),
+        "max_time": _between(1.0, _LONGEST_CAPTURE, "1s to 1d", "10m"),
         "max_read": _size_or_auto,
     },
     "recorder": {
