@@ -96,6 +96,8 @@ class Desk:
 
     def crashed(self, pid: int) -> None:
         """A process is dying, and waits: if it is a dumper, it is one no more."""
+        if not self._dumpers:
+            return
         with self._calls() as calls:
             for dumper in [d for d in self._dumpers.values() if d.peer.pid == pid]:
                 self._drop(dumper, "it has crashed", calls)
