@@ -100,7 +100,7 @@ def test_the_process_waits_until_its_dumper_says_continue(
         running("null_main", cwd=tmp_path) as victim,
     ):
         # WHEN a process dies that a dumper wants, and one that it does not
-        with running("threads", cwd=tmp_path) as other:
+        with running("threads", "20", cwd=tmp_path) as other:
             victim.go()
             event = told(client, "DUMP")
             process = HeldProcess(event)
@@ -136,7 +136,10 @@ def test_a_dumpers_core_has_the_bytes_of_the_stored_one(
     running_agent: RunningAgent, tmp_path: Path
 ) -> None:
     # GIVEN a dumper that writes a core itself, and passes the process on
-    with join(running_agent, "also", "threads") as client, running("threads", cwd=tmp_path) as one:
+    with (
+        join(running_agent, "also", "threads") as client,
+        running("threads", "20", cwd=tmp_path) as one,
+    ):
         one.go()
         event = told(client, "DUMP")
         with open(tmp_path / "own", "wb") as file:
@@ -165,7 +168,7 @@ def test_pinned_memory_is_there_when_the_process_has_gone(
     # GIVEN a dumper for which pinned memory will do
     with (
         join(running_agent, "pins", "threads", pin=True) as client,
-        running("threads", cwd=tmp_path) as victim,
+        running("threads", "20", cwd=tmp_path) as victim,
     ):
         # WHEN a process dies, THEN it is gone before the dumper has done anything
         victim.go()
@@ -308,7 +311,7 @@ def test_a_plugin_has_the_process_as_a_user_of_its_own(tmp_path: Path) -> None:
             with agent(tmp_path, config=config, metrics=True, hold="bids: 1s") as one:
                 one.wait_line("dumper keeper .* is registered")
                 # WHEN a process dies
-                with running("threads", cwd=tmp_path) as victim:
+                with running("threads", "20", cwd=tmp_path) as victim:
                     victim.go()
                     victim.wait()
                     record = one.record(victim.pid)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.dumpers.reach import MAX_ROWS, rows_of
+from collector.handoff.native import Native
 from collector.model import Cause
 from collector.native.build import build_library
 from collector.native.contract import BIDDERS, FILES, TEXTS, Bidder, Bytes, Orders, Taken
@@ -97,6 +98,17 @@ def test_the_executable_is_the_one_that_runs_also_if_it_was_replaced(
 
 def test_a_signal_that_the_kernel_does_not_tell_holds(library: ctypes.CDLL, tmp_path: Path) -> None:
     assert may_bid(library, Match(signal=(6,)), str(tmp_path), signal=-1)
+
+
+def test_the_rows_are_where_the_native_part_looks() -> None:
+    native = Native()
+    native.bidders(rows_of(Match(comm=("a", "b"))))
+    assert [row.comm for row in native._orders.bidder[:2]] == [b"a", b"b"]
+    assert native._orders.bidders == 2
+    native.bidders([])
+    assert native._orders.bidders == 0
+    with pytest.raises(ValueError, match="65 rows of bidders, the most are 64"):
+        native.bidders(rows_of(Match()) * 65)
 
 
 def test_rows_are_bounded() -> None:
