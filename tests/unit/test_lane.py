@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from collector.fair import FairQueue, Waiting
 from collector.workers import Lane
 
 PATIENCE = 10.0  # seconds; a test that waits as long has failed
@@ -84,6 +85,19 @@ def test_order_and_who_goes_first() -> None:
     assert lane.wait_idle(PATIENCE)
     assert order == ["urgent", "one", "two"]
     lane.close()
+
+
+def test_several_of_one_owner_may_come_first() -> None:
+    queue = FairQueue(limit=10)
+    done: list[int] = []
+    # GIVEN tasks that come first and keep nothing in memory, and one that waits for its turn
+    for number in range(3):
+        assert queue.add(Waiting(lambda number=number: done.append(number), None, True))
+    assert queue.add(Waiting(lambda: done.append(9), None, False, None, 5))
+    # THEN each can be taken
+    while queue:
+        queue.pop().run()
+    assert (sorted(done), done[-1]) == ([0, 1, 2, 9], 9)
 
 
 def test_a_reserved_worker_is_there_for_whoever_comes_first() -> None:
