@@ -36,7 +36,7 @@ def test_nobody_waits_for_a_dumper_longer_than_hold_max(tmp_path: Path) -> None:
         assert (record["outcome"], record["release"]) == ("complete", "instant")
         # WHEN dumpers are killed again and again while processes die
         pids = []
-        for number in range(5):
+        for number in range(3):
             with deaf(one, f"unlucky-{number}", 0.05) as dumper_process:
                 victims = []
                 with contextlib.ExitStack() as alive:
