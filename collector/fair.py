@@ -88,9 +88,9 @@ class FairQueue:
             if tasks:
                 self._owners[owner] = tasks  # behind the others
         self._count -= 1
-        self._bytes[task.owner] -= task.size
-        if not self._bytes[task.owner] and task.owner not in self._owners:
-            del self._bytes[task.owner]
+        left = self._bytes.pop(task.owner, 0) - task.size  # none are kept of an owner who has none
+        if left or task.owner in self._owners:
+            self._bytes[task.owner] = left
         return task
 
     def clear(self) -> list[Waiting]:

@@ -87,6 +87,7 @@ class Outcome(enum.StrEnum):
     COMPLETE = "complete"  # all that was asked for is in the core
     TRUNCATED = "truncated"  # the core stops at one of its limits
     REDUCED = "reduced"  # a smaller capture than asked for; `lost` says why
+    HANDLED = "handled"  # a dumper of others took it; `dumpers` says what it did
     COUNTED = "counted"  # one of many at a time, which have one record together
     RECORDED = "recorded"  # no core was asked for, or none can be had for this kind of death
     IGNORED = "ignored"  # policy wants no record of it; only counted
@@ -355,6 +356,20 @@ class CallsFacts(msgspec.Struct, frozen=True, kw_only=True):
     file: str  # inside the record's folder
 
 
+class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dumper of others did with a process: docs/dumpers.md."""
+
+    name: str
+    priority: int  # of its bid
+    pid: int  # of the dumper
+    uid: int
+    status: int | None  # an errno, 0: all went well; None: it never said
+    note: str  # its own words; without a status ours
+    seconds: float
+    held: bool  # the process waited for it
+    passed: bool = False  # it wanted others to have it as well
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a backtrace, innermost first. Unknown parts are None."""
 
@@ -482,6 +497,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     samples: SamplesFacts | None = None  # None: no `watch` rule matched it
     calls: CallsFacts | None = None  # None: no `trace` rule matched it
     heap: list[HeapProfile] | None = None  # None: not looked at, or `lost` says why
+    dumpers: list[DumpFacts] | None = None  # who had it before us, in that order; None: nobody
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones

@@ -30,6 +30,7 @@ from collector.watch.client import FlightRecorder
 from collector.workers import Lane
 
 if TYPE_CHECKING:
+    from collector.dumpers.hub import Hub
     from collector.probe.armed import ArmedProbe
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
@@ -96,6 +97,8 @@ class Context:
     ooms: Ooms = dataclasses.field(default_factory=Ooms)
     senders: Senders = dataclasses.field(default_factory=Senders)
     lender: Lender | None = None
+    dumpers: Hub | None = None
+    run_dir: Path = Path("/run/coreward")
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)

@@ -28,7 +28,7 @@ from collector.agent.release import ReleaseDecision
 from collector.errors import CorewardError
 from collector.explain.facts import with_explanation
 from collector.explain.types import Explanation
-from collector.model import ProcessKey, Record
+from collector.model import DumpFacts, ProcessKey, Record
 from collector.policy import types as policy
 from collector.policy.limit import Admission
 from collector.store.store import Store
@@ -66,10 +66,38 @@ class Crash:
         self.state = State.SEEN
         self.since = time.monotonic()  # of its state
         self.not_held: str | None = None  # why its hand-off came to nothing
+        self.dumps: list[DumpFacts] = []  # what dumpers did with it
         self.stored = False  # whether the store has its record, in whatever form
         self._lock = threading.Lock()
         self._record: Record | None = None
         self._open: set[str] = set()
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it was said when the process may go."""
+        return hasattr(self, "release")
+
+    @property
+    def dying_thread(self) -> int | None:
+        """In its own pid namespace; None: not known."""
+        who = self.seen.who
+        return self.gathered.first or (who.ns_tid if who else None)
+
+    @property
+    def signal(self) -> int:
+        """0: not known."""
+        return self.seen.signal or self.gathered.handoff.signal or 0
+
+    @property
+    def siginfo(self) -> bytes:
+        """128 bytes; none if BPF did not see the signal."""
+        return self.seen.fatal.siginfo if self.seen.fatal else b""
+
+    @property
+    def was_handled(self) -> bool:
+        """Whether a dumper of others has taken it."""
+        last = self.dumps[-1] if self.dumps else None
+        return last is not None and last.status == 0 and not last.passed
 
     def let_go(self) -> None:
         """Release the process, and its memory: what is wanted of it is elsewhere by now."""
@@ -80,6 +108,8 @@ class Crash:
 
     def open(self, record: Record, part: str) -> None:
         """Begin the record, with its first part."""
+        if self.dumps:
+            record = msgspec.structs.replace(record, dumpers=self.dumps)
         self._record, self._open = record, {part}
 
     @property

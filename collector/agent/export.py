@@ -76,7 +76,8 @@ def open_held(context: Context, crash: Crash) -> None:
     for part, why in lost.items():
         crash.lose(part, why)
     if not decided.explain:
-        crash.lose("frames", "not looked for: beyond the limit")
+        why = "it would have had to wait" if crash.was_handled else "beyond the limit"
+        crash.lose("frames", f"not looked for: {why}")
     # one of which nothing more is wanted is on disk soon enough, and its events are kept so long
     if (decided.explain or _wants_core(crash)) and crash.keep(context.store):
         recorded(context, crash)

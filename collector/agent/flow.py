@@ -4,6 +4,7 @@
     pin and release, or  its memory stays, it goes    (natively, where nothing is to be weighed;
     hold                 or it waits for its core      else `hold`, after `decide`)
     decide               policy, limits
+    bid                  dumpers of others: who takes it has it first, see `dump`
     write                a process of its own writes the core       (`capture` lane)
     explain              another one unwinds the stack              (`explain` lane)
     export               store, metrics, one line                   (whoever is last)
@@ -16,11 +17,13 @@ memory, is left for later.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.decide import decide
+from collector.agent.dump import offer
 from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
@@ -62,28 +65,59 @@ def handle(context: Context, taken: Taken) -> None:
         gathered = gather(taken)
         try:
             crash = _join(context, gathered)
-            take_events(context)  # those that came before it
-            crash.decided = decide(context, crash)
-            if crash.decided.admission.capture is Capture.NONE:
-                _ignore(context, crash)
-                return
-            crash.release = release_or_hold(context, crash)
-            open_held(context, crash)
-            ask_systemd(context, crash)
-            write(context, crash)
         except BaseException:
             gathered.close()
             raise
-    except Exception as error:  # whatever it is, what BPF saw of the death goes on record
-        why, usual = in_words(error)
-        context.metrics.errors.labels("handoff").inc()
-        log.error("process %d: %s", taken.handoff.pid, why, exc_info=not usual)
-        if crash is None:
-            return
-        if crash.is_open:
-            give_up(context, crash, why)
-        elif context.registry.give_back(crash, why, blind=context.blind):
-            complete(context, crash)
+    except Exception as error:
+        _fail(context, taken.handoff.pid, crash, error)
+        return
+    _attempt(context, crash, partial(_begin, context, crash))
+
+
+def _begin(context: Context, crash: Crash) -> None:
+    """Until somebody else has it, or to the writer's queue."""
+    take_events(context)  # those that came before it
+    crash.decided = decide(context, crash)
+    if not offer(context, crash, partial(_attempt, context, crash), partial(_go_on, context)):
+        _go_on(context, crash)
+
+
+def _go_on(context: Context, crash: Crash) -> None:
+    """From what is decided to the writer's queue."""
+    if crash.decided.admission.capture is Capture.NONE:
+        _ignore(context, crash)
+        return
+    if not crash.is_placed:
+        crash.release = release_or_hold(context, crash)
+    open_held(context, crash)
+    ask_systemd(context, crash)
+    write(context, crash)
+
+
+def _attempt(context: Context, crash: Crash, work: Callable[[], None]) -> None:
+    """Whatever comes of it, the process is not held for ever."""
+    gathered = crash.gathered
+    try:
+        work()
+    except Exception as error:
+        gathered.close()
+        _fail(context, gathered.handoff.pid, crash, error)
+    except BaseException:
+        gathered.close()
+        raise
+
+
+def _fail(context: Context, pid: int, crash: Crash | None, error: Exception) -> None:
+    """Whatever it is, what BPF saw of the death goes on record."""
+    why, usual = in_words(error)
+    context.metrics.errors.labels("handoff").inc()
+    log.error("process %d: %s", pid, why, exc_info=None if usual else error)
+    if crash is None:
+        return
+    if crash.is_open:
+        give_up(context, crash, why)
+    elif context.registry.give_back(crash, why, blind=context.blind):
+        complete(context, crash)
 
 
 def _join(context: Context, gathered: Gathered) -> Crash:

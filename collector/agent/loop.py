@@ -42,11 +42,12 @@ from collector.handoff.backends import NoBackend
 from collector.handoff.native import Native
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
-from collector.policy.types import ArmSettings, Policy
+from collector.policy.types import ArmSettings, DumperRule, Policy
 from collector.workers import USUAL_S
 
 if TYPE_CHECKING:
     from collector.agent.arm import Arming
+    from collector.dumpers.plugins import Plugins
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Agent:
         self._acceptor: Acceptor | None = None
         self._storms = Storms()
         self._arming: Arming | None = None  # begins with the first rules of `arm`
+        self._plugins: Plugins | None = None  # begin with the first of `dumpers`
         self._store_again_at = 0.0  # of time.monotonic
         self._stopping = False
         self._reload = False
@@ -114,6 +116,17 @@ class Agent:
         context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
         self._arm(policy.arm)
+        self._run_plugins(policy.dumpers)
+
+    def _run_plugins(self, rules: tuple[DumperRule, ...]) -> None:
+        if self._plugins is None:
+            if not rules or self._context.dumpers is None:
+                return
+            # few policies have such rules
+            from collector.dumpers.plugins import Plugins  # noqa: PLC0415
+
+            self._plugins = Plugins(self._context.dumpers, self._context.run_dir)
+        self._plugins.configure(rules)
 
     def _arm(self, settings: ArmSettings) -> None:
         if self._arming is None:
@@ -199,6 +212,10 @@ class Agent:
             context.probe.set_has_handoff(False)
         if self._acceptor is not None:
             self._acceptor.join()
+        if context.dumpers is not None:  # what they have goes on to us, or is theirs by then
+            context.dumpers.close(max(0.0, until - time.monotonic()) / 2)
+        if self._plugins is not None:
+            self._plugins.close()
         for _ in range(2):  # what was held has ended meanwhile
             take_events(self._context)
             for lane in lanes.all():

@@ -100,7 +100,7 @@ def _copy(context: Context, crash: Crash) -> None:
         order = order_for(crash, room, context.policy.policy.release.shared)
         copy = copy_in_time if crash.gathered.others else copy_at_once
         try:
-            copied = copy(crash, order, _most_read(context, crash))
+            copied = copy(crash, order, most_read(context, crash))
         except (CorewardError, OSError) as error:
             why = str(error)
             _note_release(context, crash, crash.gathered.handoff.release())
@@ -142,7 +142,7 @@ def _queue(
         given_up(_FULL)
 
 
-def _most_read(context: Context, crash: Crash) -> int | None:
+def most_read(context: Context, crash: Crash) -> int | None:
     """Bytes of its memory that policy lets be read; None: no limit."""
     action = crash.decided.decision.action
     limits = [action.memory.max, context.policy.policy.capture.max_read]
@@ -188,15 +188,15 @@ def _job(
     context: Context, crash: Crash, copy: CopyOrder | None = None, copied: Copy | None = None
 ) -> Job:
     """Everything of the process that is gone after its release, and what to do with it."""
-    gathered, decided, seen = crash.gathered, crash.decided, crash.seen
+    gathered, decided = crash.gathered, crash.decided
     action = decided.decision.action
     return Job(
         record_id=crash.record.id,
         folder=str(context.store.folder(crash.record.id)),
         pid=gathered.handoff.pid,
-        tid=gathered.first or (seen.who.ns_tid if seen.who else None),
-        signal=seen.signal or gathered.handoff.signal or 0,
-        siginfo=seen.fatal.siginfo if seen.fatal else b"",
+        tid=crash.dying_thread,
+        signal=crash.signal,
+        siginfo=crash.siginfo,
         text=gathered.dying.text,
         threads=gathered.threads,
         mappings=gathered.mappings,
@@ -257,8 +257,12 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
 def give_up(context: Context, crash: Crash, why: str) -> None:
     """There is no core, and will be none."""
     context.metrics.errors.labels("write").inc()
-    crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
-    crash.lose("core", why)
+    if crash.was_handled:  # it has a core, elsewhere: what is missing is its explanation
+        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.HANDLED))
+        crash.lose("frames", why)
+    else:
+        crash.learn(NotKept(capture=Capture.RECORD, outcome=Outcome.FAILED))
+        crash.lose("core", why)
     _end(context, crash)
 
 
@@ -288,6 +292,8 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
         metrics.elided.inc(written.elided)
     if written.capture is not crash.decided.decision.action.capture:
         outcome = Outcome.REDUCED
+    if crash.was_handled:
+        outcome = Outcome.HANDLED
     crash.learn(
         Kept(
             capture=written.capture,

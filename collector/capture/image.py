@@ -9,11 +9,11 @@ from __future__ import annotations
 import bisect
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
 from collector.arch.xsave import layout_note
-from collector.capture.job import Job
 from collector.capture.process import ProcText
 from collector.capture.select import DEFAULT_FILTER
 from collector.elfcore.layout import parse_head
@@ -28,7 +28,30 @@ _MAX_NAME = 15
 _MAX_ARGS = 79
 
 
-def image_of_job(job: Job) -> ProcessImage:
+class Gathered(Protocol):
+    """What is known of a process that is held, or was: a Job, for example."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def tid(self) -> int | None:
+        """Of the dying thread in its own pid namespace; None: the first."""
+
+    @property
+    def signal(self) -> int: ...
+    @property
+    def siginfo(self) -> bytes: ...
+    @property
+    def text(self) -> ProcText: ...
+    @property
+    def threads(self) -> memoryview | None: ...
+    @property
+    def mappings(self) -> memoryview | None: ...
+    @property
+    def head(self) -> bytearray | None: ...
+
+
+def image_of_job(job: Gathered) -> ProcessImage:
     """The image of the process that a job is about, the dying thread first.
 
     Raises CaptureError, or CoreFormatError if the kernel's stream is damaged.
@@ -60,7 +83,7 @@ def coredump_filter(text: ProcText) -> int:
         return DEFAULT_FILTER
 
 
-def _from_stream(job: Job) -> ProcessImage:
+def _from_stream(job: Gathered) -> ProcessImage:
     if job.head is None:
         raise CaptureError(f"process {job.pid}: neither BPF nor the kernel's stream gave registers")
     return image_of_head(job.head, job.text)

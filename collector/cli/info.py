@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
 from collector.explain.names import code_name
-from collector.model import Capture, Fault, Outcome, Record, Sender, SnapshotFacts
+from collector.model import Capture, DumpFacts, Fault, Outcome, Record, Sender, SnapshotFacts
 from collector.signals import signal_name
 from collector.watch.flight import Flight
 
@@ -217,6 +218,20 @@ def _kept(record: Record, core: Path | None) -> Lines:
     yield "held", _held(record)
     yield "took", None if record.capture_s is None else f"{record.capture_s:.3f} s"
     yield "rule", record.rule
+    for facts in record.dumpers or ():
+        yield "dumper", _dumper(facts)
+
+
+def _dumper(facts: DumpFacts) -> str:
+    """What a dumper of others did with it."""
+    if facts.status is None:
+        became = f"gave no status: {facts.note}"
+    elif facts.status:
+        became = f"failed, {os.strerror(facts.status)}" + (f": {facts.note}" if facts.note else "")
+    else:
+        became = f"done: {facts.note}" if facts.note else "done"
+    waited = "the process waited" if facts.held else "of pinned memory"
+    return f"{facts.name} (bid {facts.priority}): {became}; {facts.seconds:.3f} s, {waited}"
 
 
 def _captured(record: Record) -> str:

@@ -20,10 +20,12 @@ from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
+from collector.dumpers.door import Door
+from collector.dumpers.hub import Hub
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.handoff import pin, pipe
-from collector.handoff.backends import NoBackend, OpenBackend, open_backend
+from collector.handoff.backends import NoBackend, OpenBackend, open_backend, own_directory
 from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
 from collector.linux import descriptors
@@ -135,7 +137,9 @@ class RunVerb:
                 native=native,
                 pins=Pins(native),
                 lender=lender,
+                run_dir=args.run_dir.absolute(),
             )
+            hub = context.dumpers = _hub(policy, native, metrics, parts)
             agent = Agent(context)
             agent.catch_up()
             gc.collect()
@@ -147,6 +151,7 @@ class RunVerb:
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
+            _open_door(args.run_dir, policy, hub, parts)
             _watch(metrics, probe, backend, native)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
@@ -256,6 +261,25 @@ def _open_backend(
     parts.callback(backend.close)
     pin.prepare()
     return backend
+
+
+def _hub(policy: Policy, native: Native, metrics: Metrics, parts: contextlib.ExitStack) -> Hub:
+    """The dumpers of others; there are none yet."""
+    hub = Hub(policy.hold.bids, policy.hold.max, native.bidders, metrics.bids_missed.inc)
+    parts.callback(hub.close, 0.0)
+    metrics.dumpers.set_function(lambda: len(hub.names()))
+    return hub
+
+
+def _open_door(run_dir: Path, policy: Policy, hub: Hub, parts: contextlib.ExitStack) -> None:
+    """Where they register; without it deaths are seen all the same."""
+    try:
+        own_directory(run_dir)
+        door = Door(run_dir, policy.hold.group, hub)
+    except HoldError as error:
+        log.error("no dumpers can register: %s", error)
+        return
+    parts.callback(door.close)
 
 
 def _restore_limits(lender: Lender) -> None:

@@ -88,6 +88,11 @@ class Metrics:
         self.queued = gauge("captures_queued", "Captures that wait for a worker")
         hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
         hanging.set_function(children.hanging)
+        self.dumps = counter(
+            "dumps", "Processes that dumpers of others had, by what became of them", "outcome"
+        )
+        self.bids_missed = counter("bids_missed", "Bids of dumpers that did not come in time")
+        self.dumpers = gauge("dumpers", "Dumpers of others that are registered")
         self.pins = gauge("pins_open", "Address spaces kept alive after their process has gone")
         self.armed = gauge("armed_processes", "Processes whose memory is pinned while they live")
         self.arm_refused = counter(

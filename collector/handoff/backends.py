@@ -206,7 +206,7 @@ def open_backend(
         Backend.SOCKET: lambda: SocketBackend(run_dir / SOCKET_NAME),
         Backend.PIPE: lambda: PipeBackend(run_dir, _helper(helper), patience_s),
     }
-    _own_directory(run_dir)
+    own_directory(run_dir)
     reasons: list[str] = []
     for name in ways if kind is Backend.AUTO else (kind,):
         try:
@@ -249,7 +249,7 @@ def _helper(given: Path | None) -> Path:
     return path
 
 
-def _own_directory(path: Path) -> None:
+def own_directory(path: Path) -> None:
     """Make `path` ours alone: others must be able neither to connect, nor to put files there, nor
     to put a folder of theirs in its place."""
     try:

@@ -129,6 +129,16 @@ class Native:
         self._orders.max_pins, self._orders.max_pinned = max_pins, max_pinned
         self._orders.instant = int(instant)
 
+    def bidders(self, rows: Sequence[contract.Bidder]) -> None:
+        """Processes that one of these rows names stay held until somebody has bid for them.
+
+        ValueError if they are more than BIDDERS.
+        """
+        if len(rows) > contract.BIDDERS:
+            raise ValueError(f"{len(rows)} rows of bidders, the most are {contract.BIDDERS}")
+        raw = (contract.Bidder * len(rows))(*rows)
+        self._library.coreward_bidders(self._orders, raw, len(rows))
+
     def expect(self, capture_s: float) -> None:
         """So many seconds pass until the next core is written, if all writers are at work.
 

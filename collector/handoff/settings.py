@@ -155,6 +155,13 @@ class SettingsGuard:
         if (there := self._read(name)) != value:
             raise HoldError(f"the kernel made {there!r} of kernel.{name} {value!r}")
 
+    @property
+    def former_pattern(self) -> str | None:
+        """The core_pattern that was there before us; None: it is not ours now. HoldError if what
+        was saved is damaged."""
+        saved = self._load().settings.get(_PATTERN)
+        return None if saved is None else saved.original
+
     def _load(self) -> _Saved:
         try:
             return msgspec.json.decode(self.file.read_bytes(), type=_Saved)

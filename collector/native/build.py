@@ -29,7 +29,7 @@ LIBRARY_SOURCES = tuple(
         *("serve", "pool", "results", "watchdog", "watch"),
         *("accept", "accept_socket", "accept_pipe"),
         *("owner", "proc", "process", "counted", "area", "gather", "iterate", "shared"),
-        *("exit_words", "headroom", "admit", "pin", "spared", "priority"),
+        *("exit_words", "headroom", "bidders", "admit", "pin", "spared", "priority"),
     )
 )
 COPIER = "coreward-copy"

@@ -17,6 +17,9 @@ DEPTH = 16  # memory cgroups with a limit above one process
 LIMITS = DEPTH + 2  # of one process: these, and the two shares of its owner
 LEVELS = 256  # and of all that are pinned
 HANDFUL = 8  # deaths of one owner at a time that are no storm, whatever is slow
+BIDDERS = 64  # rows of what dumpers want to see
+BIDDER_UIDS = 8
+BIDDER_COMM, BIDDER_PATH = 64, 256  # bytes of a pattern, with its zero
 OWNER_DEVICE = 0  # of a level that is an owner, with a number of pins
 OWNER_BYTES = (1 << 32) - 1  # the same with their bytes
 
@@ -51,6 +54,20 @@ class Level(ctypes.Structure):
     """struct level."""
 
     _fields_ = (("device", c_uint64), ("inode", c_uint64), ("bytes", c_int64))
+
+
+class Bidder(ctypes.Structure):
+    """struct bidder."""
+
+    _fields_ = (
+        ("signals", c_uint64),
+        ("uid_count", c_int32),
+        ("uids", c_uint32 * BIDDER_UIDS),
+        ("comm", c_char * BIDDER_COMM),
+        ("exe", c_char * BIDDER_PATH),
+        ("cgroup", c_char * BIDDER_PATH),
+        ("unused", c_int32),
+    )
 
 
 class Account(ctypes.Structure):
@@ -88,6 +105,9 @@ class Orders(ctypes.Structure):
         ("capture_ns", c_int64),
         ("left_behind", c_int32),
         ("untold", c_int32),
+        ("bidders", c_int32),
+        ("unused_too", c_int32),
+        ("bidder", Bidder * BIDDERS),
     )
 
 

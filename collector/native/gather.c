@@ -158,7 +158,7 @@ static bool take_back(struct orders *o, const struct taken *t, struct hand *hand
 /* Whether it may go without Python: with a pin, unless it is spared that. */
 static bool may_go(struct orders *o, struct taken *t)
 {
-	if (!t->spared && o->instant && !o->stream && !t->others && admit(o, t))
+	if (!t->spared && o->instant && !o->stream && !t->others && !may_bid(o, t) && admit(o, t))
 		return true;
 	t->spared = t->spared || is_crowded(o, t); /* others of its owner may have been faster */
 	return t->spared;

@@ -25,6 +25,10 @@
 #define LEVELS 256           /* and of all that are pinned */
 #define HANDFUL 8            /* deaths of one owner at a time that are no storm, whatever is slow */
 #define OWNER_DEVICE 0       /* of a level that is an owner, with a number of pins: no file system is 0 */
+#define BIDDERS 64           /* rows of what dumpers want to see */
+#define BIDDER_UIDS 8
+#define BIDDER_COMM 64       /* bytes of a pattern, with its zero */
+#define BIDDER_PATH 256      /* the same */
 #define OWNER_BYTES UINT32_MAX /* the same with their bytes: nor is one this */
 
 enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
@@ -52,6 +56,20 @@ struct level {
 	uint64_t device;
 	uint64_t inode;
 	int64_t bytes;             /* in an account: of pins below it; of a process: the room in it */
+};
+
+/*
+ * Processes that a dumper may bid for. All must hold, and more than these may be asked for: Python
+ * looks at the rest. In patterns only `*` is special; an empty one holds for everything.
+ */
+struct bidder {
+	uint64_t signals;          /* bit N - 1: signal N; one that is not known holds */
+	int32_t uid_count;         /* 0: any */
+	uint32_t uids[BIDDER_UIDS];
+	char comm[BIDDER_COMM];    /* of `Name` in /proc/PID/status */
+	char exe[BIDDER_PATH];     /* where /proc/PID/exe points */
+	char cgroup[BIDDER_PATH];  /* of all of /proc/PID/cgroup */
+	int32_t unused;
 };
 
 /* Open pins. */
@@ -84,6 +102,9 @@ struct orders {
 	_Atomic int64_t capture_ns; /* until the next core is written, if all writers are at work */
 	_Atomic int32_t left_behind; /* ours: threads that a process keeps waiting */
 	_Atomic int32_t untold;    /* ours: deaths that there was no memory for */
+	_Atomic int32_t bidders;   /* so many of `bidder`, by coreward_bidders() */
+	int32_t unused_too;
+	struct bidder bidder[BIDDERS];
 };
 
 struct bytes {
@@ -179,6 +200,9 @@ COREWARD_API void coreward_entered(struct orders *o, int64_t size, const struct 
 /* What is in Python's account now; and what is not yet. */
 COREWARD_API void coreward_count(struct orders *o, const struct account *open);
 COREWARD_API void coreward_fresh(const struct orders *o, struct account *fresh);
+
+/* From now on processes that one of these may bid for stay held; at most BIDDERS. */
+COREWARD_API void coreward_bidders(struct orders *o, const struct bidder *rows, int32_t count);
 
 /* Whether a process was let go without being told of, for so many of its owner died before it. */
 COREWARD_API int coreward_was_spared(int pid, uint64_t start_ticks);

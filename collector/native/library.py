@@ -8,7 +8,7 @@ from pathlib import Path
 
 from collector.errors import HoldError
 from collector.native.build import LIBRARY, find
-from collector.native.contract import Account, Level, Orders, Taken
+from collector.native.contract import Account, Bidder, Level, Orders, Taken
 
 _FUNCTIONS = {
     "coreward_serve": (c_void_p, c_int, c_int, POINTER(Orders)),
@@ -19,6 +19,7 @@ _FUNCTIONS = {
     "coreward_entered": (None, POINTER(Orders), c_int64, POINTER(Level), c_int32),
     "coreward_count": (None, POINTER(Orders), POINTER(Account)),
     "coreward_fresh": (None, POINTER(Orders), POINTER(Account)),
+    "coreward_bidders": (None, POINTER(Orders), POINTER(Bidder), c_int32),
     "coreward_was_spared": (c_int, c_int, c_uint64),
     "coreward_busy": (None, POINTER(Orders), c_int),
     "coreward_wait": (None, POINTER(Orders), c_int, c_int, c_int),

@@ -90,7 +90,8 @@ bool is_there(struct taken *t);
 /* area.c */
 bool make_area(struct taken *t);
 
-/* gather.c, and its parts: process, iterate, shared, exit_words, headroom, admit, pin */
+/* gather.c, and its parts: process, iterate, shared, exit_words, headroom, bidders, admit,
+ * pin */
 bool gather(struct orders *o, struct taken *t);
 void discard(struct taken *t);
 bool open_process(struct taken *t, bool maps);
@@ -100,6 +101,8 @@ void keep_words(struct taken *t);
 void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list);
 bool find_levels(struct taken *t, const char *groups, int64_t enough);
 bool is_crowded(struct orders *o, const struct taken *t);
+bool is_like(const char *text, const char *pattern);
+bool may_bid(struct orders *o, struct taken *t);
 bool admit(struct orders *o, struct taken *t);
 uint64_t readable(struct taken *t);
 bool pin_memory(struct orders *o, struct taken *t);

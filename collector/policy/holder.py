@@ -64,6 +64,9 @@ def _fixed_changes(old: Policy, new: Policy) -> tuple[str, ...]:
         "hold.backend": (old.hold.backend, new.hold.backend),
         "hold.takeover": (old.hold.takeover, new.hold.takeover),
         "hold.patience": (old.hold.patience, new.hold.patience),
+        "hold.bids": (old.hold.bids, new.hold.bids),
+        "hold.max": (old.hold.max, new.hold.max),
+        "hold.group": (old.hold.group, new.hold.group),
         "capture.workers": (old.capture.workers, new.capture.workers),
         "capture.queue": (old.capture.queue, new.capture.queue),
     }

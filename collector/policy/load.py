@@ -9,6 +9,7 @@ Imports PyYAML, so whoever must stay small imports this module only when it load
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import pwd
 import re
@@ -32,6 +33,7 @@ from collector.policy.types import (
     Codec,
     Compress,
     Condition,
+    DumperRule,
     HoldSettings,
     Limit,
     MappingKind,
@@ -61,6 +63,8 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
+_LEAST_BIDS, _MOST_BIDS = 0.005, 1.0  # seconds
+_LEAST_HELD, _MOST_HELD = 0.1, 3600.0
 _LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
 _LEAST_WITHIN, _MOST_WITHIN = 0.01, 1.5  # seconds; 2 s after the kill the kernel takes the memory
@@ -119,6 +123,7 @@ def keys() -> list[str]:
     listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
     listed += [f"trace[].{key}" for key in _TRACE]
+    listed += [f"dumpers[].{key}" for key in _DUMPER]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
@@ -226,13 +231,6 @@ def _period(text: str) -> float:
     return seconds
 
 
-def _max_time(text: str) -> float:
-    seconds = parse_duration(text)
-    if not 1 <= seconds <= _LONGEST_CAPTURE:
-        raise ValueError(f"expected a duration from 1s to 1d, not {quote(text)}")
-    return seconds
-
-
 def _fallback(doc: Document, node: yaml.Node, path: str) -> Capture:
     if nodes.is_off(node):
         raise Problem(node, path, "a death beyond the limit is at least recorded: record")
@@ -248,6 +246,16 @@ def _user(doc: Document, node: yaml.Node, path: str) -> int:
         return pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError):
         raise Problem(node, path, f"no user {quote(name)} on this host") from None
+
+
+def _group(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if nodes.is_off(node):
+        return None
+    name = nodes.scalar(node, path, "the name of a group, or none")
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise Problem(node, path, f"no group {quote(name)} on this host") from None
 
 
 def _rule_name(doc: Document, node: yaml.Node, path: str) -> str:
@@ -354,25 +362,16 @@ def _calls(text: str) -> str:
     return text
 
 
-def _every(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _SHORTEST <= seconds <= _MAX_EVERY:
-        raise ValueError(f"expected a duration from 10ms to 1h, not {quote(text)}")
-    return seconds
+def _between(least: float, most: float, words: str, such: str) -> Parser:
+    """A duration in seconds, with its bounds. words, such: bounds and an example for people."""
 
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least <= seconds <= most:
+            raise ValueError(f"expected a duration from {words}, not {quote(text)}")
+        return seconds
 
-def _within(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_WITHIN <= seconds <= _MOST_WITHIN:
-        raise ValueError(f"expected a duration from 10ms to 1500ms, not {quote(text)}")
-    return seconds
-
-
-def _patience(text: str) -> float:
-    seconds = parse_duration(text)
-    if not _LEAST_PATIENCE <= seconds <= _MOST_PATIENCE:
-        raise ValueError(f"expected a duration from 50ms to 1m, not {quote(text)}")
-    return seconds
+    return nodes.written(parse, f"a duration such as {such}")
 
 
 def _shared(text: str) -> float:
@@ -436,6 +435,32 @@ def _trigger(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -
         **plain,
         **limit,
     )
+
+
+def _dumper_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}", text):
+        raise ValueError("expected up to 64 letters, digits and any of _.:@-")
+    return text
+
+
+def _module(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,63}", text):
+        raise ValueError(f"{quote(text)}: expected package.module:name")
+    return text
+
+
+def _dumper(
+    doc: Document, node: yaml.Node, path: str, given: dict[str, Any]
+) -> dict[str, Any] | None:
+    """A dumper is named in one way, and asked about deaths that the kernel hands over."""
+    present = _present(node)
+    if "module" in present and "entry_point" in present:
+        doc.problem(node, path, "give either module or entry_point, not both")
+    match = given.get("match")
+    if match is not None and not {Cause.SIGNAL, Cause.KILLED} >= set(match.cause or ()):
+        where = _present(present["match"])["cause"]
+        doc.problem(where, f"{path}.match.cause", "expected signal or killed: others leave nothing")
+    return given
 
 
 def _present(node: yaml.Node) -> dict[str, yaml.Node]:
@@ -509,7 +534,7 @@ _TRIGGER: Mapping[str, Parser] = {
 _WATCH: Mapping[str, Parser] = {
     "name": _rule_name,
     "match": _living,
-    "every": nodes.written(_every, "a duration such as 1s"),
+    "every": _between(_SHORTEST, _MAX_EVERY, "10ms to 1h", "1s"),
     "keep": nodes.integer(1, 100_000, "a number of samples"),
     "memory": _SIZE,
     "stack": nodes.written(_stack, "a size such as 16KiB"),
@@ -520,7 +545,7 @@ _ARM: Mapping[str, Parser] = {
     "match": _living,
     "on": _any_of(nodes.choice({str(c): c for c in (Cause.KILLED, Cause.OOM, Cause.EXIT)})),
     "capture": nodes.choice({str(c): c for c in (Capture.FULL, Capture.STACKS, Capture.THREADS)}),
-    "within": nodes.written(_within, "a duration such as 300ms"),
+    "within": _between(_LEAST_WITHIN, _MOST_WITHIN, "10ms to 1500ms", "300ms"),
     "children": nodes.boolean,
 }
 _ARM_SECTION: Mapping[str, Parser] = {
@@ -535,13 +560,26 @@ _TRACE: Mapping[str, Parser] = {
     "include": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
     "exclude": _any_of(nodes.written(_calls, "a system call, or a set such as %file")),
 }
+_DUMPER: Mapping[str, Parser] = {
+    "name": nodes.written(_dumper_name, "a name"),
+    "module": nodes.written(_module, "package.module:name"),
+    "entry_point": nodes.text,
+    "match": _match,
+    "pin": nodes.boolean,
+    "timeout": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),
+    "user": _user,
+    "memory": _SIZE,
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {"path": _absolute_path, "min_free": _SIZE},
     "metrics": {"listen": _listen},
     "hold": {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),
         "takeover": nodes.boolean,
-        "patience": nodes.written(_patience, "a duration such as 100ms"),
+        "patience": _between(_LEAST_PATIENCE, _MOST_PATIENCE, "50ms to 1m", "100ms"),
+        "bids": _between(_LEAST_BIDS, _MOST_BIDS, "5ms to 1s", "50ms"),
+        "max": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),
+        "group": _group,
     },
     "release": {
         "default": _RELEASE,
@@ -554,7 +592,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "capture": {
         "workers": nodes.integer(1, 64, "a number of workers"),
         "queue": nodes.integer(1, 100_000, "a number of captures"),
-        "max_time": nodes.written(_max_time, "a duration such as 10m"),
+        "max_time": _between(1.0, _LONGEST_CAPTURE, "1s to 1d", "10m"),
         "max_read": _size_or_auto,
     },
     "recorder": {
@@ -569,6 +607,7 @@ _TOP: Mapping[str, Parser] = {
     "watch": _named("watch rule", _WATCH, "match"),
     "arm": _section(_ARM_SECTION),
     "trace": _named("trace rule", _TRACE, "match"),
+    "dumpers": _named("dumper", _DUMPER, finish=_dumper),
 }
 
 
@@ -612,6 +651,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),
         arm=_arm(given.get("arm", {})),
         trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
+        dumpers=tuple(DumperRule(**rule) for rule in given.get("dumpers", ())),
     )
 
 

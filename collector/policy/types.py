@@ -92,6 +92,9 @@ class HoldSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend = Backend.AUTO
     takeover: bool = False
     patience: float = 0.25  # seconds that a dying process waits until something is decided of it
+    bids: float = 0.05  # seconds that it waits until dumpers have bid for it
+    max: float = 30.0  # seconds that a dumper may have it
+    group: int | None = None  # gid whose members may register dumpers beside root
 
 
 class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +187,19 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...] = ()
 
 
+class DumperRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A dumper of somebody's own that runs in a worker of the agent: docs/dumpers.md."""
+
+    name: str
+    module: str | None = None  # `package.module:name`, called without arguments
+    entry_point: str | None = None  # of group coreward.dumpers; None: the name's, without module
+    match: Match = Match()  # which processes it is asked about
+    pin: bool = False  # pinned memory will do
+    timeout: float = 30.0  # seconds that it may have a process
+    user: int | None = None  # uid that it runs as; None: root
+    memory: int = 512 << 20  # bytes (RLIMIT_DATA)
+
+
 class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on the flight recorder as a whole."""
 
@@ -206,6 +222,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     watch: tuple[Watch, ...] = ()
     arm: ArmSettings = ArmSettings()
     trace: tuple[Trace, ...] = ()
+    dumpers: tuple[DumperRule, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

@@ -232,19 +232,22 @@ def agent(
     metrics: bool = False,
     takeover: bool = False,
     patience: str = "10s",
+    hold: str = "",
     **settings: str,
 ) -> Iterator[RunningAgent]:
     """An agent that is ready. `config` is YAML; its `hold` is filled in from `backend`.
 
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
+
+    hold: more of its keys, as `max: 1s`.
     settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
-    hold = f"{{backend: {backend}, takeover: {str(takeover).lower()}, patience: {patience}}}"
-    file.write_text(f"hold: {hold}\nmetrics: {{listen: {listen}}}\n{config}")
+    takes = f"backend: {backend}, takeover: {str(takeover).lower()}, patience: {patience}"
+    file.write_text(f"hold: {{{takes}, {hold}}}\nmetrics: {{listen: {listen}}}\n{config}")
     pins = Path("/sys/fs/bpf") / NAME
     arguments = [
         *("--config", str(file), "--store", str(folder / "store")),

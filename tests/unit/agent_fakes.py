@@ -9,8 +9,10 @@ Lanes work when `settle` is called, in the order in which they hand work on; not
 
 from __future__ import annotations
 
+import contextlib
 import resource
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,7 @@ class FakeHandOff(HandOff):
     backend = "socket"
 
     def __init__(self, agent: FakeAgent, pid: int = KEY.pid) -> None:
-        super().__init__(-1, pid, -1, 0, False)
+        super().__init__(-1, pid, -1, time.monotonic_ns(), False)
         self.signal = 11
         self._agent = agent
 
@@ -207,6 +209,20 @@ class FakePolicy:
         self.policy = loads(text, "test")
 
 
+@contextlib.contextmanager
+def agents(folder: Path, monkeypatch: Any, usual: str = "") -> Iterator[Callable[..., FakeAgent]]:
+    """What makes them, each with a policy; they are closed at the end."""
+    made: list[FakeAgent] = []
+
+    def make(policy: str = usual) -> FakeAgent:
+        made.append(FakeAgent(folder, monkeypatch, policy))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        agent.close()
+
+
 class FakeAgent:
     """The stages, wired as the agent wires them. `log`: what happened to processes, in order."""
 
@@ -255,6 +271,10 @@ class FakeAgent:
             core.write_bytes(b"")
             yield Explainable(str(core), 3, "worker-3", None)
         yield self.answer
+
+    def close(self) -> None:
+        """Give its descriptors back; the garbage collector takes its time."""
+        self.store.close()
 
     def taken(
         self,

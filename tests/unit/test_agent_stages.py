@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,15 +15,16 @@ from collector.agent.release import ReleaseDecision
 from collector.capture.job import Failed, Written
 from collector.model import Capture, Outcome, ProcessKey, Record, Release, StackPage
 from tests.unit import agent_fakes
-from tests.unit.agent_fakes import OWNER, FakeAgent
+from tests.unit.agent_fakes import OWNER, FakeAgent, agents
 from tests.unit.event_samples import KEY, OTHER, ended, fatal, who
 
 Make = Callable[..., FakeAgent]
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda policy="": FakeAgent(tmp_path, monkeypatch, policy)
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    with agents(tmp_path, monkeypatch) as maker:
+        yield maker
 
 
 def kept(record: Record) -> tuple[Capture, Outcome, Release | None, dict[str, str]]:

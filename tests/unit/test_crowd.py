@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from collector.agent.crowd import REASON, is_crowded
 from collector.linux.memory import LevelKey
 from collector.model import Capture, Outcome, Release
 from collector.native.contract import HANDFUL
-from tests.unit.agent_fakes import OWNER, FakeAgent
+from tests.unit.agent_fakes import OWNER, FakeAgent, agents
 from tests.unit.event_samples import KEY, ended, fatal
 
 Make = Callable[..., FakeAgent]
@@ -26,8 +26,9 @@ defaults: {{limit: {{captures: 1, period: 1h, fallback: record}}}}
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    return lambda policy=POLICY: FakeAgent(tmp_path, monkeypatch, policy)
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    with agents(tmp_path, monkeypatch, POLICY) as maker:
+        yield maker
 
 
 def pin(agent: FakeAgent, count: int, owner: LevelKey = OWNER) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from collector.fair import FairQueue, Waiting
 from collector.workers import Lane
 
 PATIENCE = 10.0  # seconds; a test that waits as long has failed
@@ -84,6 +85,18 @@ def test_order_and_who_goes_first() -> None:
     assert lane.wait_idle(PATIENCE)
     assert order == ["urgent", "one", "two"]
     lane.close()
+
+
+def test_several_of_one_owner_may_come_first() -> None:
+    queue = FairQueue(limit=10)
+    done: list[int] = []
+    # GIVEN tasks that come first and keep nothing in memory
+    for number in range(3):
+        assert queue.add(Waiting(partial(done.append, number), None, True))
+    # THEN each can be taken
+    while queue:
+        queue.pop().run()
+    assert sorted(done) == [0, 1, 2]
 
 
 def test_a_reserved_worker_is_there_for_whoever_comes_first() -> None:

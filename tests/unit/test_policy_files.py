@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from collector.model import Capture, Cause, Release
-from collector.policy.load import keys, load
+from collector.policy.load import keys, load, loads
 from collector.policy.match import arm_rule, decide, watch_rule
 from collector.policy.types import Facts, Policy
 
@@ -31,7 +32,7 @@ def test_the_default_file_names_every_setting() -> None:
     wanted = {
         key.rsplit(".", 1)[-1]
         for key in keys()
-        if not key.startswith(("rules[]", "watch[]", "arm.rules[]", "trace[]"))
+        if not key.startswith(("rules[]", "watch[]", "arm.rules[]", "trace[]", "dumpers[]"))
     }
 
     # THEN none is missing: the file can be edited without the reference
@@ -147,3 +148,9 @@ def test_the_crash_looping_example_waits_for_its_core() -> None:
 def test_the_reference_documents_every_key() -> None:
     text = (ROOT / "docs/policy.md").read_text()
     assert [key for key in keys() if f"| `{key}` |" not in text] == []
+
+
+def test_the_dumpers_of_the_document_are_good_policies() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/dumpers.md").read_text(), re.S)
+    names = [[one.name for one in loads(block, "docs/dumpers.md").dumpers] for block in blocks]
+    assert names == [["database"], ["chain"]]

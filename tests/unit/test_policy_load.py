@@ -363,7 +363,9 @@ def rule(match: str) -> str:
     return f"rules: [{{name: a, match: {{{match}}}}}]"
 
 
-KNOWN = "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace"
+KNOWN = (
+    "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace, dumpers"
+)
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
@@ -375,7 +377,8 @@ PROBLEMS = [
     (rule("sginal: 1"), 'f:1: rules[0].match.sginal: unknown key "sginal"; did you mean "signal"?'),
     (
         "hold:\n hold:\n",
-        'f:2: hold.hold: unknown key "hold"; known here: backend, takeover, patience',
+        'f:2: hold.hold: unknown key "hold"; '
+        "known here: backend, takeover, patience, bids, max, group",
     ),
     ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
     ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
@@ -398,7 +401,7 @@ PROBLEMS = [
     ),
     (
         "hold: !!python/object:os.abort {}",
-        "f:1: hold: expected keys (backend, takeover, patience), "
+        "f:1: hold: expected keys (backend, takeover, patience, bids, max, group), "
         'not a value with the tag "tag:yaml.org,2002:python/object:os.abort"',
     ),
     # values
@@ -505,6 +508,24 @@ PROBLEMS = [
         "defaults: {limit: {period: 999d}}",
         'f:1: defaults.limit.period: expected a duration of at most a year, not "999d"',
     ),
+    (
+        "dumpers: [{name: a b, module: x}]",
+        "f:1: dumpers[0].name: expected up to 64 letters, digits and any of _.:@-\n"
+        'f:1: dumpers[0].module: "x": expected package.module:name',
+    ),
+    (
+        "dumpers: [{name: a, module: 'x:y', entry_point: z, match: {cause: exit}}]",
+        "f:1: dumpers[0]: give either module or entry_point, not both\n"
+        "f:1: dumpers[0].match.cause: expected signal or killed: others leave nothing",
+    ),
+    (
+        "dumpers: [{name: a}, {name: a}]",
+        'f:1: dumpers[1].name: "a" is the name of the dumper on line 1',
+    ),
+    ("dumpers: [{module: 'x:y'}]", "f:1: dumpers[0]: has no `name`"),
+    ("hold: {bids: 2s}", 'f:1: hold.bids: expected a duration from 5ms to 1s, not "2s"'),
+    ("hold: {max: 2h}", 'f:1: hold.max: expected a duration from 100ms to 1h, not "2h"'),
+    ("hold: {group: no-such}", 'f:1: hold.group: no group "no-such" on this host'),
     ("hold: {patience: 2h}", 'f:1: hold.patience: expected a duration from 50ms to 1m, not "2h"'),
     (
         "capture: {max_time: 2d}",

@@ -1,0 +1,81 @@
+"""Where dumpers connect: a socket in the run directory, for root, and a group that policy names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+from collector.dumpers.hub import Hub
+from collector.dumpers.protocol import refuse
+from collector.errors import HoldError
+from collector.linux.peer import groups_of, peer_of, pidfd_of
+
+log = logging.getLogger(__name__)
+
+SOCKET = "dumper"  # inside the run directory
+_BACKLOG = 16
+
+
+class Door:
+    """A context manager; leaving it, nobody can connect any more."""
+
+    def __init__(self, run_dir: Path, group: int | None, hub: Hub) -> None:
+        """Listen in an existing directory that is root's alone.
+
+        group: its members may connect as well; the directory can be passed by them then, and
+        nothing else of it is theirs. Raises HoldError if the socket cannot be made.
+        """
+        self._path = run_dir.resolve() / SOCKET
+        self._group, self._hub = group, hub
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._path.unlink(missing_ok=True)
+            self._listener.bind(str(self._path))
+            self._path.chmod(0o600)
+            if group is not None:
+                os.chown(run_dir, -1, group)
+                run_dir.chmod(0o710)
+                os.chown(self._path, -1, group)
+                self._path.chmod(0o660)
+            # those who connect are heard with it from their first packet on (Linux 6.16)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._listener.listen(_BACKLOG)
+        except OSError as error:
+            self._listener.close()
+            raise HoldError(f"{self._path}: no socket for dumpers: {error.strerror}") from error
+        hub.listen(self._listener.fileno(), self._knocked)
+
+    def close(self) -> None:
+        """Also again. Who is connected stays so."""
+        if self._listener.fileno() >= 0:
+            self._hub.listen(-1, lambda: None)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+
+    def _knocked(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        try:
+            peer = peer_of(connection)
+            if not self._may(connection, peer.uid):
+                log.warning("dumpers: pid %d of uid %d may not register", peer.pid, peer.uid)
+                refuse(connection, self._who_may())
+                return
+            pidfd = pidfd_of(connection)
+        except OSError as error:  # it has ended already
+            log.info("dumpers: somebody who connected is gone: %s", error.strerror)
+            connection.close()
+            return
+        self._hub.take(connection, peer, pidfd)
+
+    def _may(self, connection: socket.socket, uid: int) -> bool:
+        return uid == 0 or (self._group is not None and self._group in groups_of(connection))
+
+    def _who_may(self) -> str:
+        if self._group is None:
+            return "only root may register dumpers here (hold.group of the policy is not set)"
+        return f"only root and group {self._group} (hold.group of the policy) may register dumpers"
