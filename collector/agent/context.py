@@ -97,7 +97,8 @@ class Context:
     ooms: Ooms = dataclasses.field(default_factory=Ooms)
     senders: Senders = dataclasses.field(default_factory=Senders)
     lender: Lender | None = None
-    dumpers: Hub | None = None
+    dumpers: Hub | None = None  # from the first one on
+    open_hub: Callable[[], Hub] | None = None  # makes it, if there is none yet
     run_dir: Path = Path("/run/coreward")
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)

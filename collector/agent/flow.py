@@ -23,7 +23,6 @@ from functools import partial
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.decide import decide
-from collector.agent.dump import offer
 from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
@@ -78,8 +77,12 @@ def _begin(context: Context, crash: Crash) -> None:
     """Until somebody else has it, or to the writer's queue."""
     take_events(context)  # those that came before it
     crash.decided = decide(context, crash)
-    if not offer(context, crash, partial(_attempt, context, crash), partial(_go_on, context)):
-        _go_on(context, crash)
+    if context.dumpers is not None:
+        from collector.agent.dump import offer  # noqa: PLC0415 - most hosts have no dumpers
+
+        if offer(context, crash, partial(_attempt, context, crash), partial(_go_on, context)):
+            return
+    _go_on(context, crash)
 
 
 def _go_on(context: Context, crash: Crash) -> None:

@@ -120,12 +120,12 @@ class Agent:
 
     def _run_plugins(self, rules: tuple[DumperRule, ...]) -> None:
         if self._plugins is None:
-            if not rules or self._context.dumpers is None:
+            if not rules or self._context.open_hub is None:
                 return
             # few policies have such rules
             from collector.dumpers.plugins import Plugins  # noqa: PLC0415
 
-            self._plugins = Plugins(self._context.dumpers, self._context.run_dir)
+            self._plugins = Plugins(self._context.open_hub(), self._context.run_dir)
         self._plugins.configure(rules)
 
     def _arm(self, settings: ArmSettings) -> None:

@@ -10,8 +10,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collector import logs
 from collector.agent.context import Context, Lanes
@@ -21,7 +23,6 @@ from collector.agent.release import Pins
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
 from collector.dumpers.door import Door
-from collector.dumpers.hub import Hub
 from collector.errors import HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.handoff import pin, pipe
@@ -36,6 +37,9 @@ from collector.probe import pins
 from collector.probe.probe import Counters, Probe, open_probe
 from collector.store.store import Store, remove_unused
 from collector.watch.client import FlightRecorder
+
+if TYPE_CHECKING:
+    from collector.dumpers.hub import Hub
 
 DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
 DEFAULT_RUN_DIR = Path("/run/coreward")
@@ -139,7 +143,7 @@ class RunVerb:
                 lender=lender,
                 run_dir=args.run_dir.absolute(),
             )
-            hub = context.dumpers = _hub(policy, native, metrics, parts)
+            _prepare_hub(context, parts)
             agent = Agent(context)
             agent.catch_up()
             gc.collect()
@@ -151,7 +155,7 @@ class RunVerb:
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
-            _open_door(args.run_dir, policy, hub, parts)
+            _open_door(args.run_dir, context, parts)
             _watch(metrics, probe, backend, native)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
@@ -263,19 +267,37 @@ def _open_backend(
     return backend
 
 
-def _hub(policy: Policy, native: Native, metrics: Metrics, parts: contextlib.ExitStack) -> Hub:
-    """The dumpers of others; there are none yet."""
-    hub = Hub(policy.hold.bids, policy.hold.max, native.bidders, metrics.bids_missed.inc)
-    parts.callback(hub.close, 0.0)
-    metrics.dumpers.set_function(lambda: len(hub.names()))
-    return hub
+def _prepare_hub(context: Context, parts: contextlib.ExitStack) -> None:
+    """The dumpers of others: there is a hub from the first one on."""
+    hold, metrics, lock = context.policy.policy.hold, context.metrics, threading.Lock()
+
+    def open_hub() -> Hub:
+        # most hosts have no dumpers; and no process is to wait for these when it dies
+        import collector.agent.dump  # noqa: F401, PLC0415
+        from collector.dumpers.hub import Hub  # noqa: PLC0415
+
+        with lock:
+            if context.dumpers is None:
+                context.dumpers = Hub(
+                    hold.bids, hold.max, context.native.bidders, metrics.bids_missed.inc
+                )
+            return context.dumpers
+
+    def close() -> None:
+        if context.dumpers is not None:
+            context.dumpers.close(0.0)
+
+    context.open_hub = open_hub
+    metrics.dumpers.set_function(lambda: len(context.dumpers.names()) if context.dumpers else 0)
+    parts.callback(close)
 
 
-def _open_door(run_dir: Path, policy: Policy, hub: Hub, parts: contextlib.ExitStack) -> None:
+def _open_door(run_dir: Path, context: Context, parts: contextlib.ExitStack) -> None:
     """Where they register; without it deaths are seen all the same."""
+    assert context.open_hub is not None
     try:
         own_directory(run_dir)
-        door = Door(run_dir, policy.hold.group, hub)
+        door = Door(run_dir, context.policy.policy.hold.group, context.open_hub)
     except HoldError as error:
         log.error("no dumpers can register: %s", error)
         return

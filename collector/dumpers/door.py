@@ -1,16 +1,23 @@
-"""Where dumpers connect: a socket in the run directory, for root, and a group that policy names."""
+"""Where dumpers connect: a socket in the run directory, for root, and a group that policy names.
+
+On most hosts nobody does, ever: what deals with them is loaded when the first one knocks.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from collector.dumpers.hub import Hub
-from collector.dumpers.protocol import refuse
 from collector.errors import HoldError
-from collector.linux.peer import groups_of, peer_of, pidfd_of
+
+if TYPE_CHECKING:
+    from collector.dumpers.hub import Hub
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +28,16 @@ _BACKLOG = 16
 class Door:
     """A context manager; leaving it, nobody can connect any more."""
 
-    def __init__(self, run_dir: Path, group: int | None, hub: Hub) -> None:
-        """Listen in an existing directory that is root's alone.
+    def __init__(self, run_dir: Path, group: int | None, hub: Callable[[], Hub]) -> None:
+        """Listen in an existing directory that is root's alone. hub: called when somebody knocks.
 
         group: its members may connect as well; the directory can be passed by them then, and
         nothing else of it is theirs. Raises HoldError if the socket cannot be made.
         """
         self._path = run_dir.resolve() / SOCKET
-        self._group, self._hub = group, hub
+        self._group, self._make_hub = group, hub
+        self._hub: Hub | None = None
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self._path.unlink(missing_ok=True)
@@ -44,17 +53,37 @@ class Door:
             self._listener.listen(_BACKLOG)
         except OSError as error:
             self._listener.close()
+            os.close(self._closing)
             raise HoldError(f"{self._path}: no socket for dumpers: {error.strerror}") from error
-        hub.listen(self._listener.fileno(), self._knocked)
+        self._thread = threading.Thread(target=self._wait, name="dumpers", daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        """Until the first one knocks; the hub listens from then on."""
+        poll = select.poll()
+        for fd in (self._listener.fileno(), self._closing):
+            poll.register(fd, select.POLLIN)
+        if self._closing in {fd for fd, _ in poll.poll()}:
+            return
+        self._hub = self._make_hub()
+        self._hub.listen(self._listener.fileno(), self._knocked)
 
     def close(self) -> None:
         """Also again. Who is connected stays so."""
         if self._listener.fileno() >= 0:
-            self._hub.listen(-1, lambda: None)
+            os.eventfd_write(self._closing, 1)
+            self._thread.join()
+            os.close(self._closing)
+            if self._hub is not None:
+                self._hub.listen(-1, lambda: None)
             self._listener.close()
             self._path.unlink(missing_ok=True)
 
     def _knocked(self) -> None:
+        from collector.dumpers.protocol import refuse  # noqa: PLC0415 - see the module
+        from collector.linux.peer import peer_of, pidfd_of  # noqa: PLC0415
+
+        assert self._hub is not None
         try:
             connection, _ = self._listener.accept()
         except OSError:
@@ -73,6 +102,8 @@ class Door:
         self._hub.take(connection, peer, pidfd)
 
     def _may(self, connection: socket.socket, uid: int) -> bool:
+        from collector.linux.peer import groups_of  # noqa: PLC0415
+
         return uid == 0 or (self._group is not None and self._group in groups_of(connection))
 
     def _who_may(self) -> str:
