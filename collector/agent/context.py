@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
 HANDOFF_QUEUE = 4096
+DUMP_WORKERS = 4
 HANDOFF_NICE = -5  # of whoever decides about processes; those who take them come before (pool.h)
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 256
@@ -49,6 +50,8 @@ class Lanes:
 
     def __init__(self, settings: CaptureSettings, store: Store) -> None:
         self.handoffs = Lane("handoff", HANDOFF_WORKERS, HANDOFF_QUEUE)
+        # between dumpers of others, and after them: processes wait for it
+        self.dumps = Lane("dump", DUMP_WORKERS, HANDOFF_QUEUE, nice=HANDOFF_NICE)
         # one more for those that are held: what others have died of keeps no process waiting
         self.captures = Lane(
             "capture", settings.workers, settings.queue, reserved=1, most_bytes=CAPTURE_BYTES
@@ -66,7 +69,7 @@ class Lanes:
     def all(self) -> tuple[Lane, ...]:
         """In the order in which they hand work on."""
         explains = (self.explains, self.kills, self.units)
-        return self.handoffs, self.records, self.copies, self.captures, *explains
+        return self.handoffs, self.dumps, self.records, self.copies, self.captures, *explains
 
 
 @dataclasses.dataclass(kw_only=True)

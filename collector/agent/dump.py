@@ -6,7 +6,7 @@ at last for the policy. So no death is lost by one of them.
 
 A process that waits for its dumper is released when that says so; else its memory is pinned and it
 has gone. Nothing here waits: what dumpers say comes from the hub's thread, and what is to follow is
-done in the lane of hand-offs.
+done in a lane of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.dump_event import Event
 from collector.agent.hold import release_or_hold
-from collector.dumpers.protocol import GENERIC
+from collector.dumpers.protocol import GENERIC, message
 from collector.model import Capture, DumpFacts, Release
 from collector.policy.limit import Admission
 
@@ -73,13 +73,14 @@ class _Offer:
         hold = self._context.policy.policy.hold
         if self._held and hold.bids > hold.patience / 2:  # else the watchdog looks on
             self._crash.gathered.handoff.keep()
+        facts = self._crash.decided.facts
         with Event(self._context, self._crash, held=self._held) as event:
             try:
-                probe = event.probe()
+                asks = self._hub.asks(facts, held=self._held)
+                probe = event.probe() if asks else message("EVENT", pid=self._crash.key.pid)
             except OSError as error:  # no descriptors left, for example
                 log.error("process %d: dumpers are not asked: %s", self._crash.key.pid, error)
                 return False
-            facts = self._crash.decided.facts
             self._hub.ask(facts, probe, held=self._held, done=self._have_bid)
         return True
 
@@ -91,7 +92,7 @@ class _Offer:
     def _follow(self, work: Callable[[], None]) -> None:
         """Not in the hub's thread, if there is another one."""
         task = partial(self._attempt, work)
-        if not self._context.lanes.handoffs.submit(task, first=True, dropped=self._crash.let_go):
+        if not self._context.lanes.dumps.submit(task, dropped=self._crash.let_go):
             task()
 
     def _next(self) -> None:

@@ -7,6 +7,7 @@ stream. Both give the same `ProcessImage`; what only one of them knows stays Non
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -109,9 +110,15 @@ def with_gate(mappings: Sequence[Mapping]) -> list[Mapping]:
     """Mappings with the kernel's [vsyscall] page, which no process owns but every core has."""
     if any(m.path == "[vsyscall]" for m in mappings):
         return list(mappings)
+    return [*mappings, *_gate()]
+
+
+@functools.cache
+def _gate() -> tuple[Mapping, ...]:
+    """That page, which is the same in all processes; none if the kernel was told to have none."""
     with open("/proc/self/maps", "rb") as maps:
-        own = [m for m in decode_maps(maps.read()) if m.path == "[vsyscall]"]
-    return [*mappings, *(msgspec.structs.replace(m, special=True) for m in own)]
+        own = [line for line in maps if line.rstrip().endswith(b"[vsyscall]")]
+    return tuple(msgspec.structs.replace(m, special=True) for m in decode_maps(b"".join(own)))
 
 
 def decode_maps(text: bytes) -> list[Mapping]:

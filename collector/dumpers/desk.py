@@ -115,6 +115,14 @@ class Desk:
         with self._lock:
             return any(d.may_have(facts, held=held) for d in self._dumpers.values())
 
+    def asks(self, facts: Facts, *, held: bool) -> bool:
+        """Whether anybody wants to look at such a process before it bids."""
+        with self._lock:
+            return any(
+                d.wants is not None and d.wants.priority is None and d.may_have(facts, held=held)
+                for d in self._dumpers.values()
+            )
+
     def ask(
         self,
         facts: Facts,

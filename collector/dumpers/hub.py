@@ -47,6 +47,7 @@ _MAX_UNKNOWN = 16  # connections that have not registered yet
 _REGISTER_S = 5.0  # that these have
 _START_S = 60.0  # the same of plugins, which are started for it, on a busy host perhaps
 _ERRNO = 4095  # MAX_ERRNO <linux/err.h>
+_NICE = -5  # of the thread: processes wait for it
 _PAUSE_S = 0.05  # after an error of ours
 _ONE_TURN = 32  # messages of one dumper until others have a turn
 
@@ -144,6 +145,8 @@ class Hub(Desk):
                 os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # only root may raise it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             try:
                 if not self._turn():

@@ -98,11 +98,11 @@ class FakeLanes:
         self.handoffs, self.captures = FakeLane("handoff"), FakeLane("capture")
         self.records, self.explains = FakeLane("record"), FakeLane("explain")
         self.kills, self.copies = FakeLane("kill"), FakeLane("copy")
-        self.units = FakeLane("unit")
+        self.units, self.dumps = FakeLane("unit"), FakeLane("dump")
         self.writers = 3
 
     def all(self) -> tuple[FakeLane, ...]:
-        lanes = self.handoffs, self.records, self.copies, self.captures, self.explains
+        lanes = self.handoffs, self.dumps, self.records, self.copies, self.captures, self.explains
         return (*lanes, self.kills, self.units)
 
 

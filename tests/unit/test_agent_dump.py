@@ -52,7 +52,7 @@ class Dumpers:
 
     def have(self, client: Client, verb: str = "DUMP") -> Message:
         """The next message of a dumper, which is this one."""
-        wait_until(lambda: bool(self.agent.lanes.handoffs.run()) or self._has_mail(client))
+        wait_until(lambda: bool(self.agent.lanes.dumps.run()) or self._has_mail(client))
         event = client.receive()
         assert event.verb == verb
         return event
