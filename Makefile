@@ -105,6 +105,7 @@ $(BIN)/.ready: pyproject.toml $(BUILD)/.debs
 	@test -x $(BIN)/python || { echo "making the virtual environment"; \
 	    $(PYTHON) -m venv --system-site-packages .venv; }
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m compileall -q collector # else each start does it, where PYTHONDONTWRITEBYTECODE is set
 	@touch $@
 
 $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
