@@ -496,7 +496,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str | None = None  # why a health trigger took it, for cause `snapshot`
     samples: SamplesFacts | None = None  # None: no `watch` rule matched it
     calls: CallsFacts | None = None  # None: no `trace` rule matched it
-    heap: list[HeapProfile] | None = None  # None: not looked at, or `lost` says why
+    # [] if it has no allocator that is known; None: not looked at, or `lost` says why
+    heap: list[HeapProfile] | None = None
     dumpers: list[DumpFacts] | None = None  # who had it before us, in that order; None: nobody
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC

@@ -52,7 +52,7 @@ def _read(context: Context, crash: Crash, core: Path, files: Files) -> None:
         _give_up(context, crash, files, f"the agent failed: {error!r}")
         return
     files.close()
-    crash.learn(OfHeap(heap=report.profiles or None))
+    crash.learn(OfHeap(heap=report.known))
     for part, why in report.lost.items():
         crash.lose(part, why)
     end(context, crash, "heap")

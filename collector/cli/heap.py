@@ -25,6 +25,7 @@ _NOTES = (
     "caches",
     "sites",
 )  # of what is there, but not exact, or not whole
+_NO_ALLOCATOR = "no allocator that is known was found: Go's, glibc's, jemalloc, tcmalloc, mimalloc"
 _SECONDS = 10.0  # for the allocator's lists; a person waits
 
 
@@ -62,7 +63,7 @@ def _profiles(store: Store, record: Record) -> list[HeapProfile]:
     # the program's file may have been within reach of the agent only
     profiles = [*report.profiles, *(one for one in kept if one.allocator not in read)]
     if not profiles:
-        why = report.lost.get("heap", "not said why")
+        why = report.lost.get("heap", _NO_ALLOCATOR)
         raise NotFound(f"record {record.id} has no heap: {render.clean(why)}")
     if not kept:
         for part, why in sorted(report.lost.items()):

@@ -21,7 +21,6 @@ _NO_PROGRAM = (
     "an allocator of the program's own, as in Go, is not known: its file cannot be used: {}"
 )
 _UNNAMED = "the core lacks parts of memory that it does not name: there may be more in use"
-_NONE = "no allocator that is known was found: Go's, glibc's, jemalloc, tcmalloc, mimalloc"
 
 
 def read_heap(path: Path, budget: Budget, *, root: Root, exe: Path | None) -> HeapReport:
@@ -42,8 +41,6 @@ def read_heap(path: Path, budget: Budget, *, root: Root, exe: Path | None) -> He
             lost["heap"] = str(error)
     if note is not None and note.left_out_count > len(missing):
         profiles = [_doubtful(profile) for profile in profiles]
-    if not profiles:
-        lost.setdefault("heap", _NONE)
     return HeapReport(profiles=profiles, lost=lost)
 
 

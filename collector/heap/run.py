@@ -46,6 +46,4 @@ def heap_of_core(
 
 def with_heap(record: Record, report: HeapReport) -> Record:
     """`record` with what its heap said."""
-    return msgspec.structs.replace(
-        record, heap=report.profiles or None, lost={**record.lost, **report.lost}
-    )
+    return msgspec.structs.replace(record, heap=report.known, lost={**record.lost, **report.lost})

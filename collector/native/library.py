@@ -10,7 +10,7 @@ from collector.errors import HoldError
 from collector.native.build import LIBRARY, find
 from collector.native.contract import Account, Bidder, Level, Orders, Taken
 
-_FUNCTIONS = {
+FUNCTIONS = {
     "coreward_serve": (c_void_p, c_int, c_int, POINTER(Orders)),
     "coreward_take": (c_int, c_void_p, POINTER(Taken), c_int),
     "coreward_leave": (None, c_void_p),
@@ -37,7 +37,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
         raise HoldError("the native part of the hand-off was not built; run `make setup`")
     try:
         library = ctypes.CDLL(str(path), use_errno=True)
-        for name, (result, *arguments) in _FUNCTIONS.items():
+        for name, (result, *arguments) in FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         sizes = library.coreward_sizes()

@@ -421,11 +421,8 @@ def test_a_library_of_another_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "other.c"
-    names = (
-        *("serve", "take", "leave", "unwatch", "drop", "entered", "count", "fresh", "busy"),
-        *("wait", "sizes", "was_spared"),
-    )
-    source.write_text("".join(f"long coreward_{name}(void) {{ return 1; }}\n" for name in names))
+    functions = [f"long {name}(void) {{ return 1; }}\n" for name in library.FUNCTIONS]
+    source.write_text("".join(functions))
     other = tmp_path / "other.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", other, source], check=True)
     for path, why in [(other, "is of another version"), (source, "build it with `make setup`")]:

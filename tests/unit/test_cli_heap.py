@@ -135,14 +135,32 @@ def test_a_heap_of_which_something_is_not_known(
     assert shown(capsys, "heap") == (0, ARENAS, "coreward: lost: heap: its file is gone\n")
 
 
-def test_no_heap(store: Store, said: list[HeapReport], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        (HeapReport(lost={"heap": "its memory is gone"}), "its memory is gone"),
+        (HeapReport(), "no allocator that is known was found: Go's, glibc's, jemalloc, tcmalloc,"),
+    ],
+)
+def test_no_heap(
+    store: Store,
+    said: list[HeapReport],
+    capsys: pytest.CaptureFixture[str],
+    report: HeapReport,
+    why: str,
+) -> None:
     record = put(store)
-    said.append(HeapReport(lost={"heap": "no allocator"}))
-    assert shown(capsys, "heap") == (
-        1,
-        "",
-        f"coreward: record {record.id} has no heap: no allocator\n",
-    )
+    said.append(report)
+    status, out, err = shown(capsys, "heap")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"coreward: record {record.id} has no heap: {why}")
+
+
+def test_what_a_record_says_of_none() -> None:
+    # a program without an allocator lacks nothing; of one that could not be looked at it is said
+    assert HeapReport().known == []
+    assert HeapReport(lost={"heap": "its memory is gone"}).known is None
+    assert HeapReport(profiles=[GLIBC], lost={"heap": "its file is gone"}).known == [GLIBC]
 
 
 def test_no_core(store: Store, said: list[HeapReport], capsys: pytest.CaptureFixture[str]) -> None:

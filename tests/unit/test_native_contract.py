@@ -11,7 +11,7 @@ import pytest
 
 from collector.handoff import pipe
 from collector.linux import memory
-from collector.native import contract
+from collector.native import contract, library
 
 HEADER = Path(contract.__file__).with_name("handoff.h")
 
@@ -109,6 +109,12 @@ def test_texts_and_files_are_in_the_order_of_the_header() -> None:
     for kind, expected in (("text", contract.TEXTS), ("file", contract.FILES)):
         names = names_of(text, f"enum {kind}")[:-1]
         assert tuple(known.get(name, name.lower()) for name in names) == expected
+
+
+def test_each_function_has_its_types() -> None:
+    # ctypes would guess them, and pass structures by value
+    names = re.findall(r"^COREWARD_API .*?(coreward_\w+)\(", HEADER.read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(library.FUNCTIONS)
 
 
 @pytest.mark.parametrize(
