@@ -37,8 +37,8 @@ def _run(image: Image, script: str, out: Path, limit_s: float = LIMIT_S) -> Resu
 def test_each_kernel_is_the_one_that_its_name_says(out: Path) -> None:
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(fetch, KERNELS))
-        releases = pool.map(lambda one: _run(one, "uname -r", out / one.name), images)
-    for one, release in zip(images, releases, strict=True):
+    for one in images:  # one at a time: an emulated guest that gets no CPU misses its own timers
+        release = _run(one, "uname -r", out / one.name)
         assert release.output == f"{one.version}\n", release.problem(LIMIT_S)
         assert release.output.startswith(f"{one.name}.")
         assert release.status == 0
