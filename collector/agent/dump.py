@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,13 +22,11 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.dump_event import Event
 from collector.agent.hold import release_or_hold
+from collector.dumpers.desk import Dumped
+from collector.dumpers.dumper import Bid
 from collector.dumpers.protocol import GENERIC, message
 from collector.model import Capture, DumpFacts, Release
 from collector.policy.limit import Admission
-
-if TYPE_CHECKING:
-    from collector.dumpers.desk import Dumped
-    from collector.dumpers.dumper import Bid
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +136,6 @@ class _Offer:
         self._held = self._crash.release.mode is not Release.INSTANT
 
     def _failed(self, bid: Bid, error: OSError) -> None:
-        from collector.dumpers.desk import Dumped  # noqa: PLC0415 - the agent has it already
-
         self._dumped(bid, Dumped(None, f"it could not be told: {error.strerror}", 0.0))
 
     def _dumped(self, bid: Bid, dumped: Dumped) -> None:

@@ -18,8 +18,10 @@ import msgspec
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.write import most_read
+from collector.capture.image import image_of_job
 from collector.capture.process import ProcText
 from collector.dumpers.protocol import Message, message
+from collector.elfcore.notes import build_notes
 from collector.elfcore.types import Mapping, Prot
 from collector.errors import CorewardError
 from collector.probe.iterators import decode_mappings
@@ -137,10 +139,6 @@ class Event:
         crash, gathered = self._crash, self._crash.gathered
         if gathered.threads is not None and len(gathered.threads) > _MAX_NOTES:
             return
-        # a MB, and few agents have dumpers
-        from collector.capture.image import image_of_job  # noqa: PLC0415
-        from collector.elfcore.notes import build_notes  # noqa: PLC0415
-
         parts = _Parts(
             pid=gathered.handoff.pid,
             tid=crash.dying_thread,
