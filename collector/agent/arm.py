@@ -24,7 +24,7 @@ from collector.agent.events import take_events
 from collector.errors import ProbeError
 from collector.linux.pidfd import has_ended
 from collector.model import Cause, ProcessKey
-from collector.policy.facts import facts_of
+from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
 from collector.policy.types import ArmRule, ArmSettings
 from collector.probe.armed import FOLLOW_CHILDREN, TELL_EXIT, ArmedProbe, Started
@@ -65,7 +65,7 @@ class Arming:
             self._probe.begin()
         rules = Watcher(settings.rules)
         for one in self._armed.all():
-            rule = rules.rule(facts_of(one.key.pid, Cause.SNAPSHOT, None))
+            rule = rules.rule(facts_of_living(one.key.pid))
             follows = one.rule.children and one.rule in settings.rules
             if rule != one.rule and not follows:
                 self._give_up(one, "its rule was changed just before")

@@ -18,10 +18,9 @@ from collector.agent.arm_pin import Told, is_want, pin_process, room_for_descrip
 from collector.agent.armed import Armed, ArmedProcesses
 from collector.errors import CaptureError, CorewardError
 from collector.linux import procfs
-from collector.model import Cause
-from collector.policy.facts import facts_of
+from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
-from collector.policy.types import ArmRule, ArmSettings, Facts
+from collector.policy.types import ArmRule, ArmSettings
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class Finder:
 
     def rule_for(self, pid: int) -> ArmRule | None:
         """The first rule that names a process which lives."""
-        return self._rules.rule(_facts(pid))
+        return self._rules.rule(facts_of_living(pid))
 
     def started(self, pid: int, rule: ArmRule | None = None, *, forked: bool = False) -> None:
         """A process is another one now, or new. rule: that of its parent, which goes for it."""
@@ -205,7 +204,7 @@ class Finder:
         """There are as many as there may be: one of a user who has more gives way, if there is."""
         if self._armed.knows(pid):
             return False
-        other = self._armed.to_give_way(_facts(pid).uid or 0)
+        other = self._armed.to_give_way(facts_of_living(pid).uid or 0)
         if other is not None:
             self._give_up(other, "another user's process had to be armed instead")
         self._refuse("max")
@@ -227,7 +226,3 @@ class Finder:
             self._refused.clear()
         self._refused.add(pid)
         log.warning("process %d cannot be armed: %s", pid, why)
-
-
-def _facts(pid: int) -> Facts:
-    return facts_of(pid, Cause.SNAPSHOT, None)

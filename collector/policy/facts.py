@@ -48,6 +48,11 @@ _CONTAINER = re.compile(
 )
 
 
+def facts_of_living(pid: int) -> Facts:
+    """Those by which rules for processes that live match (`watch`, `arm`, `trace`)."""
+    return facts_of(pid, Cause.SNAPSHOT, None)
+
+
 def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str = "/proc") -> Facts:
     """The facts of a process that still exists (also while it dumps core); never raises OSError.
 

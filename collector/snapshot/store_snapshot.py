@@ -28,7 +28,7 @@ from collector.heap.run import heap_of_core, with_heap
 from collector.heap.types import HeapReport
 from collector.linux.atomic import atomic_file
 from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
-from collector.policy.facts import facts_of
+from collector.policy.facts import facts_of_living
 from collector.policy.types import Compress
 from collector.policy.units import show_size
 from collector.probe.live import LiveProbe
@@ -132,7 +132,7 @@ def _clean_unless_done(store: Store, identity: str) -> Iterator[None]:
 
 def _record(identity: str, found: Found, capture: Capture) -> Record:
     opened = found.opened
-    facts = facts_of(opened.pid, Cause.SNAPSHOT, None)
+    facts = facts_of_living(opened.pid)
     return Record(
         id=identity,
         time=datetime.datetime.now(datetime.UTC),

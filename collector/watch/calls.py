@@ -22,8 +22,8 @@ from collector.arch.call_sets import EVERYTHING, Wanted, wanted
 from collector.errors import CorewardError, ProbeError, ProcessGone
 from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD
-from collector.model import Cause, ProcessKey
-from collector.policy.facts import facts_of
+from collector.model import ProcessKey
+from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
 from collector.policy.types import Trace
 from collector.trace import RECORD, KeptEvent, Rule, Tracer
@@ -123,7 +123,7 @@ class CallKeeper:
             if self._seen.get(pid) == seen or stat.flags & PF_KTHREAD:
                 continue
             self._seen[pid] = seen
-            rule = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
+            rule = self._watcher.rule(facts_of_living(pid))
             if rule is not None:
                 self._trace(pid, rule)
         threads = self._tracer.present() if self._tracer is not None else []

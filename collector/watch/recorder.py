@@ -26,8 +26,8 @@ from collector.introspect import LiveProbe, Process, ProcessIdentity, open_live
 from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.linux.stall import with_stall_guard
-from collector.model import Cause, ProcessKey, SamplesFacts
-from collector.policy.facts import facts_of
+from collector.model import ProcessKey, SamplesFacts
+from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
 from collector.policy.types import RecorderSettings, Watch
 from collector.sample.ring import SampleRing
@@ -332,7 +332,7 @@ class Recorder:
 
     def _consider(self, pid: int) -> None:
         self._left_out.pop(pid, None)
-        watch = self._watcher.rule(facts_of(pid, Cause.SNAPSHOT, None))
+        watch = self._watcher.rule(facts_of_living(pid))
         old = self._live.get(pid)
         if old is not None and not old.process.alive:  # the pid is another's already
             self._has_ended(old)
