@@ -50,7 +50,10 @@ class Arming:
         )
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()  # who is armed, and whose end is waited for, are the same
+        context.metrics.armed.set_function(self._armed.__len__)
+        # who is armed, whose end is waited for, and who has a rule in force, are the same
+        self._lock = threading.Lock()
+        self._rules: tuple[ArmRule, ...] = ()
         self._by_fd: dict[int, Armed] = {}
         self._dropped = 0
         self._active = False
@@ -63,13 +66,15 @@ class Arming:
         assert self._probe is not None
         if settings.rules and not self._active:
             self._probe.begin()
+        with self._lock:
+            self._rules = settings.rules  # nobody is taken in any more by a rule that is gone
+        self._finder.apply(settings)
         rules = Watcher(settings.rules)
         for one in self._armed.all():
             rule = rules.rule(facts_of_living(one.key.pid))
             follows = one.rule.children and one.rule in settings.rules
             if rule != one.rule and not follows:
                 self._give_up(one, "its rule was changed just before")
-        self._finder.apply(settings)
         if not settings.rules:
             self._probe.end()
         self._active = bool(settings.rules)
@@ -116,13 +121,13 @@ class Arming:
         return self._probe.disarm(key)
 
     def _add(self, one: Armed) -> bool:
-        """Its end is waited for from now on; it may have come already."""
+        """Its end is waited for from now on; it may have come already. False: it is another
+        program now, or no rule in force is its."""
         with self._lock:
-            if not self._armed.add(one):
+            if not self._armed.add(one, still=one.rule in self._rules):
                 return False
             self._by_fd[one.pidfd] = one
             self._epoll.register(one.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
-        self._context.metrics.armed.set(len(self._armed))
         log.debug("armed: process %d, by rule %s", one.key.pid, one.rule.name)
         return True
 
@@ -201,6 +206,5 @@ class Arming:
         """How many of its threads could not be told."""
         self._by_fd.pop(one.pidfd, None)
         self._epoll.unregister(one.pidfd)
-        self._context.metrics.armed.set(len(self._armed))
         self._finder.freed()
         return self.forget(one.key)

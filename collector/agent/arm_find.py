@@ -43,11 +43,12 @@ class Finder:
         give_up: Callable[[Armed, str], None],
         refuse: Callable[[str], None],
     ) -> None:
-        """arm: takes one in that is pinned; False: it has exec'ed. give_up: is told why one is
-        armed no more. refuse: counts one that is not armed, by why."""
+        """arm: takes one in that is pinned; False: it is not to be armed as it is. give_up: is
+        told why one is armed no more. refuse: counts one that is not armed, by why."""
         self._armed, self._arm, self._bpf, self._refuse = armed, arm, bpf, refuse
         self._give_up = give_up
         self._most = ArmSettings().max
+        self._settings = ArmSettings()
         self._rules: Watcher[ArmRule] = Watcher(())
         self._lock = threading.Condition()
         self._waiting: dict[int, tuple[float, ArmRule | None]] = {}  # pid -> when, and its rule
@@ -63,6 +64,7 @@ class Finder:
     def apply(self, settings: ArmSettings) -> None:
         """These rules are in force, and every process is looked at."""
         with self._lock:
+            self._settings = settings
             self._rules = Watcher(settings.rules)
             self._most = min(settings.max, room_for_descriptors())
             if self._most < settings.max and settings.rules:
@@ -170,11 +172,12 @@ class Finder:
         return []
 
     def consider(self, pid: int, rule: ArmRule | None) -> None:
-        """Arm this process, if a rule names it. rule: that goes for it in any case."""
+        """Arm this process, if a rule names it. rule: that goes for it in any case, while it is in
+        force."""
         if self._armed.knows(pid) or pid == os.getpid():
             return
-        forced = rule is not None
-        rule = rule or self.rule_for(pid)
+        forced = rule is not None and rule in self._settings.rules
+        rule = rule if forced else self.rule_for(pid)
         if rule is None:
             return
         if not self._armed.begin(pid, self._most) and not self._begin_instead(pid):

@@ -85,10 +85,11 @@ class ArmedProcesses:
                 return None
             return next(one for one in reversed(self._armed.values()) if one.uid == most)
 
-    def add(self, one: Armed) -> bool:
-        """It is armed; False if it has exec'ed since `begin`: then it is the caller's to close."""
+    def add(self, one: Armed, *, still: bool = True) -> bool:
+        """It is armed; False if it has exec'ed since `begin`, or is not `still` to be armed: then
+        it is the caller's to close."""
         with self._lock:
-            if self._beginning.pop(one.key.pid, True):
+            if self._beginning.pop(one.key.pid, True) or not still:
                 return False
             self._armed[one.key.pid] = one
             return True

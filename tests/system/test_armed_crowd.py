@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,15 +88,16 @@ def test_a_fork_storm(tmp_path: Path) -> None:
     with arming(tmp_path) as one:
         with running("armed", "1", "0", "fork", cwd=tmp_path) as victim:
             wait_armed(one, victim.pid)
-            agent_before = cpu_s(one.process.pid)
+            agent_before, began = cpu_s(one.process.pid), time.monotonic()
             # WHEN an armed process forks without end
             victim.go()
             wait_until(lambda: cpu_s(victim.pid) > STORM_S, "it does not fork")
-            spent = cpu_s(one.process.pid) - agent_before
+            spent, took = cpu_s(one.process.pid) - agent_before, time.monotonic() - began
             os.kill(victim.pid, signal.SIGKILL)
             victim.wait()
-        # THEN the agent has done much less than those who fork
-        assert spent < STORM_S / 2
+        # THEN the agent has done much less than those who fork; where others take the CPUs away
+        # from them, it has had its small share of a CPU for longer
+        assert spent < max(STORM_S, took) / 2
         # AND it has the core of the one that was killed, and holds nothing
         assert one.record(victim.pid)["outcome"] == "complete"
         wait_until(lambda: not one.metric("coreward_armed_processes"), "some are still armed")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
+from prometheus_client import Gauge
 
+from collector.agent.arm import Arming
 from collector.agent.armed import Armed, ArmedProcesses, is_handed_over
 from collector.arch.x86_64 import Reg
 from collector.errors import ProbeError
 from collector.linux.procfs import TICK_NS
 from collector.model import Exit, Identity, ProcessKey
-from collector.policy.types import ArmRule, Match
+from collector.policy.types import ArmRule, ArmSettings, Match
 from collector.probe import armed as probe
 from collector.probe.iterators import THREAD, decode_threads
 
@@ -90,6 +94,28 @@ def test_what_was_pinned_before_an_exec_is_not_taken_in() -> None:
     # THEN what was pinned does not count
     assert not processes.add(one())
     assert len(processes) == 0 and processes.begin(7, 9)
+
+
+def test_nobody_is_taken_in_by_a_rule_that_went_meanwhile() -> None:
+    gauge, processes = Gauge("armed", "x", registry=None), ArmedProcesses()
+    context = SimpleNamespace(armed=processes, metrics=Mock(armed=gauge))
+    arming = Arming(cast(Any, context))
+    arming._probe = Mock()
+    arming._finder = Mock()  # no process of this machine is meant
+    # GIVEN two processes that are being pinned by a rule in force
+    arming.apply(ArmSettings(rules=(RULE,)))
+    first, second = one(7), one(8)
+    first.pidfd, second.pidfd = os.eventfd(0), os.eventfd(0)
+    assert processes.begin(7, 9) and processes.begin(8, 9)
+    assert arming._add(first)
+    assert [sample.value for sample in gauge.collect()[0].samples] == [1]
+    # WHEN the rules go before the second one is pinned
+    processes.take(first)
+    arming.apply(ArmSettings())
+    # THEN it is not armed, and may be looked at anew
+    assert not arming._add(second)
+    assert not processes.knows(8)
+    assert [sample.value for sample in gauge.collect()[0].samples] == [0]
 
 
 def test_an_exec_gives_out_what_was_armed_before() -> None:
