@@ -52,18 +52,18 @@ _GAUGES = {
 }
 # what is counted when something could not be had; in the file by the names of the metrics
 _LOSSES = (
-    "coreward_probe_dropped_total",
+    "coreward_probe_events_dropped_total",
     "coreward_deaths_beyond_share_total",
     "coreward_errors_total",
-    "coreward_capture_queue_full_total",
+    "coreward_captures_queue_full_total",
     "coreward_handoffs_refused_total",
     "coreward_watch_refused_total",
-    "coreward_limited_total",
+    "coreward_captures_limited_total",
 )
 # of these what no record explains: all others are named in the record of the death, or said
 # (coreward_errors_total{stage="store"}) when the disk is full
 _UNEXPLAINED = re.compile(
-    r'coreward_(?:probe_dropped_total\{program="(?!mappings)'
+    r'coreward_(?:probe_events_dropped_total\{program="(?!mappings)'
     r'|deaths_beyond_share_total\{kept="no"'
     r'|errors_total\{stage="(?:record|spool|stop)"'
     r'|handoffs_refused_total\{why="memory")'

@@ -58,7 +58,7 @@ def demonstrate(folder: Path) -> int:
         print("\n--- metrics that moved")
         after = metrics(port)
         for sample, value in after.items():
-            if value != before.get(sample, 0.0) and "_created" not in sample:
+            if value != before.get(sample, 0.0) and "_timestamp_" not in sample:
                 print(f"{sample} {value:g}")
     finally:
         agent.terminate()

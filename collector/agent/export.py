@@ -24,7 +24,6 @@ from collector.model import (
     Release,
     SamplesFacts,
 )
-from collector.signals import signal_name
 from collector.store.ids import record_id
 from collector.watch.client import Answer
 
@@ -143,7 +142,8 @@ def close(context: Context, record: Record) -> bool:
         waits = "it is tried again" if context.unstored.add(record) else "too many wait already"
         log.error("record %s cannot be stored: %s; %s", record.id, error, waits)
         context.metrics.errors.labels("store").inc()
-    count(context, record.cause, record.signal, record.outcome)
+    context.metrics.died(record.cause, record.signal, record.outcome, crash_id=record.id)
+    context.metrics.died_in(record.unit, record.cause, record.id)
     context.announce(record)
     return stored
 
@@ -156,9 +156,8 @@ def store_again(context: Context) -> None:
 
 
 def count(context: Context, cause: Cause, signo: int | None, outcome: Outcome) -> None:
-    """Every death is counted exactly once, here."""
-    name = signal_name(signo) or "none"
-    context.metrics.deaths.labels(cause.value, name, outcome.value).inc()
+    """Count a death that has no record of its own; `close` counts those that have."""
+    context.metrics.died(cause, signo, outcome)
 
 
 def recorded(context: Context, crash: Crash) -> None:

@@ -115,6 +115,9 @@ class Agent:
         allow(context.native, policy)
         context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
+        for watch in policy.watch:
+            for trigger in watch.triggers:
+                context.metrics.fires(watch.name, trigger.name)
         self._arm(policy.arm)
         self._run_plugins(policy.dumpers)
 
@@ -184,13 +187,13 @@ class Agent:
 
     def _apply_reload(self) -> None:
         if self._context.policy.reload():
-            self._context.metrics.policy_bad.set(0)
+            self._context.metrics.reloaded(True)
             for key in self._context.policy.needs_restart:
                 log.warning("policy: %s changes only with a restart", key)
             self._apply_policy()
             log.info("policy: %s is in force", self._context.policy.policy.source)
         else:
-            self._context.metrics.policy_bad.set(1)
+            self._context.metrics.reloaded(False)
             log.error("policy: the old one stays in force: %s", self._context.policy.error)
 
     def _finish(self) -> None:

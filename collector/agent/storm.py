@@ -121,9 +121,8 @@ class Storms:
         new = tally.count - kind.told
         if new <= 0:
             return
-        name = signal_name(tally.signal) or "none"
-        labels = _cause(tally).value, name, kind.outcome.value
-        context.metrics.deaths.labels(*labels).inc(new)
+        identity = None if kind.outcome is Outcome.IGNORED else _id(context, tally)
+        context.metrics.died(_cause(tally), tally.signal, kind.outcome, new, identity)
         kind.told = tally.count
         kind.pids = [*kind.pids, *tally.pids[-new:]][-_PIDS:]
 

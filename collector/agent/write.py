@@ -39,6 +39,7 @@ from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Wri
 from collector.capture.parts import Copy
 from collector.capture.run import run_without_memory, run_writer
 from collector.errors import CorewardError, in_words
+from collector.export.counts import EXEMPLAR
 from collector.model import Capture, Cause, Outcome, Release, Sender
 from collector.signals import signal_name
 
@@ -277,7 +278,9 @@ def _end(context: Context, crash: Crash) -> None:
 
 
 def _note_release(context: Context, crash: Crash, held_ms: float) -> None:
-    context.metrics.hold.labels(crash.release.mode.value).observe(held_ms / 1e3)
+    context.metrics.hold.labels(crash.release.mode.value).observe(
+        held_ms / 1e3, {EXEMPLAR: crash.record.id}
+    )
     crash.learn(Held(held_ms=round(held_ms, 3)))
 
 
@@ -287,7 +290,9 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
     outcome = Outcome.RECORDED
     if written.name is not None:
         outcome = Outcome.TRUNCATED if written.truncated else Outcome.COMPLETE
-        metrics.capture.observe(seconds)
+        metrics.capture.observe(seconds, {EXEMPLAR: crash.record.id})
+        if outcome is Outcome.COMPLETE:
+            metrics.last_capture.set_to_current_time()
         metrics.written.inc(written.size)
         metrics.elided.inc(written.elided)
     if written.capture is not crash.decided.decision.action.capture:

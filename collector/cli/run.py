@@ -35,6 +35,7 @@ from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
 from collector.probe import pins
 from collector.probe.probe import Counters, Probe, open_probe
+from collector.store.size import StoreSize
 from collector.store.store import Store, remove_unused
 from collector.watch.client import FlightRecorder
 
@@ -101,7 +102,7 @@ class RunVerb:
             "--listen", metavar="HOST:PORT", help="instead of `metrics.listen` of the configuration"
         )
 
-    def run(self, args: argparse.Namespace) -> int:
+    def run(self, args: argparse.Namespace) -> int:  # noqa: PLR0915 - the order of the start
         if os.geteuid() != 0:
             raise HoldError("the agent needs root: it sees every process's death")
         level = logging.DEBUG if args.debug else logging.INFO
@@ -129,6 +130,7 @@ class RunVerb:
             _restore_limits(lender)  # of an agent that was killed
             parts.callback(_restore_limits, lender)
             metrics.lent.set_function(lambda: lender.lent)
+            watch_store(metrics, store, holder)
             context = Context(
                 policy=holder,
                 probe=probe,
@@ -156,7 +158,7 @@ class RunVerb:
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
             _open_door(args.run_dir, context, parts)
-            _watch(metrics, probe, backend, native)
+            watch(metrics, probe, backend, native)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
@@ -325,9 +327,40 @@ def _serve(
         parts.callback(metrics.serve(*address))
 
 
-def _watch(
+def watch_store(metrics: Metrics, store: Store, holder: PolicyHolder) -> None:
+    """Have metrics say what the store holds, and what room it has."""
+    size = StoreSize(store.path)
+    for name, text, read in (
+        ("store_records", "Records in the store", lambda: size.held().records),
+        ("store_cores", "Cores in the store", lambda: size.held().cores),
+        ("store_core_bytes", "Bytes on disk of the cores in the store", lambda: size.held().bytes),
+        ("store_free_bytes", "Bytes that may still be written where the store is", size.free),
+        ("store_filesystem_bytes", "Size of the file system that the store is on", size.whole),
+        (
+            "store_min_free_bytes",
+            "The policy's `store.min_free`: no core is written that would leave less",
+            lambda: holder.policy.store.min_free,
+        ),
+    ):
+        metrics.read(name, text, read)
+
+
+def watch(
     metrics: Metrics, probe: Probe | None, backend: OpenBackend | NoBackend, native: Native
 ) -> None:
+    """Have metrics say what BPF, the hand-off and the native part count."""
+    metrics.agent.info(
+        {
+            "bpf": "none" if probe is None else str(probe.loader),
+            "handoff": "none" if isinstance(backend, NoBackend) else backend.backend,
+        }
+    )
+    if not isinstance(backend, NoBackend):
+        metrics.read(
+            "core_pattern_ours",
+            "1 while the kernel hands crashes over to this agent, 0 if others have changed that",
+            backend.is_in_place,
+        )
     if probe is not None:
         metrics.watch(
             "deaths_beyond_share",
@@ -336,8 +369,8 @@ def _watch(
             lambda: _counted(probe.counters()),
         )
         metrics.watch(
-            "probe_dropped",
-            "Events lost because the ring was full",
+            "probe_events_dropped",
+            "Events of BPF that were lost, by what they were of",
             "program",
             lambda: _dropped(probe.counters()),
         )

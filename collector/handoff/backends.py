@@ -69,6 +69,10 @@ class OpenBackend:
         """Hand-offs so far that were given up before we answered (pipe only)."""
         return self.listener.late if isinstance(self.listener, PipeBackend) else 0
 
+    def is_in_place(self) -> bool:
+        """Whether the kernel still hands crashes over to us, or others have changed its setting."""
+        return self._guard.is_set(self.pattern)
+
     def accept(self, timeout_s: float | None = None) -> Taken | None:
         """The next dying process; None if there is none in that time, or it was closed.
 

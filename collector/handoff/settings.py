@@ -126,6 +126,13 @@ class SettingsGuard:
         """Whether a core_pattern is one that we have set."""
         return pattern in self._ours(self._load())
 
+    def is_set(self, pattern: str) -> bool:
+        """Whether it is the present core_pattern; False if nobody knows."""
+        try:
+            return self._read(_PATTERN) == pattern
+        except HoldError:
+            return False
+
     @staticmethod
     def _ours(saved: _Saved) -> list[str]:
         setting = saved.settings.get(_PATTERN)

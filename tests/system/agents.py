@@ -217,8 +217,10 @@ def scrape(port: int) -> dict[str, float]:
 
 
 def deaths_of(samples: dict[str, float]) -> dict[str, float]:
-    """Those of the samples that count deaths."""
-    return {name: n for name, n in samples.items() if name.startswith("coreward_deaths_total")}
+    """Those of the samples that have counted deaths."""
+    return {
+        name: n for name, n in samples.items() if name.startswith("coreward_deaths_total") and n
+    }
 
 
 @contextlib.contextmanager

@@ -49,18 +49,22 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert held["instant"] >= 3
     assert held["after-write"] == 1
     for release, number in held.items():
-        name = "coreward_hold_seconds"
+        name = "coreward_hold_duration_seconds"
         assert samples[f'{name}_count{{release="{release}"}}'] == number
         seconds = sum(r["held_ms"] for r in records if r["release"] == release) / 1e3
         assert abs(samples[f'{name}_sum{{release="{release}"}}'] - seconds) < 0.001
     sizes = [r["core_size"] for r in records if r["core"]]
-    assert samples["coreward_capture_seconds_count"] == len(sizes)
+    assert samples["coreward_capture_duration_seconds_count"] == len(sizes)
     assert samples["coreward_core_written_bytes_total"] == sum(sizes) > 0
     assert samples["coreward_core_elided_bytes_total"] > 0
     # AND nothing was lost on the way
-    dropped = {name: n for name, n in samples.items() if name.startswith("coreward_probe_dropped")}
+    dropped = {
+        name: n
+        for name, n in samples.items()
+        if name.startswith("coreward_probe_events_dropped_total")
+    }
     assert dropped == {
-        f'coreward_probe_dropped_total{{program="{program}"}}': 0
+        f'coreward_probe_events_dropped_total{{program="{program}"}}': 0
         for program in (
             "armed",
             "mappings",

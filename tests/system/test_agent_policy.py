@@ -269,7 +269,9 @@ def test_the_process_s_own_limit(ruled: RunningAgent, limit: int, tmp_path: Path
 
 def test_captures_beyond_a_limit_get_smaller(ruled: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a limit of one full capture, and four smaller ones, in an hour
-    before = [ruled.metric(f'coreward_limited_total{{capture="{kind}"}}') for kind in SMALLER]
+    before = [
+        ruled.metric(f'coreward_captures_limited_total{{capture="{kind}"}}') for kind in SMALLER
+    ]
     # WHEN the same program dies six times
     records = [die_as(ruled, "limit", "null_main", folder=tmp_path) for _ in range(6)]
     # THEN the captures get smaller, and each record says why
@@ -285,7 +287,9 @@ def test_captures_beyond_a_limit_get_smaller(ruled: RunningAgent, tmp_path: Path
         *[full] * 4,
         f"{full}; {small}",
     ]
-    after = [ruled.metric(f'coreward_limited_total{{capture="{kind}"}}') for kind in SMALLER]
+    after = [
+        ruled.metric(f'coreward_captures_limited_total{{capture="{kind}"}}') for kind in SMALLER
+    ]
     assert [late - early for early, late in zip(before, after, strict=True)] == [4, 1]
 
 

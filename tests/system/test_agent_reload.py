@@ -35,21 +35,21 @@ def test_a_bad_configuration_leaves_the_old_one_in_force(tmp_path: Path) -> None
     with agent(tmp_path, config="defaults: {capture: stacks}", metrics=True) as one:
         file = tmp_path / "coreward.yaml"
         good = file.read_text()
-        assert one.metric("coreward_policy_reload_failed") == 0
+        assert one.metric("coreward_config_last_reload_successful") == 1
         # WHEN its file is damaged, and it is told to read it
         file.write_text(good.replace("capture: stacks", "capture: stakcs"))
         one.process.send_signal(signal.SIGHUP)
         line = one.wait_line(r"policy: the old one stays in force")
         # THEN it says what is wrong and where, goes on as before, and the metric tells
         assert f"{file}:3: defaults.capture: " in line
-        assert one.metric("coreward_policy_reload_failed") == 1
+        assert one.metric("coreward_config_last_reload_successful") == 0
         assert plain_death(one, tmp_path)["capture"] == "stacks"
         # AND WHEN the file is right again
         file.write_text(good)
         one.process.send_signal(signal.SIGHUP)
         one.wait_line(r"policy: .*coreward\.yaml is in force")
         # THEN the metric says so
-        assert one.metric("coreward_policy_reload_failed") == 0
+        assert one.metric("coreward_config_last_reload_successful") == 1
 
 
 def test_the_agent_can_not_be_crashed_into_waiting_for_itself(tmp_path: Path) -> None:

@@ -104,4 +104,4 @@ def test_a_crowd_whose_cores_are_all_wanted(tmp_path: Path, backend: str) -> Non
         assert all("memory" in one["lost"] or "core" in one["lost"] for one in without)
         # AND those that were let go for the others' sake are counted
         spared = [one for one in found if REASON in one["lost"].values()]
-        assert running.metric("coreward_crowded_total") >= len(spared) > 0
+        assert running.metric("coreward_captures_crowded_total") >= len(spared) > 0

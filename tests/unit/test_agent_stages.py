@@ -201,7 +201,7 @@ def test_the_queue_of_captures_is_full(make: Make) -> None:
         {"core": "too many captures were waiting already"},
     )
     queue_full = agent.context.metrics.registry.get_sample_value
-    assert queue_full("coreward_capture_queue_full_total") == 1
+    assert queue_full("coreward_captures_queue_full_total") == 1
 
 
 def test_a_writer_that_failed(make: Make) -> None:

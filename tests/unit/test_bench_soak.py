@@ -65,16 +65,16 @@ def test_a_short_run_is_not_judged() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ('coreward_probe_dropped_total{program="signal_deliver"}', True),
-        ('coreward_probe_dropped_total{program="overwritten"}', True),
-        ('coreward_probe_dropped_total{program="mappings"}', False),
+        ('coreward_probe_events_dropped_total{program="signal_deliver"}', True),
+        ('coreward_probe_events_dropped_total{program="overwritten"}', True),
+        ('coreward_probe_events_dropped_total{program="mappings"}', False),
         ('coreward_deaths_beyond_share_total{kept="together"}', False),
         ('coreward_deaths_beyond_share_total{kept="no"}', True),
         ('coreward_errors_total{stage="record"}', True),
         ('coreward_errors_total{stage="store"}', False),
         ('coreward_errors_total{stage="write"}', False),
         ('coreward_handoffs_refused_total{why="late"}', False),
-        ("coreward_capture_queue_full_total", False),
+        ("coreward_captures_queue_full_total", False),
     ],
 )
 def test_which_losses_no_record_explains(name: str, expected: bool) -> None:

@@ -93,9 +93,9 @@ def test_who_dies_in_a_crowd_is_let_go_without_a_core(make: Make, spared: bool) 
     assert (record.release, record.held_ms) == (Release.INSTANT, 1.5)
     assert record.lost == {"memory": REASON, "frames": "not looked for: beyond the limit"}
     value = agent.context.metrics.registry.get_sample_value
-    assert value("coreward_crowded_total") == 1
+    assert value("coreward_captures_crowded_total") == 1
     # AND the limit of captures is not charged with it
-    assert value("coreward_limited_total", {"capture": "record"}) is None
+    assert value("coreward_captures_limited_total", {"capture": "record"}) == 0
 
 
 def test_who_wants_no_core_is_told_so_all_the_same(make: Make) -> None:
@@ -129,4 +129,4 @@ def test_one_that_only_bpf_tells_has_the_same_reason(make: Make) -> None:
     # THEN its record says why it has no core, which is counted
     assert agent.record().lost["core"] == REASON
     value = agent.context.metrics.registry.get_sample_value
-    assert value("coreward_crowded_total") == 1
+    assert value("coreward_captures_crowded_total") == 1

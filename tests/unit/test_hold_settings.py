@@ -214,3 +214,17 @@ def test_the_save_file(tmp_path: Path) -> None:
                 "core_pipe_limit": {"original": "0", "ours": ["512"]},
             }
         }
+
+
+def test_whether_a_pattern_is_still_set(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    guard = kernel.guard()
+    # GIVEN our pattern THEN it is known to be there
+    guard.takeover("@@/run/ours", None, allow=False)
+    assert guard.is_set("@@/run/ours")
+    # WHEN others write theirs, or nothing can be read THEN it is not
+    kernel.set(OTHER, "0")
+    assert not guard.is_set("@@/run/ours")
+    (kernel.sysctl / "core_pattern").unlink()
+    assert not guard.is_set("@@/run/ours")
+    guard.unlock()

@@ -1,0 +1,67 @@
+"""A counter with many label sets, most of which never count.
+
+prometheus_client keeps objects of a kilobyte for each label set. Here a set is a key of a mapping,
+so that all that can be known beforehand are there from the start, with 0: increase() of a series
+that appears with 1 is 0, and the first event of each kind would raise no alert.
+
+A set that cannot be known beforehand is there from its first event on. There are at most so many;
+what comes after that counts under the label value `other`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from prometheus_client.core import Exemplar, Metric, Sample
+
+OTHER = "other"
+EXEMPLAR = "crash_id"  # the label by which an exemplar names the record of the crash
+
+
+class Counts:
+    """A counter for a CollectorRegistry. Counting is thread-safe, and never fails."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: tuple[str, ...],
+        known: Iterable[tuple[str, ...]] = (),
+        most: int | None = None,
+    ) -> None:
+        """name: without `_total`. known: values of `labels` that are there from the start.
+        most: of first values that have sets of their own; None: callers see to it."""
+        self.name, self.labels = name, labels
+        self._text, self._most = text, most
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(known, 0)
+        self._firsts = {values[0] for values in self._counts}
+        self._last: dict[tuple[str, ...], tuple[str, float]] = {}  # the crash's id, and when
+
+    def inc(self, values: tuple[str, ...], count: int = 1, crash_id: str | None = None) -> None:
+        """crash_id: an example of what was counted."""
+        with self._lock:
+            if values[0] not in self._firsts:
+                if self._most is not None and len(self._firsts) >= self._most:
+                    values = (OTHER, *values[1:])
+                self._firsts.add(values[0])
+            self._counts[values] = self._counts.get(values, 0) + count
+            if crash_id is not None:
+                self._last[values] = crash_id, time.time()
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry, at each scrape."""
+        family = Metric(self.name, self._text, "counter")
+        with self._lock:
+            counts, last = self._counts.copy(), self._last.copy()
+        total = f"{self.name}_total"
+        for values, count in counts.items():
+            exemplar = None
+            if values in last:
+                crash_id, at = last[values]
+                exemplar = Exemplar({EXEMPLAR: crash_id}, 1.0, at)
+            labels = dict(zip(self.labels, values, strict=True))
+            family.samples.append(Sample(total, labels, count, None, exemplar))
+        yield family
