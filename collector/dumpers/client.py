@@ -7,14 +7,17 @@
             elif event.verb == "DUMP":
                 client.let_go(event, 0)      # CONTINUE: the process goes on
 
+One that dumps one process after the other has all that in `client.dump_each(dump)`.
+
 Needs nothing but what is imported here. One thread at a time may use it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +36,15 @@ from collector.errors import CorewardError
 
 class Refused(CorewardError):
     """The agent does not take this dumper; the message says why."""
+
+
+def status_of(error: Exception) -> int:
+    """The status for CONTINUE. Not each OSError has an errno, nor one that the kernel knows:
+    socket.gaierror has its own."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and isinstance(error, TimeoutError):
+        return errno.ETIMEDOUT
+    return number if number in errno.errorcode and number else errno.EIO
 
 
 class Client:
@@ -121,6 +133,22 @@ class Client:
                 yield event
             finally:
                 event.close()
+
+    def dump_each(self, dump: Callable[[Message], str | None]) -> None:
+        """Have each process dumped, one after the other, until the agent closes the connection.
+
+        dump: is given the DUMP; its answer is the note for the record. If it raises, the next
+        dumper has its turn: see `status_of`. Of no use with `bid=yes`.
+        """
+        for event in self.events():
+            if event.verb != "DUMP":
+                continue
+            try:
+                status, note = 0, dump(event)
+            except (OSError, CorewardError) as error:
+                status, note = status_of(error), str(error)
+            with contextlib.suppress(BrokenPipeError):  # the agent ends; so do we
+                self.let_go(event, status, note)
 
     def bid(self, event: Message, priority: int) -> None:
         """Answer a PROBE. NOMATCH: it is nothing for us."""

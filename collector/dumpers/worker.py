@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.dumpers.client import Client
+from collector.dumpers.client import Client, status_of
 from collector.dumpers.held import HeldProcess
 from collector.dumpers.plugin import NOMATCH, DumperPlugin
 from collector.dumpers.protocol import Gone, Message
@@ -132,7 +132,7 @@ def _dump(client: Client, plugin: DumperPlugin, event: Message) -> None:
         process = HeldProcess(event)
         status, note = plugin.handle(process, _limit(process)), None
     except OSError as error:
-        status, note = error.errno or errno.EIO, str(error)
+        status, note = status_of(error), str(error)
     except Exception as error:  # it is not our program
         log.error("handle() failed: %s", traceback.format_exc(limit=-2).strip())
         status, note = errno.EIO, repr(error)

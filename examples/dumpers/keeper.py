@@ -8,14 +8,13 @@ goes at once, and its core is written from its pinned memory.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
 
 from collector.dumpers.client import Client
 from collector.dumpers.plugin import SPECIAL, HeldProcess, ZstdWriter, write_core
-from collector.errors import CorewardError
+from collector.dumpers.protocol import Message
 
 
 def main() -> None:
@@ -27,21 +26,16 @@ def main() -> None:
         if key.startswith("match.")
     ]
     pin = fields.get("pin") == "yes"
+
+    def dump(event: Message) -> str:
+        process = HeldProcess(event)
+        size = keep(process, folder / f"{process.pid}.core.zst")
+        print(f"{process.name}[{process.pid}]: {size} bytes", flush=True)
+        return f"{size} bytes"
+
     with Client.connect(path, "keeper", priority=SPECIAL, match=match, pin=pin) as client:
         print("registered", flush=True)
-        for event in client.events():
-            if event.verb != "DUMP":
-                continue
-            process = HeldProcess(event)
-            try:
-                size = keep(process, folder / f"{process.pid}.core.zst")
-            except OSError as error:
-                client.let_go(event, error.errno or errno.EIO)
-            except CorewardError as error:
-                client.let_go(event, errno.EIO, str(error))
-            else:
-                client.let_go(event, 0, f"{size} bytes")
-                print(f"{process.name}[{process.pid}]: {size} bytes", flush=True)
+        client.dump_each(dump)
 
 
 def keep(process: HeldProcess, path: Path) -> int:
