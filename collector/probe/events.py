@@ -11,7 +11,7 @@ import struct
 from typing import NamedTuple
 
 from collector import siginfo
-from collector.arch.x86_64 import PAGE
+from collector.arch.x86_64 import IP, PAGE
 from collector.errors import ProbeError
 from collector.linux.memory import NO_LIMIT
 from collector.model import (
@@ -152,6 +152,7 @@ def _fatal(common: _Common, record: bytes) -> FatalSignal:
     trap, trap_error, status, build_id, offset, base, valid = fields[31:]
     told = siginfo.decode(info) if has_info else None
     is_fault = told is not None and told.address is not None
+    is_call = is_fault and told is not None and told.address == fields[4 + IP]
     stack = SIGNAL_BYTES
     return FatalSignal(
         who=common.who,
@@ -170,7 +171,8 @@ def _fatal(common: _Common, record: bytes) -> FatalSignal:
             for page in range(STACK_PAGES)
             if valid >> page & 1
         ),
-        site=_site(status, build_id, offset),
+        # where there is no code, the kernel takes the next mapping for it
+        site=None if is_call else _site(status, build_id, offset),
         last_fault=common.fault,
         thread_name=text(thread_comm),
         fault_access=_access(trap, trap_error) if is_fault else None,

@@ -58,7 +58,8 @@ def common(kind: int, size: int, **changes: bytes | int) -> bytes:
 
 def fatal(**changes: bytes | int) -> bytes:
     """A record of a SIGSEGV with the first and the third page of its stack."""
-    info = struct.pack("<iiiiQ", 11, 0, changes.get("code", SEGV_MAPERR), 0, 0x10)
+    address = changes.get("address", 0x10)
+    info = struct.pack("<iiiiQ", 11, 0, changes.get("code", SEGV_MAPERR), 0, address)
     part = events.SIGNAL.pack(
         11, changes.get("has_info", 1), b"worker", info.ljust(48, b"\0"), *REGS,
         changes.get("trap", 14), changes.get("error", 0b110),
@@ -245,6 +246,13 @@ def test_without_siginfo_nothing_is_made_up() -> None:
 )
 def test_the_site_is_known_or_absent(changes: dict[str, bytes], site: CrashSite | None) -> None:
     assert decoded(fatal(**changes)).site == site
+
+
+def test_a_call_to_nowhere_has_no_site() -> None:
+    # GIVEN a jump to an address without code, for which the kernel tells the next mapping's
+    event = decoded(fatal(address=REGS[16]))
+    # THEN none is believed
+    assert (event.regs[16], event.site) == (event.si_addr, None)
 
 
 def test_a_path_that_could_not_be_read_is_absent() -> None:
