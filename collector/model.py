@@ -370,6 +370,10 @@ class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
     passed: bool = False  # it wanted others to have it as well
 
 
+# The function of a frame to which a signal handler returns: debuggers know it by this name.
+SIGNAL_FRAME = "<signal handler called>"
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame of a backtrace, innermost first. Unknown parts are None."""
 
@@ -380,7 +384,10 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     line: int | None = None
     module: str | None = None  # path of the mapped object
     build_id: str | None = None
-    inline: bool = False
+    # pc as the object's file counts addresses: for addr2line, with build_id, on another machine
+    module_offset: int | None = None
+    inline: bool = False  # part of the function in the next frame that is not
+    scanned: bool = False  # without unwind information, found by looking through the stack
 
 
 class Allocator(enum.StrEnum):

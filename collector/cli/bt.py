@@ -58,7 +58,8 @@ class BtVerb:
         if args.json:
             render.print_json(_backtrace(record, record.frames))
         else:
-            print("\n".join([_heading(record), *render.frame_lines(record.frames)]))
+            lines = [_heading(record), *render.frame_lines(record.frames)]
+            print("\n".join([*lines, *render.nameless_lines(record.frames)]))
         return 0
 
 

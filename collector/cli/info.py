@@ -187,7 +187,8 @@ def _where(record: Record) -> list[str]:
     shown = [f"  {line}" for line in frames[:_TOP_FRAMES]]
     if len(frames) > _TOP_FRAMES:
         shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coreward bt {record.id}")
-    return shown
+    nameless = render.nameless_lines((record.frames or [])[:_TOP_FRAMES])
+    return [*shown, *(f"  {line}" for line in nameless)]
 
 
 def _taken(facts: SnapshotFacts | None) -> Lines:

@@ -78,7 +78,10 @@ def captured(record: Record) -> str:
 
 def frame_lines(frames: Sequence[Frame]) -> list[str]:
     """One line for each frame, innermost first:
-    `#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]`."""
+    `#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]`.
+
+    A frame without a name has its address in its file: `in ?? [/usr/bin/victim+0x1234]`.
+    """
     digits = len(str(max(len(frames) - 1, 0))) + 1  # with the number sign
     return [_frame_line(f"#{number}".ljust(digits), frame) for number, frame in enumerate(frames)]
 
@@ -90,10 +93,22 @@ def _frame_line(number: str, frame: Frame) -> str:
     if frame.file:
         where += f" ({frame.file}:{frame.line})" if frame.line else f" ({frame.file})"
     if frame.module:
-        where += f" [{frame.module}]"
+        nameless = frame.function is None and frame.module_offset is not None
+        where += f" [{frame.module}+{frame.module_offset:#x}]" if nameless else f" [{frame.module}]"
     if frame.inline:
         where += " (inlined)"
+    if frame.scanned:
+        where += " (found on the stack)"
     return clean(f"{number}  {frame.pc:#018x} in {where}")
+
+
+def nameless_lines(frames: Iterable[Frame]) -> list[str]:
+    """A line for each object of frames without a name: `/usr/bin/victim: build-id 1234abcd`.
+
+    With the build-id and the addresses in the frames' lines they get their names elsewhere.
+    """
+    found = {f.module: f.build_id for f in frames if f.function is None and f.module and f.build_id}
+    return [clean(f"{module}: build-id {build_id}") for module, build_id in sorted(found.items())]
 
 
 class Screen:

@@ -6,6 +6,7 @@ process: paths are names, not permissions, and memory may be absent or nonsense.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,19 @@ def build_id_in_memory(read: Callable[[int, int], bytes], start: int) -> str | N
         return None
 
 
+def bias_in_memory(read: Callable[[int, int], bytes], start: int) -> int | None:
+    """What was added to an object's own addresses when it was mapped at `start`.
+
+    Without its headers it is taken for one that can be anywhere, which all libraries are and most
+    programs; None where that cannot be: below 4 GiB. read: as in `build_id_in_memory`.
+    """
+    with contextlib.suppress(Exception):
+        headers = _headers(read, start)
+        if headers:
+            return start - _first_page(headers)
+    return start if start >= 1 << 32 else None
+
+
 def build_id_of_file(fd: int) -> str | None:
     """The build-id of an open object file, in hex; None if it has none.
 
@@ -86,12 +100,8 @@ def build_id_of_file(fd: int) -> str | None:
 
 def _build_id(read: Callable[[int, int], bytes], start: int, *, mapped: bool = True) -> str | None:
     """mapped: its segments are where the program headers say, not at their places in the file."""
-    header = arch.EHDR.unpack(read(start, arch.EHDR.size))
-    phoff, phentsize, phnum = header[5], header[9], header[10]
-    if header[0][:7] != arch.E_IDENT[:7] or phentsize != arch.PHDR.size or phnum > _MAX_HEADERS:
-        return None
-    headers = list(arch.PHDR.iter_unpack(read(start + phoff, phnum * arch.PHDR.size)))
-    base = min(h[3] for h in headers if h[0] == arch.PT_LOAD) & -PAGE if mapped else 0
+    headers = _headers(read, start)
+    base = _first_page(headers) if mapped and headers else 0
     for kind, _, offset, vaddr, _, size, _, _ in headers:
         if kind != arch.PT_NOTE or size > _MAX_NOTE_SEGMENT:
             continue
@@ -102,3 +112,19 @@ def _build_id(read: Callable[[int, int], bytes], start: int, *, mapped: bool = T
         except CoreFormatError:  # notes aligned to 8, not to 4: not the build-id's
             continue
     return None
+
+
+def _headers(
+    read: Callable[[int, int], bytes], start: int
+) -> list[tuple[int, int, int, int, int, int, int, int]]:
+    """The program headers of the object at `start`; none if it is no object of 64 bits."""
+    header = arch.EHDR.unpack(read(start, arch.EHDR.size))
+    phoff, phentsize, phnum = header[5], header[9], header[10]
+    if header[0][:7] != arch.E_IDENT[:7] or phentsize != arch.PHDR.size or phnum > _MAX_HEADERS:
+        return []
+    return list(arch.PHDR.iter_unpack(read(start + phoff, phnum * arch.PHDR.size)))
+
+
+def _first_page(headers: Sequence[tuple[int, ...]]) -> int:
+    """The address of the first mapped page, as the object counts. ValueError: none is."""
+    return min(header[3] for header in headers if header[0] == arch.PT_LOAD) & -PAGE

@@ -3,11 +3,12 @@
 Runs in the explaining child only. drgn's own search is reduced to what reads the core itself: all
 paths are opened by `files`, beneath the dead process's root. Unwinding needs only the objects;
 debugging information is read in a second step, for the modules that turn up in a backtrace, which
-keeps a process with a hundred libraries cheap.
+keeps a process with a hundred libraries cheap: an object is read when a backtrace gets to it.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,16 @@ from pathlib import Path, PurePosixPath
 import drgn
 
 from collector.elfcore.reader import CoreFile
+from collector.elfcore.types import Prot
 from collector.explain.files import Root, reopen
-from collector.explain.mapped import MappedFile, build_id_in_memory, mapped_objects
+from collector.explain.mapped import (
+    MappedFile,
+    bias_in_memory,
+    build_id_in_memory,
+    mapped_objects,
+)
 from collector.explain.types import MAX_MODULES, MAX_NAME, ModuleFile
+from collector.ranges import union
 
 _DELETED = " (deleted)"
 _WANT, _DONT_WANT = drgn.ModuleFileStatus.WANT, drgn.ModuleFileStatus.DONT_WANT
@@ -45,13 +53,16 @@ class Modules:
         self._paths: dict[int, str] = {}  # start address -> path
         self._why: dict[int, str] = {}  # id of the module's place -> why it has no file
         self._in_core: set[int] = set()  # ids of modules whose build-id the core holds
+        self._asked: dict[int, drgn.Module] = {}  # those whose files were looked for
         self.lost: dict[str, str] = {}
         program.register_debug_info_finder("files", self._find, enable_index=0)
         program.set_enabled_debug_info_finders(["files", "standard"])
         options = program.debug_info_options
         options.try_module_name = options.try_procfs = False
         options.try_build_id = options.try_debug_link = options.try_supplementary = False
-        self._create(mapped_objects(self._files, [p.segment for p in core.segments]))
+        segments = [placed.segment for placed in core.segments]
+        self._code = union((s.vaddr, s.vaddr + s.memsz) for s in segments if s.flags & Prot.X)
+        self._create(mapped_objects(self._files, segments))
 
     def close(self) -> None:
         os.close(self._host)
@@ -87,20 +98,37 @@ class Modules:
     def _all(self) -> list[drgn.Module]:
         return list(self._program.modules())[: MAX_MODULES * 2]
 
-    def load_objects(self) -> None:
-        """Read the objects themselves: what unwinding needs."""
-        modules = self._all()
-        for module in modules:
-            module.debug_file_status = _DONT_WANT
-        self._load(modules)
+    def at(self, address: int) -> drgn.Module | None:
+        """The module that an address is in."""
+        try:
+            return self._program.module(address)
+        except (LookupError, OverflowError):  # none has it; it is no address at all
+            return None
+
+    def is_code(self, address: int) -> bool:
+        """Whether memory at this address could be executed.
+
+        A small core may have no segment for code at all: then any object may be code.
+        """
+        if not self._code:
+            return self.at(address) is not None
+        index = bisect.bisect_right(self._code, (address, 1 << 64)) - 1
+        return index >= 0 and address < self._code[index][1]
+
+    def load_object(self, address: int) -> bool:
+        """Read the object that holds an address, what unwinding needs. False: nothing is new."""
+        module = self.at(address)
+        if module is None or _key(module) in self._asked:
+            return False
+        self._asked[_key(module)] = module
+        module.debug_file_status = _DONT_WANT
+        self._load([module])
+        return True
 
     def load_debug(self, addresses: Iterable[int]) -> None:
         """Read debugging information for the modules that hold these code addresses."""
-        wanted = {}
-        for address in addresses:
-            with contextlib.suppress(LookupError):
-                module = self._program.module(address)
-                wanted[_key(module)] = module
+        found = (self.at(address) for address in addresses)
+        wanted = {_key(module): module for module in found if module is not None}
         for module in wanted.values():
             if module.debug_file_status == _DONT_WANT:
                 module.debug_file_status = _WANT
@@ -116,6 +144,13 @@ class Modules:
         """Where the module's file is, seen by the process."""
         ranges = module.address_ranges
         return text(self._paths.get(ranges[0][0], module.name) if ranges else module.name)
+
+    def offset(self, module: drgn.Module, address: int) -> int | None:
+        """The address as the object's own file counts it: what addr2line and its like take."""
+        bias = module.loaded_file_bias
+        if bias is None and module.address_ranges:
+            bias = bias_in_memory(self._program.read, module.address_ranges[0][0])
+        return None if bias is None else address - bias
 
     def code(self, address: int, size: int) -> bytes:
         """Bytes of code: from the core, else from the mapped file, where it can be had; else empty.
@@ -138,7 +173,8 @@ class Modules:
             os.close(fd)
 
     def report(self) -> list[ModuleFile]:
-        return [self._describe(module) for module in self._all()]
+        """The modules that were needed."""
+        return [self._describe(module) for module in self._asked.values()]
 
     def _describe(self, module: drgn.Module) -> ModuleFile:
         ranges = module.address_ranges

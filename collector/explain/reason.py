@@ -13,7 +13,17 @@ from pathlib import PurePosixPath
 
 from collector.arch.x86_64 import PAGE
 from collector.explain import names
-from collector.model import Access, Cause, Fault, Frame, KilledBy, Killer, Record, SnapshotFacts
+from collector.model import (
+    SIGNAL_FRAME,
+    Access,
+    Cause,
+    Fault,
+    Frame,
+    KilledBy,
+    Killer,
+    Record,
+    SnapshotFacts,
+)
 from collector.siginfo import SI_KERNEL
 from collector.signals import signal_name
 
@@ -38,6 +48,7 @@ _RUNTIME_FUNCTIONS = frozenset(
         *("_int_free", "free", "__libc_free", "cfree"),
         *("__assert_fail", "__assert_fail_base", "__fortify_fail", "__stack_chk_fail"),
         *("__cxa_throw", "__cxa_rethrow"),
+        SIGNAL_FRAME,
     ]
 )
 # Where a backtrace that was not cut ends: the entry of a program, or of a thread of its own.

@@ -6,25 +6,28 @@ that `modules` opens. A part that cannot be had is missing from the result and n
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import signal
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import drgn
+import msgspec
 
 from collector.arch.x86_64 import CODE_32_BIT, IP, NO_32_BIT_CODE, Reg
 from collector.elfcore.reader import CoreFile
+from collector.elfcore.types import Thread
 from collector.errors import CoreFormatError
-from collector.explain.demangle import demangle
+from collector.explain.demangle import demangle, is_mangled
 from collector.explain.files import Root
 from collector.explain.modules import Modules, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
+from collector.explain.walk import Step, Walker
 from collector.explain.x86 import access_of
-from collector.model import Access, Frame
+from collector.model import SIGNAL_FRAME, Access, Frame
 from collector.siginfo import SI_KERNEL
 
 _T = TypeVar("_T")
@@ -32,6 +35,8 @@ _SIGINFO = struct.Struct("=iii4xQ")  # si_signo, si_errno, si_code, si_addr of a
 _LONGEST_INSTRUCTION = 15  # bytes, on x86
 _MAX_THREADS = 65536
 _MAX_ALL_FRAMES = 16384  # of all threads together
+# Kinds of symbols that code may be named by; assemblers give their functions none.
+_FUNCTIONS = (drgn.SymbolKind.FUNC, drgn.SymbolKind.IFUNC, drgn.SymbolKind.UNKNOWN)
 
 
 def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> Explanation:
@@ -44,11 +49,9 @@ def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> E
         except Exception as error:
             raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, root, exe) as modules:
-            modules.load_objects()
-            narrow = {t.tid for t in core.threads if t.regs[Reg.CS] == CODE_32_BIT}
-            unwinder = Unwinder(program, modules, narrow)
-            frames = unwinder.dying_thread()
-            threads = unwinder.all_threads() if all_threads else None
+            unwinder = Unwinder(program, modules)
+            frames = unwinder.dying_thread(core.threads)
+            threads = unwinder.all_threads(core.threads) if all_threads else None
             return Explanation(
                 frames=frames,
                 threads=threads,
@@ -76,30 +79,31 @@ def _fault_access(core: CoreFile, modules: Modules) -> Access | None:
 
 
 class Unwinder:
-    """Backtraces of one program. narrow: tids of threads in 32-bit code, which have none."""
+    """Backtraces of one program, with the names of what is in them."""
 
-    def __init__(
-        self, program: drgn.Program, modules: Modules, narrow: Collection[int] = ()
-    ) -> None:
-        self._narrow = narrow
+    def __init__(self, program: drgn.Program, modules: Modules) -> None:
         self._program = program
         self._modules = modules
+        self._walker = Walker(program, modules)
         self.lost: dict[str, str] = {}
 
-    def dying_thread(self) -> list[Frame] | None:
+    def dying_thread(self, threads: Sequence[Thread]) -> list[Frame] | None:
+        """The backtrace of the first thread; None: `lost` says why there is none."""
+        if not threads:
+            self.lost["frames"] = "the core has no threads"
+            return None
+        if threads[0].regs[Reg.CS] == CODE_32_BIT:
+            self.lost["frames"] = NO_32_BIT_CODE
+            return None
         try:
-            thread = self._program.crashed_thread()
-            if thread.tid in self._narrow:
-                self.lost["frames"] = NO_32_BIT_CODE
-                return None
-            self._modules.load_debug(addresses_of(thread.stack_trace()))
-            trace = thread.stack_trace()
-            frames = self.frames(trace, MAX_FRAMES)
+            self._modules.load_debug(self.places(threads[0].regs))
+            frames = self.frames(threads[0].regs, MAX_FRAMES + 1)
         except Exception as error:  # drgn has many, and the core is hostile
             self.lost["frames"] = text(f"the dying thread cannot be unwound: {error}")
             return None
-        if len(trace) > MAX_FRAMES:
+        if len(frames) > MAX_FRAMES:
             self.lost["outer_frames"] = f"only the innermost {MAX_FRAMES} frames are kept"
+        frames = frames[:MAX_FRAMES]
         self._note_unknown(frames)
         return frames
 
@@ -110,13 +114,14 @@ class Unwinder:
         if missing:
             self.lost["symbols"] = text("; ".join(f"{f.path}: {f.why}" for f in missing))
 
-    def all_threads(self) -> list[ThreadFrames]:
+    def all_threads(self, threads: Sequence[Thread]) -> list[ThreadFrames]:
         """Every thread of the core, in its order, as far as the bounds allow."""
-        threads = list(itertools.islice(self._program.threads(), _MAX_THREADS))
-        addresses: set[int] = set()
+        threads = threads[:_MAX_THREADS]
+        places: set[int] = set()
         for thread in threads:
-            addresses.update(addresses_of(_ask(thread.stack_trace) or ()))
-        self._modules.load_debug(addresses)
+            with contextlib.suppress(Exception):  # it is asked again below
+                places.update(self.places(thread.regs))
+        self._modules.load_debug(places)
         result = []
         left = _MAX_ALL_FRAMES
         for thread in threads:
@@ -125,47 +130,59 @@ class Unwinder:
             result.append(unwound)
         return result
 
-    def _thread(self, thread: drgn.Thread, most: int) -> ThreadFrames:
+    def _thread(self, thread: Thread, most: int) -> ThreadFrames:
         if most == 0:
             why = f"the threads before it have {_MAX_ALL_FRAMES} frames"
             return ThreadFrames(tid=thread.tid, frames=[], lost=why)
-        if thread.tid in self._narrow:
+        if thread.regs[Reg.CS] == CODE_32_BIT:
             return ThreadFrames(tid=thread.tid, frames=[], lost=NO_32_BIT_CODE)
         try:
-            trace = thread.stack_trace()
-            frames = self.frames(trace, most)
+            frames = self.frames(thread.regs, most + 1)
         except Exception as error:
             return ThreadFrames(tid=thread.tid, frames=[], lost=text(str(error)))
-        cut = f"only the innermost {most} frames are kept" if len(trace) > most else None
-        return ThreadFrames(tid=thread.tid, frames=frames, lost=cut)
+        cut = f"only the innermost {most} frames are kept" if len(frames) > most else None
+        return ThreadFrames(tid=thread.tid, frames=frames[:most], lost=cut)
 
-    def frames(self, trace: drgn.StackTrace, most: int) -> list[Frame]:
-        """At most so many frames of a backtrace, with their names."""
-        frames = []
-        for frame in itertools.islice(trace, most):
-            pc = _pc(frame)
-            if pc is not None:  # the outermost frame is often an empty one
-                frames.append(self._frame(frame, pc))
-        return frames
+    def places(self, registers: Sequence[int]) -> set[int]:
+        """The code addresses of a backtrace, in the calling instructions; loads its objects."""
+        return {step.place for step in self._walker.walk(registers, MAX_FRAMES + 1)}
 
-    def _frame(self, frame: drgn.StackFrame, pc: int) -> Frame:
-        # a return address may be the first byte of the next function
-        module = _ask(lambda: self._program.module(pc - (not frame.interrupted)))
-        symbol = _ask(frame.symbol)
-        source = _ask(frame.source)
-        function = _ask(lambda: frame.function_name)
-        if symbol is not None and not frame.is_inline:
-            mangled = symbol.name.startswith("_Z")  # its words say more than the bare name
-            function = demangle(symbol.name) if mangled or function is None else function
-        return Frame(
-            pc=pc,
-            function=text(function) if function else None,
-            offset=pc - symbol.address if symbol is not None and not frame.is_inline else None,
-            file=text(source.filename) if source is not None and source.filename else None,
-            line=source.line if source is not None and source.line else None,
+    def frames(self, registers: Sequence[int], most: int) -> list[Frame]:
+        """At most so many frames of a backtrace, with their names.
+
+        registers: at least the first 21 words of struct user_regs_struct.
+        """
+        return [self._frame(step) for step in self._walker.walk(registers, most)]
+
+    def _frame(self, step: Step) -> Frame:
+        module = self._modules.at(step.place)
+        frame = Frame(
+            pc=step.pc,
             module=self._modules.path(module) if module is not None else None,
             build_id=module.build_id.hex() if module is not None and module.build_id else None,
-            inline=frame.is_inline,
+            module_offset=self._modules.offset(module, step.pc) if module is not None else None,
+            scanned=step.scanned,
+        )
+        if step.signal:
+            return msgspec.structs.replace(frame, function=SIGNAL_FRAME)
+        if not self._modules.is_code(step.place):
+            return frame  # a symbol of data is no function
+        inline = step.frame.is_inline
+        symbol = None if inline else _ask(step.frame.symbol)
+        if symbol is not None and symbol.kind not in _FUNCTIONS:
+            symbol = None
+        name = _ask(lambda: symbol.name) if symbol is not None else None
+        source = _ask(step.frame.source)
+        function = _ask(lambda: step.frame.function_name)
+        if name is not None and (function is None or is_mangled(name)):
+            function = demangle(name)  # its words say more than the bare name
+        return msgspec.structs.replace(
+            frame,
+            function=text(function) if function else None,
+            offset=step.pc - symbol.address if symbol is not None else None,
+            file=text(source.filename) if source is not None and source.filename else None,
+            line=source.line if source is not None and source.line else None,
+            inline=inline,
         )
 
     def abort_message(self, frames: list[Frame]) -> str | None:
@@ -185,20 +202,6 @@ class Unwinder:
             self.lost["abort_message"] = text(f"not in the core: {error}")
             return None
         return text(message.split(b"\0")[0].decode("utf-8", "replace").strip()) or None
-
-
-def _pc(frame: drgn.StackFrame) -> int | None:
-    try:
-        pc: int = frame.pc
-    except LookupError:
-        return None
-    return pc
-
-
-def addresses_of(trace: Iterable[drgn.StackFrame]) -> list[int]:
-    """Code addresses of a backtrace, moved into the calling instruction."""
-    pcs = ((_pc(frame), frame.interrupted) for frame in trace)
-    return [pc - (not interrupted) for pc, interrupted in pcs if pc is not None]
 
 
 def _ask(question: Callable[[], _T]) -> _T | None:

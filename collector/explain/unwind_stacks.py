@@ -7,7 +7,7 @@ child only; registers and stacks come from any process, and are hostile.
 
 from __future__ import annotations
 
-import struct
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +18,9 @@ from collector.errors import CoreFormatError
 from collector.explain.files import Root
 from collector.explain.modules import Modules, text
 from collector.explain.types import MAX_FRAMES, StackImage, UnwoundStacks
-from collector.explain.unwind import Unwinder, addresses_of
+from collector.explain.unwind import Unwinder
 from collector.model import Frame
 
-_WORDS = 21  # of struct pt_regs (<asm/ptrace.h>): r15 to ss
 _MAX_NUMBERS = 1 << 20  # frames of all stacks together
 _MAX_DISTINCT = 1 << 14
 
@@ -37,14 +36,16 @@ def unwind_stacks(
         except Exception as error:
             raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, root, exe) as modules:
-            modules.load_objects()
             overlay = _Overlay(program)
-            addresses: set[int] = set()
+            unwinder = Unwinder(program, modules)
+            places: set[int] = set()
             for stack in stacks:
-                addresses.update(addresses_of(overlay.trace(stack) or ()))
-            modules.load_debug(addresses)
-            found = _Frames(Unwinder(program, modules))
-            numbers = [found.numbers(overlay.trace(stack)) for stack in stacks]
+                with contextlib.suppress(Exception):  # it is asked again below
+                    overlay.cover(stack)
+                    places |= unwinder.places(stack.regs)
+            modules.load_debug(places)
+            found = _Frames(unwinder, overlay)
+            numbers = [found.numbers(stack) for stack in stacks]
             return UnwoundStacks(
                 frames=found.frames, stacks=numbers, lost={**modules.lost, **found.lost}
             )
@@ -57,23 +58,14 @@ class _Overlay:
         self._program = program
         self._top: StackImage | None = None
         self._covered: set[tuple[int, int]] = set()
-        word = program.int_type("unsigned long", 8, False)
-        members = [drgn.TypeMember(word, f"word{number}", number * 64) for number in range(_WORDS)]
-        self._registers = program.struct_type("pt_regs", _WORDS * 8, members)
 
-    def trace(self, stack: StackImage) -> drgn.StackTrace | None:
-        """The backtrace of one stack; None if there is none."""
+    def cover(self, stack: StackImage) -> None:
+        """Put one stack over the memory, until the next one. Raises what drgn raises."""
         self._top = stack
         place = stack.address, len(stack.data)
-        try:
-            if stack.data and place not in self._covered:
-                self._program.add_memory_segment(*place, self._read)
-                self._covered.add(place)
-            raw = struct.pack(f"<{_WORDS}Q", *stack.regs[:_WORDS])
-            registers = drgn.Object.from_bytes_(self._program, self._registers, raw)
-            return self._program.stack_trace(registers)
-        except Exception:  # drgn has many, and the registers may be anything
-            return None
+        if stack.data and place not in self._covered:
+            self._program.add_memory_segment(*place, self._read)
+            self._covered.add(place)
 
     def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
         top = self._top
@@ -87,19 +79,19 @@ class _Overlay:
 class _Frames:
     """Frames with their names, each distinct one once."""
 
-    def __init__(self, unwinder: Unwinder) -> None:
+    def __init__(self, unwinder: Unwinder, overlay: _Overlay) -> None:
         self.frames: list[Frame] = []
         self.lost: dict[str, str] = {}
         self._unwinder = unwinder
+        self._overlay = overlay
         self._numbers: dict[Frame, int] = {}
         self._left = _MAX_NUMBERS
 
-    def numbers(self, trace: drgn.StackTrace | None) -> list[int]:
-        if trace is None:
-            return []
+    def numbers(self, stack: StackImage) -> list[int]:
         try:
-            frames = self._unwinder.frames(trace, min(MAX_FRAMES, self._left))
-        except Exception as error:
+            self._overlay.cover(stack)
+            frames = self._unwinder.frames(stack.regs, min(MAX_FRAMES, self._left))
+        except Exception as error:  # drgn has many, and the registers may be anything
             self.lost["frames"] = text(str(error))
             return []
         found = []

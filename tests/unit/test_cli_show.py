@@ -360,6 +360,21 @@ thread `worker-3`
     )
 
 
+def test_bt_of_what_has_no_symbols(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    # GIVEN frames without a name, of two objects, one of which has a build-id
+    bare = Frame(pc=0x401234, module="/opt/a\n", module_offset=0x1234, build_id="00ff")
+    other = Frame(pc=0x7F00, module="/opt/b", module_offset=0x700, scanned=True)
+    store.put(msgspec.structs.replace(SEGFAULT, frames=[bare, other, bare]))
+    # THEN there is what a symbol is looked up by elsewhere
+    assert shown(capsys, "bt")[1].splitlines()[1:] == [
+        "#0  0x0000000000401234 in ?? [/opt/a\\n+0x1234]",
+        "#1  0x0000000000007f00 in ?? [/opt/b+0x700] (found on the stack)",
+        "#2  0x0000000000401234 in ?? [/opt/a\\n+0x1234]",
+        "/opt/a\\n: build-id 00ff",
+    ]
+    assert "  /opt/a\\n: build-id 00ff\n" in shown(capsys, "info")[1]
+
+
 def test_bt_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     store.put(SEGFAULT)
 
