@@ -12,11 +12,13 @@ OBJECT := $(BUILD)/coreward.bpf.o
 NATIVE := $(BUILD)/coreward-pipe $(BUILD)/coreward-handoff.so $(BUILD)/coreward-copy \
           $(BUILD)/coreward-cpu.so
 SYMBOLS := $(BUILD)/trace-symbols.json
+# For tests only, and unpacked instead of installed: the package would start a service.
+PROMETHEUS := $(BUILD)/prometheus/prometheus $(BUILD)/prometheus/promtool
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench wheel clean
 
-setup: $(BIN)/.ready $(OBJECT) $(NATIVE) $(SYMBOLS)
+setup: $(BIN)/.ready $(OBJECT) $(NATIVE) $(SYMBOLS) $(PROMETHEUS)
 
 demo: setup
 	@$(BIN)/python -m demo
@@ -113,6 +115,13 @@ $(OBJECT): $(wildcard bpf/*) $(wildcard collector/probe/*.py) $(BIN)/.ready
 
 $(NATIVE) &: $(wildcard collector/native/*.[ch]) bpf/coreward.h collector/native/build.py $(BIN)/.ready
 	@$(BIN)/python -m collector.native.build $(BUILD)
+
+$(PROMETHEUS) &: | $(BUILD)/.debs
+	@mkdir -p $(BUILD)/prometheus && cd $(BUILD)/prometheus \
+	    && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; } \
+	        2>apt.log || { cat apt.log >&2; exit 1; }
+	@cd $(BUILD)/prometheus && dpkg-deb -x prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool . \
+	    && touch prometheus promtool && rm -rf etc lib usr var prometheus_*.deb
 
 # Names of constants, as the kernel's headers have them.
 $(SYMBOLS): collector/trace/headers.py collector/trace/groups.py $(BIN)/.ready

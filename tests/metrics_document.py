@@ -55,12 +55,12 @@ def full() -> Metrics:
 
 
 def rows(metrics: Metrics) -> Iterator[Row]:
-    labels = _labels(metrics)
+    labels = sample_labels(metrics)
     for family in metrics.registry.collect():
         yield Row(
             _name(family),
             family.type,
-            ", ".join(labels.get(family.name, ())),
+            ", ".join(sorted(labels[family.name])),
             _SERIES.get(family.name, str(_series(family))),
             re.sub(r"\s+", " ", family.documentation),
         )
@@ -77,13 +77,13 @@ def _series(family: Metric) -> int:
     return len(family.samples)
 
 
-def _labels(metrics: Metrics) -> dict[str, tuple[str, ...]]:
-    """Names of labels by metric; one that has no sample yet says them itself."""
-    found: dict[str, tuple[str, ...]] = {}
+def sample_labels(metrics: Metrics) -> dict[str, set[str]]:
+    """Names of labels by metric, but for `le`; one that has no sample yet says them itself."""
+    found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
-        names = {name for sample in family.samples for name in sample.labels if name != "le"}
-        found[family.name] = tuple(sorted(names))
-    found["coreward_triggers"] = metrics.triggers._labelnames
+        names = {name for sample in family.samples for name in sample.labels}
+        found[family.name] = names - {"le"}
+    found["coreward_triggers"] = set(metrics.triggers._labelnames)
     return found
 
 
