@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-from collections.abc import Sequence
-
-import msgspec
+from collections.abc import Collection, Iterator, Sequence
 
 from collector.cli import render
 from collector.cli.choice import filter_arguments, filter_of, json_argument, reading
@@ -15,45 +13,66 @@ from collector.errors import StoreError, UsageError
 from collector.model import Record
 from collector.store.filter import Filter
 from collector.store.ids import ID_DIGITS
+from collector.store.store import Store
 
 _HEAD = ["ID", "TIME", "CAUSE", "SIGNAL", "PROCESS", "PID", "CAPTURED", "SIZE", "REASON"]
 _TO_THE_RIGHT = ("PID", "SIZE")
 _REPEATED = ("CAUSE", "SIGNAL", "SIZE")  # said by the reason, or by `info`
 _SHORTEST_ID = 8
+_USUAL = 100  # deaths that are shown if nobody says how many
+_PART = 1000  # of a long table that are in memory at a time, and whose columns are as wide
 _PROCESS_WIDTH = 20  # on a terminal too narrow for everything
 _REASON_WIDTH = 24  # a reason cut shorter says nothing
 
 
 class ListVerb:
-    """Lists the deaths on record, newest first. On a terminal it fits the width; in a pipe
-    nothing is cut, and --json gives the full records. Filters must all hold; texts are globs."""
+    """Lists the deaths on record, newest first: the last 100, unless --limit or --all says
+    otherwise. On a terminal it fits the width; in a pipe no line is cut, and --json gives the full
+    records, all of them. Filters must all hold; texts are globs."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         filter_arguments(parser)
-        parser.add_argument("--limit", type=int, metavar="N", help="at most N deaths")
+        parser.add_argument("-n", "--limit", type=int, metavar="N", help="at most N deaths")
+        parser.add_argument("--all", action="store_true", help="all of them, however many")
         json_argument(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         if args.limit is not None and args.limit < 0:
             raise UsageError(f"--limit {args.limit}: must not be negative")
+        if args.limit is not None and args.all:
+            raise UsageError("list: give either --limit or --all")
         wanted = filter_of(args, datetime.datetime.now(datetime.UTC))
         damage: list[StoreError] = []
         with reading(args.store) as store:
-            filters = msgspec.structs.asdict(wanted)
-            records = store.list(**filters, limit=args.limit, on_damage=damage.append)
-            ids = store.ids()
-        if args.json:
-            render.print_json(records)
-        elif records:
-            print("\n".join(table(records, short_id_length(ids), render.Screen())))
-        elif args.limit != 0:
-            matching = "" if wanted == Filter() else " that match"
-            print(f"no deaths{matching} on record in {render.clean(args.store)}")
+            found = store.each(wanted, damage.append)
+            if args.json:
+                render.print_json_array(itertools.islice(found, args.limit))
+            else:
+                most = None if args.all else _USUAL if args.limit is None else args.limit
+                _show(store, itertools.islice(found, most), wanted, most)
         render.print_lost(damage)
         return 0
 
 
-def short_id_length(ids: Sequence[str]) -> int:
+def _show(store: Store, found: Iterator[Record], wanted: Filter, most: int | None) -> None:
+    """The table, in parts if it is long, and what is not in it."""
+    screen, shown = render.Screen(), 0
+    while records := list(itertools.islice(found, _PART)):
+        ids = [record.id for record in records]
+        length = short_id_length({*ids, *store.beside(ids)})
+        lines = table(records, length, screen)
+        print("\n".join(lines if shown == 0 else lines[1:]))
+        shown += len(records)
+    matching = "" if wanted == Filter() else " that match"
+    if shown == 0 and most != 0:
+        print(f"no deaths{matching} on record in {render.clean(store.path)}")
+    elif shown == most and most == _USUAL:
+        count = store.count_matching(wanted, lambda _: None)
+        if count > shown:
+            print(f"the newest {shown} of {count:,} deaths{matching}; --all shows all, -n N others")
+
+
+def short_id_length(ids: Collection[str]) -> int:
     """How many digits tell all these ids apart, and at least eight."""
     ordered = sorted(ids)
     length = _SHORTEST_ID

@@ -10,6 +10,7 @@ import datetime
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -30,6 +31,17 @@ def clean(text: object) -> str:
 def print_json(value: object) -> None:
     """Print a value of msgspec's types as JSON: an array for what lists, else an object."""
     print(json_text(value), end="")
+
+
+def print_json_array(values: Iterable[object]) -> None:
+    """The same of many values, of which one at a time is in memory."""
+    opened = False
+    for value in values:
+        print(
+            ",\n" if opened else "[\n", textwrap.indent(json_text(value)[:-1], "  "), sep="", end=""
+        )
+        opened = True
+    print("\n]" if opened else "[]")
 
 
 def print_lost(damage: Iterable[StoreError]) -> None:

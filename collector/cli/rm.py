@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
 from collector.cli import render
 from collector.cli.choice import before, json_argument, parsed
-from collector.errors import NotFound, StoreError, UsageError
+from collector.errors import StoreError, UsageError
 from collector.model import Record
 from collector.policy.units import parse_duration
+from collector.store.filter import Filter
 from collector.store.store import Store
+
+_TOGETHER = 256  # records that are in memory at a time
 
 
 class Removed(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,11 +46,8 @@ class RmVerb:
             raise UsageError("rm: give either IDs, or --all, or --older-than AGE")
         damage: list[StoreError] = []
         with Store(args.store, create=False) as store:
-            removed = [
-                found
-                for id in _chosen(store, args, damage)
-                if (found := _remove(store, id)) is not None
-            ]
+            chosen = _chosen(store, args, damage)
+            removed = [one for some in _some(chosen) for one in _remove(store, some)]
         if args.json:
             render.print_json(removed)
         else:
@@ -54,29 +56,35 @@ class RmVerb:
         return 0
 
 
-def _chosen(store: Store, args: argparse.Namespace, damage: list[StoreError]) -> list[str]:
+def _chosen(store: Store, args: argparse.Namespace, damage: list[StoreError]) -> Iterable[str]:
     """The ids to remove; all of them exist. NotFound or Ambiguous before anything is removed."""
     if args.all:
         return sorted(store.ids())
     if args.older_than is not None:
         age = parsed("--older-than", parse_duration, args.older_than)
         limit = before(datetime.datetime.now(datetime.UTC), age)
-        return [record.id for record in store.list(until=limit, on_damage=damage.append)]
-    return list(dict.fromkeys(store.resolve(name) for name in args.ids))
+        return [one.id for one in store.each(Filter(until=limit), damage.append)]
+    return dict.fromkeys(store.resolve(name) for name in args.ids)
 
 
-def _remove(store: Store, id: str) -> Removed | None:
-    """Remove one; None if another process was faster."""
-    record: Record | None = None
-    with contextlib.suppress(StoreError):
-        record = store.get(id)
-    try:
-        freed = store.remove(id)
-    except NotFound:
-        return None
-    if record is None:
-        return Removed(id=id, freed=freed)
-    return Removed(id=id, freed=freed, time=record.time, comm=record.comm, pid=record.pid)
+def _some(ids: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(ids)
+    while some := list(islice(left, _TOGETHER)):
+        yield some
+
+
+def _remove(store: Store, ids: list[str]) -> Iterator[Removed]:
+    """Remove these, but for those where another process was faster."""
+    records: dict[str, Record] = {}
+    for id in ids:
+        with contextlib.suppress(StoreError):
+            records[id] = store.get(id)
+    for id, freed in store.remove_all(ids):
+        record = records.get(id)
+        if record is None:
+            yield Removed(id=id, freed=freed)
+        else:
+            yield Removed(id=id, freed=freed, time=record.time, comm=record.comm, pid=record.pid)
 
 
 def _told(removed: list[Removed]) -> list[str]:

@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +60,15 @@ class Folders:
         """Ids of all folders, also of those that hold no record (yet)."""
         return [name for name in _names(self._fd) if is_id(name)]
 
+    def each(self) -> Iterator[str]:
+        """The same one by one, however many there are."""
+        fd = os.open(".", _DIRECTORY, dir_fd=self._fd)
+        try:
+            with os.scandir(fd) as entries:
+                yield from (entry.name for entry in entries if is_id(entry.name))
+        finally:
+            os.close(fd)
+
     def stamp(self, id: str) -> Stamp | None:
         """What changes with each write of the record; None: there is no record."""
         try:
@@ -67,6 +76,10 @@ class Folders:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_ino, found.st_mtime_ns
+
+    def has(self, id: str) -> bool:
+        """Whether there is a record."""
+        return self.stamp(id) is not None
 
     def create(self, id: str) -> Path:
         """The folder of this id, made if need be."""
@@ -181,20 +194,24 @@ class Folders:
         with self._folder(record.id) as folder:
             return _unlink(record.core, folder)
 
-    def remove(self, id: str) -> int:
-        """Remove the folder; returns the bytes of disk freed. NotFound if there is none.
+    def remove(self, ids: Iterable[str], gone: Callable[[list[str]], None]) -> dict[str, int]:
+        """Remove these folders; returns the bytes of disk freed, by id, of those that there were.
 
-        It becomes invisible in one step (renamed to `.tmp-rm-…`), then its files go: killed in
-        between, it leaves only what `clean_partial` takes.
+        In two steps: first they become invisible (each is renamed to `.tmp-rm-…`), which is made
+        durable for all of them at once and told to `gone`; then their files go. Killed in between,
+        it leaves only what `clean_partial` takes.
         """
-        doomed = f"{TEMPORARY}rm-{checked(id)}-{os.urandom(4).hex()}"
-        try:
-            with self._locked(fcntl.LOCK_EX):
-                os.rename(id, doomed, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        except FileNotFoundError:
-            raise NotFound(f"no record {id} in {self.path.parent}") from None
-        os.fsync(self._fd)
-        return _delete(doomed, self._fd)
+        doomed: dict[str, str] = {}
+        with self._locked(fcntl.LOCK_EX):
+            for id in ids:
+                name = f"{TEMPORARY}rm-{checked(id)}-{os.urandom(4).hex()}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(id, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                    doomed[id] = name
+        if doomed:
+            os.fsync(self._fd)
+            gone(list(doomed))
+        return {id: _delete(name, self._fd) for id, name in doomed.items()}
 
     def clean_partial(self) -> int:
         """Remove what killed writers left; returns how many things. See Store.clean_partial."""

@@ -1,9 +1,9 @@
 """The index: an SQLite table that finds records fast. Not the truth: that is each `record.json`.
 
 Whatever is here can be made again from the folders, so commits are not synced to disk, and an
-index that is damaged, or of an older version, is set aside and rebuilt. WAL mode
-(sqlite.org/wal.html): readers never block the writer. One connection may be used by several
-threads; the store's lock takes care of it.
+index that is damaged is set aside and rebuilt; one of an older version is migrated (`schema`). WAL
+mode (sqlite.org/wal.html): readers never block the writer. One connection may be used by several
+threads; the catalogue's lock takes care of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector.errors import StoreError
@@ -21,33 +21,22 @@ from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
 from collector.store.folders import FILE_MODE, Stamp
 from collector.store.room import HeldCore, owner_of
+from collector.store.schema import OLDEST, VERSION, migrate
 
-SCHEMA_VERSION = 3
 NAME = "index.db"
 ASIDE = "index.db.aside"
 _BUSY_S = 10.0  # how long a writer waits for another one
 _SUFFIXES = ("-wal", "-shm", "")  # the database last: until it goes, it is still damaged
-_SCHEMA = """
-CREATE TABLE deaths (
-  id TEXT PRIMARY KEY,
-  time INTEGER NOT NULL,  -- microseconds since 1970
-  cause TEXT NOT NULL,
-  signal INTEGER,
-  comm TEXT NOT NULL,
-  exe TEXT,
-  unit TEXT,
-  closed INTEGER NOT NULL,  -- 0: its writer has not closed it, or was killed before it did
-  inode INTEGER NOT NULL,  -- inode and mtime_ns of the record.json that was read
-  mtime INTEGER NOT NULL,
-  owner TEXT NOT NULL,
-  held INTEGER NOT NULL  -- bytes that its core has on disk
-) WITHOUT ROWID;
-CREATE INDEX deaths_by_time ON deaths (time);
-CREATE INDEX deaths_open ON deaths (closed) WHERE NOT closed;
-CREATE INDEX deaths_held ON deaths (time) WHERE held > 0 AND closed;
-"""
+_PAGE = 256  # rows that are read at a time
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
-_UPSERT = "INSERT OR REPLACE INTO deaths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = (
+    *("id", "time", "cause", "signal", "comm", "exe", "unit"),
+    *("closed", "inode", "mtime", "owner", "held"),
+)
+_VALUES = ", ".join("?" * len(_COLUMNS))
+_INSERT = f"INSERT OR {{}} INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"
+NO_STAMP: Stamp = (0, 0)  # of a row that was made before its record
+Place = tuple[int, str]  # of a row among all: time in microseconds, id
 
 
 class IndexUnusable(StoreError):
@@ -84,40 +73,87 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
+    def announce(self, records: Iterable[Record]) -> None:
+        """Put rows in of records that are about to be written; a row that is there stays."""
+        rows = [_row(record, NO_STAMP) for record in records]
+        with self._errors(), self._db:
+            self._db.executemany(_INSERT.format("IGNORE"), rows)
+
     def put(self, rows: Iterable[tuple[Record, Stamp]]) -> None:
         with self._errors(), self._db:
-            self._db.executemany(_UPSERT, [_row(record, stamp) for record, stamp in rows])
+            self._db.executemany(_INSERT.format("REPLACE"), [_row(*row) for row in rows])
 
-    def remove(self, id: str) -> None:
+    def remove(self, ids: Iterable[str]) -> None:
         with self._errors(), self._db:
-            self._db.execute("DELETE FROM deaths WHERE id = ?", (id,))
+            self._db.executemany("DELETE FROM deaths WHERE id = ?", [(id,) for id in ids])
 
-    def stamps(self) -> dict[str, Stamp]:
-        """All ids, with the stamp of the record.json that each row was made from."""
+    def stamps(self, ids: Sequence[str]) -> dict[str, Stamp]:
+        """Of these that have a row: the stamp of the record.json that it was made from."""
+        marks = ", ".join("?" * len(ids))
+        query = f"SELECT id, inode, mtime FROM deaths WHERE id IN ({marks})"
         with self._errors():
-            rows = self._db.execute("SELECT id, inode, mtime FROM deaths").fetchall()
+            rows = self._db.execute(query, ids).fetchall()
         return {id: (inode, mtime) for id, inode, mtime in rows}
 
-    def find(self, wanted: Filter) -> list[tuple[int, str]]:
-        """(time in microseconds, id) of the rows that match."""
-        conditions: list[str] = []
-        values: list[object] = []
-        for condition, value in (
-            ("time >= ?", wanted.since and microseconds(wanted.since)),
-            ("time < ?", wanted.until and microseconds(wanted.until)),
-            ("cause = ?", wanted.cause and wanted.cause.value),
-            ("signal = ?", wanted.signal),
-            ("matches(?, comm)", wanted.comm),
-            ("matches(?, exe)", wanted.exe),
-            ("matches(?, unit)", wanted.unit),
-            ("closed = ?", wanted.closed),
-        ):
-            if value is not None:
-                conditions.append(condition)
-                values.append(value)
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    def ids(self, after: str = "", most: int | None = None) -> list[str]:
+        """Ids of all rows in their order, or of so many behind this one."""
+        query = "SELECT id FROM deaths WHERE id > ? ORDER BY id LIMIT ?"
         with self._errors():
-            return self._db.execute(f"SELECT time, id FROM deaths{where}", values).fetchall()
+            return [id for (id,) in self._db.execute(query, (after, -1 if most is None else most))]
+
+    def beginning(self, prefix: str) -> list[str]:
+        """Ids that begin so, in their order."""
+        query = "SELECT id FROM deaths WHERE id >= ? AND id < ? ORDER BY id"
+        with self._errors():
+            return [id for (id,) in self._db.execute(query, (prefix, f"{prefix}g"))]
+
+    def beside(self, id: str) -> list[str]:
+        """The ids before and after this one in their order, as far as there are any."""
+        found = []
+        with self._errors():
+            for query in (
+                "SELECT max(id) FROM deaths WHERE id < ?",
+                "SELECT min(id) FROM deaths WHERE id > ?",
+            ):
+                found += [one for (one,) in self._db.execute(query, (id,)) if one is not None]
+        return found
+
+    def page(self, wanted: Filter, after: Place | None) -> tuple[list[Place], bool]:
+        """The newest rows that match, or those that come after `after`; and whether there are more.
+
+        What comes between two pages is in the second one, or in none: nothing comes twice. Where
+        each row is looked into the second page is the last: each takes a look at the whole table.
+        """
+        conditions, values = _conditions(wanted)
+        order, most = "time DESC, id DESC", _PAGE
+        if _looks_into_rows(wanted):
+            order, most = "+time DESC, +id DESC", _PAGE if after is None else -1
+        if after is not None:
+            conditions.append("(time, id) < (?, ?)")
+            values += after
+        query = f"SELECT time, id FROM deaths{_where(conditions)} ORDER BY {order} LIMIT {most}"
+        with self._errors():
+            found = self._db.execute(query, values).fetchall()
+        return found, len(found) == most
+
+    def count(self, wanted: Filter) -> int:
+        """How many rows match."""
+        conditions, values = _conditions(wanted)
+        query = f"SELECT count(*) FROM deaths{_where(conditions)}"
+        with self._errors():
+            found: int = self._db.execute(query, values).fetchone()[0]
+        return found
+
+    @property
+    def boot(self) -> str | None:
+        """The boot in which the index was last found to have all folders; see schema."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM state WHERE name = 'boot'").fetchone()
+        return None if row is None else str(row[0])
+
+    def set_boot(self, boot: str) -> None:
+        with self._errors(), self._db:
+            self._db.execute("INSERT OR REPLACE INTO state VALUES ('boot', ?)", (boot,))
 
     def cores(self) -> list[HeldCore]:
         """The cores of all closed records, that of the oldest death first."""
@@ -125,23 +161,11 @@ class Index:
         with self._errors():
             return [HeldCore(*row) for row in self._db.execute(query)]
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """A transaction in which no other process writes the index."""
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            with self._db:
-                yield
-
-    def change(self, changed: Iterable[tuple[Record, Stamp]], gone: Iterable[str]) -> None:
-        """Within `alone`: put rows in, take rows out."""
-        self._db.executemany(_UPSERT, [_row(record, stamp) for record, stamp in changed])
-        self._db.executemany("DELETE FROM deaths WHERE id = ?", [(id,) for id in gone])
-
     def _connect(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode={'ro' if self._readonly else 'rw'}"
         db = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, check_same_thread=False)
         db.create_function("matches", 2, glob, deterministic=True)
+        db.execute("PRAGMA synchronous = NORMAL")  # of each connection, unlike WAL
         return db
 
     def _prepare(self, create: bool) -> None:
@@ -149,29 +173,25 @@ class Index:
         with self._errors():
             if create:
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
                 problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if problem != "ok":
                     raise IndexDamaged(f"{self.path}: damaged: {problem}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
+            if version > VERSION:
                 raise StoreError(
                     f"{self.path}: has version {version}, this coreward knows versions up to "
-                    f"{SCHEMA_VERSION}: it was written by a newer coreward; use that one"
+                    f"{VERSION}: it was written by a newer coreward; use that one"
                 )
-            if 0 < version < SCHEMA_VERSION:
+            if 0 < version < VERSION and (not create or version < OLDEST):
                 raise IndexOutdated(
-                    f"{self.path}: has version {version}, of an older coreward; the agent rebuilds "
-                    "it when it starts"
+                    f"{self.path}: has version {version}, of an older coreward; the agent brings "
+                    "it up to date when it starts"
                 )
             if version == 0 and not create:
                 raise IndexDamaged(f"{self.path}: damaged: it has no tables")
-            if version == 0:
-                with self._db:
-                    self._db.executescript(
-                        f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
-                    )
-            self._db.execute("SELECT count(*) FROM deaths").fetchone()
+            if version < VERSION:
+                migrate(self._db, version)
+            self._db.execute("SELECT id FROM deaths LIMIT 1").fetchone()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -207,6 +227,44 @@ def _row(record: Record, stamp: Stamp) -> tuple[object, ...]:
     closed = record.reason is not None
     held = (record.core_size or 0) if record.core is not None else 0
     return record.id, time, *fields, closed, *stamp, owner_of(record), held
+
+
+def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
+    """The filter in SQL. `+`: without the index of time (see `_looks_into_rows`)."""
+    time = "+time" if _looks_into_rows(wanted) else "time"
+    conditions: list[str] = []
+    values: list[object] = []
+    for condition, value in (
+        (f"{time} >= ?", wanted.since and microseconds(wanted.since)),
+        (f"{time} < ?", wanted.until and microseconds(wanted.until)),
+        ("cause = ?", wanted.cause and wanted.cause.value),
+        ("signal = ?", wanted.signal),
+        (_glob("comm", wanted.comm), wanted.comm),
+        (_glob("exe", wanted.exe), wanted.exe),
+        (_glob("unit", wanted.unit), wanted.unit),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    if wanted.closed is not None:
+        conditions.append("closed" if wanted.closed else "NOT closed")  # as the index has it
+    return conditions, values
+
+
+def _looks_into_rows(wanted: Filter) -> bool:
+    """Whether the order of time is of no help. SQLite would follow it, from index to table."""
+    looked_at = (wanted.cause, wanted.signal, wanted.comm, wanted.exe, wanted.unit)
+    return any(value is not None for value in looked_at)
+
+
+def _glob(column: str, pattern: str | None) -> str:
+    """SQLite's own test where it means the same, for it is much faster: only its classes differ."""
+    classes = pattern is not None and "[" in pattern
+    return f"matches(?, {column})" if classes else f"{column} GLOB ?"
+
+
+def _where(conditions: Sequence[str]) -> str:
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

@@ -5,9 +5,8 @@
         record.json           the truth about this death
         core or core.zst      only ever whole: written under a `.tmp-` name, then renamed
 
-It neither captures nor explains: it keeps what it is given. What the index does not know (its
-writer was killed between the two writes) is found by looking at the folders, so every record
-that was once `put` is listed.
+It neither captures nor explains: it keeps what it is given. Every record that was once
+`put` is listed: `catalogue` says how index and folders agree.
 
 A writer puts a first record *before* it writes a core into the folder, and puts the final one
 after: then a crash of the writer cannot leave a core that nobody can name.
@@ -22,7 +21,8 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -31,20 +31,17 @@ import msgspec
 from collector.errors import Ambiguous, NotFound, StoreError, StoreOfOthers
 from collector.model import Capture, Cause, Outcome, Record
 from collector.store import encoding, index
-from collector.store.filter import Filter, microseconds
-from collector.store.folders import DIRECTORY_MODE, Folders, Stamp
+from collector.store.catalogue import Catalogue, Damage, Ids, Rows
+from collector.store.filter import Filter
+from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked, is_id
-from collector.store.index import Index, IndexDamaged, IndexOutdated, IndexUnusable
 from collector.store.room import cores_to_remove
 
 LATEST = "latest"
 Records = list[Record]
-Ids = list[str]
-Found = list[tuple[int, str, Record | None]]  # time in microseconds, id, record if it was read
-Damage = Callable[[StoreError], None]
 _log = logging.getLogger(__name__)
 _CANDIDATES = 8  # ids that an Ambiguous names
-Rows = list[tuple[Record, Stamp]]
+_TOGETHER = 64  # records that are removed at a time: others wait meanwhile to write theirs
 
 
 class _Put:
@@ -73,8 +70,6 @@ class Store:
         self._lock = threading.Lock()
         self._waiting: deque[_Put] = deque()
         self._own = threading.local()  # .rows: of a batch of this thread
-        self._index: Index | None = None
-        self._index_problem: StoreError | None = None
         try:
             if create:
                 _make(path)
@@ -83,7 +78,7 @@ class Store:
             kind = StoreOfOthers if isinstance(error, PermissionError) else StoreError
             raise kind(_no_store(path, error)) from error
         try:
-            self._open_index(create)
+            self._catalogue = Catalogue(path, self._folders, create=create, readonly=readonly)
         except BaseException:
             self._folders.close()
             raise
@@ -100,9 +95,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        if self._index is not None:
-            self._index.close()
-            self._index = None
+        self._catalogue.close()
         self._folders.close()
 
     # ---------------------------------------------------------------- writing
@@ -121,6 +114,7 @@ class Store:
         record = encoding.utf8_only(record)
         rows: Rows | None = getattr(self._own, "rows", None)
         if rows is not None:
+            self._announce([record])
             rows.append((record, self._folders.write(record, sync=False)))
             return
         put = _Put(record)
@@ -149,6 +143,7 @@ class Store:
 
     def _put_waiting(self) -> None:
         puts = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._announce(put.record for put in puts)
         rows: Rows = []
         for put in puts:
             put.done = True
@@ -164,6 +159,12 @@ class Store:
             for put in puts:
                 put.error = put.error or error
 
+    def _announce(self, records: Iterable[Record]) -> None:
+        """Have those that are new in the index before they are on disk: see catalogue."""
+        new = [record for record in records if not self._folders.has(record.id)]
+        if new:
+            self._catalogue.announce(new)
+
     def _finish(self, rows: Rows, *, synced: bool = False) -> None:
         """Make durable what is written, and put it into the index."""
         try:
@@ -172,12 +173,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self.path}: not written to disk: {error.strerror}") from error
         try:
-            if self._index is None:
-                raise self._index_problem or StoreError(f"{self.path}: has no index")
-            self._index.put(rows)
-        except IndexDamaged as error:
-            _log.warning("%s; it is rebuilt now", error)
-            self._rebuild()
+            self._catalogue.put(rows)
         except StoreError as error:
             names = ", ".join(record.id for record, _ in rows[:_CANDIDATES])
             raise StoreError(f"record {names} is written, but not indexed: {error}") from error
@@ -195,20 +191,29 @@ class Store:
     def remove(self, id: str) -> int:
         """Remove a record and its core; returns the bytes of disk freed. NotFound if none.
 
-        The folder goes first, in one rename, then its row, then its files. Killed after the
-        rename, the row points nowhere, which readers ignore and the next agent clears away. A
-        record that is removed while its death is still being captured comes back when the
+        A record that is removed while its death is still being captured comes back when the
         capture ends.
         """
+        for _, freed in self.remove_all([id]):
+            return freed
+        raise NotFound(f"no record {id} in {self.path}")
+
+    def remove_all(self, ids: Iterable[str]) -> Iterator[tuple[str, int]]:
+        """The same for many: those that there were, with the bytes of disk freed.
+
+        Some at a time. Their folders go first, in one rename each, then their rows, then their
+        files. Killed after the rename, a row points nowhere, which readers ignore and the next
+        agent clears away.
+        """
         self._writable()
-        try:
-            freed = self._folders.remove(id)
-        except OSError as error:
-            raise StoreError(f"{self._folders.path / id}: not removed: {error.strerror}") from error
-        with self._lock, contextlib.suppress(StoreError):
-            if self._index is not None:
-                self._index.remove(id)
-        return freed
+        left = iter(ids)
+        while some := list(islice(left, _TOGETHER)):
+            try:
+                freed = self._folders.remove(some, self._catalogue.remove)
+            except OSError as error:
+                path = self._folders.path
+                raise StoreError(f"{path}: {some[0]}: not removed: {error.strerror}") from error
+            yield from freed.items()
 
     def make_room(
         self, owner: str, size: int, wanted: int, writing: Mapping[str, int], *, own: bool = False
@@ -219,8 +224,7 @@ class Store:
         freed: 0 where nobody has to give, or what could be had is less than `wanted`.
         """
         self._writable()
-        with self._lock:
-            cores = [] if self._index is None else self._index.cores()
+        cores = self._catalogue.cores()
         if own:
             cores = [core for core in cores if core.owner == owner]
         ids = cores_to_remove(cores, writing, owner, size, wanted)
@@ -283,7 +287,7 @@ class Store:
                 f"{name!r} is not an ID: give `{LATEST}`, or the first digits of an ID as "
                 "`coreward list` shows it"
             )
-        found = sorted(id for id in self.ids() if id.startswith(prefix))
+        found = self._catalogue.beginning(prefix)
         if not found:
             raise NotFound(f"no record begins with {prefix!r}; `coreward list` shows all")
         if len(found) > 1:
@@ -306,11 +310,19 @@ class Store:
 
     def has(self, id: str) -> bool:
         """Whether there is a record of exactly this id."""
-        return self._folders.stamp(id) is not None
+        return self._folders.has(id)
 
     def count(self) -> int:
-        """How many records there are."""
-        return sum(1 for id in self._folders.ids() if self._folders.stamp(id))
+        """How many records there are on disk."""
+        return sum(1 for id in self._folders.each() if self._folders.has(id))
+
+    def count_matching(self, wanted: Filter, tell: Damage | None = None) -> int:
+        """How many records the index knows that match."""
+        return self._catalogue.count(wanted, tell or _warn)
+
+    def beside(self, ids: Iterable[str]) -> Ids:
+        """Ids that must be looked at to tell these apart from all others."""
+        return self._catalogue.beside(ids)
 
     def list(
         self,
@@ -332,7 +344,6 @@ class Store:
         for records whose writer has not closed them, or was killed before it did. What is
         damaged is left out and told to `on_damage`, by default the log.
         """
-        tell = on_damage or (lambda error: _log.warning("%s", error))
         wanted = Filter(
             since=since,
             until=until,
@@ -343,15 +354,15 @@ class Store:
             unit=unit,
             closed=closed,
         )
-        found = self._find(wanted, tell)
-        records: Records = []
-        for _, id, known in sorted(found, key=lambda item: item[:2], reverse=True):
-            if limit is not None and len(records) >= limit:
-                break
-            record = known or self._read_if_whole(id, tell)
+        return [*islice(self.each(wanted, on_damage), limit)]
+
+    def each(self, wanted: Filter, on_damage: Damage | None = None) -> Iterator[Record]:
+        """The same one by one, however many there are."""
+        tell = on_damage or _warn
+        for _, id, known in self._catalogue.find(wanted, tell):
+            record = known or self._catalogue.read_if_whole(id, tell)
             if record is not None and wanted.matches(record):
-                records.append(record)
-        return records
+                yield record
 
     def place(self, record: Record) -> Path:
         """The record's folder, which need not exist."""
@@ -381,77 +392,6 @@ class Store:
 
     # ---------------------------------------------------------------- inside
 
-    def _find(self, wanted: Filter, tell: Damage) -> Found:
-        """What may match."""
-        found: Found = []
-        indexed: set[str] = set()
-        with self._lock:
-            try:
-                if self._index is None:
-                    raise self._index_problem or StoreError(f"{self.path}: has no index")
-                found = [(time, id, None) for time, id in self._index.find(wanted)]
-                indexed = set(self._index.stamps())
-            except StoreError as error:
-                tell(error)
-        for id in set(self._folders.ids()) - indexed:
-            record = self._read_if_whole(id, tell)
-            if record is not None:
-                found.append((microseconds(record.time), id, record))
-        return found
-
-    def _read_if_whole(self, id: str, tell: Damage) -> Record | None:
-        try:
-            return self._folders.read(id)
-        except NotFound:  # removed meanwhile, or not yet written
-            if self._folders.orphan(id):
-                tell(StoreError(f"{self._folders.path / id}: has a core but no record.json"))
-        except StoreError as error:
-            tell(error)
-        return None
-
-    def _open_index(self, create: bool) -> None:
-        """Open the index; readers do without it if they must, the agent repairs it."""
-        path = self.path / index.NAME
-        try:
-            self._index = Index(path, create=create, readonly=self._readonly)
-        except IndexUnusable as error:
-            if not create:
-                self._index_problem = error
-                return
-            if not isinstance(error, IndexDamaged | IndexOutdated):
-                raise
-            _log.warning("%s; it is rebuilt now", error)
-            self._rebuild()
-            return
-        if create:
-            self._catch_up()
-
-    def _rebuild(self) -> None:
-        """Set the index aside, make a new one, fill it."""
-        if self._index is not None:
-            self._index.close()
-            self._index = None
-        path = self.path / index.NAME
-        index.set_aside(path)
-        self._index = Index(path, create=True, readonly=False)
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Bring the index to what the folders say: after a kill, they may differ."""
-        if self._index is None:
-            return
-        with self._index.alone():
-            rows = self._index.stamps()
-            on_disk = {id: self._folders.stamp(id) for id in self._folders.ids()}
-            changed = []
-            for id, stamp in on_disk.items():
-                if stamp is not None and rows.get(id) != stamp:
-                    record = self._read_if_whole(id, lambda error: _log.warning("%s", error))
-                    if record is not None:
-                        changed.append((record, stamp))
-            gone = [id for id in rows if on_disk.get(id) is None]
-            self._index.change(changed, gone)
-
     def _check_room(self, id: str) -> None:
         """Whether a record may be begun; one that is there may grow."""
         if self.min_free and (free := self.free_bytes()) < self.min_free and not self.has(id):
@@ -463,6 +403,10 @@ class Store:
     def _writable(self) -> None:
         if self._readonly:
             raise StoreError(f"{self.path}: is open for reading only")
+
+
+def _warn(error: StoreError) -> None:
+    _log.warning("%s", error)
 
 
 def remove_unused(path: Path) -> None:

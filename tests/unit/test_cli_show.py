@@ -66,6 +66,31 @@ def on_terminal(columns: int, *words: str) -> str:
     return text.decode().replace("\r\n", "\n")
 
 
+def test_list_shows_the_newest_and_says_how_many_there_are(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store.batch():
+        for number in range(102):
+            store.put(numbered(number, comm="odd" if number % 2 else "even"))
+
+    def pids(*words: str) -> list[int]:
+        lines = shown(capsys, "list", *words)[1].splitlines()
+        return [int(line.split()[6]) for line in lines[1:] if line.startswith("0")]
+
+    # one hundred, unless somebody wants others
+    assert pids() == [*range(102, 2, -1)]
+    assert shown(capsys, "list")[1].splitlines()[-1] == (
+        "the newest 100 of 102 deaths; --all shows all, -n N others"
+    )
+    assert pids("-n", "2") == [102, 101]
+    assert pids("--all") == [*range(102, 0, -1)]
+    assert len(pids("--comm", "odd")) == 51
+    # a program gets all
+    records = msgspec.json.decode(shown(capsys, "list", "--json")[1], type=list[Record])
+    assert [record.pid for record in records] == [*range(102, 0, -1)]
+    assert shown(capsys, "list", "--all", "-n", "3")[0] == 2
+
+
 def test_list(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     store.put(SEGFAULT)
     store.put(KILLED)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import NotFound, StoreError
+from collector.store.schema import VERSION
 from collector.store.store import Store
 from tests.unit.store_samples import SEGFAULT, numbered
 
@@ -128,15 +129,15 @@ def test_damaged_index_is_rebuilt_by_the_agent_and_not_needed_by_readers(
 def test_index_of_a_newer_version_is_refused(store: Store) -> None:
     store.close()
     db = sqlite3.connect(store.path / "index.db")
-    db.execute("PRAGMA user_version = 7")
+    db.execute(f"PRAGMA user_version = {VERSION + 3}")
     db.close()
 
     for create in (True, False):
         with pytest.raises(StoreError) as refused:
             Store(store.path, create=create)
         assert str(refused.value) == (
-            f"{store.path / 'index.db'}: has version 7, this coreward knows versions up to 3: it "
-            "was written by a newer coreward; use that one"
+            f"{store.path / 'index.db'}: has version {VERSION + 3}, this coreward knows versions "
+            f"up to {VERSION}: it was written by a newer coreward; use that one"
         )
 
 
@@ -159,7 +160,8 @@ def test_index_of_an_older_version_is_rebuilt_by_the_agent_and_not_needed_by_rea
     numbers, damage = listed(store)
     assert numbers == [1, 0]
     assert damage == [
-        f"{index}: has version 1, of an older coreward; the agent rebuilds it when it starts"
+        f"{index}: has version 1, of an older coreward; the agent brings it up to date when it "
+        "starts"
     ]
 
     # WHEN the agent starts THEN it has an index of its own version, and readers have it too

@@ -210,8 +210,9 @@ def test_records_that_nobody_closed(store: Store) -> None:
     # GIVEN more records than anyone looks through, the oldest one left open by a killed agent
     records = [numbered(number, reason="killed") for number in range(1200)]
     left_open = numbered(0)
-    for record in (left_open, *records[1:]):
-        store.put(record)
+    with store.batch():
+        for record in (left_open, *records[1:]):
+            store.put(record)
     # THEN it is found
     assert store.list(closed=False) == [left_open]
     # AND not once it is closed

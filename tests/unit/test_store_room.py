@@ -133,5 +133,5 @@ def test_what_is_not_closed_or_gone_gives_nothing(tmp_path: Path) -> None:
         assert store.make_room("uid 3", 0, 1, {}) == 0
         # AND one that another process has removed without the index
         gone = put(store, 2, "uid 1", 8192)
-        store._folders.remove(gone.id)
+        store._folders.remove([gone.id], lambda _: None)
         assert store.make_room("uid 3", 0, 1, {}) == 0

@@ -1,0 +1,50 @@
+"""The tables of the index, and the steps from one version of them to the next.
+
+A change of the tables is a step at the end of STEPS; none that was ever released is edited. A new
+index takes all of them as an old one does, so that both are the same. Where a step adds a column
+that only the records tell, it says so by REREAD: then each row is made anew from its record.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+OLDEST = 3  # the first version that has steps; what is older is rebuilt from the folders
+
+_DEATHS = """
+CREATE TABLE deaths (
+  id TEXT PRIMARY KEY,
+  time INTEGER NOT NULL,  -- microseconds since 1970
+  cause TEXT NOT NULL,
+  signal INTEGER,
+  comm TEXT NOT NULL,
+  exe TEXT,
+  unit TEXT,
+  closed INTEGER NOT NULL,  -- 0: its writer has not closed it, or was killed before it did
+  inode INTEGER NOT NULL,  -- inode and mtime_ns of the record.json that was read; 0: none yet
+  mtime INTEGER NOT NULL,
+  owner TEXT NOT NULL,
+  held INTEGER NOT NULL  -- bytes that its core has on disk
+) WITHOUT ROWID;
+CREATE INDEX deaths_by_time ON deaths (time);
+CREATE INDEX deaths_open ON deaths (closed) WHERE NOT closed;
+CREATE INDEX deaths_held ON deaths (time) WHERE held > 0 AND closed;
+"""
+
+# What is known of the index as a whole: `boot`, the boot in which it was last compared with all
+# folders. Since then each record was in the index before it had a folder.
+_STATE = "CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+
+REREAD = "UPDATE deaths SET inode = 0, mtime = 0;"
+
+# The first leads from nothing to version OLDEST, each other one to the version after.
+STEPS = (_DEATHS, _STATE)
+VERSION = OLDEST + len(STEPS) - 1
+
+
+def migrate(db: sqlite3.Connection, version: int) -> None:
+    """Bring tables of this version, 0 for a new file, to the newest one: all steps, or none."""
+    done = 0 if version == 0 else version - OLDEST + 1
+    steps = "".join(STEPS[done:])
+    with db:
+        db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version = {VERSION};COMMIT;")
