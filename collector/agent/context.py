@@ -14,6 +14,7 @@ from collector.agent.lend import Lender
 from collector.agent.oom import Ooms
 from collector.agent.registry import Registry
 from collector.agent.release import Pins
+from collector.agent.retain import Retention
 from collector.agent.room import Room
 from collector.agent.sender import Senders
 from collector.agent.unstored import Unstored
@@ -105,6 +106,7 @@ class Context:
     run_dir: Path = Path("/run/coreward")
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
+    retention: Retention = dataclasses.field(default_factory=Retention)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 

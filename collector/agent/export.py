@@ -142,6 +142,7 @@ def close(context: Context, record: Record) -> bool:
         waits = "it is tried again" if context.unstored.add(record) else "too many wait already"
         log.error("record %s cannot be stored: %s; %s", record.id, error, waits)
         context.metrics.errors.labels("store").inc()
+    context.retention.note()
     context.metrics.died(record.cause, record.signal, record.outcome, crash_id=record.id)
     context.metrics.died_in(record.unit, record.cause, record.id)
     context.announce(record)

@@ -96,6 +96,7 @@ class Agent:
                 self._storms.stir()
             self._storms.look(self._context)
             self._store_again()
+            self._context.retention.look(self._context)
             if self._reload:
                 self._reload = False
                 self._apply_reload()
@@ -153,6 +154,7 @@ class Agent:
         ring = -1 if probe is None else probe.fileno()
         waits = self._context.registry.waits or len(self._context.unstored) > 0
         times = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
+        times.append(self._context.retention.timeout_ms)
         timeout_ms = min((time for time in times if time >= 0), default=-1)
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
@@ -204,6 +206,7 @@ class Agent:
         says so in the record. Deaths that are not on record stay in BPF's ring for it.
         """
         until = time.monotonic() + _FINISH_S
+        self._context.retention.close()
         context, lanes = self._context, self._context.lanes
         if self._arming is not None:
             self._arming.close()

@@ -8,8 +8,8 @@ from collections import Counter
 
 from collector.errors import CorewardError
 from collector.model import Record
-from collector.store.room import owner_of
 from collector.store.store import Store
+from collector.store.whose import owner_of
 
 log = logging.getLogger(__name__)
 

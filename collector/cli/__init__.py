@@ -37,6 +37,7 @@ VERBS = {
     "sample": "where the threads of live processes are, over time",
     "trace": "system calls, signals and ends of processes, as they come",
     "rm": "remove records and their cores",
+    "keep": "mark records that are not to go by themselves",
     "snapshot": "a core of a running process, which goes on",
     "gcore": "the same with the arguments of gdb's gcore",
     "policy": "check a configuration; say what it would do",

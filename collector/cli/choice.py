@@ -47,6 +47,7 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comm", metavar="GLOB", help="name of the process")
     parser.add_argument("--exe", metavar="GLOB", help="path of its executable")
     parser.add_argument("--unit", metavar="GLOB", help="systemd unit")
+    parser.add_argument("--kept", action="store_true", help="those that `coreward keep` has marked")
 
 
 def filter_of(args: argparse.Namespace, now: datetime.datetime) -> Filter:
@@ -63,6 +64,7 @@ def filter_of(args: argparse.Namespace, now: datetime.datetime) -> Filter:
         comm=args.comm,
         exe=args.exe,
         unit=args.unit,
+        kept=args.kept or None,
     )
 
 

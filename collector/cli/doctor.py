@@ -47,7 +47,8 @@ class DoctorVerb:
     """Say what works on this host, by doing it: the BPF programs are loaded and see a process die,
     the kernel hands a crash over by socket and by pipe (for some milliseconds each, and only where
     no other crash handler is installed), memory is pinned. With --restore or --unpin, take back
-    what an agent that was killed has left. Exit status 1 if something is missing that the agent
+    what an agent that was killed has left. With --repair, make the store's index
+    anew. Exit status 1 if something is missing that the agent
     needs."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -60,10 +61,19 @@ class DoctorVerb:
         parser.add_argument(
             "--unpin", action="store_true", help="detach the BPF programs of an agent that is gone"
         )
+        parser.add_argument(
+            "--repair",
+            action="store_true",
+            help="make the store's index anew from its folders, and say what was found",
+        )
         parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, metavar="DIR")
         parser.add_argument("--pin-dir", type=Path, default=DEFAULT_PIN_DIR, metavar="DIR")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.repair:
+            from collector.cli.repair import repair  # noqa: PLC0415 - not of the checks
+
+            return repair(args.store, args.run_dir, json=args.json)
         if os.geteuid() != 0:
             raise HoldError("doctor needs root: it loads BPF programs and takes crashes over")
         # as on Ctrl-C: what was changed for a moment is put back

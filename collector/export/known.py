@@ -25,6 +25,11 @@ _SIGNALS = {
     Cause.OOM: ("SIGKILL", OTHER),
     Cause.EXIT: (NO_SIGNAL,),
 }
+# of the policy's `store`, by which retention removes
+LIMITS = (
+    *("max_size", "max_records", "max_age", "max_core_age", "keep_free"),
+    *("service_max_size", "service_max_records"),
+)
 _WITHOUT_CORE = (Outcome.RECORDED.value, Outcome.IGNORED.value, Outcome.COUNTED.value)
 
 

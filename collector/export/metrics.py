@@ -28,7 +28,7 @@ from collector import __version__
 from collector.errors import CorewardError
 from collector.export.counts import OTHER, Counts
 from collector.export.endpoint import Endpoint
-from collector.export.known import CAUSES, death_labels, signal_label, unit_label
+from collector.export.known import CAUSES, LIMITS, death_labels, signal_label, unit_label
 from collector.linux import children
 from collector.model import Cause, Outcome, Release
 
@@ -147,8 +147,18 @@ class Metrics:
             "errors",
             "Deaths that an error of the agent left incomplete, by the stage that it was in",
             "stage",
-            *("arm", "handoff", "record", "spool", "stop", "store", "watch", "write"),
+            *("arm", "handoff", "record", "retention", "spool", "stop", "store", "watch", "write"),
         )
+        self.cores_removed = counts(
+            "store_cores_removed",
+            "Cores that retention removed, by the limit of the policy's `store`; records stay",
+            "limit",
+            *LIMITS,
+        )
+        self.records_removed = counts(
+            "store_records_removed", "Records that retention removed", "limit", *LIMITS
+        )
+        self.removed_bytes = counter("store_removed_bytes", "Bytes of disk that retention freed")
         self.queued = gauge("captures_queued", "Captures that wait for a worker")
         hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
         hanging.set_function(children.hanging)

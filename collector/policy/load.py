@@ -62,6 +62,8 @@ __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
 _PAGE = 4096
 _MAX_PERIOD = 366 * 86400.0
+_LEAST_AGE, _MOST_AGE = 3600.0, 10_000 * 86400.0
+_MOST_RECORDS = 10_000_000
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.05, 60.0  # seconds
 _LEAST_BIDS, _MOST_BIDS = 0.005, 1.0  # seconds
 _LEAST_HELD, _MOST_HELD = 0.1, 3600.0
@@ -228,6 +230,13 @@ def _period(text: str) -> float:
     seconds = parse_duration(text)
     if seconds > _MAX_PERIOD:
         raise ValueError(f"expected a duration of at most a year, not {quote(text)}")
+    return seconds
+
+
+def _age(text: str) -> float:
+    seconds = parse_duration(text)
+    if not _LEAST_AGE <= seconds <= _MOST_AGE:
+        raise ValueError(f"expected a duration from 1h to 10000d, not {quote(text)}")
     return seconds
 
 
@@ -401,6 +410,25 @@ def _part(text: str) -> float:
     return int(text[:-1]) / 100
 
 
+def _size_or_part(doc: Document, node: yaml.Node, path: str) -> int | float | None:
+    """Bytes, or a share of the file system as a float; None: no limit."""
+    if nodes.is_off(node):
+        return None
+    value = nodes.scalar(node, path, "a size such as 20GiB, a share such as 10%, or none")
+    parse = _PART if value.endswith("%") else _SIZE
+    found: int | float = parse(doc, node, path)
+    return found
+
+
+def _or_none(parse: Parser) -> Parser:
+    """The same, or None where no limit is wanted."""
+
+    def parse_or_none(doc: Document, node: yaml.Node, path: str) -> Any:
+        return None if nodes.is_off(node) else parse(doc, node, path)
+
+    return parse_or_none
+
+
 def _share(text: str) -> float:
     if not re.fullmatch("[0-9]{1,2}%", text):
         raise ValueError(f"{quote(text)}: expected a share of free memory, 0% to 99%")
@@ -507,6 +535,7 @@ _MATCH: Mapping[str, Parser] = {
     "container": nodes.boolean,
 }
 _RULE: Mapping[str, Parser] = {"name": _rule_name, "match": _match, **_ACTION}
+_PART = nodes.written(_part, "a share such as 10%")
 _DURATION = nodes.written(parse_duration, "a duration such as 30s")
 _SNAPSHOT_LIMIT: Mapping[str, Parser] = {
     "snapshots": nodes.integer(1, 10_000, "a number of snapshots"),
@@ -571,7 +600,17 @@ _DUMPER: Mapping[str, Parser] = {
     "memory": _SIZE,
 }
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
-    "store": {"path": _absolute_path, "min_free": _SIZE},
+    "store": {
+        "path": _absolute_path,
+        "min_free": _SIZE,
+        "max_size": _size_or_part,
+        "max_records": _or_none(nodes.integer(1, _MOST_RECORDS, "a number of records")),
+        "max_age": _or_none(nodes.written(_age, "a duration such as 90d")),
+        "max_core_age": _or_none(nodes.written(_age, "a duration such as 14d")),
+        "keep_free": _size_or_part,
+        "service_max_size": _or_none(_SIZE),
+        "service_max_records": _or_none(nodes.integer(1, _MOST_RECORDS, "a number of records")),
+    },
     "metrics": {"listen": _listen},
     "hold": {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),

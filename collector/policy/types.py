@@ -86,6 +86,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     path: Path = Path("/var/lib/coreward")
     min_free: int = 1 << 30  # no core is written that would leave less than this free
+    # how much it may hold; store.retention removes what is beyond. None: no limit
+    max_size: int | float | None = 0.1  # bytes, or as a float a share of its file system
+    max_records: int | None = 100_000
+    max_age: float | None = None
+    max_core_age: float | None = None
+    keep_free: int | float | None = None  # as max_size
+    service_max_size: int | None = None
+    service_max_records: int | None = None
 
 
 class HoldSettings(msgspec.Struct, frozen=True, kw_only=True):

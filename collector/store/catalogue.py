@@ -15,15 +15,16 @@ import contextlib
 import heapq
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from collector.errors import NotFound, StoreError
 from collector.model import Record
 from collector.store import index
 from collector.store.filter import Filter, microseconds
-from collector.store.folders import Folders, Stamp
+from collector.store.folders import Folders, OnDisk
 from collector.store.index import (
     Index,
     IndexDamaged,
@@ -31,16 +32,19 @@ from collector.store.index import (
     IndexUnusable,
     Place,
 )
-from collector.store.room import HeldCore
 
 Damage = Callable[[StoreError], None]
 Ids = list[str]
-Rows = list[tuple[Record, Stamp]]
+Rows = list[tuple[Record, OnDisk]]
 Found = tuple[int, str, Record | None]  # time in microseconds, id, record if it was read
 MANY = 10_000  # records; all folders of so many are looked at in some 30 ms
 _TOGETHER = 500  # records or rows that are worked on at a time
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger(__name__)
+
+
+def warn(error: StoreError) -> None:
+    _log.warning("%s", error)
 
 
 class Catalogue:
@@ -97,41 +101,70 @@ class Catalogue:
     def rebuild(self) -> None:
         """Set the index aside, make a new one, fill it."""
         with self._lock:
-            if self._index is not None:
-                self._index.close()
-                self._index = None
-            index.set_aside(self._path)
-            self._index = Index(self._path, create=True, readonly=False)
+            self._set_aside()
             self.catch_up()
 
-    def catch_up(self) -> tuple[int, int]:
+    def _set_aside(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        index.set_aside(self._path)
+        self._index = Index(self._path, create=True, readonly=False)
+
+    def catch_up(self, tell: Damage = warn) -> tuple[int, int]:
         """Bring the index to what the folders say; how many rows were made, and removed.
 
         As many at a time as fit into little memory, each of them in a transaction of its own.
         """
         with self._lock:
             own = self._usable()
-            made = sum(self._refresh(own, ids) for ids in _in_parts(self._folders.each()))
+            made = sum(self._refresh(own, ids, tell) for ids in _in_parts(self._folders.each()))
             removed, last = 0, ""
             while ids := own.ids(last, _TOGETHER):
                 gone = [id for id in ids if self._folders.stamp(id) is None]
                 own.remove(gone)
                 removed, last = removed + len(gone), ids[-1]
             own.set_boot(_boot())
+            own.shrink()
             return made, removed
 
-    def _refresh(self, own: Index, ids: Ids) -> int:
+    def _refresh(self, own: Index, ids: Ids, tell: Damage) -> int:
         """Make the rows anew whose records are other ones than those that they were made from."""
         stamps = own.stamps(ids)
         changed = []
         for id in ids:
-            stamp = self._folders.stamp(id)
-            if stamp is not None and stamps.get(id) != stamp:
-                record = self.read_if_whole(id, lambda error: _log.warning("%s", error))
-                if record is not None:
-                    changed.append((record, stamp))
+            if stamps.get(id) == (self._folders.stamp(id) or id):
+                continue
+            record = self.read_if_whole(id, tell)
+            with contextlib.suppress(OSError, StoreError):
+                on_disk = self._folders.on_disk(id)
+                if record is not None and on_disk is not None:
+                    changed.append((record, on_disk))
         own.put(changed)
         return len(changed)
+
+    def keep(self, id: str, kept: bool) -> None:
+        with self._lock:
+            self._usable().keep(id, kept)
+
+    def repair(self, tell: Damage, *, alone: bool) -> tuple[int, int, bool]:
+        """Make each row anew; how many, how many were removed, and whether the index was replaced.
+
+        alone: no other process uses the store. Else an index that is damaged stays: they would go
+        on with the one that was set aside.
+        """
+        with self._lock:
+            replaced = self._index is None
+            if self._index is not None:
+                try:
+                    self._index.reread()
+                except IndexDamaged:
+                    replaced = True
+            if replaced and not alone:
+                raise self._problem or StoreError(f"{self._path}: damaged")
+            if replaced:
+                self._set_aside()
+            return *self.catch_up(tell), replaced
 
     # ---------------------------------------------------------------- reading
 
@@ -184,10 +217,10 @@ class Catalogue:
                 pass
         return self._folders.ids()
 
-    def cores(self) -> list[HeldCore]:
-        """The cores of all closed records, that of the oldest death first."""
+    def query(self, query: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """What a query of `victims` gives. StoreError."""
         with self._lock:
-            return [] if self._index is None else self._index.cores()
+            return self._usable().all(query, values)
 
     def read_if_whole(self, id: str, tell: Damage) -> Record | None:
         """The record; None if there is none, or it is damaged, which is told."""

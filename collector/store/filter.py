@@ -22,6 +22,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     exe: str | None = None
     unit: str | None = None
     closed: bool | None = None  # whether its writer has closed it: `reason` is its last word
+    kept: bool | None = None  # whether somebody has marked it so; no record says that
 
     def matches(self, record: Record) -> bool:
         return (

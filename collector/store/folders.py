@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,6 +29,7 @@ from collector.store.ids import checked, is_id
 
 RECORD = "record.json"
 CORES = ("core", "core.zst")
+KEEP = "keep"
 TEMPORARY = ".tmp-"
 MAX_RECORD = 64 << 20  # bytes; a larger record.json is not ours
 DIRECTORY_MODE = 0o700
@@ -40,6 +42,14 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo mus
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR)
 
 Stamp = tuple[int, int]  # inode and mtime_ns of record.json: changes with every write
+
+
+class OnDisk(NamedTuple):
+    """A record as it lies on the disk."""
+
+    stamp: Stamp
+    other: int  # bytes that its folder takes without the core
+    kept: bool  # somebody wants it to stay: there is a file KEEP beside it
 
 
 class Folders:
@@ -100,7 +110,7 @@ class Folders:
             os.fsync(self._fd)
         return True
 
-    def write(self, record: Record, *, sync: bool = True) -> Stamp:
+    def write(self, record: Record, *, sync: bool = True) -> OnDisk:
         """Replace `record.json` atomically, and durably unless the caller sees to it by `sync`.
 
         One at a time: there are descriptors for it also when the process has no others left.
@@ -115,7 +125,7 @@ class Folders:
                 f"{self.path / record.id / RECORD}: cannot be written: {error.strerror}"
             ) from error
 
-    def _write(self, id: str, data: bytes, *, sync: bool) -> Stamp:
+    def _write(self, id: str, data: bytes, *, sync: bool) -> OnDisk:
         with self._locked(fcntl.LOCK_SH):
             self._make(id, sync=sync)
             try:
@@ -125,9 +135,40 @@ class Folders:
                     raise StoreError(f"{self.path / id}: {_why(error)}") from error
                 raise
             try:
-                return _replace(fd, RECORD, data, sync=sync)
+                return _on_disk(fd, _replace(fd, RECORD, data, sync=sync))
             finally:
                 os.close(fd)
+
+    def on_disk(self, id: str) -> OnDisk | None:
+        """How the record of this id lies on the disk; None: there is none."""
+        stamp = self.stamp(id)
+        if stamp is None:
+            return None
+        with self._folder(id) as folder:
+            return _on_disk(folder, stamp)
+
+    def keep(self, id: str, kept: bool) -> OnDisk:
+        """Mark the record as to be kept, or no more. NotFound if there is none."""
+        stamp = self.stamp(id)
+        if stamp is None:
+            raise NotFound(f"no record {id} in {self.path.parent}")
+        with self._folder(id) as folder:
+            if kept:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(KEEP, flags, FILE_MODE, dir_fd=folder))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(KEEP, dir_fd=folder)
+            os.fsync(folder)
+            return _on_disk(folder, stamp)
+
+    def unfinished(self) -> int:
+        """How many things there are that writers have not finished yet, or have left behind."""
+        count = sum(name.startswith(TEMPORARY) for name in _names(self._fd))
+        for id in self.each():
+            with contextlib.suppress(OSError, StoreError), self._folder(id) as folder:
+                count += sum(name.startswith(TEMPORARY) for name in _names(folder))
+        return count
 
     def sync(self) -> None:
         """Make durable what was written without. OSError if something could not be."""
@@ -284,6 +325,13 @@ def _replace(folder: int, name: str, data: bytes, *, sync: bool) -> Stamp:
     if sync:
         os.fsync(folder)
     return written.st_ino, written.st_mtime_ns
+
+
+def _on_disk(folder: int, stamp: Stamp) -> OnDisk:
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False).st_blocks for entry in entries}
+    blocks = sum(size for name, size in found.items() if name not in CORES)
+    return OnDisk(stamp, blocks * 512 + os.fstat(folder).st_blocks * 512, KEEP in found)
 
 
 def _contents(folder: int, name: str, file: Path) -> bytes:

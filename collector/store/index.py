@@ -13,15 +13,16 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from collector.errors import StoreError
 from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
-from collector.store.folders import FILE_MODE, Stamp
-from collector.store.room import HeldCore, owner_of
-from collector.store.schema import OLDEST, VERSION, migrate
+from collector.store.folders import FILE_MODE, OnDisk, Stamp
+from collector.store.schema import OLDEST, REREAD, VERSION, migrate
+from collector.store.whose import kind_of, owner_of, service_of
 
 NAME = "index.db"
 ASIDE = "index.db.aside"
@@ -32,10 +33,11 @@ _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_P
 _COLUMNS = (
     *("id", "time", "cause", "signal", "comm", "exe", "unit"),
     *("closed", "inode", "mtime", "owner", "held"),
+    *("other", "service", "kind", "kept"),
 )
 _VALUES = ", ".join("?" * len(_COLUMNS))
 _INSERT = f"INSERT OR {{}} INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"
-NO_STAMP: Stamp = (0, 0)  # of a row that was made before its record
+_NOT_YET = OnDisk((0, 0), 0, False)  # of a row that was made before its record
 Place = tuple[int, str]  # of a row among all: time in microseconds, id
 
 
@@ -75,11 +77,11 @@ class Index:
 
     def announce(self, records: Iterable[Record]) -> None:
         """Put rows in of records that are about to be written; a row that is there stays."""
-        rows = [_row(record, NO_STAMP) for record in records]
+        rows = [_row(record, _NOT_YET) for record in records]
         with self._errors(), self._db:
             self._db.executemany(_INSERT.format("IGNORE"), rows)
 
-    def put(self, rows: Iterable[tuple[Record, Stamp]]) -> None:
+    def put(self, rows: Iterable[tuple[Record, OnDisk]]) -> None:
         with self._errors(), self._db:
             self._db.executemany(_INSERT.format("REPLACE"), [_row(*row) for row in rows])
 
@@ -155,11 +157,24 @@ class Index:
         with self._errors(), self._db:
             self._db.execute("INSERT OR REPLACE INTO state VALUES ('boot', ?)", (boot,))
 
-    def cores(self) -> list[HeldCore]:
-        """The cores of all closed records, that of the oldest death first."""
-        query = "SELECT owner, id, held FROM deaths WHERE held > 0 AND closed ORDER BY time"
+    def all(self, query: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """What a query of `retained` gives."""
         with self._errors():
-            return [HeldCore(*row) for row in self._db.execute(query)]
+            return self._db.execute(query, values).fetchall()
+
+    def keep(self, id: str, kept: bool) -> None:
+        with self._errors(), self._db:
+            self._db.execute("UPDATE deaths SET kept = ? WHERE id = ?", (kept, id))
+
+    def reread(self) -> None:
+        """Have each row made anew from its record by the next `Catalogue.catch_up`."""
+        with self._errors():
+            self._db.executescript(f"BEGIN;{REREAD}COMMIT;")
+
+    def shrink(self) -> None:
+        """Give back the memory of pages that are kept for the next query."""
+        with self._errors():
+            self._db.execute("PRAGMA shrink_memory")
 
     def _connect(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode={'ro' if self._readonly else 'rw'}"
@@ -221,12 +236,14 @@ def set_aside(path: Path) -> None:
                 path.with_name(path.name + suffix).rename(path.with_name(ASIDE + suffix))
 
 
-def _row(record: Record, stamp: Stamp) -> tuple[object, ...]:
+def _row(record: Record, on_disk: OnDisk) -> tuple[object, ...]:
     time = microseconds(record.time)
     fields = (record.cause.value, record.signal, record.comm, record.exe, record.unit)
     closed = record.reason is not None
     held = (record.core_size or 0) if record.core is not None else 0
-    return record.id, time, *fields, closed, *stamp, owner_of(record), held
+    owner, service = owner_of(record), service_of(record)
+    of_whom = (on_disk.other, service, kind_of(record, owner, service), on_disk.kept)
+    return record.id, time, *fields, closed, *on_disk.stamp, owner, held, *of_whom
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
@@ -248,12 +265,14 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
             values.append(value)
     if wanted.closed is not None:
         conditions.append("closed" if wanted.closed else "NOT closed")  # as the index has it
+    if wanted.kept is not None:
+        conditions.append("kept" if wanted.kept else "NOT kept")
     return conditions, values
 
 
 def _looks_into_rows(wanted: Filter) -> bool:
     """Whether the order of time is of no help. SQLite would follow it, from index to table."""
-    looked_at = (wanted.cause, wanted.signal, wanted.comm, wanted.exe, wanted.unit)
+    looked_at = (wanted.cause, wanted.signal, wanted.comm, wanted.exe, wanted.unit, wanted.kept)
     return any(value is not None for value in looked_at)
 
 

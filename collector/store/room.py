@@ -1,56 +1,51 @@
 """Whose cores are removed where the disk has no room for a new one. Decides only; see `Store`.
 
-The owner who holds most bytes gives first, the oldest of his cores first. The new core counts as
-its owner's, so nobody loses a core to an owner who holds as much as he does: of two owners one has
-more than half only while the other leaves it unused.
+The owner who holds most bytes gives first, the oldest of his cores first; the first and the newest
+core of each kind last, and none that somebody keeps. The new core counts as its owner's, so nobody
+loses a core to an owner who holds as much as he does: of two owners one has more than half only
+while the other leaves it unused.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
 
-from collector.model import Record
-
-
-class HeldCore(NamedTuple):
-    """A core that is whole and whose record is closed."""
-
-    owner: str
-    id: str  # of its record
-    size: int  # bytes on disk
-
-
-def owner_of(record: Record) -> str:
-    """Whose bytes a record's core takes; its user's, where nobody said."""
-    return record.owner or f"uid {'unknown' if record.uid is None else record.uid}"
+from collector.store.victims import Victim
 
 
 def cores_to_remove(
-    cores: Iterable[HeldCore], writing: Mapping[str, int], owner: str, size: int, wanted: int
+    old: Mapping[str, int],
+    cores_of: Callable[[str], Iterator[Victim]],
+    writing: Mapping[str, int],
+    owner: str,
+    size: int,
+    wanted: int,
 ) -> list[str]:
     """Ids of records whose cores make room for a core of `owner`, in the order of removal.
 
-    cores: the oldest first. writing: bytes that unfinished cores take, by owner, with the new one.
-    size: bytes of the new one. wanted: bytes that are to be free besides. An owner's own cores go
-    only while they are larger together than the new one, so that one huge core does not replace all
-    of his. Empty if this does not give `wanted` bytes: then nothing is gained by removing any.
+    old: bytes of cores that may go, by owner. cores_of: these cores, in the order in which they go.
+    writing: bytes that unfinished cores take, by owner, with the new one. size: bytes of the new
+    one. wanted: bytes that are to be free besides. An owner's own cores go only while they are
+    larger together than the new one, so that one huge core does not replace all of his. Empty if
+    this does not give `wanted` bytes: then nothing is gained by removing any.
     """
-    queues: defaultdict[str, deque[HeldCore]] = defaultdict(deque)
-    old: Counter[str] = Counter()  # bytes, without what is being written
-    for core in cores:
-        queues[core.owner].append(core)
-        old[core.owner] += core.size
+    left = dict(old)
+    queues = {other: cores_of(other) for other in left}
     chosen: list[str] = []
     while wanted > 0:
-        held = {other: old[other] + writing.get(other, 0) for other in {owner, *queues}}
-        more = [other for other in queues if held[other] > held[owner] and queues[other]]
+        held = {other: left.get(other, 0) + writing.get(other, 0) for other in {owner, *left}}
+        more = [other for other in queues if held[other] > held[owner]]
         giver = max(more, key=lambda other: held[other], default=owner)
-        if giver == owner and old[owner] <= size:
+        if giver == owner and left.get(owner, 0) <= size:
             return []
-        core = queues[giver].popleft()
-        old[giver] -= core.size
+        core = next(queues[giver], None)
+        if core is None:  # they went meanwhile
+            del queues[giver]
+            left[giver] = 0
+            if giver == owner:
+                return []
+            continue
+        left[giver] -= core.size
         wanted -= core.size
         chosen.append(core.id)
     return chosen

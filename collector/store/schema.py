@@ -35,10 +35,22 @@ CREATE INDEX deaths_held ON deaths (time) WHERE held > 0 AND closed;
 # folders. Since then each record was in the index before it had a folder.
 _STATE = "CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
 
-REREAD = "UPDATE deaths SET inode = 0, mtime = 0;"
+REREAD = "UPDATE deaths SET inode = 0, mtime = 0;\n"
+
+# For retention: what a record takes on disk beside its core, of what service and what kind of crash
+# it is (`room`), whether somebody keeps it. Until a row is made anew it says what is usual.
+_RETENTION = f"""
+ALTER TABLE deaths ADD COLUMN other INTEGER NOT NULL DEFAULT 8192;
+ALTER TABLE deaths ADD COLUMN service TEXT NOT NULL DEFAULT '';
+ALTER TABLE deaths ADD COLUMN kind TEXT NOT NULL DEFAULT '';
+ALTER TABLE deaths ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX deaths_by_service ON deaths (owner, service, time);
+CREATE INDEX deaths_by_kind ON deaths (kind, time);
+CREATE INDEX deaths_cores_by_kind ON deaths (kind, time) WHERE held > 0;
+{REREAD}"""
 
 # The first leads from nothing to version OLDEST, each other one to the version after.
-STEPS = (_DEATHS, _STATE)
+STEPS = (_DEATHS, _STATE, _RETENTION)
 VERSION = OLDEST + len(STEPS) - 1
 
 

@@ -31,11 +31,12 @@ import msgspec
 from collector.errors import Ambiguous, NotFound, StoreError, StoreOfOthers
 from collector.model import Capture, Cause, Outcome, Record
 from collector.store import encoding, index
-from collector.store.catalogue import Catalogue, Damage, Ids, Rows
+from collector.store.catalogue import Catalogue, Damage, Ids, Rows, warn
 from collector.store.filter import Filter
 from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked, is_id
 from collector.store.room import cores_to_remove
+from collector.store.victims import Victims
 
 LATEST = "latest"
 Records = list[Record]
@@ -51,6 +52,16 @@ class _Put:
         self.record = record
         self.done = False
         self.error: StoreError | None = None
+
+
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Store.repair` found."""
+
+    records: int  # in the index, as they are on disk
+    rows_removed: int  # of the index, whose records were gone
+    replaced: bool  # the index was damaged or missing, and was set aside
+    damaged: list[str]  # folders whose record cannot be read, and why
+    unfinished: int  # files and folders that are being written, or that killed writers have left
 
 
 class Store:
@@ -215,6 +226,10 @@ class Store:
                 raise StoreError(f"{path}: {some[0]}: not removed: {error.strerror}") from error
             yield from freed.items()
 
+    def forget(self, ids: Iterable[str]) -> None:
+        """Take rows out of the index whose records are gone: others may have removed them."""
+        self._catalogue.remove([id for id in ids if not self.has(id)])
+
     def make_room(
         self, owner: str, size: int, wanted: int, writing: Mapping[str, int], *, own: bool = False
     ) -> int:
@@ -224,13 +239,21 @@ class Store:
         freed: 0 where nobody has to give, or what could be had is less than `wanted`.
         """
         self._writable()
-        cores = self._catalogue.cores()
+        old = self.victims.cores()
         if own:
-            cores = [core for core in cores if core.owner == owner]
-        ids = cores_to_remove(cores, writing, owner, size, wanted)
-        return sum(
-            self._remove_core(id, f"removed to make room for a core of {owner}") for id in ids
-        )
+            old = {owner: old.get(owner, 0)}
+        ids = cores_to_remove(old, self.victims.cores_of, writing, owner, size, wanted)
+        return self.remove_cores(ids, f"removed to make room for a core of {owner}")
+
+    def remove_cores(self, ids: Iterable[str], why: str) -> int:
+        """Remove the cores of these records, which stay and say why; returns the bytes freed."""
+        self._writable()
+        left = iter(ids)
+        freed = 0
+        while some := list(islice(left, _TOGETHER)):
+            with self.batch():
+                freed += sum(self._remove_core(id, why) for id in some)
+        return freed
 
     def _remove_core(self, id: str, why: str) -> int:
         """The file goes first: killed before the record says so, its record names a file that is
@@ -239,7 +262,11 @@ class Store:
             record = self._folders.read(id)
             freed = self._folders.remove_core(record)
         except NotFound:
+            self._catalogue.remove([id])
             return 0
+        except StoreError as error:
+            _log.warning("%s; it is removed with its core: %s", error, why)
+            return sum(size for _, size in self.remove_all([id]))
         except OSError as error:
             raise StoreError(f"{self._folders.path / id}: not removed: {error.strerror}") from error
         self.put(
@@ -254,6 +281,30 @@ class Store:
             )
         )
         return freed
+
+    def keep(self, id: str, kept: bool = True) -> None:
+        """Mark a record as to be kept, or no more: retention takes it last. NotFound if none."""
+        self._writable()
+        try:
+            self._folders.keep(id, kept)
+        except OSError as error:
+            raise StoreError(f"{self._folders.path / id}: {error.strerror}") from error
+        self._catalogue.keep(id, kept)
+
+    def repair(self, *, alone: bool) -> Repair:
+        """Make the index anew from the folders. alone: no other process uses the store."""
+        self._writable()
+        damage: list[str] = []
+        made, removed, replaced = self._catalogue.repair(
+            lambda error: damage.append(str(error)), alone=alone
+        )
+        return Repair(
+            records=made,
+            rows_removed=removed,
+            replaced=replaced,
+            damaged=damage,
+            unfinished=self._folders.unfinished(),
+        )
 
     def clean_partial(self) -> int:
         """Remove what killed writers left behind; returns how many things that were.
@@ -316,9 +367,19 @@ class Store:
         """How many records there are on disk."""
         return sum(1 for id in self._folders.each() if self._folders.has(id))
 
+    def is_kept(self, id: str) -> bool:
+        """Whether somebody has marked it as to be kept."""
+        found = self._folders.on_disk(id)
+        return found is not None and found.kept
+
+    @property
+    def victims(self) -> Victims:
+        """What may go, for retention."""
+        return Victims(self._catalogue.query)
+
     def count_matching(self, wanted: Filter, tell: Damage | None = None) -> int:
         """How many records the index knows that match."""
-        return self._catalogue.count(wanted, tell or _warn)
+        return self._catalogue.count(wanted, tell or warn)
 
     def beside(self, ids: Iterable[str]) -> Ids:
         """Ids that must be looked at to tell these apart from all others."""
@@ -358,10 +419,12 @@ class Store:
 
     def each(self, wanted: Filter, on_damage: Damage | None = None) -> Iterator[Record]:
         """The same one by one, however many there are."""
-        tell = on_damage or _warn
+        tell = on_damage or warn
         for _, id, known in self._catalogue.find(wanted, tell):
             record = known or self._catalogue.read_if_whole(id, tell)
-            if record is not None and wanted.matches(record):
+            if record is None or not wanted.matches(record):
+                continue
+            if wanted.kept is None or self.is_kept(id) == wanted.kept:
                 yield record
 
     def place(self, record: Record) -> Path:
@@ -403,10 +466,6 @@ class Store:
     def _writable(self) -> None:
         if self._readonly:
             raise StoreError(f"{self.path}: is open for reading only")
-
-
-def _warn(error: StoreError) -> None:
-    _log.warning("%s", error)
 
 
 def remove_unused(path: Path) -> None:

@@ -550,3 +550,41 @@ def test_age_reaches_back_from_now(store: Store, capsys: pytest.CaptureFixture[s
     assert shown(capsys, "list", "--since", "2h", "--json")[1] == "[]\n"
     assert shown(capsys, "list", "--since", "999999w", "--json")[1] != "[]\n"
     assert shown(capsys, "list", "--until", "yesterday", "--json")[1] != "[]\n"
+
+
+def test_keep_and_undo(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+    assert shown(capsys, "keep", "0123", "fedc") == (
+        0,
+        "0123456789abcdef is kept\nfedcba9876543210 is kept\n",
+        "",
+    )
+    assert shown(capsys, "keep", "fedc", "--undo")[1] == "fedcba9876543210 is kept no more\n"
+    kept = msgspec.json.decode(shown(capsys, "list", "--kept", "--json")[1], type=list[Record])
+    assert [record.id for record in kept] == [SEGFAULT.id]
+    # one that is not there: nothing is marked
+    assert shown(capsys, "keep", "fedc", "beef") == (
+        1,
+        "",
+        "coreward: no record begins with 'beef'; `coreward list` shows all\n",
+    )
+    assert not store.is_kept(KILLED.id)
+
+
+def test_repair(store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store.put(SEGFAULT)
+    store.put(KILLED)
+    file = store.path / "crashes" / KILLED.id / "record.json"
+    file.write_text("{")
+    words = ("doctor", "--repair", "--run-dir", str(tmp_path / "run"))
+    assert shown(capsys, *words) == (
+        1,
+        "1 records are in the index\n"
+        f"damaged: {file}: damaged: Input data was truncated\n"
+        "`coreward rm ID` removes what is damaged; nothing was removed\n",
+        "",
+    )
+    store.remove(KILLED.id)
+    assert shown(capsys, *words) == (0, "1 records are in the index\n", "")
+    assert '"replaced": false' in shown(capsys, *words, "--json")[1]

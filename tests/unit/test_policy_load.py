@@ -367,6 +367,10 @@ KNOWN = (
     "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace, dumpers"
 )
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
+STORE = (
+    "path, min_free, max_size, max_records, max_age, max_core_age, keep_free, service_max_size, "
+    "service_max_records"
+)
 LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
 KINDS = "anon, heap, stack, file, shm, hugetlb"
@@ -388,7 +392,19 @@ PROBLEMS = [
     # shapes
     ("- 1", f"f:1: expected keys ({KNOWN}), not a list"),
     ("hello", f'f:1: expected keys ({KNOWN}), not "hello"'),
-    ("store: /var", 'f:1: store: expected keys (path, min_free), not "/var"'),
+    ("store: /var", f'f:1: store: expected keys ({STORE}), not "/var"'),
+    (
+        "store: {max_size: 0%}",
+        'f:1: store.max_size: "0%": expected a share, 1% to 99%',
+    ),
+    (
+        "store: {max_age: 3m}",
+        'f:1: store.max_age: expected a duration from 1h to 10000d, not "3m"',
+    ),
+    (
+        "store: {max_records: 0}",
+        "f:1: store.max_records: expected a number of records from 1 to 10000000, not 0",
+    ),
     ("rules: {a: 1}", "f:1: rules: expected a list of rules, not a mapping"),
     ("rules: [a]", f'f:1: rules[0]: expected keys ({RULE_KEYS}), not "a"'),
     (
@@ -659,7 +675,7 @@ metrics: {listen: 1}
     # THEN the message has one line for each, and each can be had by itself
     lines = [
         'f:1: store.path: "cores" is not an absolute path of a directory',
-        'f:1: store.color: unknown key "color"; known here: path, min_free',
+        f'f:1: store.color: unknown key "color"; known here: {STORE}',
         "f:3: rules[0].match.signal[1]: 99 is not a signal: they are 1 to 64",
         'f:3: rules[0].match.signal[2]: "SEGF" is not a signal; did you mean "SEGV"?',
         "f:3: rules[0]: has no `name`",
@@ -757,3 +773,27 @@ def test_what_is_wrong_with_a_trace_rule_is_said(keys_of_it: str, problem: str) 
     with pytest.raises(PolicyErrors) as caught:
         loads(f"trace: [{{name: a, match: {{comm: c}}, {keys_of_it}}}]", "f")
     assert problem in str(caught.value)
+
+
+def test_limits_of_the_store() -> None:
+    text = """
+store:
+  max_size: 25%
+  max_records: none
+  max_age: 90d
+  max_core_age: 2w
+  keep_free: 5GiB
+  service_max_size: 1GiB
+  service_max_records: 1000
+"""
+    day = 86400.0
+    assert loads(text, "f").store == StoreSettings(
+        max_size=0.25,
+        max_records=None,
+        max_age=90 * day,
+        max_core_age=14 * day,
+        keep_free=5 << 30,
+        service_max_size=1 << 30,
+        service_max_records=1000,
+    )
+    assert loads("store: {max_size: none}", "f").store.max_size is None

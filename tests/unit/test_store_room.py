@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from collector.model import Capture, Outcome, Record
-from collector.store.room import HeldCore, cores_to_remove, owner_of
+from collector.store.room import cores_to_remove
 from collector.store.store import Store
+from collector.store.victims import Victim
+from collector.store.whose import owner_of
 from tests.unit.store_samples import numbered
+
+
+class HeldCore(NamedTuple):
+    owner: str
+    id: str
+    size: int
 
 
 def cores(*held: tuple[str, int]) -> list[HeldCore]:
@@ -19,7 +30,14 @@ def cores(*held: tuple[str, int]) -> list[HeldCore]:
 
 def removed(held: list[HeldCore], owner: str, size: int, wanted: int, **writing: int) -> list[str]:
     writing[owner] = writing.get(owner, 0) + size
-    return cores_to_remove(held, writing, owner, size, wanted)
+    old: Counter[str] = Counter()
+    for core in held:
+        old[core.owner] += core.size
+
+    def cores_of(owner: str) -> Iterator[Victim]:
+        return (Victim(core.id, core.size) for core in held if core.owner == owner)
+
+    return cores_to_remove(old, cores_of, writing, owner, size, wanted)
 
 
 def test_whoever_holds_most_gives_his_oldest() -> None:
@@ -78,6 +96,9 @@ def test_nothing_goes_where_it_would_not_do() -> None:
         ({}, "uid unknown"),
         ({"uid": 101000, "owner": "uid 1000"}, "uid 1000"),
         ({"uid": 0, "owner": "db.service"}, "db.service"),
+        ({"uid": 0, "unit": "db.service"}, "db.service"),
+        ({"uid": 0, "cgroup": "/docker/0123"}, "/docker/0123"),
+        ({"uid": 1000, "unit": "made-up.service"}, "uid 1000"),
     ],
 )
 def test_an_owner_is_the_records_or_its_user(changes: dict[str, object], owner: str) -> None:
