@@ -21,7 +21,8 @@ class Waiting(NamedTuple):
 
 
 class FairQueue:
-    """Tasks that come `first`, then one of each owner in turn. Not thread-safe.
+    """Tasks that come `first`, the oldest of them before the others, then one of each owner in
+    turn. Not thread-safe.
 
     An owner may have half of what may wait, and half of the bytes; or one task, of any size.
     """
@@ -52,7 +53,7 @@ class FairQueue:
         if self._count >= self._limit or not (task.first or self._has_share(task)):
             return False
         if task.first:
-            self._first.appendleft(task)
+            self._first.append(task)
         else:
             self._owners.setdefault(task.owner, deque()).append(task)
         self._bytes[task.owner] = self._bytes.get(task.owner, 0) + task.size

@@ -25,6 +25,7 @@ from collector.agent.assemble import Seen
 from collector.agent.facts import Facts
 from collector.agent.gather import Gathered
 from collector.agent.release import ReleaseDecision
+from collector.capture.job import Evidence
 from collector.errors import CorewardError
 from collector.explain.facts import with_explanation
 from collector.explain.types import Explanation
@@ -82,6 +83,21 @@ class Crash:
         """In its own pid namespace; None: not known."""
         who = self.seen.who
         return self.gathered.first or (who.ns_tid if who else None)
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the notes of its core are made of."""
+        gathered = self.gathered
+        return Evidence(
+            pid=gathered.handoff.pid,
+            tid=self.dying_thread,
+            signal=self.signal,
+            siginfo=self.siginfo,
+            text=gathered.dying.text,
+            threads=gathered.threads,
+            mappings=gathered.mappings,
+            head=gathered.head,
+        )
 
     @property
     def signal(self) -> int:

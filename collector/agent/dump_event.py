@@ -13,13 +13,10 @@ import struct
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.write import most_read
-from collector.capture.image import image_of_job
-from collector.capture.process import ProcText
+from collector.capture.image import image_of_evidence
 from collector.dumpers.protocol import Message, message
 from collector.elfcore.notes import build_notes
 from collector.elfcore.types import Mapping, Prot
@@ -33,19 +30,6 @@ _MAX_ARGUMENTS, _MAX_ARGUMENT = 32, 128  # characters
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PATH_AT = 73  # column of the path in a line of maps
 _WORD = struct.Struct("<QI4x")
-
-
-class _Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the notes of a core are made of."""
-
-    pid: int
-    tid: int | None
-    signal: int
-    siginfo: bytes
-    text: ProcText
-    threads: memoryview | None
-    mappings: memoryview | None
-    head: bytearray | None
 
 
 class Event:
@@ -139,18 +123,8 @@ class Event:
         crash, gathered = self._crash, self._crash.gathered
         if gathered.threads is not None and len(gathered.threads) > _MAX_NOTES:
             return
-        parts = _Parts(
-            pid=gathered.handoff.pid,
-            tid=crash.dying_thread,
-            signal=crash.signal,
-            siginfo=crash.siginfo,
-            text=gathered.dying.text,
-            threads=gathered.threads,
-            mappings=gathered.mappings,
-            head=gathered.head,
-        )
         with contextlib.suppress(CorewardError, ValueError):  # then there are none
-            fds["notes"] = self._file("notes", build_notes(image_of_job(parts)))
+            fds["notes"] = self._file("notes", build_notes(image_of_evidence(crash.evidence)))
 
     def _file(self, name: str, data: bytes | memoryview) -> int:
         """An anonymous file that nobody can change. Others read it as well: by pread(2)."""

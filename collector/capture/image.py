@@ -10,11 +10,11 @@ import bisect
 import functools
 import os
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from collector.arch.xsave import layout_note
+from collector.capture.job import Evidence
 from collector.capture.process import ProcText
 from collector.capture.select import DEFAULT_FILTER
 from collector.elfcore.layout import parse_head
@@ -29,49 +29,26 @@ _MAX_NAME = 15
 _MAX_ARGS = 79
 
 
-class Gathered(Protocol):
-    """What is known of a process that is held, or was: a Job, for example."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def tid(self) -> int | None:
-        """Of the dying thread in its own pid namespace; None: the first."""
-
-    @property
-    def signal(self) -> int: ...
-    @property
-    def siginfo(self) -> bytes: ...
-    @property
-    def text(self) -> ProcText: ...
-    @property
-    def threads(self) -> memoryview | None: ...
-    @property
-    def mappings(self) -> memoryview | None: ...
-    @property
-    def head(self) -> bytearray | None: ...
-
-
-def image_of_job(job: Gathered) -> ProcessImage:
-    """The image of the process that a job is about, the dying thread first.
+def image_of_evidence(known: Evidence) -> ProcessImage:
+    """The image of a process that is held, or was, the dying thread first.
 
     Raises CaptureError, or CoreFormatError if the kernel's stream is damaged.
     """
-    if job.threads is None:
-        return _from_stream(job)
-    threads = decode_threads(job.threads)
+    if known.threads is None:
+        return _from_stream(known)
+    threads = decode_threads(known.threads)
     if not threads:
-        raise CaptureError(f"process {job.pid}: the task iterator found no thread")
-    threads.sort(key=lambda thread: thread.tid != job.tid)
+        raise CaptureError(f"process {known.pid}: the task iterator found no thread")
+    threads.sort(key=lambda thread: thread.tid != known.tid)
     # as the kernel does: every thread's NT_PRSTATUS names the signal that ended the process
-    threads = [msgspec.structs.replace(t, signal=job.signal) for t in threads]
-    mappings = decode_mappings(job.mappings or b"", job.text.maps)
+    threads = [msgspec.structs.replace(t, signal=known.signal) for t in threads]
+    mappings = decode_mappings(known.mappings or b"", known.text.maps)
     return ProcessImage(
         threads=threads,
         mappings=with_gate(mappings),
-        auxv=job.text.auxv,
-        siginfo=job.siginfo,
-        psinfo=_psinfo(job.text, threads, dying=threads[0].tid),
+        auxv=known.text.auxv,
+        siginfo=known.siginfo,
+        psinfo=_psinfo(known.text, threads, dying=threads[0].tid),
         xsave_layout=_xsave_note(),
     )
 
@@ -84,10 +61,12 @@ def coredump_filter(text: ProcText) -> int:
         return DEFAULT_FILTER
 
 
-def _from_stream(job: Gathered) -> ProcessImage:
-    if job.head is None:
-        raise CaptureError(f"process {job.pid}: neither BPF nor the kernel's stream gave registers")
-    return image_of_head(job.head, job.text)
+def _from_stream(known: Evidence) -> ProcessImage:
+    if known.head is None:
+        raise CaptureError(
+            f"process {known.pid}: neither BPF nor the kernel's stream gave registers"
+        )
+    return image_of_head(known.head, known.text)
 
 
 def image_of_head(head_of_stream: bytearray, text: ProcText) -> ProcessImage:

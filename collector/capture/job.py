@@ -38,11 +38,9 @@ class CopyOrder(msgspec.Struct, frozen=True, array_like=True):
     source: Source
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Write a core for one dying, or already dead but pinned, process."""
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a process that is held, or was: the notes of a core are made of it."""
 
-    record_id: str
-    folder: str  # of the record; the writer makes its files there
     pid: int
     tid: int | None  # of the dying thread in its own pid namespace; None: the first in `head`
     signal: int
@@ -51,6 +49,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     threads: memoryview | None  # raw records of the task iterator
     mappings: memoryview | None
     head: bytearray | None  # else: the head of the kernel's own core stream
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Write a core for one dying, or already dead but pinned, process."""
+
+    record_id: str
+    folder: str  # of the record; the writer makes its files there
+    evidence: Evidence
     patches: list[Patch]
     mem_fd: int
     pagemap_fd: int

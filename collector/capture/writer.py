@@ -23,7 +23,7 @@ from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
 from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.helper import become_helper, yield_to_services
-from collector.capture.image import coredump_filter, image_of_job, lost_names
+from collector.capture.image import coredump_filter, image_of_evidence, lost_names
 from collector.capture.job import (
     EXPLAIN_CORE,
     GO,
@@ -63,7 +63,7 @@ def main() -> Never:
     become_helper(urgent=job.urgent)
     answer: WriterAnswer
     try:
-        answer = _without_core(job) if is_32_bit(job.text.auxv) else Core(job).write()
+        answer = _without_core(job) if is_32_bit(job.evidence.text.auxv) else Core(job).write()
     except (CorewardError, OSError, ValueError) as error:
         answer = Failed(_why(error))
     _say(answer)
@@ -86,7 +86,7 @@ class Core:
         self._deadline = time.monotonic() + job.max_time
         self._job = job
         self._folder = Path(job.folder)
-        self._image = image_of_job(job)
+        self._image = image_of_evidence(job.evidence)
         self._held = ProcessMemory(
             job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds, job.root_fd
         )
@@ -173,7 +173,7 @@ class Core:
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """The result of a look into its memory. Raises Stalled if it keeps us waiting."""
-        return with_stall_guard(lambda: self._job.pid, work)
+        return with_stall_guard(lambda: self._job.evidence.pid, work)
 
     def _give_memory_up(self, error: Stalled, part: str) -> None:
         """No memory any more: the thread that looked at it is left behind."""
@@ -187,14 +187,14 @@ class Core:
         path = self._folder / EXPLAIN_CORE
         write_explain_core(path, self._image, self._memory, self._patches, STACK)
         told = None
-        if self._job.head is not None:
+        if self._job.evidence.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
         return Explainable(str(path), len(self._image.threads), first.name or None, told)
 
     def _plan(self, capture: Capture, memory: Memory) -> Plan:
         job = self._job
         limit = _least(job.memory.max, job.max_bytes, _most_read(job.max_read))
-        chosen = coredump_filter(job.text)
+        chosen = coredump_filter(job.evidence.text)
         return plan_core(
             self._image, capture, memory, job.memory, chosen, limit, missing=self._in_haste
         )

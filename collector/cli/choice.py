@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from collector.errors import UsageError
-from collector.model import Cause
+from collector.model import Cause, SnapshotMode
 from collector.policy.units import parse_duration, parse_signal, quote
 from collector.store.filter import Filter
 from collector.store.store import LATEST, Store
@@ -30,6 +30,12 @@ def id_argument(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="`latest` (default), or the first digits of an ID",
     )
+
+
+def mode_argument(parser: argparse.ArgumentParser, how: str) -> None:
+    """Declare `--mode`: how a process that goes on is looked at. how: the help."""
+    modes = [mode.value for mode in SnapshotMode]
+    parser.add_argument("--mode", choices=modes, default=SnapshotMode.AUTO.value, help=how)
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:

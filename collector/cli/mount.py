@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from collector.cli.choice import parsed, reading
+from collector.cli.choice import mode_argument, parsed, reading
 from collector.errors import StoreError, UsageError
 from collector.model import SnapshotMode
 from collector.mount.crashes import Crashes
@@ -27,12 +27,10 @@ class MountVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("dir", type=Path, metavar="DIR", help="an empty folder")
-        parser.add_argument(
-            "--mode",
-            choices=[mode.value for mode in SnapshotMode],
-            default=SnapshotMode.AUTO.value,
-            help="how live cores are taken, as in `snapshot` (default: one instant, by copy-on-"
-            "write; memory as it is when it is read, where the process cannot be copied)",
+        mode_argument(
+            parser,
+            "how live cores are taken, as in `snapshot` (default: one instant, by copy-on-write; "
+            "memory as it is when it is read, where the process cannot be copied)",
         )
         parser.add_argument(
             "--share",

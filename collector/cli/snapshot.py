@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.cli import copying
+from collector.cli.choice import mode_argument
 from collector.cli.cores import dying_by_exception, warn_incomplete
 from collector.cli.interrupts import Check, interruptible
 from collector.cli.progress import progress
@@ -40,11 +41,9 @@ class SnapshotVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pid", type=int, metavar="PID")
-        parser.add_argument(
-            "--mode",
-            choices=[mode.value for mode in SnapshotMode],
-            default=SnapshotMode.AUTO.value,
-            help="threads: registers and stacks, nobody stops; nonstop: memory as well, not of one "
+        mode_argument(
+            parser,
+            "threads: registers and stacks, nobody stops; nonstop: memory as well, not of one "
             "instant; full-stop: one instant (default: full-stop, as short as is possible)",
         )
         parser.add_argument(

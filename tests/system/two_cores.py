@@ -16,7 +16,7 @@ import msgspec
 from collector.agent.gather import gather
 from collector.arch.x86_64 import SP
 from collector.capture.copier import make_copy
-from collector.capture.job import CopyOrder, Job, Written
+from collector.capture.job import CopyOrder, Evidence, Job, Written
 from collector.capture.outline import outline
 from collector.capture.parts import Source
 from collector.capture.run import run_writer
@@ -89,14 +89,16 @@ def _capture_both(
         job = Job(
             record_id="0" * 16,
             folder=str(folder),
-            pid=handoff.pid,
-            tid=fatal.who.ns_tid,
-            signal=fatal.signal,
-            siginfo=fatal.siginfo,
-            text=dying.text,
-            threads=gathered.threads,
-            mappings=gathered.mappings,
-            head=None,
+            evidence=Evidence(
+                pid=handoff.pid,
+                tid=fatal.who.ns_tid,
+                signal=fatal.signal,
+                siginfo=fatal.siginfo,
+                text=dying.text,
+                threads=gathered.threads,
+                mappings=gathered.mappings,
+                head=None,
+            ),
             patches=gathered.patches,
             mem_fd=dying.mem_fd,
             pagemap_fd=dying.pagemap_fd,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from collector.capture import run
-from collector.capture.job import Failed, Job, Written
+from collector.capture.job import Evidence, Failed, Job, Written
 from collector.capture.process import ProcText
 from collector.capture.run import run_writer
 from collector.linux import children
@@ -25,14 +25,16 @@ def job(max_time: float = 60.0) -> Job:
     return Job(
         record_id="0" * 16,
         folder="/nowhere",
-        pid=1,
-        tid=1,
-        signal=11,
-        siginfo=b"",
-        text=TEXT,
-        threads=None,
-        mappings=None,
-        head=None,
+        evidence=Evidence(
+            pid=1,
+            tid=1,
+            signal=11,
+            siginfo=b"",
+            text=TEXT,
+            threads=None,
+            mappings=None,
+            head=None,
+        ),
         patches=[],
         mem_fd=-1,
         pagemap_fd=-1,

@@ -78,12 +78,13 @@ def test_order_and_who_goes_first() -> None:
     assert gate.running.wait(PATIENCE)
     lane.submit(partial(order.append, "one"))
     lane.submit(partial(order.append, "two"))
-    # WHEN one is submitted that a dying process waits for
+    # WHEN two are submitted that dying processes wait for
     lane.submit(partial(order.append, "urgent"), first=True)
+    lane.submit(partial(order.append, "urgent too"), first=True)
     gate.go.set()
-    # THEN it comes first
+    # THEN they come first, the older one before the other
     assert lane.wait_idle(PATIENCE)
-    assert order == ["urgent", "one", "two"]
+    assert order == ["urgent", "urgent too", "one", "two"]
     lane.close()
 
 
