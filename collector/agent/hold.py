@@ -12,6 +12,8 @@ from collector.handoff.pin import Pin
 from collector.model import Capture, Release
 from collector.policy.limit import Admission
 
+LATE_S = 60.0  # that whoever is to let a process go may be late, before somebody else does
+
 
 def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
     """Pin its memory and release it at once, or say why it has to wait for its core.
@@ -25,7 +27,7 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
     if gathered.pin is not None:
         return ReleaseDecision(mode=Release.INSTANT, reason=ROOM)
     if gathered.others:  # what they write after its end would be in its core
-        gathered.handoff.keep()
+        _wait(context, crash)
         return ReleaseDecision(mode=Release.AFTER_COPY, reason=_shared(gathered.others))
     text = gathered.dying.text
     governor = Governor(context.policy.policy.release, context.pins, lender=context.lender)
@@ -49,8 +51,13 @@ def release_or_hold(context: Context, crash: Crash) -> ReleaseDecision:
         else:
             gathered.handoff.release()
             return plan
-    gathered.handoff.keep()
+    _wait(context, crash)
     return plan
+
+
+def _wait(context: Context, crash: Crash) -> None:
+    """It waits for its core, or a copy: for those before it, and for a capture of its own."""
+    crash.gathered.handoff.keep(2 * context.policy.policy.capture.max_time + LATE_S)
 
 
 def _shared(others: int) -> str:

@@ -35,6 +35,7 @@ from collector.agent.facts import (
     SignalSender,
 )
 from collector.agent.heap import read_heap
+from collector.agent.hold import LATE_S
 from collector.capture.job import CopyOrder, Explainable, Failed, Job, Told, Written
 from collector.capture.parts import Copy
 from collector.capture.run import run_without_memory, run_writer
@@ -163,6 +164,8 @@ def _write(context: Context, crash: Crash, begin: Callable[[], Answers]) -> None
     context.native.expect(context.lanes.captures.each_s)
     result: Written | Failed = Failed("the writer said nothing")
     try:
+        if crash.record.held_ms is None:  # it waits, and it is its turn
+            crash.gathered.handoff.keep(context.policy.policy.capture.max_time + LATE_S)
         with contextlib.closing(begin()) as answers:
             for answer in answers:
                 if isinstance(answer, Explainable):
@@ -236,6 +239,8 @@ def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:
     """What became of the core; the process and its memory are let go of."""
     handoff = crash.gathered.handoff
     context.room.done(crash.record)
+    if handoff.late is not None:
+        crash.lose("memory", handoff.late)
     if crash.seen.is_oom and isinstance(answer, Written) and answer.name is not None:
         read_heap(context, crash, context.store.place(crash.record) / answer.name)
     crash.let_go()

@@ -8,14 +8,21 @@ descriptor of a hand-off may be inherited by a child that stays.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from collector.errors import HoldError
 from collector.handoff import stream
+from collector.handoff.kept import Kept
+
+log = logging.getLogger(__name__)
+
+_KEPT = Kept()  # one for all: it has one thread
 
 
 class HandOff:
@@ -46,7 +53,8 @@ class HandOff:
         self.accepted_ns = accepted_ns
         self._held_ms: float | None = None
         self._unwatch: Callable[[], bool] | None = unwatch
-        self._in_time = True
+        self.late: str | None = None  # it was let go because it had to wait too long; why
+        self._is_open = pidfd >= 0
         self._lock = threading.Lock()
 
     def stream_fd(self) -> int:
@@ -72,30 +80,53 @@ class HandOff:
         with self._lock:
             if self._held_ms is None:
                 self._end_of_watch()
-                os.close(self.holds)
-                self._held_ms = (time.monotonic_ns() - self.accepted_ns) / 1e6
-                os.close(self.pidfd)
-            return self._held_ms
+                _KEPT.forget(id(self))
+                held_ms = self._let_go()
+            else:
+                held_ms = self._held_ms
+            self._close_pidfd()
+            return held_ms
+
+    def _let_go(self) -> float:
+        os.close(self.holds)
+        self._held_ms = (time.monotonic_ns() - self.accepted_ns) / 1e6
+        return self._held_ms
+
+    def _close_pidfd(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self.pidfd)
 
     def note_release(self, released_ns: int) -> None:
         """`holds` was closed already, at this time of time.monotonic_ns()."""
         with self._lock:
             self._held_ms = (released_ns - self.accepted_ns) / 1e6
-            if self.pidfd >= 0:
-                os.close(self.pidfd)
+            self._close_pidfd()
 
-    def keep(self) -> None:
-        """Let it wait as long as we want. Raises HoldError if it had to wait too long already."""
+    def keep(self, most_s: float) -> None:
+        """Let it wait, for so many seconds from now at most; also again. Its stream, if there is
+        one, was read before. Raises HoldError if it had to wait too long already."""
         with self._lock:
             if self._held_ms is None:
                 self._end_of_watch()
-            if not self._in_time:
-                raise HoldError("it was let go before: the agent took longer than hold.patience")
+            if self.late is not None:
+                raise HoldError(self.late)
+            if self._held_ms is None:
+                _KEPT.watch(id(self), most_s, partial(self._overdue, most_s))
+
+    def _overdue(self, most_s: float) -> None:
+        """Nobody has let it go, and its time is over: in a thread that touches nothing of it."""
+        with self._lock:
+            if self._held_ms is None:
+                self.late = f"it was let go: nobody was done with it within {most_s:.3g} s"
+                self._let_go()
+                log.error("process %d: %s", self.pid, self.late)
 
     def _end_of_watch(self) -> None:
         unwatch, self._unwatch = self._unwatch, None
-        if unwatch is not None:  # before `holds` is closed: its number is another file's then
-            self._in_time = unwatch()
+        # before `holds` is closed: its number is another file's then
+        if unwatch is not None and not unwatch():
+            self.late = "it was let go before: the agent took longer than hold.patience"
 
     def __enter__(self) -> HandOff:
         return self

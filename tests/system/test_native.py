@@ -332,13 +332,13 @@ def test_a_process_that_nothing_is_decided_of_is_let_go(
         one.go()
         decided = crashing.take(native)
         # WHEN somebody decides that the first one has to wait, and nobody decides of the other one
-        decided.handoff.keep()
+        decided.handoff.keep(PATIENCE)
         other.go()
         taken = crashing.take(native)
         assert other.wait() == -signal.SIGSEGV
         # THEN that one has gone, which whoever decides later is told; the first one waits still
         with contextlib.closing(taken), pytest.raises(HoldError, match=r"hold\.patience"):
-            taken.handoff.keep()
+            taken.handoff.keep(PATIENCE)
         assert one.process.poll() is None
         decided.close()
         assert one.wait() == -signal.SIGSEGV

@@ -42,7 +42,7 @@ class Dumpers:
         monkeypatch.setattr("collector.agent.dump_event.Event._add_notes", lambda *_: None)
         monkeypatch.setattr(f"{type(agent).__module__}.FakeHandOff.keep", self._keep, raising=False)
 
-    def _keep(self) -> None:
+    def _keep(self, most_s: float) -> None:
         self.agent.log.append("kept")
 
     def die(self, **how: Any) -> None:
