@@ -19,6 +19,7 @@ from collector.store.filter import Filter
 from collector.store.store import LATEST, Store
 
 _T = TypeVar("_T")
+DEFAULT_RUN_DIR = Path("/run/coreward")
 
 
 def id_argument(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 
 from collector.agent.lend import Lender
+from collector.cli.choice import DEFAULT_RUN_DIR
 from collector.cli.render import clean, print_json, size
-from collector.cli.run import DEFAULT_PIN_DIR, DEFAULT_RUN_DIR
+from collector.cli.run import DEFAULT_PIN_DIR
 from collector.errors import CorewardError, HoldError, ProbeError, TakeoverRefused
 from collector.handoff import pin
 from collector.handoff.backends import open_backend

@@ -7,10 +7,12 @@ import logging
 import os
 from pathlib import Path
 
-from collector.cli.choice import mode_argument, parsed, reading
+from collector.cli.choice import DEFAULT_RUN_DIR, mode_argument, parsed, reading
+from collector.dumpers.door import SOCKET
 from collector.errors import StoreError, UsageError
 from collector.model import SnapshotMode
 from collector.mount.crashes import Crashes
+from collector.mount.held import Held
 from collector.mount.live import SNAPSHOTS, Live, LiveRules
 from collector.mount.live_core import MAX_AGE
 from collector.mount.tree import Folder, Tree
@@ -22,8 +24,8 @@ _SUID_DUMPABLE = Path("/proc/sys/fs/suid_dumpable")  # proc(5)
 class MountVerb:
     """Mounts a file system of cores that are read as they are asked for: crashes/ID.core, each core
     of the store as a plain ELF file, compressed ones too; live/PID.core, a core of a process that
-    goes on, taken when it is opened and given up when it is closed. In the foreground, until
-    Ctrl-C or `umount DIR`."""
+    goes on, taken when it is opened and given up when it is closed; held/PID.core, of one that
+    waits in its death for its dumper. In the foreground, until Ctrl-C or `umount DIR`."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("dir", type=Path, metavar="DIR", help="an empty folder")
@@ -58,6 +60,7 @@ class MountVerb:
             metavar="TIME",
             help=f"a live core is given up after that (default: {MAX_AGE / 60:g}m)",
         )
+        parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, metavar="DIR")
 
     def run(self, args: argparse.Namespace) -> int:
         from collector.mount.fuse import serve  # noqa: PLC0415 (only here is libfuse needed)
@@ -72,7 +75,8 @@ class MountVerb:
             max_age=parsed("--max-age", parse_duration, args.max_age),
         )
         live = Live(rules)
-        folders: dict[str, Folder] = {"live": live}
+        held = Held(args.run_dir / SOCKET, rules.max_age)
+        folders: dict[str, Folder] = {"live": live, "held": held}
         try:
             folders["crashes"] = Crashes(reading(args.store))
         except StoreError as error:

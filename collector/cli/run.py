@@ -20,6 +20,7 @@ from collector.agent.context import Context, Lanes
 from collector.agent.lend import Lender
 from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
+from collector.cli.choice import DEFAULT_RUN_DIR
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
 from collector.dumpers.door import Door
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from collector.dumpers.hub import Hub
 
 DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
-DEFAULT_RUN_DIR = Path("/run/coreward")
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coreward")
 SWITCH_INTERVAL_S = 0.0005  # a thread with a held process waits for others at most this long
 

@@ -8,6 +8,8 @@ and zstd; docs/dumpers.md shows how to make one.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from collector.capture.image import with_gate
 from collector.capture.memory import ProcessMemory
@@ -15,8 +17,10 @@ from collector.capture.plan import plan_core
 from collector.capture.select import DEFAULT_FILTER
 from collector.dumpers.held import HeldProcess
 from collector.elfcore import writer as elfcore
+from collector.elfcore.image import CoreImage
 from collector.elfcore.notes import image_of
 from collector.elfcore.sink import Writer
+from collector.elfcore.types import ProcessImage, Segment
 from collector.elfcore.writer import Bounds, WriteResult
 from collector.model import Capture
 from collector.policy.types import MemoryChoice
@@ -42,6 +46,33 @@ def write_core(
     Raises ProcessError and CoreFormatError if the event lacks something or is damaged, OSError as
     the writer does.
     """
+    job = _planned(process, limit, capture, choice)
+    return elfcore.write_core(
+        job.notes,
+        job.segments,
+        job.memory,
+        writer,
+        overrides=process.words(),
+        bounds=Bounds(deadline=None if seconds is None else time.monotonic() + seconds),
+    )
+
+
+def core_of(process: HeldProcess) -> CoreImage:
+    """The same core, for whoever reads parts of it. Raises ProcessError and CoreFormatError."""
+    job = _planned(process, None, Capture.FULL, EVERYTHING)
+    return CoreImage(job.notes, job.segments, job.memory, overrides=process.words())
+
+
+class _Planned(NamedTuple):
+    notes: ProcessImage
+    segments: Sequence[Segment]
+    memory: ProcessMemory
+
+
+def _planned(
+    process: HeldProcess, limit: int | None, capture: Capture, choice: MemoryChoice
+) -> _Planned:
+    """What a core of it is made of."""
     mappings = with_gate(process.mappings())
     image = image_of(process.parsed_notes, mappings)
     memory = ProcessMemory(
@@ -52,11 +83,4 @@ def write_core(
     plan = plan_core(
         image, capture, memory, choice, DEFAULT_FILTER if chosen is None else chosen, most
     )
-    return elfcore.write_core(
-        image,
-        plan.segments,
-        memory,
-        writer,
-        overrides=process.words(),
-        bounds=Bounds(deadline=None if seconds is None else time.monotonic() + seconds),
-    )
+    return _Planned(image, plan.segments, memory)

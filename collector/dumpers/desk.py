@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from collector.policy.types import Facts, Match
 log = logging.getLogger(__name__)
 
 _MISSED = 3  # bids in a row
+_SHOWN = 64  # processes that can be looked at, at a time; each has a dozen descriptors
 
 
 class Dumped(msgspec.Struct, frozen=True):
@@ -58,6 +60,8 @@ class _Had(NamedTuple):
     done: Callable[[Dumped], None]
     since: float  # of time.monotonic()
     until: float
+    event: Message | None  # a copy for those who look at it, if it waits
+    lookers: list[Dumper]
 
 
 class Desk:
@@ -81,6 +85,7 @@ class Desk:
         self._settled = threading.Condition(self._lock)
         self._dumpers: dict[int, Dumper] = {}  # by id, which is the order of registration
         self._unknown: list[Dumper] = []
+        self._lookers: list[Dumper] = []  # who looks at what others have
         self._events = itertools.count(1)
         self._asked: dict[int, _Asked] = {}  # by event
         self._had: dict[int, _Had] = {}  # by event
@@ -138,7 +143,7 @@ class Desk:
             number = next(self._events)
             asked = _Asked(done, time.monotonic() + self._bid_s)
             self._asked[number] = asked
-            probe = _joined(message("PROBE", event=number, held=held), event)
+            probe = joined(message("PROBE", event=number, held=held), event)
             for dumper in list(self._dumpers.values()):
                 if dumper.wants is None or not dumper.may_have(facts, held=held):
                     continue
@@ -168,7 +173,8 @@ class Desk:
             dumper = self._dumpers.get(bid.dumper)
             usual = self.most_s if dumper is None else dumper.most_s or self.most_s
             most_s = usual if most_s is None else max(0.0, min(usual, most_s))
-            self._had[number] = _Had(bid.dumper, done, now, now + most_s)
+            shown = self._copy_of(event) if held else None
+            self._had[number] = _Had(bid.dumper, done, now, now + most_s, shown, [])
             dump = message(
                 "DUMP",
                 event=number,
@@ -180,7 +186,7 @@ class Desk:
                 self._over(number, None, "it is not registered any more", calls)
             elif len(dumper.has) >= dumper.most:
                 self._over(number, None, "it has as many processes as it takes already", calls)
-            elif not dumper.tell(_joined(dump, event)):
+            elif not dumper.tell(joined(dump, event)):
                 self._over(number, None, "it does not read what it is told", calls)
             else:
                 dumper.has.add(number)
@@ -220,6 +226,11 @@ class Desk:
     ) -> None:
         """Nobody has this process any more."""
         had = self._had.pop(number)
+        if had.event is not None:
+            had.event.close()
+        for looker in had.lookers:
+            looker.tell(message("END", event=number, why="its dumper does not have it any more"))
+            self._drop(looker, "what it looked at is over", calls)
         dumper = self._dumpers.get(had.dumper)
         if dumper is not None:
             dumper.has.discard(number)
@@ -249,6 +260,8 @@ class Desk:
         """It is gone, or is to be: what it had is over."""
         if dumper in self._unknown:
             self._unknown.remove(dumper)
+        elif dumper in self._lookers:
+            self._lookers.remove(dumper)
         elif self._dumpers.pop(dumper.id, None) is None:
             return  # it was gone before
         else:
@@ -279,6 +292,20 @@ class Desk:
         if not asked.waits:
             self._decide(number, calls)
 
+    def _copy_of(self, event: Message) -> Message | None:
+        """With descriptors of its own. None: of so many there are some already."""
+        if sum(had.event is not None for had in self._had.values()) >= _SHOWN:
+            return None
+        fds: dict[str, int] = {}
+        try:
+            for name, fd in event.fds.items():
+                fds[name] = os.dup(fd)
+        except OSError:
+            for fd in fds.values():
+                os.close(fd)
+            return None
+        return Message(event.verb, event.fields, fds)
+
     def _tell_reach(self) -> None:
         rows: list[Bidder] = []
         for dumper in self._dumpers.values():
@@ -289,6 +316,6 @@ class Desk:
         self._reach([] if self._closing else rows)
 
 
-def _joined(first: Message, event: Message) -> Message:
+def joined(first: Message, event: Message) -> Message:
     """A message about a process: with what is known of it, and its descriptors."""
     return Message(first.verb, (*first.fields, *event.fields), event.fds)

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from collector.dumpers.desk import Calls, Desk
+from collector.dumpers.desk import Calls, Desk, joined
 from collector.dumpers.dumper import MAX_ERRORS, Dumper
 from collector.dumpers.protocol import (
     MAX_PRIORITY,
@@ -121,7 +121,7 @@ class Hub(Desk):
         with self._settled:
             self._settled.wait_for(lambda: not self._had and not self._asked, patience)
         with self._calls() as calls:
-            for dumper in [*self._dumpers.values(), *self._unknown]:
+            for dumper in [*self._dumpers.values(), *self._unknown, *self._lookers]:
                 self._drop(dumper, "the agent was stopped", calls)
         self._look()
         if self._thread is not None:
@@ -158,7 +158,7 @@ class Hub(Desk):
     def _turn(self) -> bool:
         """Wait until there is something to do, and do it. False: there will be nothing more."""
         with self._lock:
-            here = [*self._dumpers.values(), *self._unknown]
+            here = [*self._dumpers.values(), *self._unknown, *self._lookers]
             if self._closing and not here and not self._had and not self._asked:
                 return False
             timeout = self._timeout()
@@ -186,7 +186,8 @@ class Hub(Desk):
         return True
 
     def _is_here(self, dumper: Dumper) -> bool:
-        return dumper.id in self._dumpers or dumper in self._unknown
+        others = (*self._unknown, *self._lookers)
+        return dumper.id in self._dumpers or dumper in others
 
     def _timeout(self) -> float | None:
         """Milliseconds until somebody's time is over."""
@@ -262,7 +263,11 @@ class Hub(Desk):
         number: int | None,
         calls: Calls,
     ) -> None:
-        if dumper.wants is None:
+        if dumper in self._lookers:
+            raise BadMessage(f"{said.verb}: who looks has nothing more to say")
+        if dumper.wants is None and said.verb == "LOOK":
+            self._show(dumper, said, calls)
+        elif dumper.wants is None:
             self._register(dumper, registration(said))
         elif said.verb == "BID" and number is not None:
             priority = said.number("priority", NOMATCH, MAX_PRIORITY)
@@ -285,6 +290,35 @@ class Hub(Desk):
             self._leave(dumper, calls)
         else:
             raise BadMessage(f"{said.verb}: no such message, or its event is missing")
+
+    def _show(self, looker: Dumper, said: Message, calls: Calls) -> None:
+        """Tell somebody which processes wait for their dumpers; or show one, until it is over."""
+        if said.number("version", 0, 1 << 16) != VERSION:
+            raise BadMessage(f"this agent speaks version {VERSION}")
+        shown = {
+            had.event.get("pid"): (number, had)
+            for number, had in self._had.items()
+            if had.event is not None
+        }
+        if said.get("pid") is None:
+            pids = tuple(("pid", pid) for pid in shown if pid is not None)
+            looker.tell(Message("HELD", pids))
+            self._drop(looker, "it was told", calls)
+            return
+        pid = said.number("pid", 1, 1 << 31)
+        number, had = shown.get(str(pid), (0, None))
+        if had is None or len(self._lookers) >= MAX_DUMPERS:
+            status = errno.ESRCH if had is None else errno.EAGAIN
+            why = f"no dumper has process {pid}" if had is None else "too many look already"
+            looker.tell(message("ERROR", status=status, why=why))
+            self._drop(looker, why, calls)
+            return
+        assert had.event is not None
+        self._unknown.remove(looker)
+        self._lookers.append(looker)
+        had.lookers.append(looker)
+        if not looker.tell(joined(message("PROCESS", event=number, held=True), had.event)):
+            self._drop(looker, "it does not read what it is told", calls)
 
     def _register(self, dumper: Dumper, wants: Registration) -> None:
         if wants.name in self.names():

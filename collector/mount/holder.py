@@ -15,12 +15,15 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from collector.elfcore.image import CoreImage
 from collector.errors import CaptureError, CorewardError, ProbeError
 from collector.linux import pidfd, prctl
 from collector.model import ProcessKey
-from collector.mount.processes import may_see
+from collector.mount.processes import may_see, waits
 from collector.mount.wire import (
     HAVE,
     MAX_READ,
@@ -47,6 +50,9 @@ class _Holder:
     def run(self) -> None:
         """Take the snapshot and answer until nobody wants it, or it is too old."""
         job = self._job
+        if job.door is not None:
+            self._show_held(Path(job.door))
+            return
         request = SnapshotRequest(mode=job.mode, lazy=True)
         take(job.pid, request, self._serve, self._live, key=ProcessKey(job.pid, job.start_ns))
 
@@ -55,7 +61,44 @@ class _Holder:
             raise CaptureError(f"process {self._job.pid} is not this user's any more")
         found.check()
         image = image_of(found, CoreContents(capture=usual_capture(self._job.mode)))
-        send_message(self._end, Ready(size=image.size, text=in_words(found.facts)))
+
+        def check() -> None:
+            found.check()
+            if found.holder == self._job.pid and pidfd.has_ended(self._pidfd):
+                raise CaptureError(f"process {self._job.pid} has ended")
+
+        self._answer_all(image, in_words(found.facts), check, lambda: reading(found))
+
+    def _show_held(self, door: Path) -> None:
+        """The same of a process that stands still, for a dumper has it: nothing is taken of it."""
+        from collector.dumpers.core import core_of  # noqa: PLC0415 - most holders need none of it
+        from collector.dumpers.look import Look  # noqa: PLC0415
+
+        job = self._job
+        with Look(door, job.pid) as look:
+            key = ProcessKey(job.pid, look.process.start_ns or 0)
+            if not key.is_same(ProcessKey(job.pid, job.start_ns)):
+                raise CaptureError(f"process {job.pid} is another one by now")
+            if not may_see(job.pid, job.viewer):
+                raise CaptureError(f"process {job.pid} is not this user's")
+            text = f"held for its dumper, dying of signal {look.process.signal}"
+
+            def check() -> None:
+                look.check()
+                if not waits(job.pid):  # the agent was killed
+                    raise CaptureError(f"process {job.pid} is not held any more")
+
+            self._answer_all(core_of(look.process), text, check, contextlib.nullcontext)
+
+    def _answer_all(
+        self,
+        image: CoreImage,
+        text: str,
+        check: Callable[[], None],
+        around: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """check: raises if what was read is not of the same process any more. around: each read."""
+        send_message(self._end, Ready(size=image.size, text=text))
         self.is_ready = True
         deadline = time.monotonic() + self._job.max_age
         while True:
@@ -65,18 +108,16 @@ class _Holder:
                 raise CaptureError("it is older than it may be, and was given up") from None
             except EOFError:
                 return
-            self._answer(found, image, offset, min(length, MAX_READ))
+            number = 0
+            try:
+                with around():
+                    data = image.read(offset, min(length, MAX_READ))
+                    check()  # afterwards: what was there then is what was read
+            except (CorewardError, OSError) as error:
+                number, data = errno.EIO, str(error).encode()
+            self._answer(number, data)
 
-    def _answer(self, found: Found, image: CoreImage, offset: int, length: int) -> None:
-        number = 0
-        try:
-            with reading(found):
-                data = image.read(offset, length)
-                found.check()  # afterwards: what was there then is what was read
-                if found.holder == self._job.pid and pidfd.has_ended(self._pidfd):
-                    raise CaptureError(f"process {self._job.pid} has ended")
-        except (CorewardError, OSError) as error:
-            number, data = errno.EIO, str(error).encode()
+    def _answer(self, number: int, data: bytes) -> None:
         self._end.settimeout(_LAST_TIME)
         self._end.sendall(HAVE.pack(number, len(data)) + data)
 

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import re
-import resource
 import secrets
 import threading
 import time
@@ -24,7 +23,7 @@ from collector.errors import CaptureError
 from collector.linux import procfs
 from collector.model import ProcessKey, SnapshotMode
 from collector.mount.live_core import MAX_AGE, Holder, LiveCore, start_holder
-from collector.mount.processes import key_of, may_see
+from collector.mount.processes import key_of, may_see, space_of
 from collector.mount.tree import About, OpenCore, Viewer
 from collector.mount.wire import HoldJob, send_message
 from collector.snapshot import refusal
@@ -32,7 +31,6 @@ from collector.snapshot import refusal
 SNAPSHOTS = 8  # at a time, if nobody says
 _NAME = re.compile(r"([1-9][0-9]{0,9})(?:\.([0-9A-Za-z_-]{1,64}))?\.core", re.ASCII)
 _BY = "by-"  # a label of this and a pid is that of a process that followed a link
-_PAGE = resource.getpagesize()
 log = logging.getLogger(__name__)
 
 
@@ -56,12 +54,12 @@ class Live:
 
     def names(self, viewer: Viewer) -> Iterator[str]:
         for pid in procfs.process_ids():
-            if _size_of(pid) and may_see(pid, viewer):
+            if space_of(pid) and may_see(pid, viewer):
                 yield f"{pid}.core"
 
     def about(self, name: str, viewer: Viewer) -> About:
         pid, label = _parsed(name)
-        size = _size_of(pid)
+        size = space_of(pid)
         if not size or not may_see(pid, viewer):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         uid, now = viewer or 0, time.time_ns()
@@ -87,7 +85,7 @@ class Live:
         except BaseException:
             self._room.release()
             raise
-        core = LiveCore(name, holder, _opener(label), self._room.release)
+        core = LiveCore(f"live/{name}", holder, _opener(label), self._room.release)
         core.when_ready(self.prepare)
         return core
 
@@ -137,12 +135,3 @@ def _opener(label: str | None) -> int | None:
         with contextlib.suppress(OSError, OverflowError):
             return os.pidfd_open(int(word))
     return None
-
-
-def _size_of(pid: int) -> int:
-    """Bytes of a process's address space; 0: there is none, or it is a thread of the kernel.
-
-    /proc/PID/statm waits for nobody's locks, which whoever asks for a core's layout may have to.
-    """
-    words = (procfs.read(f"/proc/{pid}/statm") or b"0").split()
-    return int(words[0]) * _PAGE

@@ -84,7 +84,7 @@ def hold(pid: int, mode: SnapshotMode, max_age: float) -> LiveCore:
     key, holder = key_of(pid), start_holder()
     job = HoldJob(pid=pid, start_ns=key.start_ns, mode=mode, max_age=max_age, viewer=None)
     send_message(holder.end, job)
-    return LiveCore(f"{pid}.core", holder, None, lambda: None)
+    return LiveCore(f"live/{pid}.core", holder, None, lambda: None)
 
 
 class LiveCore:
@@ -116,7 +116,7 @@ class LiveCore:
         try:
             ready = receive_message(self._end, Ready, time.monotonic() + _TAKE_S)
             self._size, self._lost = ready.size, ready.error
-            log.info("live/%s: %s", self._name, ready.error or ready.text)
+            log.info("%s: %s", self._name, ready.error or ready.text)
         except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
             self._lost = f"no snapshot: {error or 'it took too long'}"
         with self._calls_lock:

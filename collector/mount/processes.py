@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 
 from collector.linux import procfs
 from collector.linux.procfs import parse_stat
 from collector.model import ProcessKey
+
+_PAGE = resource.getpagesize()
 
 
 def may_see(pid: int, viewer: int | None) -> bool:
@@ -31,3 +34,17 @@ def key_of(pid: int) -> ProcessKey:
     if not stat:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     return ProcessKey(pid, parse_stat(stat).start_ns)
+
+
+def space_of(pid: int) -> int:
+    """Bytes of a process's address space; 0: there is none, or it is a thread of the kernel.
+
+    /proc/PID/statm waits for nobody's locks, which whoever asks for a core's layout may have to.
+    """
+    words = (procfs.read(f"/proc/{pid}/statm") or b"0").split()
+    return int(words[0]) * _PAGE
+
+
+def waits(pid: int) -> bool:
+    """Whether a process stands still in its death (CoreDumping, proc_pid_status(5))."""
+    return procfs.number(procfs.read(f"/proc/{pid}/status") or b"", b"CoreDumping") == 1

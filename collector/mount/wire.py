@@ -34,6 +34,7 @@ class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
     mode: SnapshotMode
     max_age: float  # seconds
     viewer: int | None  # the uid for whom it is, unless it is one who may see everything
+    door: str | None = None  # of an agent: the process waits there for its dumper
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.system.snapshots import COMMAND
+from tests.system.snapshots import COMMAND, NOBODY
 from tests.system.victims import PATIENCE, ROOT, wait_until
 
 # Opens its argument and says so; for each address in its input it says the word that is there.
@@ -133,3 +133,16 @@ def reader(path: Path) -> Iterator[Reader]:
             yield found
         finally:
             process.kill()
+
+
+def as_nobody(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the shell as a user who has no rights."""
+    return subprocess.run(
+        ["sh", "-c", command],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -19,7 +19,7 @@ import pytest
 
 from collector.elfcore.reader import CoreFile
 from tests.system.live_targets import differences, live_target, without_rseq, word
-from tests.system.mounts import Mount, mount, reader
+from tests.system.mounts import Mount, as_nobody, mount, reader
 from tests.system.snapshots import NOBODY, coreward, done, gdb, nobodys_folder
 from tests.system.victims import PATIENCE, ROOT, build, running, wait_until
 
@@ -464,18 +464,6 @@ def test_memory_that_nobody_gives(mounted: Path, tmp_path: Path) -> None:
 
 
 # --- other users ----------------------------------------------------------------------------------
-
-
-def as_nobody(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", "-c", command],
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_others_see_only_what_is_theirs(stored: tuple[Mount, dict[str, Path]]) -> None:
