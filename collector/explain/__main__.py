@@ -13,13 +13,21 @@ import msgspec
 
 from collector.errors import CorewardError
 from collector.explain import asked
-from collector.explain.files import Root
+from collector.explain.find import Finder
 from collector.explain.types import MAX_DOCUMENT, Explanation, StackImage, UnwoundStacks
 
 
 def _arguments() -> argparse.Namespace:
     parser = asked.arguments("collector.explain", "Explain a core.")
     parser.add_argument("--all", action="store_true", help="backtraces of all threads")
+    parser.add_argument(
+        "--mapped",
+        action="append",
+        default=[],
+        type=asked.mapped,
+        metavar="ADDRESS=FD",
+        help="descriptor of the file that was mapped there",
+    )
     parser.add_argument("--stacks", type=int, help="descriptor of stacks to unwind instead")
     return parser.parse_args()
 
@@ -34,13 +42,13 @@ def _encode(explanation: Explanation) -> bytes:
     return document
 
 
-def _print_stacks(arguments: argparse.Namespace, root: Root) -> None:
+def _print_stacks(arguments: argparse.Namespace, finder: Finder) -> None:
     from collector.explain.unwind_stacks import unwind_stacks  # noqa: PLC0415  (it loads drgn)
 
     with open(arguments.stacks, "rb") as file:
         stacks = msgspec.msgpack.decode(file.read(), type=list[StackImage])
     try:
-        found = unwind_stacks(arguments.core, stacks, root=root, exe=arguments.exe)
+        found = unwind_stacks(arguments.core, finder, stacks)
     except (CorewardError, OSError) as error:
         found = UnwoundStacks(frames=[], stacks=[[] for _ in stacks], lost={"frames": str(error)})
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
@@ -51,13 +59,13 @@ def main() -> None:
     root = asked.begin(arguments)
     from collector.explain.unwind import explain  # noqa: PLC0415  (only now: it loads drgn)
 
+    mapped = dict(arguments.mapped)
+    finder = Finder(root, arguments.exe, mapped, arguments.core.stat().st_mtime)
     if arguments.stacks is not None:
-        _print_stacks(arguments, root)
+        _print_stacks(arguments, finder)
         return
     try:
-        explanation = explain(
-            arguments.core, all_threads=arguments.all, root=root, exe=arguments.exe
-        )
+        explanation = explain(arguments.core, finder, all_threads=arguments.all)
     except (CorewardError, OSError) as error:
         explanation = Explanation(lost={"frames": asked.in_words(error, arguments.core)})
     sys.stdout.buffer.write(_encode(explanation) + b"\n")

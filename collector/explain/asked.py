@@ -35,6 +35,12 @@ def begin(told: argparse.Namespace) -> Root:
     return Root(root_fd)
 
 
+def mapped(word: str) -> tuple[int, int]:
+    """ADDRESS=FD: the address, hexadecimal, and the descriptor."""
+    address, _, fd = word.partition("=")
+    return int(address, 16), int(fd)
+
+
 def in_words(error: Exception, core: Path) -> str:
     """What went wrong with the core, whose path is often only a descriptor's."""
     return str(error).removeprefix(f"{core}: ")

@@ -9,6 +9,7 @@ touched. Whether a file is the right one is not decided here: build-ids are comp
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -27,9 +28,20 @@ class Root:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._jail = _path_of(fd)
 
     def open(self, path: str) -> int:
-        """A descriptor to read the regular file `path`, seen from this root. Raises OSError."""
+        """A descriptor to read the regular file `path`, seen from this root. Raises OSError.
+
+        After a plain chroot(2) paths of mappings begin with the folder that is its root now: they
+        are told as we see them.
+        """
+        if self._jail and path.startswith(f"{self._jail}/"):
+            with contextlib.suppress(OSError):
+                return self._open(path.removeprefix(self._jail))
+        return self._open(path)
+
+    def _open(self, path: str) -> int:
         name = os.fsencode(path)
         if b"\0" in name or not name.startswith(b"/"):
             raise OSError(f"{path!r} is not an absolute path")
@@ -73,6 +85,14 @@ class Root:
         if not re.fullmatch(r"[0-9a-f]{4,128}", build_id):
             raise OSError("not a build-id")
         return self.open(f"{_DEBUG_FOLDER}/{build_id[:2]}/{build_id[2:]}.debug")
+
+
+def _path_of(fd: int) -> str:
+    """Where a folder is in our own mount namespace; empty for the root of any, and if unknown."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        return path.rstrip("/") if path.startswith("/") and not path.endswith(" (deleted)") else ""
+    return ""
 
 
 def _go_up(way: list[int]) -> None:

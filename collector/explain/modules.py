@@ -1,9 +1,9 @@
-"""Give drgn the files of a core's modules: the right ones, opened safely, and no more than needed.
+"""Give drgn the files of a core's modules: the right ones, and no more than needed.
 
 Runs in the explaining child only. drgn's own search is reduced to what reads the core itself: all
-paths are opened by `files`, beneath the dead process's root. Unwinding needs only the objects;
-debugging information is read in a second step, for the modules that turn up in a backtrace, which
-keeps a process with a hundred libraries cheap: an object is read when a backtrace gets to it.
+files are found by `find`. Unwinding needs only the objects; debugging information is read in a
+second step, for the modules that turn up in a backtrace, which keeps a process with a hundred
+libraries cheap: an object is read when a backtrace gets to it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import bisect
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
 
 import drgn
 
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Prot
-from collector.explain.files import Root, reopen
+from collector.explain.find import DebugLink, Finder, debug_link
 from collector.explain.mapped import (
     MappedFile,
     bias_in_memory,
@@ -28,8 +27,10 @@ from collector.explain.mapped import (
 from collector.explain.types import MAX_MODULES, MAX_NAME, ModuleFile
 from collector.ranges import union
 
-_DELETED = " (deleted)"
 _WANT, _DONT_WANT = drgn.ModuleFileStatus.WANT, drgn.ModuleFileStatus.DONT_WANT
+_HAVE = drgn.ModuleFileStatus.HAVE
+# Objects of the distribution, whose debugging information is rarely installed.
+_SYSTEM = ("/usr/", "/lib/", "/lib64/", "/nix/", "/gnu/")
 
 
 def text(value: str) -> str:
@@ -38,21 +39,19 @@ def text(value: str) -> str:
 
 
 class Modules:
-    """The modules of `program`, which was made from `core`.
+    """The modules of `program`, which was made from `core`; `finder` is closed with them."""
 
-    root: where the paths are looked up. exe: tried first for the main program.
-    """
-
-    def __init__(self, program: drgn.Program, core: CoreFile, root: Root, exe: Path | None) -> None:
+    def __init__(self, program: drgn.Program, core: CoreFile, finder: Finder) -> None:
         self._program = program
-        self._files = core.notes.files or ()
-        self._roots = [root]
-        self._exe = exe
-        self._host = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        self._roots.append(Root(self._host))  # separate debugging information of the host
+        self._finder = finder
+        self._files = sorted(core.notes.files or (), key=lambda file: file.start)
+        self._starts = [file.start for file in self._files]
         self._paths: dict[int, str] = {}  # start address -> path
-        self._why: dict[int, str] = {}  # id of the module's place -> why it has no file
-        self._in_core: set[int] = set()  # ids of modules whose build-id the core holds
+        # By the key of a module, its start:
+        self._why: dict[int, str] = {}  # why it has no file
+        self._links: dict[int, DebugLink] = {}
+        self._opened: dict[int, int] = {}  # descriptor of its file
+        self._in_core: set[int] = set()  # those whose build-id the core holds
         self._asked: dict[int, drgn.Module] = {}  # those whose files were looked for
         self.lost: dict[str, str] = {}
         program.register_debug_info_finder("files", self._find, enable_index=0)
@@ -62,10 +61,12 @@ class Modules:
         options.try_build_id = options.try_debug_link = options.try_supplementary = False
         segments = [placed.segment for placed in core.segments]
         self._code = union((s.vaddr, s.vaddr + s.memsz) for s in segments if s.flags & Prot.X)
-        self._create(mapped_objects(self._files, segments))
+        self._create(mapped_objects(core.notes.files or (), segments))
 
     def close(self) -> None:
-        os.close(self._host)
+        while self._opened:
+            os.close(self._opened.popitem()[1])
+        self._finder.close()
 
     def __enter__(self) -> Modules:
         return self
@@ -155,22 +156,20 @@ class Modules:
     def code(self, address: int, size: int) -> bytes:
         """Bytes of code: from the core, else from the mapped file, where it can be had; else empty.
 
-        Code is rarely in a core. A file that was changed since would give other bytes.
+        Code is rarely in a core.
         """
         with contextlib.suppress(Exception):
             return bytes(self._program.read(address, size))
-        for file in self._files:
-            if file.start <= address < file.end:
-                with contextlib.suppress(OSError):
-                    return self._read(file.path, address - file.start + file.offset, size)
+        self.load_object(address)
+        module = self.at(address)
+        fd = self._opened.get(_key(module)) if module is not None else None
+        index = bisect.bisect_right(self._starts, address) - 1
+        if fd is None or index < 0 or address >= self._files[index].end:
+            return b""
+        file = self._files[index]
+        with contextlib.suppress(OSError, OverflowError):
+            return os.pread(fd, size, address - file.start + file.offset)
         return b""
-
-    def _read(self, path: str, offset: int, size: int) -> bytes:
-        fd = self._roots[0].open(path)
-        try:
-            return os.pread(fd, size, offset)
-        finally:
-            os.close(fd)
 
     def report(self) -> list[ModuleFile]:
         """The modules that were needed."""
@@ -191,6 +190,18 @@ class Modules:
             why=None if found else self._why.get(_key(module)),
         )
 
+    def without_debug(self, paths: Iterable[str]) -> list[str]:
+        """Of which of these objects debugging information was not found where they say it is."""
+        found = []
+        for key, link in self._links.items():
+            module = self._asked.get(key)
+            if module is None or module.debug_file_status in (_HAVE, _DONT_WANT):
+                continue
+            path = self.path(module)
+            if path in paths and not path.startswith(_SYSTEM):
+                found.append(f"{path}: {link.name}, which it names (.gnu_debuglink), is not there")
+        return found
+
     # ---- called by drgn
 
     def _find(self, modules: Sequence[drgn.Module]) -> None:
@@ -199,52 +210,56 @@ class Modules:
                 continue  # it is in the core
             if module.wants_loaded_file():
                 self._find_object(module)
-            if module.wants_debug_file() and module.build_id is not None:
-                self._find_debug(module, module.build_id.hex())
+            if module.wants_debug_file():
+                self._find_debug(module)
 
     def _find_object(self, module: drgn.Module) -> None:
-        path = self.path(module).removesuffix(_DELETED)
-        why = "not found"
+        path, ranges = self.path(module), module.address_ranges
+        start, end = (ranges[0][0], ranges[-1][1]) if ranges else (0, 0)
+        why = "its file is another one than was mapped (build-id)"
         try:
-            if self._exe is not None and isinstance(module, drgn.MainModule):
-                with contextlib.suppress(OSError):
-                    module.try_file(path, fd=_open_trusted(self._exe))
-            if module.wants_loaded_file():
-                module.try_file(path, fd=self._roots[0].open(path))
-            why = "its file is another one than was mapped (build-id)"
+            for fd in self._finder.objects(
+                path,
+                start,
+                end,
+                main=isinstance(module, drgn.MainModule),
+                has_build_id=_key(module) in self._in_core,
+            ):
+                own = os.dup(fd)
+                module.try_file(path, fd=fd)
+                if not module.wants_loaded_file():
+                    self._keep(module, own)
+                    return
+                os.close(own)
         except OSError as error:
             why = error.strerror or str(error)
         except Exception as error:  # drgn: damaged ELF file
             why = str(error)
-        if module.wants_loaded_file():
-            self._why[_key(module)] = text(why)
+        self._why[_key(module)] = text(why)
 
-    def _find_debug(self, module: drgn.Module, build_id: str) -> None:
-        for root in self._roots:
-            if module.debug_file_status == _WANT:
-                with contextlib.suppress(Exception):
-                    module.try_file(f"{build_id}.debug", fd=root.open_debug(build_id))
+    def _keep(self, module: drgn.Module, fd: int) -> None:
+        link = debug_link(fd)
+        if link is not None:
+            self._links[_key(module)] = link
+        self._opened[_key(module)] = fd
+
+    def _find_debug(self, module: drgn.Module) -> None:
+        build_id = module.build_id.hex() if module.build_id is not None else None
+        link = self._links.get(_key(module))
+        for name, fd in self._finder.debug_files(self.path(module), build_id, link):
+            with contextlib.suppress(Exception):  # a damaged file
+                module.try_file(name, fd=fd)
             if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
-                with contextlib.suppress(Exception):
-                    wanted = module.wanted_supplementary_debug_file()
-                    path = _beside(wanted.path, wanted.supplementary_path)
-                    module.try_file(path, fd=root.open(path))
+                wanted = module.wanted_supplementary_debug_file()
+                for other, other_fd in self._finder.supplementary(
+                    wanted.path, wanted.supplementary_path
+                ):
+                    with contextlib.suppress(Exception):
+                        module.try_file(other, fd=other_fd)
+            if not module.wants_debug_file():
+                return
 
 
 def _key(module: drgn.Module) -> int:
     ranges = module.address_ranges
     return ranges[0][0] if ranges else 0
-
-
-def _open_trusted(path: Path) -> int:
-    """The program's own file as the caller names it, often a link of /proc: a regular file."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        return reopen(fd)
-    finally:
-        os.close(fd)
-
-
-def _beside(path: str, other: str) -> str:
-    """`other` as seen from the folder of `path`, which may be relative."""
-    return str(PurePosixPath("/usr/lib/debug/.build-id", path).parent / other)

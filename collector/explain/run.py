@@ -7,8 +7,9 @@ Whatever goes wrong in the child (`python -m collector.explain`) becomes an Expl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from collector.explain.types import (
 )
 
 _CHILD = "collector.explain"
+_MAX_MAPPED = 64  # files that have no path any more
 
 
 def explain_core(
@@ -32,6 +34,7 @@ def explain_core(
     all_threads: bool = False,
     exe: Path | None = None,
     root_fd: int | None = None,
+    mapped: Mapping[int, int] | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
     nice: int = 0,
@@ -41,15 +44,26 @@ def explain_core(
     timeout: seconds that the child may take, but for those in which others have the CPUs.
     all_threads: of all threads, not only the dying one. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
-    dead process had as its root, O_PATH suffices; None: this process's. memory: bytes of private
+    dead process had as its root, O_PATH suffices; None: this process's. mapped: address in a
+    mapping -> descriptor of its file, for what has no path any more. memory: bytes of private
     memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a bad core,
     or for a child that fails.
     """
     bounds = Bounds(timeout, memory, MAX_DOCUMENT, nice)
     more = ["--all"] if all_threads else []
+    files = dict(itertools.islice((mapped or {}).items(), _MAX_MAPPED))
+    for address, file in files.items():
+        more += ["--mapped", f"{address:x}={file}"]
     try:
         with child.opened(core, exe) as (fd, exe_fd):
-            answer = child.ask(_CHILD, bounds, core=fd, exe=exe_fd, root=root_fd, more=more)
+            answer = child.ask(
+                *(_CHILD, bounds),
+                core=fd,
+                exe=exe_fd,
+                root=root_fd,
+                more=more,
+                fds=list(files.values()),
+            )
     except (OSError, ChildFailed) as error:
         return _failed(str(error))
     return _decode(*answer)

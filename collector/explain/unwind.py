@@ -22,7 +22,7 @@ from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Thread
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle, is_mangled
-from collector.explain.files import Root
+from collector.explain.find import Finder
 from collector.explain.modules import Modules, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
 from collector.explain.walk import Step, Walker
@@ -39,7 +39,7 @@ _MAX_ALL_FRAMES = 16384  # of all threads together
 _FUNCTIONS = (drgn.SymbolKind.FUNC, drgn.SymbolKind.IFUNC, drgn.SymbolKind.UNKNOWN)
 
 
-def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> Explanation:
+def explain(path: Path, finder: Finder, *, all_threads: bool) -> Explanation:
     """What the core says. Raises OSError or CoreFormatError if it cannot be read at all."""
     started = time.monotonic()
     with CoreFile(path) as core:
@@ -48,7 +48,7 @@ def explain(path: Path, *, all_threads: bool, root: Root, exe: Path | None) -> E
             program.set_core_dump(path)
         except Exception as error:
             raise CoreFormatError(f"the core cannot be read: {error}") from error
-        with Modules(program, core, root, exe) as modules:
+        with Modules(program, core, finder) as modules:
             unwinder = Unwinder(program, modules)
             frames = unwinder.dying_thread(core.threads)
             threads = unwinder.all_threads(core.threads) if all_threads else None
@@ -113,6 +113,8 @@ class Unwinder:
         missing = [f for f in self._modules.report() if not f.found and f.path in touched]
         if missing:
             self.lost["symbols"] = text("; ".join(f"{f.path}: {f.why}" for f in missing))
+        if bare := self._modules.without_debug({path for path in touched if path is not None}):
+            self.lost["debug_info"] = text("; ".join(bare))
 
     def all_threads(self, threads: Sequence[Thread]) -> list[ThreadFrames]:
         """Every thread of the core, in its order, as far as the bounds allow."""

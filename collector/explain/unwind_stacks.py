@@ -15,7 +15,7 @@ import drgn
 
 from collector.elfcore.reader import CoreFile
 from collector.errors import CoreFormatError
-from collector.explain.files import Root
+from collector.explain.find import Finder
 from collector.explain.modules import Modules, text
 from collector.explain.types import MAX_FRAMES, StackImage, UnwoundStacks
 from collector.explain.unwind import Unwinder
@@ -25,9 +25,7 @@ _MAX_NUMBERS = 1 << 20  # frames of all stacks together
 _MAX_DISTINCT = 1 << 14
 
 
-def unwind_stacks(
-    path: Path, stacks: Sequence[StackImage], *, root: Root, exe: Path | None
-) -> UnwoundStacks:
+def unwind_stacks(path: Path, finder: Finder, stacks: Sequence[StackImage]) -> UnwoundStacks:
     """The backtraces, in order. Raises OSError or CoreFormatError if the core cannot be read."""
     with CoreFile(path) as core:
         program = drgn.Program()
@@ -35,7 +33,7 @@ def unwind_stacks(
             program.set_core_dump(path)
         except Exception as error:
             raise CoreFormatError(f"the core cannot be read: {error}") from error
-        with Modules(program, core, root, exe) as modules:
+        with Modules(program, core, finder) as modules:
             overlay = _Overlay(program)
             unwinder = Unwinder(program, modules)
             places: set[int] = set()

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from collector.heap.elf_file import ElfFile
+from collector.explain.elf_file import ElfFile
 from collector.heap.memory import Memory, NotInCore, OutOfBudget
 from collector.heap.moduledata import ModuleData, find_buckets, find_module
 from collector.heap.objects import Data, Object, Objects, OpenObject

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Prot
 from collector.errors import CoreFormatError
+from collector.explain.elf_file import ElfFile
 from collector.explain.files import Root, reopen
 from collector.explain.mapped import (
     MappedFile,
@@ -19,7 +20,6 @@ from collector.explain.mapped import (
     build_id_of_file,
     mapped_objects,
 )
-from collector.heap.elf_file import ElfFile
 from collector.heap.memory import Memory, NotInCore
 
 _DELETED = " (deleted)"

@@ -9,6 +9,7 @@ import pytest
 
 from collector.elfcore.types import Prot
 from collector.explain.files import Root
+from collector.explain.find import Finder
 from collector.explain.types import Explanation
 from collector.explain.unwind import explain
 from collector.model import SIGNAL_FRAME, Frame
@@ -131,7 +132,8 @@ def explained(core: Path, *, all_threads: bool = False) -> Explanation:
     """As the child does it, in this process: a child for each would take its second."""
     root = os.open("/", os.O_PATH)
     try:
-        return explain(core, all_threads=all_threads, root=Root(root), exe=None)
+        finder = Finder(Root(root), None, {}, core.stat().st_mtime)
+        return explain(core, finder, all_threads=all_threads)
     finally:
         os.close(root)
 

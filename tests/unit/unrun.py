@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from elftools.elf.elffile import ELFFile
 
 from collector.arch.x86_64 import IP, PAGE, SP
@@ -90,23 +91,31 @@ class Unrun:
         self.pieces: dict[int, bytes] = {}
         self.mappings: list[Mapping] = []
         for one in objects:
-            self._map(one)
+            self.add(one)
         self._stack = bytearray(STACK_SIZE)
         self.mappings.append(
             Mapping(start=STACK, end=STACK + STACK_SIZE, prot=Prot.R | Prot.W, path="[stack]")
         )
         self._threads: list[Thread] = []
 
-    def _map(self, one: Loaded) -> None:
+    def add(self, one: Loaded, base: int | None = None, shown: str | None = None) -> None:
+        """Map an object; elsewhere than it says, or under another name."""
+        base = one.base if base is None else base
         data = one.path.read_bytes()
         for vaddr, size, offset, prot in one.loads:
-            start, end = one.base + (vaddr & -PAGE), one.base + (vaddr + size + PAGE - 1 & -PAGE)
+            start, end = base + (vaddr & -PAGE), base + (vaddr + size + PAGE - 1 & -PAGE)
             mapped = Mapping(
-                start=start, end=end, prot=prot, offset=offset & -PAGE, path=str(one.path)
+                start=start, end=end, prot=prot, offset=offset & -PAGE, path=shown or str(one.path)
             )
             self.mappings.append(mapped)
             if not offset or prot & Prot.W:  # as in a kernel's core: headers and data
                 self.pieces[start] = data[offset & -PAGE :][: end - start].ljust(end - start, b"\0")
+
+    def rename(self, path: str, shown: str) -> None:
+        """Another name for a mapped file."""
+        self.mappings = [
+            msgspec.structs.replace(m, path=shown) if m.path == path else m for m in self.mappings
+        ]
 
     def area(self, start: int, data: bytes, prot: Prot = Prot.R | Prot.W) -> None:
         """Anonymous memory."""
