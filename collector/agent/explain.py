@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -29,23 +29,27 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
     root: int | None = None
     exe: int | None = None
     mounts: int | None = None  # its mount namespace, else the mounts below its root may go
+    code: dict[int, int] = {}  # address in a mapping -> its file, where that has no path any more
 
     @classmethod
-    def duplicate(cls, *fds: int | None) -> Self:
-        """New descriptors of root, exe and mounts. OSError: there are none left."""
+    def duplicate(cls, *fds: int | None, code: Mapping[int, int] | None = None) -> Self:
+        """New descriptors of root, exe and mounts, and of `code`. OSError: there are none left."""
         with contextlib.ExitStack() as undo:
-            own: list[int | None] = []
-            for fd in fds:
+
+            def own(fd: int | None) -> int | None:
                 copy = None if fd is None else os.dup(fd)
-                own.append(copy)
                 if copy is not None:
                     undo.callback(os.close, copy)
-            root, exe, mounts = own
+                return copy
+
+            root, exe, mounts = map(own, fds)
+            copies = {start: own(fd) for start, fd in (code or {}).items()}
             undo.pop_all()
-            return cls(root=root, exe=exe, mounts=mounts)
+            known = {start: fd for start, fd in copies.items() if fd is not None}
+            return cls(root=root, exe=exe, mounts=mounts, code=known)
 
     def close(self) -> None:
-        for fd in (self.root, self.exe, self.mounts):
+        for fd in (self.root, self.exe, self.mounts, *self.code.values()):
             if fd is not None:
                 os.close(fd)
 
@@ -86,7 +90,7 @@ def _give_up(context: Context, crash: Crash, core: Path, files: Files, why: str)
 def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str | None) -> None:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
-        found = explain_core(core, exe=exe, root_fd=files.root, nice=_NICE)
+        found = explain_core(core, exe=exe, root_fd=files.root, mapped=files.code, nice=_NICE)
     except Exception as error:  # its record must be closed all the same
         log.exception("record %s", crash.record.id)
         _give_up(context, crash, core, files, f"the agent failed: {error!r}")

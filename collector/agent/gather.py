@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 
 from collector.capture.job import Patch
 from collector.capture.process import OpenProcess, ProcText
@@ -35,6 +36,7 @@ class Gathered:
     levels: tuple[LevelKey, ...] = ()  # memory cgroups with a limit above it, and its owner
     owner: LevelKey | None = None  # whose share of the pins it uses
     first: int | None = None  # the thread that is shown first, in its own pid namespace
+    code_fds: Mapping[int, int] = dataclasses.field(default_factory=dict)  # of code without a name
     in_haste: str = "while others waited (release.shared)"  # of what a copy lacks
     resident: int | None = None  # bytes, of one that had ended before; else `dying` tells
 
@@ -63,7 +65,7 @@ def gather(taken: Taken) -> Gathered:
         files = list(taken.files.values())
         dying = OpenProcess.adopt(handoff.pid, taken.tid, files, _text(taken), taken.core_limit)
         undo.pop_all()
-    for fd in taken.shared_fds.values():
+    for fd in (*taken.shared_fds.values(), *taken.code_fds.values()):
         dying.keep(fd)
     open_ = contextlib.ExitStack()
     open_.callback(handoff.release)
@@ -78,6 +80,7 @@ def gather(taken: Taken) -> Gathered:
         head=head,
         patches=[Patch(*word) for word in taken.words],
         shared_fds=taken.shared_fds,
+        code_fds=taken.code_fds,
         unopened=taken.unopened,
         address=taken.address,
         others=taken.others,

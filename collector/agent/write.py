@@ -224,10 +224,10 @@ def _explain(context: Context, crash: Crash, small: Explainable) -> None:
     crash.learn(Counted(threads=small.threads, thread_name=small.thread_name))
     if small.told is not None and crash.seen.fatal is None:
         _learn_told(crash, small.told)
-    dying = crash.gathered.dying
+    dying, code = crash.gathered.dying, crash.gathered.code_fds
     try:
         # its files stay within reach: beneath its root, in its mount namespace
-        files = Files.duplicate(dying.root_fd, dying.exe_fd, dying.mount_fd)
+        files = Files.duplicate(dying.root_fd, dying.exe_fd, dying.mount_fd, code=code)
     except OSError as error:  # no descriptors left: the core is worth having all the same
         Path(small.path).unlink(missing_ok=True)
         crash.lose("frames", f"its files cannot be kept open: {error.strerror}")

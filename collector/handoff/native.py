@@ -53,6 +53,7 @@ class Taken:
     mappings: memoryview | None
     words: list[tuple[int, bytes]]  # of memory that its exit changes: address and content
     shared_fds: dict[int, int]  # start of a shared mapping -> descriptor of its file
+    code_fds: dict[int, int]  # the same of code whose file was deleted or replaced
     unopened: int  # shared mappings whose file has no name and is not in shared_fds
     core_limit: int  # soft RLIMIT_CORE, bytes, as of getrlimit(2)
     address: int  # of memory that can be read, for a pin; 0: none
@@ -70,7 +71,7 @@ class Taken:
         if self.pin is not None:
             self.pin.release()
         self.unwanted()
-        for fd in (*self.files.values(), *self.shared_fds.values()):
+        for fd in (*self.files.values(), *self.shared_fds.values(), *self.code_fds.values()):
             if fd >= 0:
                 os.close(fd)
 
@@ -294,6 +295,7 @@ class Native:
     def _taken(self, raw: contract.Taken, handoff: HandOff) -> Taken:
         bpf = self._orders.threads_program >= 0
         texts = (text.copy() for text in raw.texts)
+        unnamed = list(SHARED.iter_unpack(raw.shared.copy()))
         limit = resource.RLIM_INFINITY if raw.core_limit == _NO_LIMIT else raw.core_limit
         taken = Taken(
             handoff=handoff,
@@ -305,7 +307,8 @@ class Native:
             threads=memoryview(raw.threads.copy()) if bpf else None,
             mappings=memoryview(raw.mappings.copy()) if bpf else None,
             words=list(WORD.iter_unpack(raw.words.copy())),
-            shared_fds=dict(SHARED.iter_unpack(raw.shared.copy())),
+            shared_fds={start: fd for start, fd, code in unnamed if not code},
+            code_fds={start: fd for start, fd, code in unnamed if code},
             unopened=raw.unopened,
             core_limit=limit,
             address=raw.address,
@@ -369,7 +372,7 @@ class Native:
             handoff.release()
         else:
             self._unwatch(raw.watch)
-        shared = (fd for _, fd in SHARED.iter_unpack(raw.shared.copy()))
+        shared = (fd for _, fd, _ in SHARED.iter_unpack(raw.shared.copy()))
         held = () if handoff is not None else (raw.hold, raw.pidfd)
         for fd in (*held, *raw.fds, *shared, raw.pin_fd):
             if fd >= 0:

@@ -169,7 +169,7 @@ class Word(ctypes.Structure):
 class Shared(ctypes.Structure):
     """struct shared, and `SHARED` the same."""
 
-    _fields_ = (("start", c_uint64), ("fd", c_int32), ("unused", c_int32))
+    _fields_ = (("start", c_uint64), ("fd", c_int32), ("code", c_int32))
 
 
-WORD, SHARED = struct.Struct("=Q4s4x"), struct.Struct("=Qi4x")
+WORD, SHARED = struct.Struct("=Q4s4x"), struct.Struct("=Qii")

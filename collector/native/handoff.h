@@ -157,11 +157,11 @@ struct word {
 	uint32_t unused;
 };
 
-/* The file behind a shared mapping that has no name. */
+/* The file behind a mapping that has no name: shared memory, or code. */
 struct shared {
 	uint64_t start;            /* of the mapping */
 	int32_t fd;
-	int32_t unused;
+	int32_t code;              /* 1: it is private, and can be executed */
 };
 
 /*

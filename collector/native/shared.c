@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Files without a name behind the shared mappings of a process: they tell which pages exist at all.
- * They stay open until its core is written, and one process may have thousands of them; so how many
- * are opened depends on how many descriptors the agent has open already.
+ * Files without a name behind the mappings of a process. Those of shared memory tell which pages
+ * exist at all; those of code, which was deleted or replaced on disk since, have its symbols. They
+ * stay open until its core is written, and one process may have thousands of them; so how many are
+ * opened depends on how many descriptors the agent has open already.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,6 +14,9 @@
 #include "native.h"
 
 #define FEW 16               /* files of one process, where descriptors begin to be short */
+#define MAX_CODE 64          /* of them with code */
+#define VM_EXEC 4            /* <linux/mm.h> */
+#define VM_SHARED 8
 
 /*
  * Whether a new descriptor is one too many for a process that has `count` such files. A new one gets
@@ -47,14 +51,17 @@ void open_shared(struct taken *t)
 {
 	struct shared *found = (struct shared *)(uintptr_t)t->shared.at;
 	uint64_t at = t->mappings.at, end = at + t->mappings.size;
-	size_t count = 0, most = MAX_SHARED;
+	size_t count = 0, codes = 0, most = MAX_SHARED;
 
 	while (at + sizeof(struct cw_mapping) <= end) {
 		struct cw_mapping m;
+		bool shared, code;
 		int fd = -1;
 
 		memcpy(&m, (const void *)(uintptr_t)at, sizeof(m)); /* paths make them unaligned */
-		if (m.flags & CW_MAPPING_OWN_FS && m.vm_flags & 8 /* VM_SHARED */ && !m.nlink) {
+		shared = m.vm_flags & VM_SHARED;
+		code = !shared && m.vm_flags & VM_EXEC && codes < MAX_CODE;
+		if (m.flags & CW_MAPPING_OWN_FS && (shared || code) && !m.nlink) {
 			if (count < most)
 				fd = open_file(t, &m);
 			if (fd >= 0 && is_too_many(fd, count)) {
@@ -63,9 +70,10 @@ void open_shared(struct taken *t)
 				most = count; /* to try the others would be in vain */
 			}
 			if (fd >= 0)
-				found[count++] = (struct shared){ m.start, fd, 0 };
+				found[count++] = (struct shared){ m.start, fd, code };
 			else
-				t->unopened++;
+				t->unopened += shared;
+			codes += fd >= 0 && code;
 		}
 		if (m.size < sizeof(m))
 			break;

@@ -301,6 +301,7 @@ class FakeAgent:
             mappings=memoryview(b""),
             words=[],
             shared_fds={},
+            code_fds={},
             unopened=unopened,
             core_limit=core_limit,
             address=0,

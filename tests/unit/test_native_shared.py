@@ -18,7 +18,8 @@ from collector.probe.iterators import MAPPING
 MAX_SHARED = 1024  # native.h
 FEW = 16  # shared.c
 LIMIT = 16384  # RLIMIT_NOFILE
-OWN_FS, VM_SHARED = 32, 8
+MAX_CODE = 64  # shared.c
+OWN_FS, VM_EXEC, VM_SHARED = 32, 4, 8
 PAGE = 4096
 
 
@@ -44,16 +45,18 @@ def use(descriptors: int, stack: ExitStack) -> None:
     os.close(fd)
 
 
-def opened(library: ctypes.CDLL, folder: Path, mappings: int) -> tuple[list[int], int]:
-    """Of a process with so many shared mappings: the starts of those whose file was opened, and how
-    many were not. Nothing stays open."""
+def opened(
+    library: ctypes.CDLL, folder: Path, mappings: int, vm_flags: int = VM_SHARED, links: int = 0
+) -> tuple[list[tuple[int, int]], int]:
+    """Of a process with so many mappings: the starts of those whose file was opened, with 1 for
+    code, and how many were not. Nothing stays open."""
     (folder / "map_files").mkdir()
     starts = [PAGE * (1 + 2 * number) for number in range(mappings)]
     for start in starts:
         (folder / f"map_files/{start:x}-{start + PAGE:x}").touch()
     raw = b"".join(
         MAPPING.pack(
-            *(MAPPING.size, OWN_FS, start, start + PAGE, VM_SHARED, 0, 1, 1, 0, 0, 0, 0, 0, 0)
+            *(MAPPING.size, OWN_FS, start, start + PAGE, vm_flags, 0, 1, 1, links, 0, 0, 0, 0, 0)
         )
         for start in starts
     )
@@ -67,9 +70,9 @@ def opened(library: ctypes.CDLL, folder: Path, mappings: int) -> tuple[list[int]
     library.open_shared(ctypes.byref(taken))
     os.close(directory)
     found = list(SHARED.iter_unpack(taken.shared.copy()))
-    for _, fd in found:
+    for _, fd, _ in found:
         os.close(fd)
-    return [start for start, _ in found], taken.unopened
+    return [(start, code) for start, _, code in found], taken.unopened
 
 
 @pytest.mark.parametrize(
@@ -92,5 +95,19 @@ def test_they_take_a_bounded_part_of_all_descriptors(
         # WHEN a process dies that has so many shared mappings
         starts, unopened = opened(library, tmp_path, mappings)
     # THEN the files of the first ones are kept open, and it is known how many are not
-    assert starts == [PAGE * (1 + 2 * number) for number in range(kept)]
+    assert starts == [(PAGE * (1 + 2 * number), 0) for number in range(kept)]
     assert unopened == mappings - kept
+
+
+def test_code_without_a_name_is_kept_open_as_well(library: ctypes.CDLL, tmp_path: Path) -> None:
+    # GIVEN a process with more mapped libraries that were deleted than are wanted
+    for folder in ("deleted", "shared", "there"):
+        (tmp_path / folder).mkdir()
+    starts, unopened = opened(library, tmp_path / "deleted", MAX_CODE + 3, VM_EXEC)
+    # THEN the first ones are opened, and the others count for nothing
+    assert starts == [(PAGE * (1 + 2 * number), 1) for number in range(MAX_CODE)]
+    assert unopened == 0
+    # AND shared memory that can be executed is shared memory; what has a name is not opened
+    found, _ = opened(library, tmp_path / "shared", 1, VM_EXEC | VM_SHARED)
+    assert found == [(PAGE, 0)]
+    assert opened(library, tmp_path / "there", 1, VM_EXEC, links=1) == ([], 0)
