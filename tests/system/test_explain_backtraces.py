@@ -28,7 +28,7 @@ SCENARIOS = [
     ),
     ("segv_kinds", ["read"], "segv_kinds.c:8", ["fault_read", "main"]),
     ("segv_kinds", ["readonly"], "segv_kinds.c:13", ["fault_write", "main"]),
-    ("segv_kinds", ["execute"], "segv_kinds.c:19", ["fault_execute", "main"]),
+    ("segv_kinds", ["execute"], "segv_kinds.c:18", ["fault_execute", "main"]),
     ("segv_kinds", ["noncanonical"], "segv_kinds.c:8", ["fault_read", "main"]),
     ("bus_truncated", [], "bus_truncated.c:8", ["read_mapped", "main"]),
     ("illegal", [], "illegal.c:6", ["undefined", "main"]),
