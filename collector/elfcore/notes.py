@@ -3,7 +3,8 @@
 The order is the kernel's (write_note_info in fs/binfmt_elf.c), because debuggers take the first
 thread for the current one: NT_PRSTATUS of the dying thread, then what describes the process
 (NT_PRPSINFO, NT_SIGINFO, NT_AUXV, NT_FILE), then the rest of the dying thread, then the other
-threads; NT_X86_XSAVE_LAYOUT last. The project's own note follows it. Building from what was
+threads; NT_X86_XSAVE_LAYOUT last. The project's own notes follow it: the threads' names, which no
+kernel's note has, and what the core is of. Building from what was
 parsed out of a kernel's core gives the same bytes.
 
 Parsing trusts nothing: a length that leads outside the notes, or a body that is not what its
@@ -35,6 +36,7 @@ from collector.errors import CoreFormatError
 OWN_NAME = b"Coreward"
 # Not a small number: readelf and eu-readelf go by the type alone, and would show an NT_PRSTATUS.
 OWN_TYPE = 0x434F5245  # "CORE"
+NAMES_TYPE = 0x54485244  # "THRD": [[tid, name], ...] in JSON
 OWN_CAPACITY = 16384  # bytes of body, always: so that it can be rewritten when the core is done
 MAX_NOTES = 1 << 20  # notes that are parsed
 MAX_FILE_NOTE = 64 << 20  # bytes; paths come from the crashing process
@@ -43,6 +45,7 @@ _PAD = (b"", bytes(3), bytes(2), bytes(1))  # by length modulo 4
 _U64 = 1 << 64
 _encode = msgspec.json.Encoder().encode
 _decode_own = msgspec.json.Decoder(CorewardNote).decode
+_decode_names = msgspec.json.Decoder(list[tuple[int, str]]).decode
 
 
 def build_notes(image: ProcessImage) -> bytes:
@@ -71,6 +74,9 @@ def _build(image: ProcessImage) -> bytes:
         _add(parts, arch.LINUX, arch.NT_X86_XSAVE_LAYOUT, image.xsave_layout)
     for note in image.extra:
         _add(parts, note.owner, note.type, note.data)
+    names = [(t.tid, t.name.encode("utf-8", "backslashreplace").decode()) for t in image.threads]
+    if any(name for _, name in names):
+        _add(parts, OWN_NAME, NAMES_TYPE, _encode(names))
     if image.note is not None:
         parts.append(build_own(image.note))
     return b"".join(parts)
@@ -295,6 +301,7 @@ class _Parser:
         self.other: list[RawNote] = []
         self.once: dict[int, bytes] = {}  # notes that describe the process, by type
         self.own: CorewardNote | None = None
+        self.names: dict[int, str] = {}  # of threads
 
     def take(self, note: RawNote) -> None:
         kind = note.type
@@ -311,6 +318,8 @@ class _Parser:
             self.once[kind] = note.data
         elif note.owner == OWN_NAME and kind == OWN_TYPE and self.own is None:
             self.own = _parse_own(note.data)
+        elif note.owner == OWN_NAME and kind == NAMES_TYPE and not self.names:
+            self.names = _parse_names(note.data)
         elif self.current is not None and note.owner in (arch.CORE, arch.LINUX):
             self.extra.append(note)
         else:
@@ -320,8 +329,9 @@ class _Parser:
         self._end_thread()
         once = self.once.get
         psinfo, siginfo, files = once(arch.NT_PRPSINFO), once(arch.NT_SIGINFO), once(arch.NT_FILE)
+        threads = [_named(thread, self.names) for thread in self.threads]
         return ParsedNotes(
-            threads=tuple(self.threads),
+            threads=tuple(threads),
             psinfo=None if psinfo is None else _parse_prpsinfo(psinfo),
             siginfo=None if siginfo is None else _sized(siginfo, arch.SIGINFO_SIZE, "NT_SIGINFO"),
             auxv=once(arch.NT_AUXV),
@@ -358,6 +368,11 @@ class _Parser:
         )
         self.current = self.fpregs = self.xstate = None
         self.extra = []
+
+
+def _named(thread: Thread, names: dict[int, str]) -> Thread:
+    name = names.get(thread.tid)
+    return msgspec.structs.replace(thread, name=name) if name else thread
 
 
 def _sized(data: bytes, size: int, name: str) -> bytes:
@@ -429,3 +444,10 @@ def _parse_own(data: bytes) -> CorewardNote:
         return _decode_own(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise CoreFormatError(f"core notes: the Coreward note is damaged: {error}") from None
+
+
+def _parse_names(data: bytes) -> dict[int, str]:
+    try:
+        return dict(_decode_names(data))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise CoreFormatError(f"core notes: the threads' names are damaged: {error}") from None

@@ -51,7 +51,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
     ppid: int = 0
     pgrp: int = 0
     sid: int = 0
-    name: str = ""
+    name: str = ""  # as the thread itself is called; the kernel's cores have none
     signal: int = 0
     sigpend: int = 0
     sighold: int = 0
