@@ -7,10 +7,10 @@ import sys
 
 import msgspec
 
-from collector.cli import render
+from collector.cli import render, threads
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import being_worked_on, core_of, plain_core, warn_incomplete
-from collector.errors import NotFound
+from collector.errors import NotFound, UsageError
 from collector.explain.types import ThreadFrames
 from collector.model import Frame, Record
 from collector.store.store import Store
@@ -40,18 +40,24 @@ class AllBacktraces(msgspec.Struct, frozen=True, kw_only=True):
 
 class BtVerb:
     """Prints the backtrace of the thread that died, as it was recorded; with --all that of every
-    thread, which is read from the core now."""
+    thread, which is read from the core now, equal ones once. With --full also the variables of the
+    innermost frames, and what the registers point to."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
         parser.add_argument("--all", action="store_true", help="every thread; needs a core")
+        parser.add_argument(
+            "--full", action="store_true", help="with --all: variables and registers as well"
+        )
         json_argument(parser)
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.full and not args.all:
+            raise UsageError("--full goes with --all: both are read from the core")
         with reading(args.store) as store:
             record = store.get(args.id)
             if args.all:
-                return _all(store, record, as_json=args.json)
+                return _all(store, record, full=args.full, as_json=args.json)
         if record.frames is None:
             why = record.lost.get("frames") or being_worked_on(record) or "nobody has unwound it"
             raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}")
@@ -79,36 +85,23 @@ def _heading(record: Record) -> str:
     return render.clean(f"{record.comm}[{record.pid}], thread{name} {record.tid}{reason}")
 
 
-def _all(store: Store, record: Record, *, as_json: bool) -> int:
+def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
     from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
 
     with plain_core(core_of(store, record)) as core:
-        explanation = explain_core(core, all_threads=True, timeout=_TIMEOUT_S, memory=_MEMORY)
+        explanation = explain_core(
+            core, all_threads=True, full=full, timeout=_TIMEOUT_S, memory=_MEMORY
+        )
     warn_incomplete(record)
-    if explanation.threads is None:
+    if not explanation.threads:
         why = explanation.lost.get("threads") or explanation.lost.get("frames") or "not said why"
         raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
-    threads = sorted(explanation.threads, key=lambda thread: not _died(record, thread))
+    all_ = threads.with_record(explanation.threads, record)
     if as_json:
         lost = explanation.lost
-        render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=threads, lost=lost))
+        render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=all_, lost=lost))
         return 0
-    print("\n\n".join("\n".join(_thread_lines(record, thread)) for thread in threads))
+    print(threads.text(all_, record))
     for part, why in sorted(explanation.lost.items()):
         print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0
-
-
-def _died(record: Record, thread: ThreadFrames) -> bool:
-    """Whether this thread died; not known for a process in a pid namespace of its own, because
-    its core has the ids of that namespace."""
-    return thread.tid == record.tid and record.ns_pid in (None, record.pid)
-
-
-def _thread_lines(record: Record, thread: ThreadFrames) -> list[str]:
-    died = record.snapshot is None and _died(record, thread)
-    lines = [f"Thread {thread.tid}{', which died' if died else ''}:"]
-    lines += render.frame_lines(thread.frames)
-    if thread.lost is not None:
-        lines.append(f"({render.clean(thread.lost)})")
-    return lines

@@ -14,12 +14,19 @@ import msgspec
 from collector.errors import CorewardError
 from collector.explain import asked
 from collector.explain.find import Finder
-from collector.explain.types import MAX_DOCUMENT, Explanation, StackImage, UnwoundStacks
+from collector.explain.types import (
+    MAX_DOCUMENT,
+    MAX_FULL_DOCUMENT,
+    Explanation,
+    StackImage,
+    UnwoundStacks,
+)
 
 
 def _arguments() -> argparse.Namespace:
     parser = asked.arguments("collector.explain", "Explain a core.")
     parser.add_argument("--all", action="store_true", help="backtraces of all threads")
+    parser.add_argument("--full", action="store_true", help="with variables and registers")
     parser.add_argument(
         "--mapped",
         action="append",
@@ -32,10 +39,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _encode(explanation: Explanation) -> bytes:
-    """As JSON, without the threads if it would be too large with them."""
+def _encode(explanation: Explanation, most: int) -> bytes:
+    """As JSON, without the threads if it would be more than `most` bytes with them."""
     document = msgspec.json.encode(explanation)
-    if len(document) > MAX_DOCUMENT:
+    if len(document) > most:
         why = {**explanation.lost, "threads": "the backtraces of all threads are too large"}
         explanation = msgspec.structs.replace(explanation, threads=None, modules=[], lost=why)
         document = msgspec.json.encode(explanation)
@@ -65,10 +72,13 @@ def main() -> None:
         _print_stacks(arguments, finder)
         return
     try:
-        explanation = explain(arguments.core, finder, all_threads=arguments.all)
+        explanation = explain(
+            arguments.core, finder, all_threads=arguments.all, full=arguments.full
+        )
     except (CorewardError, OSError) as error:
         explanation = Explanation(lost={"frames": asked.in_words(error, arguments.core)})
-    sys.stdout.buffer.write(_encode(explanation) + b"\n")
+    most = MAX_FULL_DOCUMENT if arguments.full else MAX_DOCUMENT
+    sys.stdout.buffer.write(_encode(explanation, most) + b"\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import drgn
 
@@ -27,6 +28,7 @@ from collector.explain.mapped import (
 from collector.explain.types import MAX_MODULES, MAX_NAME, ModuleFile
 from collector.ranges import union
 
+_T = TypeVar("_T")
 _WANT, _DONT_WANT = drgn.ModuleFileStatus.WANT, drgn.ModuleFileStatus.DONT_WANT
 _HAVE = drgn.ModuleFileStatus.HAVE
 # Objects of the distribution, whose debugging information is rarely installed.
@@ -36,6 +38,14 @@ _SYSTEM = ("/usr/", "/lib/", "/lib64/", "/nix/", "/gnu/")
 def text(value: str) -> str:
     """A string of unknown origin as valid text of a bounded length."""
     return value[:MAX_NAME].encode("utf-8", "replace").decode()
+
+
+def ask(question: Callable[[], _T]) -> _T | None:
+    """drgn's answer, or None where it has none: the file or the memory is missing or damaged."""
+    try:
+        return question()
+    except Exception:
+        return None
 
 
 class Modules:

@@ -18,6 +18,7 @@ from collector.explain import child
 from collector.explain.child import Bounds, ChildFailed
 from collector.explain.types import (
     MAX_DOCUMENT,
+    MAX_FULL_DOCUMENT,
     MAX_STACKS_DOCUMENT,
     Explanation,
     StackImage,
@@ -32,6 +33,7 @@ def explain_core(
     core: Path,
     *,
     all_threads: bool = False,
+    full: bool = False,
     exe: Path | None = None,
     root_fd: int | None = None,
     mapped: Mapping[int, int] | None = None,
@@ -42,15 +44,16 @@ def explain_core(
     """Backtraces and what else a plain ELF core says.
 
     timeout: seconds that the child may take, but for those in which others have the CPUs.
-    all_threads: of all threads, not only the dying one. exe: the main program's file, as this
+    all_threads: of all threads, not only the dying one; full: and of each with variables and
+    registers. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
     dead process had as its root, O_PATH suffices; None: this process's. mapped: address in a
     mapping -> descriptor of its file, for what has no path any more. memory: bytes of private
     memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a bad core,
     or for a child that fails.
     """
-    bounds = Bounds(timeout, memory, MAX_DOCUMENT, nice)
-    more = ["--all"] if all_threads else []
+    bounds = Bounds(timeout, memory, MAX_FULL_DOCUMENT if full else MAX_DOCUMENT, nice)
+    more = [*(["--all"] if all_threads else []), *(["--full"] if full else [])]
     files = dict(itertools.islice((mapped or {}).items(), _MAX_MAPPED))
     for address, file in files.items():
         more += ["--mapped", f"{address:x}={file}"]

@@ -11,7 +11,37 @@ MAX_MODULES = 4096
 MAX_NAME = 1024  # characters of a function, a file, a path
 MAX_MESSAGE = 1024  # characters of what the C library said
 MAX_DOCUMENT = 4 << 20  # bytes of an encoded Explanation
+MAX_FULL_DOCUMENT = 16 << 20  # bytes of one with variables
 MAX_STACKS_DOCUMENT = 16 << 20  # bytes of encoded UnwoundStacks
+
+
+class Variable(msgspec.Struct, frozen=True, kw_only=True):
+    """An argument or a local variable. `lost`: why its value is not known."""
+
+    name: str
+    type: str | None = None
+    value: str | None = None
+    lost: str | None = None
+
+
+class FrameValues(msgspec.Struct, frozen=True, kw_only=True):
+    """The variables of one frame, by its number in the backtrace."""
+
+    frame: int
+    variables: list[Variable]
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """A register, and what lies where it points to. None: there is no such thing, or no memory."""
+
+    register: str
+    value: int
+    mapping: str | None = None  # its addresses and permissions
+    file: str | None = None  # that is mapped there
+    symbol: str | None = None
+    string: str | None = None  # the text there
+    before: str | None = None  # bytes before it, hexadecimal
+    after: str | None = None  # and from there on
 
 
 class ThreadFrames(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +49,10 @@ class ThreadFrames(msgspec.Struct, frozen=True, kw_only=True):
 
     tid: int
     frames: list[Frame]
+    name: str | None = None  # as the thread itself is called
     lost: str | None = None
+    values: list[FrameValues] = []  # only if asked for
+    registers: list[Pointer] = []  # of the innermost frame; only if asked for
 
 
 class ModuleFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,9 +10,8 @@ import contextlib
 import signal
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import drgn
 import msgspec
@@ -23,14 +22,14 @@ from collector.elfcore.types import Thread
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle, is_mangled
 from collector.explain.find import Finder
-from collector.explain.modules import Modules, text
+from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
+from collector.explain.values import Values
 from collector.explain.walk import Step, Walker
 from collector.explain.x86 import access_of
 from collector.model import SIGNAL_FRAME, Access, Frame
 from collector.siginfo import SI_KERNEL
 
-_T = TypeVar("_T")
 _SIGINFO = struct.Struct("=iii4xQ")  # si_signo, si_errno, si_code, si_addr of a fault
 _LONGEST_INSTRUCTION = 15  # bytes, on x86
 _MAX_THREADS = 65536
@@ -39,8 +38,13 @@ _MAX_ALL_FRAMES = 16384  # of all threads together
 _FUNCTIONS = (drgn.SymbolKind.FUNC, drgn.SymbolKind.IFUNC, drgn.SymbolKind.UNKNOWN)
 
 
-def explain(path: Path, finder: Finder, *, all_threads: bool) -> Explanation:
-    """What the core says. Raises OSError or CoreFormatError if it cannot be read at all."""
+def explain(
+    path: Path, finder: Finder, *, all_threads: bool = False, full: bool = False
+) -> Explanation:
+    """What the core says. Raises OSError or CoreFormatError if it cannot be read at all.
+
+    full: with the variables of the innermost frames of each thread, and what registers point to.
+    """
     started = time.monotonic()
     with CoreFile(path) as core:
         program = drgn.Program()
@@ -51,7 +55,8 @@ def explain(path: Path, finder: Finder, *, all_threads: bool) -> Explanation:
         with Modules(program, core, finder) as modules:
             unwinder = Unwinder(program, modules)
             frames = unwinder.dying_thread(core.threads)
-            threads = unwinder.all_threads(core.threads) if all_threads else None
+            values = Values(program, core, modules) if full else None
+            threads = unwinder.all_threads(core.threads, values) if all_threads else None
             return Explanation(
                 frames=frames,
                 threads=threads,
@@ -116,7 +121,9 @@ class Unwinder:
         if bare := self._modules.without_debug({path for path in touched if path is not None}):
             self.lost["debug_info"] = text("; ".join(bare))
 
-    def all_threads(self, threads: Sequence[Thread]) -> list[ThreadFrames]:
+    def all_threads(
+        self, threads: Sequence[Thread], values: Values | None = None
+    ) -> list[ThreadFrames]:
         """Every thread of the core, in its order, as far as the bounds allow."""
         threads = threads[:_MAX_THREADS]
         places: set[int] = set()
@@ -127,23 +134,34 @@ class Unwinder:
         result = []
         left = _MAX_ALL_FRAMES
         for thread in threads:
-            unwound = self._thread(thread, min(MAX_FRAMES, left))
+            unwound = self._thread(thread, min(MAX_FRAMES, left), values)
             left -= len(unwound.frames)
             result.append(unwound)
+        self._note_unknown([frame for thread in result for frame in thread.frames])
         return result
 
-    def _thread(self, thread: Thread, most: int) -> ThreadFrames:
+    def _thread(self, thread: Thread, most: int, values: Values | None) -> ThreadFrames:
+        found = ThreadFrames(tid=thread.tid, name=thread.name or None, frames=[])
+
+        def without(why: str) -> ThreadFrames:
+            return msgspec.structs.replace(found, lost=text(why))
+
         if most == 0:
-            why = f"the threads before it have {_MAX_ALL_FRAMES} frames"
-            return ThreadFrames(tid=thread.tid, frames=[], lost=why)
+            return without(f"the threads before it have {_MAX_ALL_FRAMES} frames")
         if thread.regs[Reg.CS] == CODE_32_BIT:
-            return ThreadFrames(tid=thread.tid, frames=[], lost=NO_32_BIT_CODE)
+            return without(NO_32_BIT_CODE)
         try:
-            frames = self.frames(thread.regs, most + 1)
+            steps = self._walker.walk(thread.regs, most + 1)
+            frames = [self._frame(step) for step in steps[:most]]
         except Exception as error:
-            return ThreadFrames(tid=thread.tid, frames=[], lost=text(str(error)))
-        cut = f"only the innermost {most} frames are kept" if len(frames) > most else None
-        return ThreadFrames(tid=thread.tid, frames=frames[:most], lost=cut)
+            return without(str(error))
+        cut = f"only the innermost {most} frames are kept" if len(steps) > most else None
+        found = msgspec.structs.replace(found, frames=frames, lost=cut)
+        if values is None:
+            return found
+        registers = values.of_registers(steps[0]) if steps else []
+        shown = values.of_frames(steps)
+        return msgspec.structs.replace(found, values=shown, registers=registers)
 
     def places(self, registers: Sequence[int]) -> set[int]:
         """The code addresses of a backtrace, in the calling instructions; loads its objects."""
@@ -170,12 +188,12 @@ class Unwinder:
         if not self._modules.is_code(step.place):
             return frame  # a symbol of data is no function
         inline = step.frame.is_inline
-        symbol = None if inline else _ask(step.frame.symbol)
+        symbol = None if inline else ask(step.frame.symbol)
         if symbol is not None and symbol.kind not in _FUNCTIONS:
             symbol = None
-        name = _ask(lambda: symbol.name) if symbol is not None else None
-        source = _ask(step.frame.source)
-        function = _ask(lambda: step.frame.function_name)
+        name = ask(lambda: symbol.name) if symbol is not None else None
+        source = ask(step.frame.source)
+        function = ask(lambda: step.frame.function_name)
         if name is not None and (function is None or is_mangled(name)):
             function = demangle(name)  # its words say more than the bare name
         return msgspec.structs.replace(
@@ -191,7 +209,7 @@ class Unwinder:
         """What glibc said before it aborted (its `__abort_msg`), for people; None if it did not."""
         if not any(frame.function == "abort" for frame in frames):
             return None
-        symbol = _ask(lambda: self._program.symbol("__abort_msg"))
+        symbol = ask(lambda: self._program.symbol("__abort_msg"))
         if symbol is None:
             return None
         try:  # struct abort_msg_s { unsigned int size; char msg[]; }, <include/stdlib.h> of glibc
@@ -204,11 +222,3 @@ class Unwinder:
             self.lost["abort_message"] = text(f"not in the core: {error}")
             return None
         return text(message.split(b"\0")[0].decode("utf-8", "replace").strip()) or None
-
-
-def _ask(question: Callable[[], _T]) -> _T | None:
-    """drgn's answer, or None where it has none: the file or the memory is missing or damaged."""
-    try:
-        return question()
-    except Exception:
-        return None

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from collector.cli import main
+from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
 from collector.model import Capture, Cause, Frame, Outcome, Record, SnapshotFacts
 from collector.store.store import Store
@@ -452,15 +453,19 @@ def test_bt_of_all_threads(
         return said
 
     monkeypatch.setattr("collector.explain.run.explain_core", explain_core)
-    store.put(msgspec.structs.replace(SEGFAULT, ns_pid=None, outcome=Outcome.COMPLETE))
+    record = msgspec.structs.replace(SEGFAULT, ns_pid=None, outcome=Outcome.COMPLETE)
+    store.put(record)
     core = store.folder(SEGFAULT.id) / "core"
     core.touch()
 
-    # THEN the thread that died comes first
+    # THEN the thread that died comes first, with what the record knows of it
     assert shown(capsys, "bt", "--all") == (
         0,
         """\
-Thread 815, which died:
+Thread 815 `worker-3`, which died:
+#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]
+#1  0x000055d0c0de1300 in middle (victim.c:20) (inlined)
+#2  0x0000000000007f00 in ?? [/lib/libc.so.6]
 (its stack is not in the core)
 
 Thread 812:
@@ -471,7 +476,7 @@ Thread 812:
     assert msgspec.json.decode(shown(capsys, "bt", "--all", "--json")[1]) == {
         "id": SEGFAULT.id,
         "pid": 812,
-        "threads": msgspec.to_builtins([died, sleeper]),
+        "threads": msgspec.to_builtins([with_record([died], record)[0], sleeper]),
         "lost": {"modules": "/usr/bin/victim is gone"},
     }
     assert asked == [core, core]

@@ -27,6 +27,7 @@ BASE, LIBRARY = 0x555555554000, 0x7F0000000000  # where objects are mapped
 STACK = 0x7FFE00000000  # lowest address of the stack, whose rest reads as zeros
 STACK_SIZE = 0x10000
 RBP, CS = 4, 17  # word numbers in struct user_regs_struct
+_NUMBERS = {"rsi": 13, "rdi": 14}
 
 
 def compiled(
@@ -128,10 +129,12 @@ class Unrun:
         struct.pack_into(f"<{len(words)}Q", self._stack, at, *words)
         return STACK + at
 
-    def thread(self, tid: int, ip: int, sp: int, rbp: int = 0, name: str = "") -> None:
-        """One more thread; the first one died."""
+    def thread(self, tid: int, ip: int, sp: int, rbp: int = 0, name: str = "", **more: int) -> None:
+        """One more thread; the first one died. more: other registers by their names."""
         regs = [0] * 27
         regs[IP], regs[SP], regs[RBP], regs[CS] = ip, sp, rbp, 0x33
+        for register, value in more.items():
+            regs[_NUMBERS[register]] = value
         self._threads.append(Thread(tid=tid, regs=tuple(regs), name=name, signal=11))
 
     def core(

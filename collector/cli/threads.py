@@ -1,0 +1,128 @@
+"""The backtraces of all threads, for people: equal ones once, with what the record knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from collector.cli import render
+from collector.explain.fold import folded, in_short
+from collector.explain.types import Pointer, ThreadFrames
+from collector.model import Frame, Record
+
+_NAMED = 8  # threads of a group that are named
+
+
+def with_record(threads: Sequence[ThreadFrames], record: Record) -> list[ThreadFrames]:
+    """The threads, the one that died first, with what only the record knows.
+
+    It was made while the process's files were at hand. They may be gone, or in a container.
+    """
+    whole = _physical(record.frames or [])
+    known = {group[-1].pc: group for group in whole}
+    found = []
+    first = 0
+    for number, thread in enumerate(threads):
+        groups = _physical(thread.frames)
+        if died(record, thread, number):
+            first = number
+            groups += whole[len(groups) :] if _begins(whole, groups) else []
+            name = thread.name or record.thread_name
+            thread = msgspec.structs.replace(thread, name=name)  # noqa: PLW2901
+        frames = [frame for group in groups for frame in _better(group, known)]
+        found.append(msgspec.structs.replace(thread, frames=frames))
+    return [*found[first : first + 1], *found[:first], *found[first + 1 :]]
+
+
+def died(record: Record, thread: ThreadFrames, number: int) -> bool:
+    """Whether this thread of a core, the number in it given, is the one that died.
+
+    In a pid namespace of its own a process's core has other ids, but that thread is the first.
+    """
+    if record.snapshot is not None:
+        return False
+    return number == 0 if record.ns_pid not in (None, record.pid) else thread.tid == record.tid
+
+
+def _physical(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """The frames, those of inlined functions together with the function that they are in."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        if groups and groups[-1][-1].inline:
+            groups[-1].append(frame)
+        else:
+            groups.append([frame])
+    return groups
+
+
+def _better(group: list[Frame], known: dict[int, list[Frame]]) -> list[Frame]:
+    """The frames of one place as the record has them, where it knows more."""
+    other = known.get(group[-1].pc)
+    return other if other is not None and _score(other[-1]) > _score(group[-1]) else group
+
+
+def _score(frame: Frame) -> tuple[bool, bool, bool, bool]:
+    return (
+        frame.function is not None,
+        frame.line is not None,
+        frame.module is not None,
+        frame.build_id is not None,
+    )
+
+
+def _begins(whole: Sequence[list[Frame]], part: Sequence[list[Frame]]) -> bool:
+    """Whether a backtrace is the beginning of another one."""
+    return [group[-1].pc for group in whole[: len(part)]] == [group[-1].pc for group in part]
+
+
+def text(threads: Sequence[ThreadFrames], record: Record) -> str:
+    """All of them, equal ones once. threads: as `with_record` gives them."""
+    groups = folded(threads[1:])
+    parts = [_one(threads[0], record.snapshot is None and _first_died(record, threads[0]))]
+    parts += [_one(group[0]) if len(group) == 1 else _many(group) for group in groups]
+    parts.append(render.nameless_lines(frame for thread in threads for frame in thread.frames))
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _first_died(record: Record, thread: ThreadFrames) -> bool:
+    return died(record, thread, 0)
+
+
+def _name(thread: ThreadFrames) -> str:
+    return f" `{thread.name}`" if thread.name else ""
+
+
+def _one(thread: ThreadFrames, first: bool = False) -> list[str]:
+    heading = f"Thread {thread.tid}{_name(thread)}{', which died' if first else ''}:"
+    return [render.clean(heading), *_frames(thread)]
+
+
+def _many(group: Sequence[ThreadFrames]) -> list[str]:
+    names = ", ".join(f"{thread.tid}{_name(thread)}" for thread in group[:_NAMED])
+    more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
+    heading = f"{len(group)} threads: {in_short(group[0].frames)}"
+    return [render.clean(heading), render.clean(f"({names}{more})"), *_frames(group[0])]
+
+
+def _frames(thread: ThreadFrames) -> list[str]:
+    values = {one.frame: one.variables for one in thread.values}
+    lines = []
+    for number, line in enumerate(render.frame_lines(thread.frames)):
+        lines.append(line)
+        for variable in values.get(number, ()):
+            kind = f" ({variable.type})" if variable.type else ""
+            shown = variable.value if variable.lost is None else f"not known: {variable.lost}"
+            lines.append(render.clean(f"        {variable.name}{kind} = {shown}"))
+    lines += [render.clean(f"  {_register(one)}") for one in thread.registers]
+    if thread.lost is not None:
+        lines.append(f"({render.clean(thread.lost)})")
+    return lines
+
+
+def _register(one: Pointer) -> str:
+    parts = [f"{one.register.ljust(4)}{one.value:#018x}"]
+    parts += [part for part in (one.mapping, one.file, one.symbol, one.string) if part]
+    if one.before or one.after:
+        parts.append(f"[{one.before or ''} | {one.after or ''}]")
+    return "  ".join(parts)

@@ -1,0 +1,164 @@
+"""All threads of a core: their names, equal ones together, their variables and registers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from collector.cli.threads import text, with_record
+from collector.elfcore.reader import CoreFile
+from collector.explain.fold import folded, in_short
+from collector.explain.run import explain_core
+from collector.explain.types import ThreadFrames
+from collector.model import Frame
+from tests.unit.store_samples import SEGFAULT
+from tests.unit.unrun import BASE, STACK, Loaded, Unrun, compiled
+
+_LIBC = "/usr/lib/libc.so.6"
+WAIT = [
+    Frame(pc=1, function="__futex_abstimed_wait_common", module=_LIBC),
+    Frame(pc=2, function="pthread_cond_wait@@GLIBC_2.3.2", module=_LIBC),
+    Frame(pc=3, function="worker_loop", module="/opt/app"),
+    Frame(pc=4, function="start_thread", module=_LIBC),
+]
+
+
+def thread(tid: int, frames: list[Frame], **more: object) -> ThreadFrames:
+    return ThreadFrames(tid=tid, frames=frames, **more)  # type: ignore[arg-type]
+
+
+def test_the_names_of_threads_are_in_a_core(tmp_path: Path) -> None:
+    # GIVEN a process with threads of odd names, and one without
+    loaded = Loaded(compiled(tmp_path, ".globl _start\n_start: call _start\n"), BASE)
+    process = Unrun(loaded)
+    names = ["render-7", "gc \u267b", "two\nlines", "", "cut\\xe2"]
+    for number, name in enumerate(names):
+        process.thread(10 + number, loaded.at("_start"), STACK + 0x100, name=name)
+    core = process.core(tmp_path)
+    # THEN they are read from it, and told with their backtraces
+    with CoreFile(core) as opened:
+        assert [one.name for one in opened.threads] == names
+    threads = explain_core(core, all_threads=True).threads or []
+    assert [(one.tid, one.name) for one in threads] == [
+        (10 + number, name or None) for number, name in enumerate(names)
+    ]
+
+
+def test_equal_stacks_are_folded() -> None:
+    # GIVEN four threads, two of which wait at the same place, and two have no frames
+    threads = [thread(1, WAIT), thread(2, WAIT[1:]), thread(3, WAIT)]
+    threads += [thread(4, [], lost="no stack"), thread(5, [], lost="no stack")]
+    # THEN only those with the same frames are put together
+    assert [[one.tid for one in group] for group in folded(threads)] == [[1, 3], [2], [4], [5]]
+
+
+def test_where_a_thread_is_in_short() -> None:
+    assert in_short(WAIT) == "pthread_cond_wait <- worker_loop"
+    assert in_short(WAIT[2:]) == "worker_loop"
+    assert in_short(WAIT[:1]) == "__futex_abstimed_wait_common"
+    assert in_short([Frame(pc=1)]) == "no names"
+
+
+def test_threads_for_people() -> None:
+    # GIVEN one that died, ten that wait, and one that waits in another place
+    own = [Frame(pc=9, function="in\x1bner", module="/opt/app", file="a.c", line=3)]
+    threads = [thread(815, own, name="worker-3")]
+    threads += [thread(820 + n, WAIT, name=f"w{n}") for n in range(10)]
+    threads.append(thread(812, WAIT[:1]))
+    record = msgspec.structs.replace(SEGFAULT, ns_pid=None, frames=None)
+    # THEN equal ones are shown once
+    assert text(with_record(threads, record), record).splitlines() == [
+        "Thread 815 `worker-3`, which died:",
+        "#0  0x0000000000000009 in in\\x1bner (a.c:3) [/opt/app]",
+        "",
+        "10 threads: pthread_cond_wait <- worker_loop",
+        "(820 `w0`, 821 `w1`, 822 `w2`, 823 `w3`, 824 `w4`, 825 `w5`, 826 `w6`, 827 `w7` and 2 "
+        "more)",
+        f"#0  0x0000000000000001 in __futex_abstimed_wait_common [{_LIBC}]",
+        f"#1  0x0000000000000002 in pthread_cond_wait@@GLIBC_2.3.2 [{_LIBC}]",
+        "#2  0x0000000000000003 in worker_loop [/opt/app]",
+        f"#3  0x0000000000000004 in start_thread [{_LIBC}]",
+        "",
+        "Thread 812:",
+        f"#0  0x0000000000000001 in __futex_abstimed_wait_common [{_LIBC}]",
+    ]
+
+
+def test_never_less_than_the_record() -> None:
+    # GIVEN a record whose frames have names and lines, also of an inlined function
+    inner = Frame(pc=1, function="inner", line=3, file="a.c", module="/memfd:x (deleted)")
+    inlined = Frame(pc=2, function="put", line=7, file="a.c", inline=True)
+    outer = Frame(pc=2, function="outer", line=9, file="a.c", build_id="00ff")
+    last = Frame(pc=3, function="main", line=12, file="a.c")
+    record = msgspec.structs.replace(SEGFAULT, ns_pid=7, frames=[inner, inlined, outer, last])
+    # AND a core whose files are gone: no names, and in the thread that died not even all frames
+    bare = [Frame(pc=1), Frame(pc=2)]
+    other = [Frame(pc=2), Frame(pc=5, function="other")]
+    # THEN all that the record knows is there, in its thread and in others at the same places
+    found = with_record([thread(7, bare), thread(8, other, name="o")], record)
+    assert found == [
+        thread(7, [inner, inlined, outer, last], name="worker-3"),
+        thread(8, [inlined, outer, other[1]], name="o"),
+    ]
+    # AND what the core tells better is not replaced
+    better = [msgspec.structs.replace(frame, module="/opt/x") for frame in (inner, outer)]
+    assert with_record([thread(7, better)], record)[0].frames == [*better, last]
+    line = msgspec.structs.replace(inner, build_id="77", module="/opt/x")
+    assert with_record([thread(7, [line])], record)[0].frames[0] == line
+
+
+_C = """
+typedef struct { int id; const char *name; } item;
+static char greeting[] = "hello, world";
+__attribute__((noinline)) int leaf(item *one, char (*big)[5000], unsigned char small[4])
+{
+	double half = 0.5;
+	char word[8] = "abc";
+	const char *text = one->name;
+	*(volatile int *)0 = (int)half + word[0] + text[0];
+	return 0;
+}
+int main(void)
+{
+	item one = { 7, greeting };
+	return leaf(&one, 0, 0);
+}
+"""
+
+
+def test_variables_and_what_registers_point_to(tmp_path: Path) -> None:
+    # GIVEN a process that died in a function with arguments and local variables
+    path = compiled(tmp_path, _C, "-g", "-O0", "-e", "main", "-fno-stack-protector", suffix=".c")
+    loaded = Loaded(path, BASE)
+    process = Unrun(loaded)
+    frame = process.push(0x8000, STACK + 0x8100, loaded.returns("main"))
+    process.push(0x8100, 0, 0)
+    item = process.push(0x80F0, 7, loaded.at("greeting"))  # `one`, in main
+    process.push(0x7F80, 0x1234, item)
+    process.thread(
+        1, loaded.at("leaf", 20), frame - 0x80, frame, rdi=item, rsi=loaded.at("greeting")
+    )
+    # WHEN all is asked for
+    found = (explain_core(process.core(tmp_path), all_threads=True, full=True).threads or [])[0]
+    # THEN the frames have their variables, by their types
+    assert [one.frame for one in found.values] == [0, 1]
+    leaf = {one.name: (one.type, one.value) for one in found.values[0].variables}
+    assert set(leaf) == {"one", "big", "small", "half", "word", "text"}
+    assert leaf["one"][0] == "item *"
+    assert leaf["half"][0] == "double"
+    main = {one.name: (one.type, one.value) for one in found.values[1].variables}
+    assert main["one"][0] == "item"
+    assert (main["one"][1] or "").startswith("{ .id = (int)7, .name = ")
+    # AND registers have what lies there
+    pointers = {one.register: one for one in found.registers}
+    assert pointers["rsi"].string == '"hello, world"'
+    assert pointers["rsi"].symbol == "<greeting+0x0>"
+    assert pointers["rsi"].file == str(path)
+    assert (pointers["rsi"].after or "").startswith("68 65 6c 6c 6f")
+    assert pointers["rdi"].mapping == f"{STACK:#x}-{STACK + 0x10000:#x} rw-"
+    assert pointers["r8"].mapping is None
+    # AND people see both
+    shown = text([found], SEGFAULT)
+    assert "        half (double) = " in shown
+    assert '"hello, world"' in shown
