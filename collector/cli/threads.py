@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
 
 from collector.cli import render
 from collector.explain.fold import folded, in_short
-from collector.explain.types import Pointer, ThreadFrames
+from collector.explain.types import FrameValues, Pointer, ThreadFrames
 from collector.model import Frame, Record
 
 _NAMED = 8  # threads of a group that are named
@@ -25,14 +26,37 @@ def with_record(threads: Sequence[ThreadFrames], record: Record) -> list[ThreadF
     first = 0
     for number, thread in enumerate(threads):
         groups = _physical(thread.frames)
+        name = thread.name
         if died(record, thread, number):
             first = number
-            groups += whole[len(groups) :] if _begins(whole, groups) else []
-            name = thread.name or record.thread_name
-            thread = msgspec.structs.replace(thread, name=name)  # noqa: PLW2901
-        frames = [frame for group in groups for frame in _better(group, known)]
-        found.append(msgspec.structs.replace(thread, frames=frames))
+            name = name or record.thread_name
+            if not _begins(groups, whole):  # it goes another way, or ends before
+                groups = whole
+        better = [_better(group, known) for group in groups]
+        found.append(
+            msgspec.structs.replace(
+                thread,
+                name=name,
+                frames=[frame for group in better for frame in group],
+                values=_moved(thread, better),
+            )
+        )
     return [*found[first : first + 1], *found[:first], *found[first + 1 :]]
+
+
+def _moved(thread: ThreadFrames, groups: Sequence[Sequence[Frame]]) -> list[FrameValues]:
+    """The variables of a thread, by the numbers of its frames in these groups."""
+    places: dict[int, tuple[int, int, int]] = {}  # frame -> its group, place from the end, pc
+    for number, group in enumerate(_physical(thread.frames)):
+        for place in range(len(group)):
+            places[len(places)] = number, len(group) - place, group[-1].pc
+    starts = list(itertools.accumulate(map(len, groups), initial=0))
+    moved = []
+    for one in thread.values:
+        number, place, pc = places.get(one.frame, (len(groups), 0, 0))
+        if number < len(groups) and groups[number][-1].pc == pc and place <= len(groups[number]):
+            moved.append(msgspec.structs.replace(one, frame=starts[number + 1] - place))
+    return moved
 
 
 def died(record: Record, thread: ThreadFrames, number: int) -> bool:
@@ -77,16 +101,14 @@ def _begins(whole: Sequence[list[Frame]], part: Sequence[list[Frame]]) -> bool:
 
 
 def text(threads: Sequence[ThreadFrames], record: Record) -> str:
-    """All of them, equal ones once. threads: as `with_record` gives them."""
+    """All of them, equal ones once; registers of the first one. threads: as of `with_record`."""
     groups = folded(threads[1:])
-    parts = [_one(threads[0], record.snapshot is None and _first_died(record, threads[0]))]
+    first = _one(threads[0], died(record, threads[0], 0))
+    first += [render.clean(f"  {_register(one)}") for one in threads[0].registers]
+    parts = [first]
     parts += [_one(group[0]) if len(group) == 1 else _many(group) for group in groups]
     parts.append(render.nameless_lines(frame for thread in threads for frame in thread.frames))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
-
-
-def _first_died(record: Record, thread: ThreadFrames) -> bool:
-    return died(record, thread, 0)
 
 
 def _name(thread: ThreadFrames) -> str:
@@ -114,7 +136,6 @@ def _frames(thread: ThreadFrames) -> list[str]:
             kind = f" ({variable.type})" if variable.type else ""
             shown = variable.value if variable.lost is None else f"not known: {variable.lost}"
             lines.append(render.clean(f"        {variable.name}{kind} = {shown}"))
-    lines += [render.clean(f"  {_register(one)}") for one in thread.registers]
     if thread.lost is not None:
         lines.append(f"({render.clean(thread.lost)})")
     return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+import msgspec
+
 from collector.explain.types import ThreadFrames
 from collector.model import Frame
 
@@ -19,13 +21,15 @@ _STARTERS = frozenset(
 
 
 def folded(threads: Sequence[ThreadFrames]) -> list[list[ThreadFrames]]:
-    """The threads, those with the same frames together, in the order of the first of each."""
-    groups: dict[tuple[tuple[int, ...], str | None], list[ThreadFrames]] = {}
+    """The threads, those with the same frames together, in the order of the first of each.
+
+    With variables only those that have the same ones.
+    """
+    groups: dict[object, list[ThreadFrames]] = {}
     for number, thread in enumerate(threads):
-        alone = thread.values or thread.registers or not thread.frames
         pcs = tuple(frame.pc for frame in thread.frames)
-        key = (number,) if alone else pcs
-        groups.setdefault((key, thread.lost), []).append(thread)
+        values = msgspec.json.encode(thread.values)
+        groups.setdefault((pcs, values, thread.lost) if pcs else number, []).append(thread)
     return list(groups.values())
 
 

@@ -15,7 +15,7 @@ import drgn
 
 from collector.arch.x86_64 import PAGE
 from collector.elfcore.reader import CoreFile
-from collector.elfcore.types import Prot
+from collector.elfcore.types import Prot, Segment
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import FrameValues, Pointer, Variable
 from collector.explain.walk import Step
@@ -99,9 +99,8 @@ class Values:
         return [self._pointer(name, known[name]) for name in _REGISTERS if name in known]
 
     def _pointer(self, name: str, value: int) -> Pointer:
-        index = bisect.bisect_right(self._starts, value) - 1
-        segment = self._segments[index] if index >= 0 else None
-        if segment is None or value >= segment.vaddr + segment.memsz:
+        segment = self._segment(value)
+        if segment is None:
             return Pointer(register=name, value=value)
         flags = "".join(
             letter if segment.flags & bit else "-"
@@ -118,6 +117,11 @@ class Values:
             before=self._bytes(value - _AROUND, value),
             after=self._bytes(value, value + _AROUND),
         )
+
+    def _segment(self, address: int) -> Segment | None:
+        index = bisect.bisect_right(self._starts, address) - 1
+        found = self._segments[index] if index >= 0 else None
+        return found if found is not None and address < found.vaddr + found.memsz else None
 
     def _file(self, address: int) -> str | None:
         index = bisect.bisect_right(self._file_starts, address) - 1
@@ -150,7 +154,10 @@ class Values:
         for count in (size, min(size, PAGE - address % PAGE)):
             with contextlib.suppress(Exception):
                 return bytes(self._program.read(address, count))
-        return b""
+        segment = self._segment(address)
+        if segment is None or segment.flags & Prot.W:
+            return b""
+        return self._modules.code(address, size)  # as its file has it
 
 
 def _plain(kind: drgn.Type) -> drgn.Type:

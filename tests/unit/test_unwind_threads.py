@@ -10,7 +10,7 @@ from collector.cli.threads import text, with_record
 from collector.elfcore.reader import CoreFile
 from collector.explain.fold import folded, in_short
 from collector.explain.run import explain_core
-from collector.explain.types import ThreadFrames
+from collector.explain.types import FrameValues, ThreadFrames, Variable
 from collector.model import Frame
 from tests.unit.store_samples import SEGFAULT
 from tests.unit.unrun import BASE, STACK, Loaded, Unrun, compiled
@@ -101,11 +101,18 @@ def test_never_less_than_the_record() -> None:
         thread(7, [inner, inlined, outer, last], name="worker-3"),
         thread(8, [inlined, outer, other[1]], name="o"),
     ]
+    # AND so it is if the core's way is another one, found without unwind information
+    astray = [Frame(pc=1), Frame(pc=9, scanned=True)]
+    assert with_record([thread(7, astray)], record)[0].frames == [inner, inlined, outer, last]
+    # AND the variables stay with their frames
+    values = [FrameValues(frame=n, variables=[Variable(name=f"v{n}")]) for n in range(2)]
+    moved = with_record([thread(7, bare, values=values)], record)[0].values
+    assert [(one.frame, one.variables[0].name) for one in moved] == [(0, "v0"), (2, "v1")]
     # AND what the core tells better is not replaced
-    better = [msgspec.structs.replace(frame, module="/opt/x") for frame in (inner, outer)]
-    assert with_record([thread(7, better)], record)[0].frames == [*better, last]
-    line = msgspec.structs.replace(inner, build_id="77", module="/opt/x")
-    assert with_record([thread(7, [line])], record)[0].frames[0] == line
+    further = Frame(pc=4, function="start_thread")
+    better = [msgspec.structs.replace(f, module="/opt/x") for f in (inner, outer, last)]
+    found = with_record([thread(7, [*better, further])], record)
+    assert found[0].frames == [*better, further]
 
 
 _C = """
