@@ -38,7 +38,7 @@ def test_those_who_keep_a_lock_keep_nobody_else(tmp_path: Path, backend: str) ->
     WHEN they crash
     THEN they are released although nobody could look at them, and so is one of somebody else
     """
-    with agent(tmp_path, backend=backend, patience="5s") as one:
+    with agent(tmp_path, backend=backend, patience="3s") as one:
         # (to gather takes 2 ms, but they take the CPUs as well; and its writers yield to everybody)
         with killed_with("shared_lock"), contextlib.ExitStack() as alive:
             bad = [

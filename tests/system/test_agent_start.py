@@ -134,7 +134,8 @@ def test_what_was_there_before_stays(settings: KernelSettings, tmp_path: Path) -
     # THEN they are as before
     assert run.is_dir()
     with Store(store, create=False, readonly=True) as same:
-        assert [record.reason for record in same.list()] == ["it died"]
+        # (others die on this machine, too, and it sees them from its first moment on)
+        assert "it died" in [record.reason for record in same.list()]
 
 
 def test_the_configuration_is_wrong(settings: KernelSettings, tmp_path: Path) -> None:
