@@ -22,7 +22,7 @@ pytestmark = pytest.mark.beside
 MIB = 1 << 20
 STORM_S = 4.0  # of forking, on CPUs
 SLOW = 300.0  # seconds: all writers and explainers on a busy machine
-CORES = 20  # of 200; each takes a writer and an explainer
+CORES = 8  # of 200; each takes a writer and an explainer
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from tests.system.live_victims import (
 )
 from tests.system.victims import PATIENCE, running, wait_until
 
-KILLS = 120  # of each kind of tracer
+KILLS = 60  # of each kind of tracer
 LONGEST = 0.02  # seconds until the kill: several stops
 
 
@@ -104,7 +104,7 @@ def test_blocked_threads_stay_blocked(tmp_path: Path) -> None:
     with running("live_blocked", str(file), "1", cwd=tmp_path) as victim:
         wait_blocked(victim.pid, file)
         before = rows(file)
-        for seed in range(KILLS // 4):
+        for seed in range(KILLS // 2):
             for trace in (stop_for_ever, roll_for_ever):
                 # WHEN their tracer is killed at any point
                 killed_at_random(seed, trace, victim.pid, lambda: None)
