@@ -176,7 +176,7 @@ def test_what_the_kernel_keeps_of_a_thread(way: tuple[str, ...], tmp_path: Path)
     with running("live_special", str(file), cwd=tmp_path) as victim:
         goes_on(file)
         # WHEN it is snapshot, again and again
-        for _ in range(5):
+        for _ in range(3):
             facts_of(victim.pid, tmp_path / "core", *way, "--force")
             # THEN nothing was lost, and nothing counted twice
             goes_on(file)
