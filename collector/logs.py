@@ -7,18 +7,19 @@ traceback are indented for the same reason.
 
 from __future__ import annotations
 
+import datetime
 import logging
 from types import TracebackType
 
-from collector.store.encoding import HOSTILE, spell
+from collector.store.encoding import HOSTILE, json_line, spell
 
 _FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
-def set_up(level: int) -> None:
-    """Log to standard error, from this level on. Once in a process."""
+def set_up(level: int, *, json: bool = False) -> None:
+    """Log to standard error, from this level on. Once in a process. json: an object for a line."""
     handler = logging.StreamHandler()
-    handler.setFormatter(CleanFormatter(_FORMAT))
+    handler.setFormatter(JsonFormatter() if json else CleanFormatter(_FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
 
 
@@ -37,6 +38,26 @@ class CleanFormatter(logging.Formatter):
 
     def formatStack(self, stack_info: str) -> str:
         return _indented(super().formatStack(stack_info))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for one event: `time`, `level`, `logger`, `message`; `exception` if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = {
+            "time": utc(datetime.datetime.fromtimestamp(record.created, datetime.UTC)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json_line(event).rstrip("\n")
+
+
+def utc(time: datetime.datetime) -> str:
+    """As RFC 3339 has it, to the millisecond."""
+    return time.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _indented(text: str) -> str:

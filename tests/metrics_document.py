@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
 
-from collector.cli.run import watch, watch_store
+from collector.cli.run import watch, watch_sinks, watch_store
 from collector.export.metrics import MOST_UNITS, Metrics
 from collector.policy.holder import PolicyHolder
+from collector.sinks.sinks import Sinks
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 _BEGIN, _END = "<!-- made by `python -m tests.metrics_document` -->\n", "<!-- end -->\n"
@@ -51,6 +52,7 @@ def full() -> Metrics:
     watch(metrics, probe, backend, SimpleNamespace(untold=0, left_behind=0))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(path=Path("/nonexistent"))
     watch_store(metrics, store, PolicyHolder(None))
+    watch_sinks(metrics, Sinks(store))
     return metrics
 
 

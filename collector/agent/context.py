@@ -26,6 +26,7 @@ from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
 from collector.probe.probe import Probe
+from collector.sinks.sinks import Sinks
 from collector.store.store import Store
 from collector.watch.client import FlightRecorder
 from collector.workers import Lane
@@ -107,11 +108,13 @@ class Context:
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
     retention: Retention = dataclasses.field(default_factory=Retention)
+    sinks: Sinks = dataclasses.field(init=False)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)
     taking_events: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.room = Room(self.store)
+        self.sinks = Sinks(self.store)
 
     @property
     def blind(self) -> bool:

@@ -145,6 +145,7 @@ def close(context: Context, record: Record) -> bool:
     context.retention.note()
     context.metrics.died(record.cause, record.signal, record.outcome, crash_id=record.id)
     context.metrics.died_in(record.unit, record.cause, record.id)
+    context.sinks.tell(record, stored=stored)
     context.announce(record)
     return stored
 
@@ -152,6 +153,7 @@ def close(context: Context, record: Record) -> bool:
 def store_again(context: Context) -> None:
     """Try what could not be stored before."""
     for record in context.unstored.again(context.store):
+        context.sinks.stored(record)
         if context.probe is not None:
             context.probe.recorded(ProcessKey(record.pid, record.start_ns))
 

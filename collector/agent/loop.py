@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
+_TOLD_S = 5.0  # and for the sinks, of deaths that are on record
 _RECORDS_GO_ON = 2  # where cores end at `store.min_free`, records do at this part of it
 _LOOK_MS = 5000  # how often is looked at deaths whose end does not come, and at the unstored
 
@@ -81,6 +82,7 @@ class Agent:
 
         To be called before the kernel hands anything over: then nobody waits for it.
         """
+        self._context.sinks.configure(self._context.policy.policy.sinks)
         self._give_up_interrupted()
         take_events(self._context)
 
@@ -116,6 +118,7 @@ class Agent:
         allow(context.native, policy)
         context.store.min_free = policy.store.min_free // _RECORDS_GO_ON
         context.recorder.configure(policy)
+        context.sinks.configure(policy.sinks)
         for watch in policy.watch:
             for trigger in watch.triggers:
                 context.metrics.fires(watch.name, trigger.name)
@@ -152,7 +155,8 @@ class Agent:
         """
         probe = self._context.probe
         ring = -1 if probe is None else probe.fileno()
-        waits = self._context.registry.waits or len(self._context.unstored) > 0
+        context = self._context
+        waits = context.registry.waits or len(context.unstored) > 0 or context.sinks.waiting
         times = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
         times.append(self._context.retention.timeout_ms)
         timeout_ms = min((time for time in times if time >= 0), default=-1)
@@ -161,11 +165,15 @@ class Agent:
             os.read(self._wake_read, 4096)
 
     def _store_again(self) -> None:
-        """What could not be stored, every few seconds."""
-        now = time.monotonic()
-        if len(self._context.unstored) and now >= self._store_again_at:
-            self._store_again_at = now + _LOOK_MS / 1e3
-            self._context.record(partial(store_again, self._context))
+        """What could not be stored, or told, every few seconds."""
+        now, context = time.monotonic(), self._context
+        if now < self._store_again_at or not (len(context.unstored) or context.sinks.waiting):
+            return
+        self._store_again_at = now + _LOOK_MS / 1e3
+        if len(context.unstored):
+            context.record(partial(store_again, context))
+        if context.sinks.waiting:
+            context.sinks.tend()
 
     def _give_up_interrupted(self) -> None:
         """Records that an earlier agent had begun when it was killed: say what they lack."""
@@ -238,6 +246,7 @@ class Agent:
                 context.metrics.errors.labels("stop").inc(count)
                 log.warning("%s: %d not begun: the agent was stopped", name, count)
         context.recorder.close(max(_LAST_S, until - time.monotonic()))
+        context.sinks.close(_TOLD_S)
 
     # ---- hold: the kernel's hand-off
 

@@ -20,6 +20,7 @@ from collector.agent.context import Context, Lanes
 from collector.agent.lend import Lender
 from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
+from collector.cli import lines
 from collector.cli.choice import DEFAULT_RUN_DIR
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
@@ -36,6 +37,7 @@ from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy
 from collector.probe import pins
 from collector.probe.probe import Counters, Probe, open_probe
+from collector.sinks.sinks import Sinks
 from collector.store.size import StoreSize
 from collector.store.store import Store, remove_unused
 from collector.watch.client import FlightRecorder
@@ -99,6 +101,12 @@ class RunVerb:
             "--debug", action="store_true", help="log all that libbpf and the verifier say, too"
         )
         parser.add_argument(
+            "--log-format",
+            choices=("text", "json"),
+            default="text",
+            help="of the lines on standard output and of the log (default: %(default)s)",
+        )
+        parser.add_argument(
             "--listen", metavar="HOST:PORT", help="instead of `metrics.listen` of the configuration"
         )
 
@@ -106,7 +114,9 @@ class RunVerb:
         if os.geteuid() != 0:
             raise HoldError("the agent needs root: it sees every process's death")
         level = logging.DEBUG if args.debug else logging.INFO
-        logs.set_up(level)
+        in_json = args.log_format == "json"
+        logs.set_up(level, json=in_json)
+        tell = announce_json if in_json else announce
         descriptors.use_all()  # each process that waits has some
         descriptors.make_room()
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
@@ -137,14 +147,15 @@ class RunVerb:
                 store=store,
                 backend=NoBackend("the agent was still starting"),
                 metrics=metrics,
-                announce=announce,
+                announce=tell,
                 lanes=Lanes(policy.capture, store),
-                recorder=FlightRecorder(store, metrics, announce),
+                recorder=FlightRecorder(store, metrics, tell),
                 native=native,
                 pins=Pins(native),
                 lender=lender,
                 run_dir=args.run_dir.absolute(),
             )
+            watch_sinks(metrics, context.sinks)
             _prepare_hub(context, parts)
             agent = Agent(context)
             agent.catch_up()
@@ -162,11 +173,12 @@ class RunVerb:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: agent.stop())
             signal.signal(signal.SIGHUP, lambda *_: agent.reload())
-            _say(
+            ready = (
                 f"{'degraded, no death is seen' if blind else 'ready'}: "
                 f"{probe.loader if probe else 'no'} BPF, {backend.backend} hand-off, "
                 f"policy {policy.source}, store {path}"
             )
+            _say(lines.of_start(ready) if in_json else ready)
             if backend.reason:
                 log.info("hand-off: %s", backend.reason)
             sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -213,8 +225,17 @@ def announce(record: Record) -> None:
     late = ", while the agent was down" if record.late else ""
     line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
     reason = record.reason or record.cause.value
+    _try_to_say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]")
+
+
+def announce_json(record: Record) -> None:
+    """The same as an object for programs."""
+    _try_to_say(lines.of_death(record))
+
+
+def _try_to_say(line: str) -> None:
     try:
-        _say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]")
+        _say(line)
     except OSError as error:  # nobody reads them any more, or the disk is full
         say_no_more()
         log.warning("no lines any more: stdout cannot be written: %s", error.strerror)
@@ -343,6 +364,17 @@ def watch_store(metrics: Metrics, store: Store, holder: PolicyHolder) -> None:
         ),
     ):
         metrics.read(name, text, read)
+
+
+def watch_sinks(metrics: Metrics, sinks: Sinks) -> None:
+    """Have metrics say how many deaths the sinks have taken, and how many they will not be told."""
+    metrics.watch("sink_sent", "Deaths that a sink has taken", "sink", sinks.sent)
+    metrics.watch(
+        "sink_lost",
+        "Deaths that a sink is not told of: it did not take them, or there was no room to wait",
+        "sink",
+        sinks.lost,
+    )
 
 
 def watch(

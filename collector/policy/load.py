@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from collector.errors import PolicyError
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.policy import yamlnodes as nodes
+from collector.policy.sinks import OTLP, otlp
 from collector.policy.types import (
     WATCH_MEMORY,
     Action,
@@ -43,6 +44,7 @@ from collector.policy.types import (
     RecorderSettings,
     ReleaseSettings,
     Rule,
+    SinkSettings,
     StoreSettings,
     Trace,
     Trigger,
@@ -119,6 +121,7 @@ def keys() -> list[str]:
     for key in _ACTION:
         listed.append(f"defaults.{key}")
         listed += [f"defaults.{key}.{sub}" for sub in _SUBKEYS.get(key, {})]
+    listed += [f"sinks.otlp.{key}" for key in OTLP]
     listed += ["rules[].name", "rules[].match"]
     listed += [f"rules[].match.{key}" for key in _MATCH]
     listed += [f"watch[].{key}" for key in _WATCH]
@@ -638,6 +641,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "memory": _SIZE,
         "processes": nodes.integer(1, 10_000, "a number of processes"),
     },
+    "sinks": {"journal": nodes.boolean, "otlp": otlp},
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},
@@ -685,6 +689,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         release=ReleaseSettings(**given.get("release", {})),
         capture=CaptureSettings(**given.get("capture", {})),
         recorder=RecorderSettings(**given.get("recorder", {})),
+        sinks=SinkSettings(**given.get("sinks", {})),
         defaults=defaults,
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),

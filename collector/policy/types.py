@@ -215,6 +215,21 @@ class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 64
 
 
+class OtlpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A collector of OpenTelemetry that takes logs by HTTP, in JSON."""
+
+    endpoint: str  # URL, with its path
+    headers: tuple[tuple[str, str], ...] = ()
+    timeout: float = 10.0  # seconds, of one request
+
+
+class SinkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is told of each death beside the store."""
+
+    journal: bool = False
+    otlp: OtlpSettings | None = None
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A whole configuration. `source` is where it came from, for messages."""
 
@@ -225,6 +240,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     release: ReleaseSettings = ReleaseSettings()
     capture: CaptureSettings = CaptureSettings()
     recorder: RecorderSettings = RecorderSettings()
+    sinks: SinkSettings = SinkSettings()
     defaults: Action = Action()
     rules: tuple[Rule, ...] = ()
     watch: tuple[Watch, ...] = ()

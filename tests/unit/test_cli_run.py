@@ -38,7 +38,7 @@ def test_the_past_is_caught_up_with_before_anything_is_handed_over(
             assert rows == []  # no dumper is registered yet
 
     monkeypatch.setattr(run.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(run.logs, "set_up", lambda _: None)
+    monkeypatch.setattr(run.logs, "set_up", lambda _, **__: None)
     monkeypatch.setattr(run.descriptors, "use_all", lambda: None)
     monkeypatch.setattr(run.descriptors, "make_room", lambda: None)
     monkeypatch.setattr(run, "Native", Native)

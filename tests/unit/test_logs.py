@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import unicodedata
 
+import msgspec
 import pytest
 
+from collector.cli import lines
 from collector.cli.render import clean
-from collector.logs import CleanFormatter
+from collector.logs import CleanFormatter, JsonFormatter
 from collector.store.encoding import json_text
+from tests.unit.store_samples import SEGFAULT
 
 NAME = "evil\nERROR coreward: all is lost\x1b[2J\u202e\u3164"
 FORMATTER = CleanFormatter("%(levelname)s %(message)s")
@@ -22,6 +26,35 @@ def test_one_event_is_one_line() -> None:
     assert FORMATTER.format(record) == (
         "INFO process evil\\nERROR coreward: all is lost\\x1b[2J\\u202e\\u3164: 7"
     )
+
+
+def test_json_is_one_object_in_one_line() -> None:
+    # GIVEN an event with hostile names and an exception
+    try:
+        raise ValueError(NAME)
+    except ValueError:
+        trace = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "process %s: %d", (NAME, 7), trace)
+    record.created = 1.5
+    text = JsonFormatter().format(record)
+    # THEN a terminal shows it, and a program reads what it was
+    assert text.isascii() and text.isprintable()
+    event = json.loads(text)
+    assert event.pop("exception").startswith("Traceback")
+    assert event == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "error",
+        "logger": "x",
+        "message": f"process {NAME}: 7",
+    }
+
+
+def test_json_of_a_death() -> None:
+    text = lines.of_death(msgspec.structs.replace(SEGFAULT, comm=NAME))
+    assert text.isascii() and text.isprintable()
+    death = json.loads(text)
+    assert (death["event"], death["id"], death["comm"]) == ("death", SEGFAULT.id, NAME)
+    assert (death["time"], death["signal"]) == ("2026-11-21T03:00:00.123Z", "SIGSEGV")
 
 
 def test_lines_of_a_traceback_are_indented() -> None:

@@ -364,7 +364,8 @@ def rule(match: str) -> str:
 
 
 KNOWN = (
-    "store, metrics, hold, release, capture, recorder, defaults, rules, watch, arm, trace, dumpers"
+    "store, metrics, hold, release, capture, recorder, sinks, "
+    "defaults, rules, watch, arm, trace, dumpers"
 )
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"
 STORE = (
