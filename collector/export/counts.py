@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import Exemplar, Metric, Sample
 
+Values = tuple[str, ...]  # of the labels
 OTHER = "other"
 EXEMPLAR = "crash_id"  # the label by which an exemplar names the record of the crash
 
@@ -28,7 +29,7 @@ class Counts:
         name: str,
         text: str,
         labels: tuple[str, ...],
-        known: Iterable[tuple[str, ...]] = (),
+        known: Iterable[Values] = (),
         most: int | None = None,
     ) -> None:
         """name: without `_total`. known: values of `labels` that are there from the start.
@@ -38,9 +39,9 @@ class Counts:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(known, 0)
         self._firsts = {values[0] for values in self._counts}
-        self._last: dict[tuple[str, ...], tuple[str, float]] = {}  # the crash's id, and when
+        self._last: dict[Values, tuple[str, float]] = {}  # the crash's id, and when
 
-    def inc(self, values: tuple[str, ...], count: int = 1, crash_id: str | None = None) -> None:
+    def inc(self, values: Values, count: int = 1, crash_id: str | None = None) -> None:
         """crash_id: an example of what was counted."""
         with self._lock:
             if values[0] not in self._firsts:
@@ -55,13 +56,27 @@ class Counts:
         """For the registry, at each scrape."""
         family = Metric(self.name, self._text, "counter")
         with self._lock:
-            counts, last = self._counts.copy(), self._last.copy()
-        total = f"{self.name}_total"
-        for values, count in counts.items():
-            exemplar = None
-            if values in last:
-                crash_id, at = last[values]
-                exemplar = Exemplar({EXEMPLAR: crash_id}, 1.0, at)
-            labels = dict(zip(self.labels, values, strict=True))
-            family.samples.append(Sample(total, labels, count, None, exemplar))
+            family.samples = _Samples(self, self._counts.copy(), self._last.copy())  # type: ignore[assignment]
         yield family
+
+
+class _Samples:
+    """Samples that are made as they are read: a list of all would take more than the counts."""
+
+    def __init__(
+        self, of: Counts, counts: dict[Values, int], last: dict[Values, tuple[str, float]]
+    ) -> None:
+        self._labels, self._total = of.labels, f"{of.name}_total"
+        self._counts, self._last = counts, last
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for values, count in self._counts.items():
+            exemplar = None
+            if values in self._last:
+                crash_id, at = self._last[values]
+                exemplar = Exemplar({EXEMPLAR: crash_id}, 1.0, at)
+            labels = dict(zip(self._labels, values, strict=True))
+            yield Sample(self._total, labels, count, None, exemplar)
