@@ -33,6 +33,7 @@ from collector.workers import Lane
 
 if TYPE_CHECKING:
     from collector.dumpers.hub import Hub
+    from collector.health.interface import HealthInterface
     from collector.probe.armed import ArmedProbe
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
@@ -105,6 +106,7 @@ class Context:
     dumpers: Hub | None = None  # from the first one on
     open_hub: Callable[[], Hub] | None = None  # makes it, if there is none yet
     run_dir: Path = Path("/run/coreward")
+    health: HealthInterface | None = None  # where policy wants it
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
     retention: Retention = dataclasses.field(default_factory=Retention)

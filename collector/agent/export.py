@@ -146,6 +146,8 @@ def close(context: Context, record: Record) -> bool:
     context.metrics.died(record.cause, record.signal, record.outcome, crash_id=record.id)
     context.metrics.died_in(record.unit, record.cause, record.id)
     context.sinks.tell(record, stored=stored)
+    if context.health is not None:
+        context.health.log.died(record)
     context.announce(record)
     return stored
 

@@ -157,6 +157,7 @@ class RunVerb:
             )
             watch_sinks(metrics, context.sinks)
             _prepare_hub(context, parts)
+            _open_health(context, parts)
             agent = Agent(context)
             agent.catch_up()
             gc.collect()
@@ -313,6 +314,21 @@ def _prepare_hub(context: Context, parts: contextlib.ExitStack) -> None:
     context.open_hub = open_hub
     metrics.dumpers.set_function(lambda: len(context.dumpers.names()) if context.dumpers else 0)
     parts.callback(close)
+
+
+def _open_health(context: Context, parts: contextlib.ExitStack) -> None:
+    """Where policy wants it; without it deaths are seen all the same."""
+    settings = context.policy.policy.health
+    if settings.socket is None:
+        return
+    from collector.agent.health import open_health  # noqa: PLC0415 - few policies have it
+
+    try:
+        health = context.health = open_health(context, settings)
+    except HoldError as error:
+        log.error("nobody can ask for health: %s", error)
+        return
+    parts.callback(health.close)
 
 
 def _open_door(run_dir: Path, context: Context, parts: contextlib.ExitStack) -> None:

@@ -43,6 +43,7 @@ class PolicyHolder:
             metrics_listen=self.policy.metrics_listen,
             hold=self.policy.hold,
             capture=self.policy.capture,
+            health=self.policy.health,
         )
         return True
 
@@ -67,6 +68,8 @@ def _fixed_changes(old: Policy, new: Policy) -> tuple[str, ...]:
         "hold.bids": (old.hold.bids, new.hold.bids),
         "hold.max": (old.hold.max, new.hold.max),
         "hold.group": (old.hold.group, new.hold.group),
+        "health.socket": (old.health.socket, new.health.socket),
+        "health.group": (old.health.group, new.health.group),
         "capture.workers": (old.capture.workers, new.capture.workers),
         "capture.queue": (old.capture.queue, new.capture.queue),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import grp
 import ipaddress
+import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from collector.policy.types import (
     Compress,
     Condition,
     DumperRule,
+    HealthSettings,
     HoldSettings,
     Limit,
     MappingKind,
@@ -76,6 +78,7 @@ _MOST_ARMED = 1024
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
 _MAX_STACK = 64 << 10  # bytes that BPF copies of a stack at most
 _MAX_KEPT_CALLS, _MAX_KEPT_TEXT = 64, 64  # CW_KEPT_CALLS, CW_KEPT_TEXT in bpf/trace.h
+_LONGEST_SOCKET = 107  # bytes of a path, unix(7)
 _GLOB = re.compile(r"[*?/\[]")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})")
 
@@ -140,6 +143,15 @@ def _absolute_path(doc: Document, node: yaml.Node, path: str) -> Path:
     if not value.is_absolute() or ".." in value.parts or len(value.parts) < 2:
         raise Problem(node, path, f"{quote(str(value))} is not an absolute path of a directory")
     return Path(value)
+
+
+def _socket(doc: Document, node: yaml.Node, path: str) -> Path | None:
+    if nodes.is_off(node):
+        return None
+    found = _absolute_path(doc, node, path)
+    if len(os.fsencode(found)) > _LONGEST_SOCKET:
+        raise Problem(node, path, f"expected a path of at most {_LONGEST_SOCKET} bytes")
+    return found
 
 
 def _listen(doc: Document, node: yaml.Node, path: str) -> tuple[str, int] | None:
@@ -642,6 +654,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "processes": nodes.integer(1, 10_000, "a number of processes"),
     },
     "sinks": {"journal": nodes.boolean, "otlp": otlp},
+    "health": {"socket": _socket, "group": _group},
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},
@@ -690,6 +703,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         capture=CaptureSettings(**given.get("capture", {})),
         recorder=RecorderSettings(**given.get("recorder", {})),
         sinks=SinkSettings(**given.get("sinks", {})),
+        health=HealthSettings(**given.get("health", {})),
         defaults=defaults,
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),

@@ -230,6 +230,13 @@ class SinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     otlp: OtlpSettings | None = None
 
 
+class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a health agent of the node asks."""
+
+    socket: Path | None = None  # None: nowhere
+    group: int | None = None  # gid whose members may ask beside root
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A whole configuration. `source` is where it came from, for messages."""
 
@@ -241,6 +248,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     capture: CaptureSettings = CaptureSettings()
     recorder: RecorderSettings = RecorderSettings()
     sinks: SinkSettings = SinkSettings()
+    health: HealthSettings = HealthSettings()
     defaults: Action = Action()
     rules: tuple[Rule, ...] = ()
     watch: tuple[Watch, ...] = ()

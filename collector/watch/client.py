@@ -65,6 +65,8 @@ class FlightRecorder:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._counted = Counts(processes=0, bytes=0, samples=0, refused=0)
+        # told of each trigger that fires: rule, trigger, outcome, why, id of the snapshot's record
+        self.on_fired: Callable[[str, str, str, str, str | None], None] = lambda *_: None
 
     def configure(self, policy: Policy) -> None:
         """Watch by this policy from now on; the recorder runs if there is something to watch."""
@@ -236,6 +238,7 @@ class FlightRecorder:
 
     def _fired(self, fired: Fired) -> None:
         self._metrics.triggers.labels(fired.rule, fired.trigger, fired.outcome).inc()
+        self.on_fired(fired.rule, fired.trigger, fired.outcome, fired.why, fired.record)
         tell = log.warning if fired.outcome == "failed" else log.info
         tell("watch: %s: %s: %s (%s)", fired.rule, fired.trigger, fired.why, fired.outcome)
         if fired.record is not None:

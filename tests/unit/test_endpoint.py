@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from collector.export import endpoint
-from collector.export.endpoint import MOST, Endpoint
+from collector.export import server
+from collector.export.endpoint import Endpoint
+from collector.export.server import MOST
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
 PATIENCE = 60.0  # seconds, with a busy machine
@@ -96,7 +97,7 @@ def test_an_answer_that_fails() -> None:
 
 
 def test_whoever_is_silent_is_left(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(server, "PATIENCE_S", 0.05)
     # GIVEN somebody who says nothing, who says half of it, and who reads no answer
     with connect(served) as silent, connect(served) as half, connect(served) as deaf:
         half.sendall(GET)
@@ -152,7 +153,7 @@ def test_the_slow_keep_nobody_waiting(deaf: bool, served: Endpoint) -> None:
 
 
 def test_who_reads_byte_by_byte_is_left(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(server, "PATIENCE_S", 0.2)
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         one.connect(("127.0.0.1", served.port))
@@ -227,7 +228,7 @@ def test_an_answer_that_waits_makes_nobody_wait_longer(served: Endpoint) -> None
 def test_no_descriptors(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     # GIVEN no descriptor for a connection, twice
     real, failed = served._listener, []
-    monkeypatch.setattr(endpoint, "_NO_DESCRIPTORS_S", 0.01)
+    monkeypatch.setattr(server, "_NO_DESCRIPTORS_S", 0.01)
 
     class Listener:
         def __getattr__(self, name: str) -> object:
