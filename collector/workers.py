@@ -63,6 +63,7 @@ class Lane:
         self._busy = 0
         self._usual_busy = 0  # of these, with tasks that did not come first
         self._task_s = USUAL_S  # in the mean
+        self._begun: dict[int, float] = {}  # thread -> when it began its task, of time.monotonic
         self._closed = False
 
     def submit(
@@ -117,6 +118,11 @@ class Lane:
     def each_s(self) -> float:
         """Seconds from one task that is done to the next, if all workers have some."""
         return self._task_s / self._usual
+
+    def stuck_s(self) -> float:
+        """For how many seconds no worker has begun another task; 0: one is free."""
+        begun = self._begun.copy()
+        return time.monotonic() - max(begun.values()) if len(begun) >= self._workers else 0.0
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; False if that took longer (seconds)."""
@@ -200,9 +206,11 @@ class Lane:
             log.exception("%s: what was done together could not be finished", self.name)
 
     def _do(self, task: Task) -> None:
-        begun = time.monotonic()
+        begun = self._begun[threading.get_ident()] = time.monotonic()
         try:
             task()
         except Exception:
             log.exception("%s: a task failed", self.name)
+        finally:
+            del self._begun[threading.get_ident()]
         self._task_s += (time.monotonic() - begun - self._task_s) * _WEIGHT

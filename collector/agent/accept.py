@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from collector.agent.context import HANDOFF_NICE
@@ -24,9 +25,12 @@ class Acceptor:
     They end when the backend is closed.
     """
 
+    name = "accept"
+
     def __init__(self, backend: OpenBackend, arrived: Callable[[Taken], None]) -> None:
         self._backend = backend
         self._arrived = arrived
+        self._begun: dict[int, float] = {}  # thread -> since when it sees to a process
         self._threads = [
             threading.Thread(target=self._accept, name=f"accept-{number}", daemon=True)
             for number in range(_THREADS)
@@ -39,6 +43,11 @@ class Acceptor:
         for thread in self._threads:
             thread.join(_END_S)
 
+    def stuck_s(self) -> float:
+        """For how many seconds no thread has begun with another process; 0: one waits for it."""
+        begun = self._begun.copy()
+        return time.monotonic() - max(begun.values()) if len(begun) >= _THREADS else 0.0
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HANDOFF_NICE)
@@ -47,6 +56,9 @@ class Acceptor:
                 taken = self._backend.accept()
                 if taken is None:
                     return
+                self._begun[threading.get_ident()] = time.monotonic()
                 self._arrived(taken)
             except Exception:
                 log.exception("a hand-off failed")
+            finally:
+                self._begun.pop(threading.get_ident(), None)

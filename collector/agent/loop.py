@@ -47,6 +47,7 @@ from collector.workers import USUAL_S
 
 if TYPE_CHECKING:
     from collector.agent.arm import Arming
+    from collector.agent.service import Service
     from collector.dumpers.plugins import Plugins
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Agent:
         self._store_again_at = 0.0  # of time.monotonic
         self._stopping = False
         self._reload = False
+        self.service: Service | None = None  # where a service manager wants to hear of us
 
     # ---- the main thread: wait, take in, hand on
 
@@ -91,9 +93,13 @@ class Agent:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
         self._start_accepting()
+        if self.service is not None:
+            self.service.ready(self._acceptor)
         self._take_notes()
         while not self._stopping:
             self._wait()
+            if self.service is not None:
+                self.service.look()
             if take_events(self._context):
                 self._storms.stir()
             self._storms.look(self._context)
@@ -159,6 +165,8 @@ class Agent:
         waits = context.registry.waits or len(context.unstored) > 0 or context.sinks.waiting
         times = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
         times.append(self._context.retention.timeout_ms)
+        if self.service is not None:
+            times.append(self.service.timeout_ms)
         timeout_ms = min((time for time in times if time >= 0), default=-1)
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
@@ -184,18 +192,21 @@ class Agent:
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
         self._stopping = True
-        self._wake()
+        self.wake()
 
     def reload(self) -> None:
         """Ask for the policy file to be read again; safe in a signal handler."""
         self._reload = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the main thread look at what there is; from any thread."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"!")
 
     def _apply_reload(self) -> None:
+        if self.service is not None:
+            self.service.reloading()
         if self._context.policy.reload():
             self._context.metrics.reloaded(True)
             for key in self._context.policy.needs_restart:
@@ -205,6 +216,8 @@ class Agent:
         else:
             self._context.metrics.reloaded(False)
             log.error("policy: the old one stays in force: %s", self._context.policy.error)
+        if self.service is not None:
+            self.service.reloaded()
 
     def _finish(self) -> None:
         """Release what is held, and finish what is being worked on as far as the time goes.
@@ -215,6 +228,8 @@ class Agent:
         """
         until = time.monotonic() + _FINISH_S
         self._context.retention.close()
+        if self.service is not None:
+            self.service.stopping()
         context, lanes = self._context, self._context.lanes
         if self._arming is not None:
             self._arming.close()

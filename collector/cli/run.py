@@ -25,7 +25,7 @@ from collector.cli.choice import DEFAULT_RUN_DIR
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
 from collector.dumpers.door import Door
-from collector.errors import HoldError, ProbeError
+from collector.errors import CorewardError, HoldError, ProbeError
 from collector.export.metrics import Metrics
 from collector.handoff import pin, pipe
 from collector.handoff.backends import NoBackend, OpenBackend, open_backend, own_directory
@@ -44,6 +44,7 @@ from collector.watch.client import FlightRecorder
 
 if TYPE_CHECKING:
     from collector.dumpers.hub import Hub
+    from collector.linux.service_manager import ServiceManager
 
 DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coreward")
@@ -110,7 +111,18 @@ class RunVerb:
             "--listen", metavar="HOST:PORT", help="instead of `metrics.listen` of the configuration"
         )
 
-    def run(self, args: argparse.Namespace) -> int:  # noqa: PLR0915 - the order of the start
+    def run(self, args: argparse.Namespace) -> int:
+        manager = _service_manager()
+        try:
+            return self._run(args, manager)
+        except CorewardError as error:
+            if manager is not None:
+                manager.tell(f"STATUS={clean(str(error))}")
+            raise
+
+    def _run(  # noqa: PLR0915 - the order of the start
+        self, args: argparse.Namespace, manager: ServiceManager | None
+    ) -> int:
         if os.geteuid() != 0:
             raise HoldError("the agent needs root: it sees every process's death")
         level = logging.DEBUG if args.debug else logging.INFO
@@ -159,6 +171,10 @@ class RunVerb:
             _prepare_hub(context, parts)
             _open_health(context, parts)
             agent = Agent(context)
+            if manager is not None:
+                from collector.agent.service import Service  # noqa: PLC0415 - as below
+
+                agent.service = Service(manager, context, agent.wake)
             agent.catch_up()
             gc.collect()
             _keep_small()
@@ -187,6 +203,15 @@ class RunVerb:
             made.pop_all()
             agent.run()
         return 0
+
+
+def _service_manager() -> ServiceManager | None:
+    """The one that has started us, if it wants to hear of us."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    from collector.linux import service_manager  # noqa: PLC0415 - for a service, not by hand
+
+    return service_manager.from_environment(os.environ)
 
 
 def _undo_new(

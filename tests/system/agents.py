@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +33,7 @@ from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import PATIENCE, ROOT
 
 COMMAND = [sys.executable, "-m", "collector"]
+Launch = Callable[..., "subprocess.Popen[str]"]  # as subprocess.Popen
 
 
 class Stuck(AssertionError):
@@ -51,8 +52,14 @@ class RunningAgent:
     """`lines` are what it has said so far: one per death on its standard output, and its log."""
 
     def __init__(
-        self, arguments: list[str], store: Path, settings: KernelSettings, port: int
+        self,
+        arguments: list[str],
+        store: Path,
+        settings: KernelSettings,
+        port: int,
+        launch: Launch | None = None,
     ) -> None:
+        self._launch: Launch = launch or subprocess.Popen
         self.store = store
         self.port = port  # of its metrics; 0: it serves none
         self.settings = settings
@@ -63,7 +70,7 @@ class RunningAgent:
         self._start()
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(
+        self.process = self._launch(
             [*COMMAND, "run", *self.arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -235,6 +242,7 @@ def agent(
     takeover: bool = False,
     patience: str = "10s",
     hold: str = "",
+    launch: Launch | None = None,
     **settings: str,
 ) -> Iterator[RunningAgent]:
     """An agent that is ready. `config` is YAML; its `hold` is filled in from `backend`.
@@ -242,7 +250,7 @@ def agent(
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
 
-    hold: more of its keys, as `max: 1s`.
+    hold: more of its keys, as `max: 1s`. launch: what starts it, a service manager say.
     settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
     file = folder / "coreward.yaml"
@@ -260,7 +268,7 @@ def agent(
     with kernel_settings(**settings) if changes else nullcontext(KernelSettings()) as kernel:
         running: RunningAgent | None = None
         try:
-            running = RunningAgent(arguments, folder / "store", kernel, port)
+            running = RunningAgent(arguments, folder / "store", kernel, port, launch)
             yield running
         finally:
             if running is not None and running.process.poll() is None:
