@@ -445,6 +445,30 @@ class HeapProfile(msgspec.Struct, frozen=True, kw_only=True):
     lost: dict[str, str] = {}
 
 
+class SignatureBasis(enum.StrEnum):
+    """What tells one signature from another."""
+
+    FRAMES = "frames"  # the stack of the thread that died
+    PLACE = "place"  # not unwound: it died where one did that was, or at this code
+    PROGRAM = "program"  # where it was then says nothing, or is not known
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """Which other deaths are the same bug: docs/signatures.md. `id` and `text` are there when the
+    record is closed."""
+
+    id: str | None = None  # of the text, 12 hex digits
+    text: str | None = None  # `SIGSEGV near-null | count_request`
+    fine: str | None = None  # of all frames, 16 hex digits; None: there are none
+    frames: tuple[str, ...] = ()  # functions of the text, innermost first
+    cycle: tuple[str, ...] = ()  # of a recursion that filled its stack
+    basis: SignatureBasis = SignatureBasis.FRAMES
+    version: int = 1  # of the algorithm
+    rules: str | None = None  # that were in force, 8 hex digits
+    note: str | None = None  # what a person had written about it
+    regression: bool = False  # it was noted as fixed, and this build came later
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One death, from the first event to the last export. This is `record.json`."""
 
@@ -498,6 +522,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     abort_message: str | None = None  # what the C library said before it aborted
     frames: list[Frame] | None = None
+    signature: Signature | None = None  # None: of a snapshot, or of an older coreward
     rule: str | None = None
     snapshot: SnapshotFacts | None = None  # for cause `snapshot`
     trigger: str | None = None  # why a health trigger took it, for cause `snapshot`

@@ -90,7 +90,14 @@ def _give_up(context: Context, crash: Crash, core: Path, files: Files, why: str)
 def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str | None) -> None:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
-        found = explain_core(core, exe=exe, root_fd=files.root, mapped=files.code, nice=_NICE)
+        found = explain_core(
+            core,
+            signature=context.policy.policy.signature,
+            exe=exe,
+            root_fd=files.root,
+            mapped=files.code,
+            nice=_NICE,
+        )
     except Exception as error:  # its record must be closed all the same
         log.exception("record %s", crash.record.id)
         _give_up(context, crash, core, files, f"the agent failed: {error!r}")

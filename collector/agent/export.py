@@ -12,7 +12,7 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled, Traced
 from collector.agent.owner import name_of
-from collector.errors import CorewardError
+from collector.errors import CorewardError, StoreError
 from collector.explain.reason import reason
 from collector.model import (
     CallsFacts,
@@ -24,6 +24,8 @@ from collector.model import (
     Release,
     SamplesFacts,
 )
+from collector.signature.compose import signed
+from collector.signature.note import noted
 from collector.store.ids import record_id
 from collector.watch.client import Answer
 
@@ -133,7 +135,7 @@ def close(context: Context, record: Record) -> bool:
 
     If it is not, that is tried again until it is.
     """
-    record = msgspec.structs.replace(record, reason=reason(record))
+    record = _known(context, signed(msgspec.structs.replace(record, reason=reason(record))))
     stored = True
     try:
         context.store.put(record)
@@ -150,6 +152,18 @@ def close(context: Context, record: Record) -> bool:
         context.health.log.died(record)
     context.announce(record)
     return stored
+
+
+def _known(context: Context, record: Record) -> Record:
+    """With what a person wrote about such deaths."""
+    signature = record.signature
+    if signature is None or signature.id is None:
+        return record
+    try:
+        return noted(record, context.store.notes.read(signature.id))
+    except StoreError as error:
+        log.warning("%s", error)
+        return record
 
 
 def store_again(context: Context) -> None:

@@ -22,6 +22,7 @@ from collector.cli.output import say_no_more
 from collector.errors import CorewardError
 
 DEFAULT_STORE = Path("/var/lib/coreward")
+DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
 
 # verb -> what `coreward --help` says of it
 VERBS = {
@@ -29,6 +30,9 @@ VERBS = {
     "list": "the deaths on record, newest first",
     "info": "everything known about one death",
     "bt": "backtrace of the thread that died, or of all",
+    "signatures": "which bugs there are, and how often each",
+    "signature": "everything known about one bug",
+    "note": "write down what is known about a bug",
     "calls": "the last system calls of a process that died",
     "heap": "what the memory of a process was used for",
     "core": "write the ELF core of a death to a file",

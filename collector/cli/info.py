@@ -135,6 +135,7 @@ def _why(record: Record) -> Lines:
     yield from killer_lines(record.killer)
     yield "last fault", _fault(record.last_fault)
     yield "it said", record.abort_message
+    yield from _signature_lines(record)
     yield "at", None if record.ip is None else _registers(record.ip, record.sp)
     yield (
         "crash site",
@@ -142,6 +143,16 @@ def _why(record: Record) -> Lines:
         if record.site is None
         else (f"build-id {record.site.build_id}, offset {record.site.offset:#x}"),
     )
+
+
+def _signature_lines(record: Record) -> Lines:
+    """Which bug it is, and what is known of that."""
+    signature = record.signature
+    if signature is None or signature.id is None:
+        return
+    yield "signature", f"{signature.id}  {signature.text}"
+    again = "; it came back" if signature.regression else ""
+    yield "known", None if signature.note is None else f"{signature.note}{again}"
 
 
 def _signal(record: Record) -> str | None:

@@ -7,6 +7,8 @@ import datetime
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 
+import msgspec
+
 from collector.cli import render
 from collector.cli.choice import filter_arguments, filter_of, json_argument, reading
 from collector.errors import StoreError, UsageError
@@ -32,6 +34,7 @@ class ListVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         filter_arguments(parser)
+        parser.add_argument("--signature", metavar="ID", help="deaths that are this bug again")
         parser.add_argument("-n", "--limit", type=int, metavar="N", help="at most N deaths")
         parser.add_argument("--all", action="store_true", help="all of them, however many")
         json_argument(parser)
@@ -44,6 +47,9 @@ class ListVerb:
         wanted = filter_of(args, datetime.datetime.now(datetime.UTC))
         damage: list[StoreError] = []
         with reading(args.store) as store:
+            if args.signature is not None:
+                signature = store.signatures.resolve(args.signature)
+                wanted = msgspec.structs.replace(wanted, signature=signature)
             found = store.each(wanted, damage.append)
             if args.json:
                 render.print_json_array(itertools.islice(found, args.limit))

@@ -20,7 +20,7 @@ from collector.agent.context import Context, Lanes
 from collector.agent.lend import Lender
 from collector.agent.loop import Agent, allow
 from collector.agent.release import Pins
-from collector.cli import lines
+from collector.cli import DEFAULT_CONFIG, lines
 from collector.cli.choice import DEFAULT_RUN_DIR
 from collector.cli.output import say_no_more
 from collector.cli.render import clean
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from collector.dumpers.hub import Hub
     from collector.linux.service_manager import ServiceManager
 
-DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
 DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coreward")
 SWITCH_INTERVAL_S = 0.0005  # a thread with a held process waits for others at most this long
 
@@ -251,7 +250,7 @@ def announce(record: Record) -> None:
     late = ", while the agent was down" if record.late else ""
     line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
     reason = record.reason or record.cause.value
-    _try_to_say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]")
+    _try_to_say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]{_known(record)}")
 
 
 def announce_json(record: Record) -> None:
@@ -265,6 +264,14 @@ def _try_to_say(line: str) -> None:
     except OSError as error:  # nobody reads them any more, or the disk is full
         say_no_more()
         log.warning("no lines any more: stdout cannot be written: %s", error.strerror)
+
+
+def _known(record: Record) -> str:
+    """What a person wrote about such deaths."""
+    signature = record.signature
+    if signature is None or signature.note is None:
+        return ""
+    return f" [{'back again' if signature.regression else 'known'}: {clean(signature.note)}]"
 
 
 def _nothing_works(args: argparse.Namespace, backend: OpenBackend | NoBackend) -> HoldError:

@@ -21,6 +21,7 @@ from collector.explain.types import (
     StackImage,
     UnwoundStacks,
 )
+from collector.signature.types import SignatureRules
 
 
 def _arguments() -> argparse.Namespace:
@@ -35,6 +36,7 @@ def _arguments() -> argparse.Namespace:
         metavar="ADDRESS=FD",
         help="descriptor of the file that was mapped there",
     )
+    parser.add_argument("--signature", help="make one: rules beside the built-in ones, as JSON")
     parser.add_argument("--stacks", type=int, help="descriptor of stacks to unwind instead")
     return parser.parse_args()
 
@@ -47,6 +49,16 @@ def _encode(explanation: Explanation, most: int) -> bytes:
         explanation = msgspec.structs.replace(explanation, threads=None, modules=[], lost=why)
         document = msgspec.json.encode(explanation)
     return document
+
+
+def _with_signature(explanation: Explanation, more: str) -> Explanation:
+    from collector.signature.rules import rules  # noqa: PLC0415  (only who wants one)
+    from collector.signature.stack import stack_key  # noqa: PLC0415
+
+    wanted = msgspec.json.decode(more, type=SignatureRules)
+    return msgspec.structs.replace(
+        explanation, stack=stack_key(explanation.frames or [], rules(wanted))
+    )
 
 
 def _print_stacks(arguments: argparse.Namespace, finder: Finder) -> None:
@@ -77,6 +89,8 @@ def main() -> None:
         )
     except (CorewardError, OSError) as error:
         explanation = Explanation(lost={"frames": asked.in_words(error, arguments.core)})
+    if arguments.signature is not None and explanation.frames:
+        explanation = _with_signature(explanation, arguments.signature)
     most = MAX_FULL_DOCUMENT if arguments.full else MAX_DOCUMENT
     sys.stdout.buffer.write(_encode(explanation, most) + b"\n")
 

@@ -8,6 +8,7 @@ from collector import siginfo
 from collector.arch.x86_64 import IP, SP
 from collector.explain.types import Explanation
 from collector.model import FatalSignal, Record
+from collector.signature.compose import from_stack
 
 
 def with_signal(record: Record, event: FatalSignal) -> Record:
@@ -26,6 +27,7 @@ def with_explanation(record: Record, explanation: Explanation) -> Record:
     return msgspec.structs.replace(
         record,
         frames=explanation.frames,
+        signature=from_stack(explanation.stack) or record.signature,
         abort_message=record.abort_message or explanation.abort_message,
         fault_access=record.fault_access or explanation.fault_access,
         lost={**record.lost, **explanation.lost},

@@ -24,6 +24,7 @@ from collector.explain.types import (
     StackImage,
     UnwoundStacks,
 )
+from collector.signature.types import SignatureRules
 
 _CHILD = "collector.explain"
 _MAX_MAPPED = 64  # files that have no path any more
@@ -34,6 +35,7 @@ def explain_core(
     *,
     all_threads: bool = False,
     full: bool = False,
+    signature: SignatureRules | None = None,
     exe: Path | None = None,
     root_fd: int | None = None,
     mapped: Mapping[int, int] | None = None,
@@ -45,7 +47,8 @@ def explain_core(
 
     timeout: seconds that the child may take, but for those in which others have the CPUs.
     all_threads: of all threads, not only the dying one; full: and of each with variables and
-    registers. exe: the main program's file, as this
+    registers. signature: the policy's rules for what a signature takes from the frames; None:
+    nobody wants one. exe: the main program's file, as this
     process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
     dead process had as its root, O_PATH suffices; None: this process's. mapped: address in a
     mapping -> descriptor of its file, for what has no path any more. memory: bytes of private
@@ -57,6 +60,8 @@ def explain_core(
     files = dict(itertools.islice((mapped or {}).items(), _MAX_MAPPED))
     for address, file in files.items():
         more += ["--mapped", f"{address:x}={file}"]
+    if signature is not None:
+        more += ["--signature", msgspec.json.encode(signature).decode()]
     try:
         with child.opened(core, exe) as (fd, exe_fd):
             answer = child.ask(

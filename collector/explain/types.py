@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from collector.model import Access, Frame
+from collector.signature.types import StackKey
 
 MAX_FRAMES = 256  # of one thread; the innermost are kept
 MAX_MODULES = 4096
@@ -75,6 +76,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """All that a core says about where its process died. None: see `lost`."""
 
     frames: list[Frame] | None = None  # of the dying thread
+    stack: StackKey | None = None  # what its signature takes from them; only if asked for
     threads: list[ThreadFrames] | None = None  # only if asked for
     modules: list[ModuleFile] = []
     abort_message: str | None = None

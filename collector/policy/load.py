@@ -61,6 +61,7 @@ from collector.policy.units import (
     show_size,
 )
 from collector.policy.yamlnodes import Document, Parser, PolicyErrors, Problem
+from collector.signature.types import MOST_GLOBS, MOST_OWN_FRAMES, SignatureRules
 
 __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
@@ -486,6 +487,21 @@ def _dumper_name(text: str) -> str:
     return text
 
 
+def _function_globs(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
+    if isinstance(node, yaml.SequenceNode) and len(node.value) > MOST_GLOBS:
+        raise Problem(node, path, f"expected at most {MOST_GLOBS} globs, not {len(node.value)}")
+    if isinstance(node, yaml.SequenceNode) and not node.value:
+        return ()
+    return nodes.items(doc, node, path, nodes.written(_function_glob, "a glob of functions"))
+
+
+def _function_glob(text: str) -> str:
+    if not text.strip("*?! ") or len(text) > 200:
+        right = 'expected a glob of function names such as "my_fatal*", at most 200 characters'
+        raise ValueError(f"{quote(text)}: {right}; all functions are none")
+    return text
+
+
 def _module(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,63}", text):
         raise ValueError(f"{quote(text)}: expected package.module:name")
@@ -649,6 +665,13 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "max_time": _between(1.0, _LONGEST_CAPTURE, "1s to 1d", "10m"),
         "max_read": _size_or_auto,
     },
+    "signature": {
+        "sentinels": _function_globs,
+        "irrelevant": _function_globs,
+        "prefixes": _function_globs,
+        "common": _function_globs,
+        "frames": nodes.integer(1, MOST_OWN_FRAMES, "a number of functions"),
+    },
     "recorder": {
         "memory": _SIZE,
         "processes": nodes.integer(1, 10_000, "a number of processes"),
@@ -710,6 +733,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         arm=_arm(given.get("arm", {})),
         trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
         dumpers=tuple(DumperRule(**rule) for rule in given.get("dumpers", ())),
+        signature=SignatureRules(**given.get("signature", {})),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
+from collector.signature.types import SignatureRules
 
 
 class Codec(enum.StrEnum):
@@ -255,6 +256,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     arm: ArmSettings = ArmSettings()
     trace: tuple[Trace, ...] = ()
     dumpers: tuple[DumperRule, ...] = ()
+    signature: SignatureRules = SignatureRules()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

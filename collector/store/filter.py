@@ -21,6 +21,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     comm: str | None = None
     exe: str | None = None
     unit: str | None = None
+    signature: str | None = None  # its id
     closed: bool | None = None  # whether its writer has closed it: `reason` is its last word
     kept: bool | None = None  # whether somebody has marked it so; no record says that
 
@@ -33,8 +34,14 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             and glob(self.comm, record.comm)
             and glob(self.exe, record.exe)
             and glob(self.unit, record.unit)
+            and (self.signature is None or self.signature == signature_of(record))
             and (self.closed is None or self.closed == (record.reason is not None))
         )
+
+
+def signature_of(record: Record) -> str | None:
+    """The id of its signature."""
+    return None if record.signature is None else record.signature.id
 
 
 def glob(pattern: str | None, text: str | None) -> bool:

@@ -22,6 +22,7 @@ from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
 from collector.store.folders import FILE_MODE, OnDisk, Stamp
 from collector.store.schema import OLDEST, REREAD, VERSION, migrate
+from collector.store.signatures import COLUMNS, signature_columns
 from collector.store.whose import kind_of, owner_of, service_of
 
 NAME = "index.db"
@@ -34,11 +35,13 @@ _COLUMNS = (
     *("id", "time", "cause", "signal", "comm", "exe", "unit"),
     *("closed", "inode", "mtime", "owner", "held"),
     *("other", "service", "kind", "kept"),
+    *COLUMNS,
 )
 _VALUES = ", ".join("?" * len(_COLUMNS))
 _INSERT = f"INSERT OR {{}} INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"
 _NOT_YET = OnDisk((0, 0), 0, False)  # of a row that was made before its record
 Place = tuple[int, str]  # of a row among all: time in microseconds, id
+_TEXTS = "INSERT OR IGNORE INTO signatures VALUES (?, ?)"
 
 
 class IndexUnusable(StoreError):
@@ -83,7 +86,10 @@ class Index:
 
     def put(self, rows: Iterable[tuple[Record, OnDisk]]) -> None:
         with self._errors(), self._db:
+            rows = list(rows)
             self._db.executemany(_INSERT.format("REPLACE"), [_row(*row) for row in rows])
+            signed = (record.signature for record, _ in rows if record.signature is not None)
+            self._db.executemany(_TEXTS, [(s.id, s.text) for s in signed if s.id is not None])
 
     def remove(self, ids: Iterable[str]) -> None:
         with self._errors(), self._db:
@@ -243,7 +249,8 @@ def _row(record: Record, on_disk: OnDisk) -> tuple[object, ...]:
     held = (record.core_size or 0) if record.core is not None else 0
     owner, service = owner_of(record), service_of(record)
     of_whom = (on_disk.other, service, kind_of(record, owner, service), on_disk.kept)
-    return record.id, time, *fields, closed, *on_disk.stamp, owner, held, *of_whom
+    row = record.id, time, *fields, closed, *on_disk.stamp, owner, held, *of_whom
+    return *row, *signature_columns(record)
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
@@ -256,6 +263,7 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
         (f"{time} < ?", wanted.until and microseconds(wanted.until)),
         ("cause = ?", wanted.cause and wanted.cause.value),
         ("signal = ?", wanted.signal),
+        ("signature = ?", wanted.signature),
         (_glob("comm", wanted.comm), wanted.comm),
         (_glob("exe", wanted.exe), wanted.exe),
         (_glob("unit", wanted.unit), wanted.unit),
@@ -272,7 +280,15 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
 
 def _looks_into_rows(wanted: Filter) -> bool:
     """Whether the order of time is of no help. SQLite would follow it, from index to table."""
-    looked_at = (wanted.cause, wanted.signal, wanted.comm, wanted.exe, wanted.unit, wanted.kept)
+    looked_at = (
+        wanted.cause,
+        wanted.signal,
+        wanted.comm,
+        wanted.exe,
+        wanted.unit,
+        wanted.signature,
+        wanted.kept,
+    )
     return any(value is not None for value in looked_at)
 
 

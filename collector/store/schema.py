@@ -49,8 +49,19 @@ CREATE INDEX deaths_by_kind ON deaths (kind, time);
 CREATE INDEX deaths_cores_by_kind ON deaths (kind, time) WHERE held > 0;
 {REREAD}"""
 
+_SIGNATURES = f"""
+ALTER TABLE deaths ADD COLUMN deaths INTEGER NOT NULL DEFAULT 1;  -- that the record stands for
+ALTER TABLE deaths ADD COLUMN signature TEXT;
+ALTER TABLE deaths ADD COLUMN rules TEXT;  -- algorithm and rules that made it
+ALTER TABLE deaths ADD COLUMN build TEXT;  -- build-id of the executable
+ALTER TABLE deaths ADD COLUMN facets TEXT;  -- JSON: what deaths are compared by
+CREATE TABLE signatures (id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX deaths_by_signature ON deaths (signature, exe, build, rules, time, deaths)
+  WHERE signature IS NOT NULL;
+{REREAD}"""
+
 # The first leads from nothing to version OLDEST, each other one to the version after.
-STEPS = (_DEATHS, _STATE, _RETENTION)
+STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES)
 VERSION = OLDEST + len(STEPS) - 1
 
 

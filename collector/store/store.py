@@ -35,7 +35,9 @@ from collector.store.catalogue import Catalogue, Damage, Ids, Rows, warn
 from collector.store.filter import Filter
 from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked, is_id
+from collector.store.notes import Notes
 from collector.store.room import cores_to_remove
+from collector.store.signatures import Signatures
 from collector.store.victims import Victims
 
 LATEST = "latest"
@@ -76,6 +78,7 @@ class Store:
         if create and readonly:
             raise ValueError("a store cannot be created readonly")
         self.path = path
+        self.notes = Notes(path)
         self.min_free = 0  # bytes, half of the policy's; no new record would leave less
         self._readonly = readonly
         self._lock = threading.Lock()
@@ -90,6 +93,7 @@ class Store:
             raise kind(_no_store(path, error)) from error
         try:
             self._catalogue = Catalogue(path, self._folders, create=create, readonly=readonly)
+            self.signatures = Signatures(self._catalogue.query)
         except BaseException:
             self._folders.close()
             raise
@@ -395,6 +399,7 @@ class Store:
         comm: str | None = None,
         exe: str | None = None,
         unit: str | None = None,
+        signature: str | None = None,
         closed: bool | None = None,
         limit: int | None = None,
         on_damage: Damage | None = None,
@@ -413,6 +418,7 @@ class Store:
             comm=comm,
             exe=exe,
             unit=unit,
+            signature=signature,
             closed=closed,
         )
         return [*islice(self.each(wanted, on_damage), limit)]

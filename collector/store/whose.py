@@ -32,9 +32,12 @@ def service_of(record: Record) -> str:
 
 
 def kind_of(record: Record, owner: str, service: str) -> str:
-    """The same for crashes that are alike: of one service, in one program, at one place."""
+    """The same for crashes that are alike: of one service, in one program, with one signature; as
+    long as they have none, at one place."""
     where = str(record.signal if record.signal is not None else record.exit_code)
-    if record.site is not None:
+    if record.signature is not None and record.signature.id is not None:
+        where = record.signature.id
+    elif record.site is not None:
         where = f"{record.site.build_id}+{record.site.offset:x}"
     words = (owner, service, record.exe or record.comm, record.cause.value, where)
     text = "\0".join(words).encode("utf-8", "backslashreplace")

@@ -364,7 +364,7 @@ def rule(match: str) -> str:
 
 
 KNOWN = (
-    "store, metrics, hold, release, capture, recorder, sinks, health, "
+    "store, metrics, hold, release, capture, signature, recorder, sinks, health, "
     "defaults, rules, watch, arm, trace, dumpers"
 )
 RULE_KEYS = "name, match, capture, memory, release, compress, limit, honour_rlimit"

@@ -1,0 +1,38 @@
+"""What deaths are compared by: builds and circumstances, as words that can be counted. Pure."""
+
+from __future__ import annotations
+
+from collector.model import Record
+
+_LONGEST = 120  # characters of a value
+
+
+def build_of(record: Record) -> str | None:
+    """The build-id of the executable; None: it has none, or no frame of it is known."""
+    for frame in record.frames or ():
+        if frame.module is not None and frame.module == record.exe and frame.build_id:
+            return frame.build_id[:_LONGEST]
+    return None
+
+
+def version_of(record: Record) -> str | None:
+    """The version of the package that the executable is of; None: not known."""
+    return None
+
+
+def facets_of(record: Record) -> dict[str, str]:
+    """name -> value; what is not known is left out."""
+    found = {
+        "build": build_of(record),
+        "unit": record.unit,
+        "uid": None if record.uid is None else str(record.uid),
+        "container": None if record.container is None else str(record.container).lower(),
+        "hour": f"{record.time.hour:02} UTC",
+        "threads": None if record.threads is None else _size(record.threads),
+    }
+    return {name: value[:_LONGEST] for name, value in found.items() if value}
+
+
+def _size(count: int) -> str:
+    """An order of magnitude: exact numbers would all be different ones."""
+    return "1" if count <= 1 else f"up to {1 << (count - 1).bit_length()}"

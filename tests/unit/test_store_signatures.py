@@ -1,0 +1,101 @@
+"""Signatures in the store: found, counted, and there again after the index was rebuilt."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collector.errors import Ambiguous, NotFound
+from collector.store.schema import OLDEST, STEPS
+from collector.store.signatures import SignatureRow
+from collector.store.store import Store
+from tests.unit.signature_samples import BUILD, ENTRY, EXE, death, own
+from tests.unit.store_samples import TIME, numbered
+
+SECOND = 1_000_000
+OLD_COLUMNS = "id, time, cause, signal, comm, exe, unit, closed, inode, mtime, owner, held"
+START = int(TIME.timestamp()) * SECOND + TIME.microsecond
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store", create=True) as store:
+        yield store
+
+
+def fill(store: Store) -> tuple[str, str]:
+    """Two deaths of one bug, a storm of another; the ids of both."""
+    one = [*own("count_request"), *ENTRY]
+    for record in (
+        death(1, one),
+        death(2, one),
+        death(3, own("drop_twice"), count=40),
+        numbered(4),  # of an older coreward
+    ):
+        store.put(record)
+    ids = [store.get(f"{number:016x}").signature for number in (1, 3)]
+    assert ids[0] is not None and ids[0].id is not None
+    assert ids[1] is not None and ids[1].id is not None
+    return ids[0].id, ids[1].id
+
+
+def counted(store: Store) -> list[SignatureRow]:
+    return sorted(store.signatures.counts(), key=lambda row: row.deaths)
+
+
+def test_deaths_are_counted_and_found_by_their_signature(store: Store) -> None:
+    first, second = fill(store)
+    rows = counted(store)
+    # THEN each bug has its number, its times and its build; a storm counts as what it stands for
+    assert [(row.signature, row.exe, row.build, row.deaths) for row in rows] == [
+        (first, EXE, BUILD, 2),
+        (second, EXE, BUILD, 40),
+    ]
+    assert (rows[0].first, rows[0].last) == (START + SECOND, START + 2 * SECOND)
+    assert store.signatures.texts() == {
+        first: "SIGSEGV near-null | count_request",
+        second: "SIGSEGV near-null | drop_twice",
+    }
+    # AND its records are found
+    assert [record.start_ns for record in store.list(signature=first)] == [2, 1]
+    assert store.list(signature="0" * 12) == []
+
+
+def test_a_signature_is_named_by_its_first_digits(store: Store) -> None:
+    first, second = fill(store)
+    assert store.signatures.resolve(first[:6].upper()) == first
+    with pytest.raises(NotFound, match="`coreward signatures` shows all"):
+        store.signatures.resolve("x")
+    with pytest.raises(NotFound):
+        store.signatures.resolve("")
+    common = next((d for d in "0123456789abcdef" if first[0] == second[0] == d), None)
+    if common:
+        with pytest.raises(Ambiguous):
+            store.signatures.resolve(common)
+
+
+def test_an_index_of_an_older_version_learns_the_signatures(store: Store) -> None:
+    first, _ = fill(store)
+    rows = counted(store)
+    store.close()
+    # GIVEN the index as it was before there were signatures, with a row for each record as it is
+    index = store.path / "index.db"
+    db = sqlite3.connect(index)
+    old = db.execute(f"SELECT {OLD_COLUMNS} FROM deaths").fetchall()
+    db.close()
+    index.unlink()
+    db = sqlite3.connect(index)
+    step = next(number for number, text in enumerate(STEPS) if "deaths_by_signature" in text)
+    db.executescript("".join(STEPS[:step]) + f"PRAGMA user_version = {OLDEST + step - 1};")
+    db.executemany(f"INSERT INTO deaths ({OLD_COLUMNS}) VALUES ({'?, ' * 11}?)", old)
+    db.commit()
+    db.close()
+    index.chmod(0o600)
+    # WHEN the agent starts THEN it learns them from the records, and nothing is set aside
+    with Store(store.path, create=True) as agent:
+        assert counted(agent) == rows
+        assert [record.start_ns for record in agent.list(signature=first)] == [2, 1]
+    assert not (store.path / "index.db.aside").exists()
