@@ -49,7 +49,7 @@ def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
     found = match(policy, facts)
     # an exit falls under no rule unless one names exits; then the defaults say the rest
     base = policy.defaults if found.action.capture is Capture.NONE else found.action
-    action = msgspec.structs.replace(base, capture=rule.capture)
+    action = msgspec.structs.replace(base, capture=rule.capture, collect=None)
     return Decision(rule=rule.name, action=action, why=f"armed by {rule.name}")
 
 

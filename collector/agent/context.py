@@ -22,6 +22,7 @@ from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
 from collector.handoff.native import Native
 from collector.model import Record
+from collector.policy.collect import Places
 from collector.policy.holder import PolicyHolder
 from collector.policy.limit import Limiter
 from collector.policy.types import CaptureSettings
@@ -92,6 +93,7 @@ class Context:
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )
     registry: Registry = dataclasses.field(default_factory=Registry)
+    places: Places = dataclasses.field(default_factory=Places)
     limiter: Limiter = dataclasses.field(default_factory=Limiter)
     # of explanations: a process that is killed again and again uses up no captures of crashes
     kill_limiter: Limiter = dataclasses.field(default_factory=Limiter)

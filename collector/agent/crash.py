@@ -29,8 +29,9 @@ from collector.capture.job import Evidence
 from collector.errors import CorewardError
 from collector.explain.facts import with_explanation
 from collector.explain.types import Explanation
-from collector.model import DumpFacts, ProcessKey, Record
+from collector.model import DumpFacts, ProcessKey, Record, Signature
 from collector.policy import types as policy
+from collector.policy.collect import Place, Stage
 from collector.policy.limit import Admission
 from collector.store.store import Store
 
@@ -52,6 +53,8 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
     decision: policy.Decision
     admission: Admission
     explain: bool
+    stage: Stage | None = None  # which of the deaths at its place it is, where policy asks
+    like: Signature | None = None  # of one at the same place
 
 
 class Crash:
@@ -67,6 +70,7 @@ class Crash:
         self.state = State.SEEN
         self.since = time.monotonic()  # of its state
         self.not_held: str | None = None  # why its hand-off came to nothing
+        self.place: Place | None = None  # where it died, once that was decided about
         self.dumps: list[DumpFacts] = []  # what dumpers did with it
         self.stored = False  # whether the store has its record, in whatever form
         self._lock = threading.Lock()

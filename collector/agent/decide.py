@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+
+from msgspec.structs import replace
 
 from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
@@ -10,11 +13,13 @@ from collector.agent.crowd import REASON, is_crowded
 from collector.agent.gather import Gathered
 from collector.agent.owner import name_of, user_of
 from collector.elfcore.types import Prot
-from collector.model import Capture, Cause, Release
+from collector.linux.statx import version_of
+from collector.model import Capture, Cause, CrashSite, Release, Signature
+from collector.policy.collect import Place, Stage
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
 from collector.policy.match import decide as match
-from collector.policy.site import Code, site_of
+from collector.policy.site import Code, Site, caller_in, site_of
 from collector.policy.types import Action, Facts
 from collector.probe.iterators import decode_mappings
 
@@ -34,7 +39,16 @@ def decide(context: Context, crash: Crash) -> Decided:
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
     decision = match(context.policy.policy, facts)
-    admission = _admit(context, crash, decision.action, facts)
+    place = crash.place = _place(crash, facts)
+    like = context.places.signature(place)
+    collect, stage = decision.action.collect, None
+    if collect is not None:
+        stage = context.places.stage(collect, place)
+        action = replace(decision.action, capture=stage.capture)
+        decision = replace(decision, action=action)
+    admission = _admit(context, crash, decision.action, facts, place.site)
+    if stage is not None and admission.capture is stage.capture:
+        context.places.captured(place)
     if admission.reason == REASON:
         context.metrics.crowded.inc()
     elif admission.reason:
@@ -43,13 +57,51 @@ def decide(context: Context, crash: Crash) -> Decided:
         facts=facts,
         decision=decision,
         admission=admission,
-        # one that a limit reduced to a record was explained the first times
+        stage=stage,
+        like=like,
+        # one that a limit, or its number, reduced to a record was explained the first times
         explain=not crash.gathered.spared
-        and (admission.capture is not Capture.RECORD or admission.reason in (None, NO_CORE_WANTED)),
+        and (
+            admission.capture is not Capture.RECORD
+            or (admission.reason in (None, NO_CORE_WANTED) and not _is_known(stage, like))
+        ),
     )
 
 
-def _admit(context: Context, crash: Crash, action: Action, facts: Facts) -> Admission:
+def _is_known(stage: Stage | None, like: Signature | None) -> bool:
+    """Whether the policy wants no more of such deaths, and what they are is known."""
+    return stage is not None and stage.why is not None and like is not None
+
+
+def _place(crash: Crash, facts: Facts) -> Place:
+    """What tells this bug from others before anybody unwinds its stack."""
+    gathered, fatal = crash.gathered, crash.seen.fatal
+    version = None
+    if gathered.dying.exe_fd is not None:
+        with contextlib.suppress(OSError):
+            version = version_of(f"/proc/self/fd/{gathered.dying.exe_fd}")
+    site = site_of(fatal, _code(gathered)) if fatal else None
+    caller = None
+    if fatal is not None and version is not None and isinstance(site, CrashSite):
+        caller = caller_in(fatal, _code(gathered, version.inode))
+    return Place(
+        uid=_user(gathered),
+        exe=facts.exe,
+        version=None if version is None else (version.size, version.mtime_ns),
+        signal=crash.signal or None,
+        site=site,
+        caller=caller,
+    )
+
+
+def _user(gathered: Gathered) -> int | None:
+    user = user_of(gathered.owner)
+    return gathered.dying.uid if user is None else user
+
+
+def _admit(
+    context: Context, crash: Crash, action: Action, facts: Facts, site: Site | None
+) -> Admission:
     """How much may be captured of it, by its own limit and by policy's."""
     if action.capture is Capture.NONE:
         return Admission(capture=Capture.NONE, reason=None)
@@ -57,20 +109,16 @@ def _admit(context: Context, crash: Crash, action: Action, facts: Facts) -> Admi
         return Admission(capture=Capture.RECORD, reason=NO_CORE_WANTED)
     if action.capture is not Capture.RECORD and _has_no_turn(context, crash.gathered, action):
         return Admission(capture=Capture.RECORD, reason=REASON)  # no limit is charged with it
-    fatal = crash.seen.fatal
-    site = site_of(fatal, _code(crash.gathered)) if fatal else None
-    owner = crash.gathered.owner
-    user = user_of(owner)
-    uid = crash.gathered.dying.uid if user is None else user
-    return context.limiter.admit(action, facts.exe, site, uid=uid, owner=name_of(owner, facts))
+    uid, owner = _user(crash.gathered), name_of(crash.gathered.owner, facts)
+    return context.limiter.admit(action, facts.exe, site, uid=uid, owner=owner)
 
 
-def _code(gathered: Gathered) -> Iterator[Code]:
-    """The files that it executed, decoded only if somebody asks."""
+def _code(gathered: Gathered, inode: int | None = None) -> Iterator[Code]:
+    """The files that it executed, or the one with this inode; decoded only if somebody asks."""
     raw = gathered.mappings
     if raw is not None and len(raw) <= _MOST_MAPPINGS:
         for one in decode_mappings(raw, None):
-            if one.prot & Prot.X and one.inode:
+            if one.prot & Prot.X and one.inode and inode in (None, one.inode):
                 yield one.start, one.end, one.offset
 
 

@@ -11,8 +11,9 @@ from collector.agent.assemble import CORE_BIT, record_of_held
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled, Traced
+from collector.agent.naming import named
 from collector.agent.owner import name_of
-from collector.errors import CorewardError, StoreError
+from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.model import (
     CallsFacts,
@@ -24,8 +25,7 @@ from collector.model import (
     Release,
     SamplesFacts,
 )
-from collector.signature.compose import signed
-from collector.signature.note import noted
+from collector.policy.collect import Place
 from collector.store.ids import record_id
 from collector.watch.client import Answer
 
@@ -42,6 +42,8 @@ def open_held(context: Context, crash: Crash) -> None:
     seen, gathered, decided = crash.seen, crash.gathered, crash.decided
     dying, facts, action = gathered.dying, decided.facts, decided.decision.action
     lost = {"memory": decided.admission.reason} if decided.admission.reason else {}
+    if decided.stage is not None and decided.stage.why is not None:
+        lost.setdefault("memory", decided.stage.why)
     if decided.admission.capture is not Capture.RECORD:
         if gathered.others > 0:
             lost["instant"] = "others share its memory, and wrote on while it was copied"
@@ -77,12 +79,19 @@ def open_held(context: Context, crash: Crash) -> None:
     for part, why in lost.items():
         crash.lose(part, why)
     if not decided.explain:
-        why = "it would have had to wait" if crash.was_handled else "beyond the limit"
-        crash.lose("frames", f"not looked for: {why}")
+        crash.lose("frames", f"not looked for: {_why_unexplained(crash)}")
     # one of which nothing more is wanted is on disk soon enough, and its events are kept so long
     if (decided.explain or _wants_core(crash)) and crash.keep(context.store):
         recorded(context, crash)
     ask_recorder(context, crash)
+
+
+def _why_unexplained(crash: Crash) -> str:
+    if crash.was_handled:
+        return "it would have had to wait"
+    if crash.decided.admission.reason is None and crash.decided.like is not None:
+        return f"it died where others of signature {crash.decided.like.id} did"
+    return "beyond the limit"
 
 
 def _wants_core(crash: Crash) -> bool:
@@ -125,17 +134,17 @@ def end_of_process(context: Context, crash: Crash) -> None:
 
 def end(context: Context, crash: Crash, part: str) -> None:
     """A part of the record is done; the last one closes it."""
-    if crash.end(part) and close(context, crash.record):
+    if crash.end(part) and close(context, crash.record, crash.place):
         crash.stored = True
         recorded(context, crash)
 
 
-def close(context: Context, record: Record) -> bool:
+def close(context: Context, record: Record, place: Place | None = None) -> bool:
     """Store the whole record, count the death, and say it in one line; whether it is on disk.
 
-    If it is not, that is tried again until it is.
+    If it is not, that is tried again until it is. place: where it died, if that is known.
     """
-    record = _known(context, signed(msgspec.structs.replace(record, reason=reason(record))))
+    record = named(context, msgspec.structs.replace(record, reason=reason(record)), place)
     stored = True
     try:
         context.store.put(record)
@@ -152,18 +161,6 @@ def close(context: Context, record: Record) -> bool:
         context.health.log.died(record)
     context.announce(record)
     return stored
-
-
-def _known(context: Context, record: Record) -> Record:
-    """With what a person wrote about such deaths."""
-    signature = record.signature
-    if signature is None or signature.id is None:
-        return record
-    try:
-        return noted(record, context.store.notes.read(signature.id))
-    except StoreError as error:
-        log.warning("%s", error)
-        return record
 
 
 def store_again(context: Context) -> None:

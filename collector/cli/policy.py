@@ -19,7 +19,17 @@ from collector.policy.facts import facts_of, is_container, unit_of_cgroup
 from collector.policy.limit import FALLBACK_FACTOR
 from collector.policy.load import PolicyErrors, load
 from collector.policy.match import DEFAULTS, Trial, arm_rule, matcher, watch_rule
-from collector.policy.types import Action, ArmRule, Codec, Decision, Facts, Limit, Policy, Watch
+from collector.policy.types import (
+    Action,
+    ArmRule,
+    Codec,
+    Collect,
+    Decision,
+    Facts,
+    Limit,
+    Policy,
+    Watch,
+)
 from collector.policy.units import parse_signal, quote, show_duration, show_size
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.encoding import json_text
@@ -208,11 +218,11 @@ def _show_fact(fact: str, value: Any) -> str:
 
 def _settings(action: Action) -> list[tuple[str, str]]:
     """The settings that have an effect with this capture."""
-    if action.capture in (Capture.RECORD, Capture.NONE):
+    if action.collect is None and action.capture in (Capture.RECORD, Capture.NONE):
         return [("capture", str(action.capture))]
     compress, limit = action.compress, action.limit
     zstd = f"zstd, level {compress.level}, workers {compress.workers}"
-    lines = [("capture", str(action.capture))]
+    lines = [("capture", _collect(action.collect) if action.collect else str(action.capture))]
     if action.capture is Capture.FULL:
         lines.append(("memory", _memory(action)))
     lines += [
@@ -223,6 +233,13 @@ def _settings(action: Action) -> list[tuple[str, str]]:
     if action.honour_rlimit:
         lines.append(("RLIMIT_CORE", "bounds the core"))
     return lines
+
+
+def _collect(collect: Collect) -> str:
+    """What is kept of each further death at one place."""
+    some = f"{collect.then} of {collect.times} more, " if collect.times else ""
+    span = show_duration(collect.period)
+    return f"{collect.first}, {some}then {collect.after}; per place and {span}"
 
 
 def _limit(capture: Capture, limit: Limit) -> str:

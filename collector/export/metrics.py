@@ -138,6 +138,12 @@ class Metrics:
             "capture",
             *("stacks", "threads", "record"),
         )
+        self.signatures = counts(
+            "signatures",
+            "Deaths with a signature: new, seen again, or back although noted as fixed",
+            "seen",
+            *("new", "again", "regression"),
+        )
         self.crowded = counter(
             "captures_crowded",
             "Cores given up so that no process waits: too many of its user died at a time",

@@ -33,6 +33,7 @@ from collector.policy.types import (
     ArmSettings,
     CaptureSettings,
     Codec,
+    Collect,
     Compress,
     Condition,
     DumperRule,
@@ -128,6 +129,7 @@ def keys() -> list[str]:
     listed += [f"sinks.otlp.{key}" for key in OTLP]
     listed += ["rules[].name", "rules[].match"]
     listed += [f"rules[].match.{key}" for key in _MATCH]
+    listed += [f"rules[].collect.{key}" for key in _COLLECT]
     listed += [f"watch[].{key}" for key in _WATCH]
     listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
@@ -240,6 +242,27 @@ def _limit(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
         right = "expected keys (captures, period, fallback), or none"
         raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
     return nodes.mapping(doc, node, path, _LIMIT)
+
+
+def _collect(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
+    if nodes.is_off(node):
+        return None
+    if isinstance(node, yaml.ScalarNode):
+        right = "expected keys (first, then, times, after, period), or none"
+        raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
+    return nodes.mapping(doc, node, path, _COLLECT)
+
+
+def _either(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """`capture` is one amount, `collect` several: a rule, or the defaults, say one of them."""
+    if "capture" in given and given.get("collect") is not None:
+        where = _present(node)["collect"]
+        doc.problem(where, f"{path}.collect", "give either capture or collect, not both")
+    return given
+
+
+def _defaults(doc: Document, node: yaml.Node, path: str) -> dict[str, Any]:
+    return _either(doc, node, path, nodes.mapping(doc, node, path, _ACTION))
 
 
 def _period(text: str) -> float:
@@ -545,9 +568,18 @@ _LIMIT: Mapping[str, Parser] = {
     "period": nodes.written(_period, "a duration such as 1h"),
     "fallback": _fallback,
 }
+_KEPT = nodes.choice({str(c): c for c in Capture if c is not Capture.NONE})
+_COLLECT: Mapping[str, Parser] = {
+    "first": _KEPT,
+    "then": _KEPT,
+    "times": nodes.integer(0, 10_000, "a number of deaths"),
+    "after": _KEPT,
+    "period": nodes.written(_period, "a duration such as 1d"),
+}
 _SUBKEYS = {"memory": _MEMORY, "compress": _COMPRESS, "limit": _LIMIT}
 _ACTION: Mapping[str, Parser] = {
     "capture": nodes.choice({str(capture): capture for capture in Capture}),
+    "collect": _collect,
     "memory": _section(_MEMORY),
     "release": _RELEASE,
     "compress": _compress,
@@ -681,8 +713,8 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},
-    "defaults": _section(_ACTION),
-    "rules": _named("rule", _RULE, "match"),
+    "defaults": _defaults,
+    "rules": _named("rule", _RULE, "match", finish=_either),
     "watch": _named("watch rule", _WATCH, "match"),
     "arm": _section(_ARM_SECTION),
     "trace": _named("trace rule", _TRACE, "match"),
@@ -751,6 +783,11 @@ def _merged(base: Action, given: dict[str, Any]) -> Action:
     if "compress" in given:
         compress: Compress = replace(base.compress, **given["compress"])
         changed["compress"] = compress
+    if given.get("collect") is not None:
+        collect = replace(base.collect or Collect(), **given["collect"])
+        changed.update(collect=collect, capture=collect.first)
+    elif "capture" in given:
+        changed["collect"] = None  # the amount that this rule says is for each death
     if given.get("limit") is not None:
         below = base.limit or Action().limit
         assert isinstance(below, Limit)  # the built-in default is a limit

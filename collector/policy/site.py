@@ -34,6 +34,18 @@ def site_of(death: FatalSignal, code: Iterable[Code] = ()) -> Site | None:
     return tuple(_callers(death, others)) or None
 
 
+def caller_in(death: FatalSignal, code: Iterable[Code]) -> int | None:
+    """For a fault in a library: who called, as offset in the executable's file; None: not known.
+
+    code: of the executable alone. The first word on the stack that may be a return address into it;
+    see `site_of` for what that is worth. A fault in the executable's own code has none.
+    """
+    own = list(code)
+    if len(death.regs) <= SP or any(start <= death.regs[IP] < end for start, end, _ in own):
+        return None
+    return next(_callers(death, own), None)
+
+
 def _callers(death: FatalSignal, code: Sequence[Code]) -> Iterator[int]:
     found = 0
     for word in _words(death):

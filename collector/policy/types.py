@@ -54,10 +54,22 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     fallback: Capture = Capture.STACKS  # the next smaller capture; beyond it a record
 
 
+class Collect(msgspec.Struct, frozen=True, kw_only=True):
+    """Less of each further death at one place: the first, so many next ones, all after these,
+    within `period` seconds from the first."""
+
+    first: Capture = Capture.FULL
+    then: Capture = Capture.STACKS
+    times: int = 5  # deaths that `then` is for
+    after: Capture = Capture.RECORD
+    period: float = 86400.0
+
+
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """What is done with a death: the settings of a rule over the defaults."""
 
     capture: Capture = Capture.FULL
+    collect: Collect | None = None  # None: each time `capture`, which else is its first
     memory: MemoryChoice = MemoryChoice()
     release: Release = Release.INSTANT
     compress: Compress = Compress()

@@ -70,8 +70,8 @@ def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
 def _unnamed(frame: Frame, module: str) -> str:
     """A place without symbols: the same in each run of one build."""
     build = f"+{frame.build_id[:_BUILD_ID]}" if frame.build_id else ""
-    offset = getattr(frame, "module_offset", None)
-    return f"{module or '?'}{build}" + ("" if offset is None else f"+{offset:#x}")
+    offset = "" if frame.module_offset is None else f"+{frame.module_offset:#x}"
+    return f"{module or '?'}{build}{offset}"
 
 
 def _is_noise(place: _Place, rules: Rules) -> bool:

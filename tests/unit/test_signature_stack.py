@@ -104,9 +104,11 @@ def test_names_that_all_programs_have_are_written_with_their_module() -> None:
 
 def test_frames_without_symbols_are_places_in_a_build() -> None:
     # GIVEN a stripped program: the same code at other addresses in each run
-    runs = [[Frame(pc=base, module=EXE, build_id=BUILD)] for base in (0x5555, 0x7777)]
+    runs = [
+        [Frame(pc=base, module=EXE, build_id=BUILD, module_offset=0x11F5)] for base in (0x55, 0x77)
+    ]
     # THEN it is named by build, and not by address
-    assert functions(*runs[0]) == functions(*runs[1]) == ("shop+3f2a91bc",)
+    assert functions(*runs[0]) == functions(*runs[1]) == ("shop+3f2a91bc+0x11f5",)
     assert fine(*runs[0]) == fine(*runs[1])
     # AND what a library has without names says nothing
     assert functions(*libc(None, None), *own("drop"), *ENTRY) == ("drop",)
