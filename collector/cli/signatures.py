@@ -12,7 +12,6 @@ import msgspec
 
 from collector.cli import render
 from collector.cli.choice import json_argument, reading
-from collector.cli.regroup import Regrouped, regroup, regrouped_lines
 from collector.cli.signature_rules import config_argument, rules_in_force
 from collector.errors import StoreError, UsageError
 from collector.signature.rules import Rules
@@ -184,9 +183,11 @@ def _say_outdated(found: Sequence[Counted]) -> None:
 
 
 def _rebuild(args: argparse.Namespace, rules: Rules) -> int:
+    from collector.cli.regroup import regroup, regrouped_lines  # noqa: PLC0415 - only here
+
     damage: list[StoreError] = []
     with Store(args.store, create=False, readonly=args.dry_run) as store:
-        moves: Regrouped = regroup(store, rules, damage.append, dry_run=args.dry_run)
+        moves = regroup(store, rules, damage.append, dry_run=args.dry_run)
     if args.json:
         render.print_json(moves)
     else:

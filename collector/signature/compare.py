@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +26,7 @@ _MOST_VALUES = 200  # of one facet that are looked at: the most frequent ones
 _NEGLIGIBLE = 1e-18  # of a sum
 
 
-class Death(msgspec.Struct, frozen=True):
+class Death(NamedTuple):
     """What the index has of a death."""
 
     signature: str
@@ -51,11 +52,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def over_represented(signature: str, deaths: Iterable[Death]) -> list[Finding]:
     """The least likely first. Empty: nothing is told from chance."""
-    raw = _Tally(signature)
-    for one in deaths:
-        raw.add(one)
+    tally = _Tally(signature, deaths)
     tried = sorted(
-        (finding for facet in raw.facets() for finding in _tests(raw, facet)),
+        (finding for facet in tally.facets() for finding in _tests(tally, facet)),
         key=lambda finding: (finding.chance, finding.facet, finding.value),
     )
     kept, worst = [], 0.0
@@ -70,30 +69,28 @@ def over_represented(signature: str, deaths: Iterable[Death]) -> list[Finding]:
 class _Tally:
     """Deaths and episodes by facet and value, of one signature and of all others."""
 
-    def __init__(self, signature: str) -> None:
-        self._signature = signature
-        self._decoded: dict[str, dict[str, str]] = {}
-        self._episodes: set[tuple[str, str, int]] = set()
+    def __init__(self, signature: str, deaths: Iterable[Death]) -> None:
         # [of the signature, of others]
         self.deaths: tuple[Counter[tuple[str, str]], ...] = (Counter(), Counter())
         self.episodes: tuple[Counter[tuple[str, str]], ...] = (Counter(), Counter())
         self.known: tuple[Counter[str], ...] = (Counter(), Counter())
         self.known_episodes: tuple[Counter[str], ...] = (Counter(), Counter())
+        count: Counter[tuple[bool, str]] = Counter()
+        episodes: set[tuple[str, str, int]] = set()
+        for one in deaths:
+            count[one.signature != signature, one.facets] += 1
+            episodes.add((one.signature, one.facets, one.time // _HOUR))
+        of_episodes = Counter((its != signature, facets) for its, facets, _ in episodes)
+        for (is_other, text), number in count.items():
+            facets = msgspec.json.decode(text, type=dict[str, str])
+            self._add(int(is_other), facets, number, of_episodes[is_other, text])
 
-    def add(self, death: Death) -> None:
-        facets = self._decoded.get(death.facets)
-        if facets is None:
-            facets = msgspec.json.decode(death.facets, type=dict[str, str])
-            self._decoded[death.facets] = facets
-        which = 0 if death.signature == self._signature else 1
-        episode = (death.signature, death.facets, death.time // _HOUR)
-        is_new = episode not in self._episodes
-        self._episodes.add(episode)
-        self.deaths[which].update(facets.items())
-        self.known[which].update(facets.keys())
-        if is_new:
-            self.episodes[which].update(facets.items())
-            self.known_episodes[which].update(facets.keys())
+    def _add(self, which: int, facets: dict[str, str], deaths: int, episodes: int) -> None:
+        for value in facets.items():
+            self.deaths[which][value] += deaths
+            self.episodes[which][value] += episodes
+            self.known[which][value[0]] += deaths
+            self.known_episodes[which][value[0]] += episodes
 
     def facets(self) -> list[str]:
         """Those that are known of both sides."""

@@ -41,13 +41,24 @@ class RuleFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Globs:
-    """Whether a function is one of many; names without wildcards are looked up at once."""
+    """Whether a function is one of many; names without wildcards are looked up at once.
+
+    Nothing is compiled before it is needed: a list of signatures needs only the rules' name."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        patterns = list(patterns)
-        self._names = frozenset(p for p in patterns if _PLAIN.fullmatch(p))
-        self._wild = _compiled(p for p in patterns if p not in self._names and "!" not in p)
-        self._placed = _compiled(p for p in patterns if p not in self._names and "!" in p)
+        self._patterns = list(patterns)
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(p for p in self._patterns if _PLAIN.fullmatch(p))
+
+    @functools.cached_property
+    def _wild(self) -> re.Pattern[str] | None:
+        return _compiled(p for p in self._patterns if p not in self._names and "!" not in p)
+
+    @functools.cached_property
+    def _placed(self) -> re.Pattern[str] | None:
+        return _compiled(p for p in self._patterns if p not in self._names and "!" in p)
 
     def has(self, name: str, module: str = "") -> bool:
         """name: of the function, or "+". module: the file name."""
@@ -66,14 +77,21 @@ class Rules:
         self.prefixes = Globs([*_all(files, "prefixes"), *more.prefixes])
         self.common = Globs([*_all(files, "common"), *more.common])
         self.own_frames = more.frames
-        self._files = _compiled(_all(files, "files"))
-        self._aliases = [
-            (re.compile(fnmatch.translate(glob).replace(".*", "(.*)", 1)), name)
-            for one in files
-            for glob, name in one.aliases.items()
-        ]
+        self._built = files
         whole = msgspec.json.encode([ALGORITHM, files, more])
         self.id = digest(whole.decode(), 4)
+
+    @functools.cached_property
+    def _files(self) -> re.Pattern[str] | None:
+        return _compiled(_all(self._built, "files"))
+
+    @functools.cached_property
+    def _aliases(self) -> list[tuple[re.Pattern[str], str]]:
+        return [
+            (re.compile(fnmatch.translate(glob).replace(".*", "(.*)", 1)), name)
+            for one in self._built
+            for glob, name in one.aliases.items()
+        ]
 
     def alias(self, name: str) -> str:
         """The one name of a function that has several."""
