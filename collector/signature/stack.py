@@ -54,6 +54,8 @@ def names(frames: Sequence[Frame], rules: Rules) -> list[str]:
 
 def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
     for number, frame in enumerate(frames):
+        if frame.function is None and frame.module is None:
+            continue  # nowhere: a wild call goes to another address each time
         # an inlined function is in the object of the function that it was inlined into
         outer = next((f for f in frames[number : number + 64] if f.module is not None), None)
         module = "" if outer is None else PurePosixPath(outer.module or "").name

@@ -114,6 +114,15 @@ def test_frames_without_symbols_are_places_in_a_build() -> None:
     assert functions(*libc(None, None), *own("drop"), *ENTRY) == ("drop",)
 
 
+def test_an_address_that_is_nowhere_says_nothing() -> None:
+    # GIVEN calls through a wild pointer, to another address each time
+    calls = [[Frame(pc=pc), *own("dispatch_event"), *ENTRY] for pc in (0, 0xDEAD, 0xBEEF)]
+    # THEN the caller is the bug
+    assert {functions(*call) for call in calls} == {("dispatch_event",)}
+    assert len({fine(*call) for call in calls}) == 1
+    assert stack_key([Frame(pc=0)], rules()) is None
+
+
 def test_a_stack_of_a_runtime_alone_is_named_by_its_innermost_frame() -> None:
     assert functions(*libc("start_thread", "__clone3")) == ("start_thread",)
     assert stack_key([], rules()) is None
