@@ -1,6 +1,7 @@
 /* Twelve kinds of bugs, each in a function of its own: bugs KIND.
  *
- * Nothing is marked for the compilers: they may inline what they like. Calls to what fails are not
+ * The compilers may inline what they like, but for one: whether the stack is whole is checked by the
+ * function whose frame it is, which is the caller's if that was inlined. Calls to what fails are not
  * the last thing that a function does, for such a call leaves no frame when it is optimised. Values
  * that the compilers must not see through are volatile. */
 #define _GNU_SOURCE
@@ -78,11 +79,11 @@ static int unreachable_case(int kind) { /* an instruction that there is not */
 }
 
 static int patch_header(const char *header) { /* writes to a constant */
-    ((char *)header)[0] = (char)one;
+    ((volatile char *)header)[0] = (char)one;
     return header[0];
 }
 
-static int read_name(const char *name) { /* writes beyond a buffer on the stack */
+__attribute__((noinline)) static int read_name(const char *name) { /* writes beyond a buffer on the stack */
     char copy[16];
     volatile char *at = copy;
     for (int i = 0; name[i] && i < 24 + one; i++)
