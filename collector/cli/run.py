@@ -250,7 +250,9 @@ def announce(record: Record) -> None:
     late = ", while the agent was down" if record.late else ""
     line = f"{record.time.astimezone():%H:%M:%S} {record.id} pid {record.pid}"
     reason = record.reason or record.cause.value
-    _try_to_say(f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]{_known(record)}")
+    _try_to_say(
+        f"{line} {clean(record.comm)}: {clean(reason)} [{kept}{held}{late}]{_known(record)}"
+    )
 
 
 def announce_json(record: Record) -> None:
