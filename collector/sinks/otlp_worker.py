@@ -191,7 +191,8 @@ class Pump:
 def main() -> NoReturn:
     settings_fd, tally_fd, store = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     logs.set_up(logging.INFO)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the agent says when to end
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal, or of a service that stops:
+        signal.signal(number, signal.SIG_IGN)  # the agent says when to end, by closing the pipe
     with os.fdopen(settings_fd, "rb") as file:
         settings = msgspec.json.decode(file.read(), type=OtlpSettings)
     Pump(sys.stdin.fileno(), Client(settings), store, Tally(tally_fd)).run()

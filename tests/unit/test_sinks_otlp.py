@@ -172,11 +172,16 @@ def test_the_agent_s_side(collector: Collector, store: Store) -> None:
     for number in range(3):
         store.put(death(number))
         one.put(death(number).id)
-    # THEN deaths arrive with the headers of the policy, and none is left at the end
+    # THEN deaths arrive with the headers of the policy
     assert len(collector.wait(3)) == 3
     assert collector.headers[0]["Authorization"] == "Bearer x"
+    # AND none is left at the end, also if a service manager stops the worker as well
+    assert one._worker is not None
+    one._worker.terminate()
+    store.put(death(4))
+    one.put(death(4).id)
     one.close(PATIENCE)
-    assert (one.sent, one.lost) == (3, 0)
+    assert (one.sent, one.lost) == (4, 0)
 
 
 def test_a_worker_that_is_killed(
