@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -401,6 +402,13 @@ def _serve(
 def watch_store(metrics: Metrics, store: Store, holder: PolicyHolder) -> None:
     """Have metrics say what the store holds, and what room it has."""
     size = StoreSize(store.path)
+
+    def most() -> float:
+        wanted = holder.policy.store.max_size
+        if wanted is None:
+            return math.inf
+        return wanted * size.whole() if isinstance(wanted, float) else wanted
+
     for name, text, read in (
         ("store_records", "Records in the store", lambda: size.held().records),
         ("store_cores", "Cores in the store", lambda: size.held().cores),
@@ -411,6 +419,11 @@ def watch_store(metrics: Metrics, store: Store, holder: PolicyHolder) -> None:
             "store_min_free_bytes",
             "The policy's `store.min_free`: no core is written that would leave less",
             lambda: holder.policy.store.min_free,
+        ),
+        (
+            "store_max_bytes",
+            "The policy's `store.max_size`: beyond it retention removes the oldest",
+            most,
         ),
     ):
         metrics.read(name, text, read)
