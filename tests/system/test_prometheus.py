@@ -18,7 +18,7 @@ import yaml
 
 from tests.metrics_document import documented
 from tests.promtool import PROMETHEUS, RULES
-from tests.system.agents import RunningAgent, agent, free_port
+from tests.system.agents import agent, free_port
 from tests.system.victims import PATIENCE, Stuck, running, wait_until
 
 # (so that others who die on this machine are none of ours)
@@ -27,7 +27,7 @@ defaults: {capture: none, limit: none}
 rules:
   - name: ours
     match: {comm: [null_main, heap_abort, illegal, divide, wait_for_kill]}
-    capture: stacks
+    capture: record
 """
 TIMES = 6  # that each dies: together more than CorewardCrashStorm stands for
 KINDS = {"null_main": "SIGSEGV", "heap_abort": "SIGABRT", "illegal": "SIGILL", "divide": "SIGFPE"}
@@ -110,15 +110,15 @@ def service(name: str) -> Iterator[Path]:
         group.rmdir()
 
 
-def die(one: RunningAgent, name: str, folder: Path, group: Path | None = None) -> str:
-    """The id of the record."""
+def die(name: str, folder: Path, group: Path | None = None) -> int:
+    """The pid of one that has died."""
     with running(name, cwd=folder, cgroup=group) as victim:
         if name == "wait_for_kill":
             victim.process.kill()
         else:
             victim.go()
         victim.wait()
-    return one.wait_record(victim.pid)
+    return victim.pid
 
 
 def test_from_a_death_to_an_alert(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_from_a_death_to_an_alert(tmp_path: Path) -> None:
         assert documented() - {"coreward_triggers_total"} <= names
 
         # WHEN one process crashes THEN that raises an alert, which names the signal
-        first = die(one, "illegal", tmp_path)
+        first = one.wait_record(die("illegal", tmp_path))
         server.wait_firing(alertname="CorewardCrash", signal="SIGILL", cause="signal")
         # AND the chart's point has the id of the record
         kept = server.get(
@@ -146,23 +146,23 @@ def test_from_a_death_to_an_alert(tmp_path: Path) -> None:
 
         # WHEN many die, of each kind, and one service again and again
         with service(loop) as group:
-            for number in range(TIMES):
+            for _ in range(TIMES):
                 for name in KINDS:
-                    die(one, name, tmp_path, group if name == "null_main" else None)
-                if number == 0:
-                    die(one, "wait_for_kill", tmp_path)
+                    die(name, tmp_path, group if name == "null_main" else None)
+            killed = die("wait_for_kill", tmp_path)
         # THEN each raises its alert
         for signo in KINDS.values():
             server.wait_firing(alertname="CorewardCrash", signal=signo)
         server.wait_firing(alertname="CorewardCrashLoop", unit=loop, severity="critical")
         server.wait_firing(alertname="CorewardCrashStorm")
         # AND who was killed by another raises none
+        one.wait_record(killed)
         assert not [a for a in server.firing() if a.get("cause") == "killed"]
 
         # WHEN the policy is damaged, and others take core_pattern
         (tmp_path / "coreward.yaml").write_text("defaults: {capture: stakcs}")
         one.process.send_signal(signal.SIGHUP)
-        one.kernel.write("core_pattern", "core")
+        one.settings.write("core_pattern", "core")
         # THEN both is told
         server.wait_firing(alertname="CorewardPolicyRefused")
         server.wait_firing(alertname="CorewardCorePatternTaken")
