@@ -1,4 +1,4 @@
-"""Debian's promtool and prometheus, which `make setup` unpacks into build/prometheus."""
+"""Debian's promtool and prometheus, which `make unit` unpacks into build/prometheus."""
 
 from __future__ import annotations
 
