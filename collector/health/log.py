@@ -38,7 +38,6 @@ class EventLog:
     def died(self, record: Record) -> None:
         self.deaths += 1
         diagnosis = getattr(record, "diagnosis", None)
-        signature = getattr(record, "signature", None)
         self._add(
             lambda cursor: Death(
                 cursor=cursor,
@@ -50,7 +49,7 @@ class EventLog:
                 outcome=record.outcome.value,
                 reason=_short(record.reason),
                 category=getattr(diagnosis, "category", None),
-                signature=getattr(signature, "id", None),
+                signature=None if record.signature is None else record.signature.id,
                 signal=record.signal_name,
                 exe=_short(record.exe),
                 unit=_short(record.unit),

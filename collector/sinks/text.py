@@ -20,6 +20,11 @@ def is_crash(record: Record) -> bool:
     return record.cause in (Cause.SIGNAL, Cause.OOM)
 
 
+def signature(record: Record) -> str | None:
+    """By which others of the same bug are found."""
+    return None if record.signature is None else record.signature.id
+
+
 def headline(record: Record) -> str:
     """`Process 812 (victim) of user 1000: SIGSEGV: ...`"""
     user = "?" if record.uid is None else record.uid

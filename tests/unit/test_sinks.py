@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -145,11 +146,8 @@ def test_the_agent_wakes_for_what_waits(make: Make, monkeypatch: pytest.MonkeyPa
     agent.native.wait = lambda *args: waits.append(args[-1])  # type: ignore[attr-defined]
     agent.probe.fileno = lambda: -1  # type: ignore[attr-defined]
     agent.context.sinks.configure(SinkSettings(journal=True))
-    loop = Agent.__new__(Agent)
-    loop._context = agent.context
-    loop._wake_read, loop._store_again_at = -1, 0.0
-    loop._storms = type("Quiet", (), {"timeout_ms": -1})()
-    monkeypatch.setattr("collector.agent.loop.os.read", lambda *_: b"")
+    loop = Agent(agent.context)
+    loop._storms = SimpleNamespace(timeout_ms=-1)  # type: ignore[assignment]
     loop._wait()
     agent.context.sinks.tell(SEGFAULT, stored=True)
     loop._wait()

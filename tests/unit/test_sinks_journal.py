@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.model import Cause, Frame, Outcome, Record
+from collector.model import Cause, Frame, Outcome, Record, Signature
 from collector.sinks import journal
 from collector.sinks.journal import Journal, encoded
 from collector.sinks.journal_fields import CRASH_ID, DEATH_ID, fields
@@ -73,7 +73,15 @@ def crash(**differs: object) -> Record:
 
 
 def test_a_crash_is_what_coredumpctl_looks_for(receiver: Receiver) -> None:
-    record = crash(pid=812, tid=813, uid=1000, gid=100, core="core.zst", outcome=Outcome.COMPLETE)
+    record = crash(
+        signature=Signature(id="0123456789ab"),
+        pid=812,
+        tid=813,
+        uid=1000,
+        gid=100,
+        core="core.zst",
+        outcome=Outcome.COMPLETE,
+    )
     Journal(receiver.path).put(fields(record, Path("/store/core.zst")))
     found = receiver.receive()
     assert found["MESSAGE"].split("\n") == [
@@ -87,6 +95,7 @@ def test_a_crash_is_what_coredumpctl_looks_for(receiver: Receiver) -> None:
         "MESSAGE_ID": CRASH_ID,
         "PRIORITY": "2",
         "COREWARD_ID": record.id,
+        "COREWARD_SIGNATURE": "0123456789ab",
         "COREDUMP_PID": "812",
         "COREDUMP_UID": "1000",
         "COREDUMP_GID": "100",

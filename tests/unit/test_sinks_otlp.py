@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.model import Cause, Frame, Record
+from collector.model import Cause, Frame, Record, Signature
 from collector.policy.types import OtlpSettings
 from collector.sinks import otlp, otlp_worker
 from collector.sinks.otlp import Otlp
@@ -55,7 +55,8 @@ def pump(ids: list[str], collector: Collector, store: Store) -> tuple[int, int, 
 
 def test_a_crash_by_the_semantic_conventions() -> None:
     frames = [Frame(pc=0x1000, function="inner", offset=0x12, module="/usr/bin/victim")]
-    record = death(7, reason="SIGSEGV: it went", frames=frames, uid=1000, thread_name="worker-3")
+    known = Signature(id="0123456789ab", text="SIGSEGV near-null | inner")
+    record = death(7, reason="SIGSEGV: it went", frames=frames, uid=1000, signature=known)
     (resource,) = document([record], "host-1")["resourceLogs"]
     named = {one["key"]: one["value"]["stringValue"] for one in resource["resource"]["attributes"]}
     assert named == {"host.name": "host-1", "os.type": "linux", "service.name": "coreward"}
@@ -66,6 +67,7 @@ def test_a_crash_by_the_semantic_conventions() -> None:
     found = attributes(log)
     wanted = {
         "app.crash.id": record.id,
+        "coreward.signature": "0123456789ab",
         "exception.type": "SIGSEGV",
         "exception.message": "SIGSEGV: it went",
         "exception.stacktrace": "#0   0x0000000000001000 inner + 0x12 (victim)",
