@@ -126,7 +126,7 @@ class OpenProcess:
             os.close(fd)
 
     def open_shared(self, ranges: Iterable[tuple[int, int]]) -> dict[int, int]:
-        """Descriptors of the files behind shared mappings: address of the mapping -> fd.
+        """Descriptors of the files behind mappings, shared ones above all: their address -> fd.
 
         Through /proc/PID/map_files (proc(5)), which reaches unlinked files as well. They tell
         which pages exist at all, so that a sparse mapping is not filled by reading it.

@@ -93,15 +93,17 @@ def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
             core, all_threads=True, full=full, timeout=_TIMEOUT_S, memory=_MEMORY
         )
     warn_incomplete(record)
+    lost = dict(explanation.lost)
+    if record.container and "symbols" in lost:
+        lost["symbols"] += "; the process was in a container, which had files of its own"
     if not explanation.threads:
-        why = explanation.lost.get("threads") or explanation.lost.get("frames") or "not said why"
+        why = lost.get("threads") or lost.get("frames") or "not said why"
         raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
     all_ = threads.with_record(explanation.threads, record)
     if as_json:
-        lost = explanation.lost
         render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=all_, lost=lost))
         return 0
     print(threads.text(all_, record))
-    for part, why in sorted(explanation.lost.items()):
+    for part, why in sorted(lost.items()):
         print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0

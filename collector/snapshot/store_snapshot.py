@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from collector.capture.core_file import core_name, core_writer, write_explain_co
 from collector.capture.image import lost_names
 from collector.capture.job import EXPLAIN_CORE
 from collector.capture.space import SpaceWatch, free_bytes, unseen
+from collector.elfcore.types import Prot
 from collector.errors import StoreError
 from collector.explain.facts import with_explanation
 from collector.explain.reason import reason
@@ -27,6 +29,7 @@ from collector.explain.run import explain_core
 from collector.heap.run import heap_of_core, with_heap
 from collector.heap.types import HeapReport
 from collector.linux.atomic import atomic_file
+from collector.linux.filesystems import own_devices
 from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of_living
 from collector.policy.types import Compress
@@ -35,6 +38,8 @@ from collector.probe.live import LiveProbe
 from collector.snapshot.take import Found, SnapshotRequest, take
 from collector.snapshot.write import Core, CoreContents, Progress, reading, write_found
 from collector.store.store import Store
+
+_MAX_CODE = 64  # files of deleted code that are opened, as shared.c has it
 
 # Id of the record, pid, folder of the record -> what was put there of the last system calls of the
 # process's threads; why there is nothing; None: nobody keeps any
@@ -78,7 +83,7 @@ def store_snapshot(
     name = core_name(compress)
     try:
         with _clean_unless_done(store, identity), contextlib.ExitStack() as later:
-            files = _RootAndExe()
+            files = _Files()
 
             def write(found: Found) -> Record:
                 files.duplicate(found, later)
@@ -176,13 +181,25 @@ def _with_calls(record: Record, calls: CallsFacts | str | None) -> Record:
     return msgspec.structs.replace(record, calls=calls)
 
 
-class _RootAndExe:
-    """The process's root folder and executable, which may exist only in its container; O_PATH."""
+class _Files:
+    """The process's root folder and executable, which may exist only in its container, O_PATH; and
+    the files of its code that were deleted or replaced, by an address in their mappings."""
 
     root: int | None = None
     exe: int | None = None
 
+    def __init__(self) -> None:
+        self.code: dict[int, int] = {}
+
     def duplicate(self, found: Found, until: contextlib.ExitStack) -> None:
+        own = own_devices()
+        deleted = (
+            (m.start, m.end)
+            for m in found.image.mappings
+            if m.nlink == 0 and not m.shared and m.prot & Prot.X and m.device in own
+        )
+        opened = found.opened.open_shared(itertools.islice(deleted, _MAX_CODE))
+        self.code = {start: _duplicate(fd, until) for start, fd in opened.items()}
         self.root = _duplicate(found.opened.root_fd, until)
         if found.opened.exe_fd is not None:
             self.exe = _duplicate(found.opened.exe_fd, until)
@@ -195,15 +212,15 @@ def _duplicate(fd: int, until: contextlib.ExitStack) -> int:
 
 
 def _explained(
-    record: Record, facts: SnapshotFacts, core: Path, files: _RootAndExe, *, nice: int
+    record: Record, facts: SnapshotFacts, core: Path, files: _Files, *, nice: int
 ) -> Record:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
-    found = explain_core(core, exe=exe, root_fd=files.root, nice=nice)
+    found = explain_core(core, exe=exe, root_fd=files.root, mapped=files.code, nice=nice)
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return msgspec.structs.replace(record, reason=reason(record))
 
 
-def _heap(core: Path, files: _RootAndExe, *, nice: int) -> HeapReport:
+def _heap(core: Path, files: _Files, *, nice: int) -> HeapReport:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     return heap_of_core(core, exe=exe, root_fd=files.root, nice=nice)

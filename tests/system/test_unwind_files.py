@@ -12,11 +12,14 @@ import pytest
 
 from collector.model import SIGNAL_FRAME
 from tests.system.agents import RunningAgent, agent
-from tests.system.victims import build, running
+from tests.system.victims import build, running, wait_until
 
+_PAUSE = 34  # number of the system call
 _LIBRARY = """
+#include <unistd.h>
 static void {inner}(void) {{ *(volatile int *)0 = 1; }}
 void outer(void) {{ {inner}(); }}
+void {inner}_waits(void) {{ pause(); }}
 """
 
 
@@ -53,11 +56,31 @@ def test_a_library_that_was_replaced(
         record = running_agent.info(running_agent.wait_record(victim.pid))
     # THEN its names are those of the file that it ran, with lines
     assert functions(record)[:3] == ["inner_of_old", "outer", "main"]
-    assert record["frames"][0]["line"] == 2
+    assert record["frames"][0]["line"] == 3
     assert "symbols" not in record["lost"]
     # AND the threads that are read from the core later have them as well
     shown = running_agent.command("bt", record["id"], "--all")
     assert "in inner_of_old+" in shown and "inner_of_new" not in shown
+
+
+def test_a_snapshot_in_a_library_that_was_replaced(
+    running_agent: RunningAgent, tmp_path: Path
+) -> None:
+    # GIVEN a process that waits in a library that was replaced
+    old = library(tmp_path, "old", "old")
+    new = library(tmp_path, "new", "new")
+    with running("in_library", str(old), "old_waits", cwd=tmp_path) as victim:
+        new.rename(old)
+        victim.go()
+        call = Path(f"/proc/{victim.pid}/syscall")
+        wait_until(lambda: call.read_text().startswith(f"{_PAUSE} "), "it does not wait")
+        # WHEN a snapshot of it is taken
+        record = running_agent.snapshot(victim.pid)
+    # THEN its names are those of the file that it runs
+    assert [name for name in functions(record) if name in ("old_waits", "main")] == [
+        "old_waits",
+        "main",
+    ]
 
 
 def test_a_program_in_memory(running_agent: RunningAgent, tmp_path: Path) -> None:
