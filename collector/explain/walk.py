@@ -39,6 +39,7 @@ _RBP, _RIP, _RSP = 4, 16, 19
 # A step by the frame pointer tells none of these, a step by CFI all that were known before it.
 _KEPT = frozenset(["rbx", "r12", "r13", "r14", "r15"])
 _MAX_TRACES = 256  # of one walk: a new one starts where an object is loaded or CFI is missing
+_MAX_ALL_TRACES = 16384  # further ones of all walks together: each is up to a thousand steps
 _SCANNED = 128  # words of a stack that are looked through for one frame
 _LARGEST_FRAME = 16 << 20  # bytes between a stack pointer and its frame pointer
 # Registers for a try whether there is CFI, where no process has memory: not canonical.
@@ -82,6 +83,7 @@ class Walker:
         members = [drgn.TypeMember(word, f"word{number}", number * 64) for number in range(_WORDS)]
         self._registers = program.struct_type("pt_regs", _WORDS * 8, members)
         self._has_cfi: dict[int, bool] = {}
+        self._traces = _MAX_ALL_TRACES  # that are left
         program.add_memory_segment(_NOWHERE, _NOWHERE_SIZE, _ones)
 
     def walk(self, registers: Sequence[int], most: int) -> list[Step]:
@@ -92,8 +94,9 @@ class Walker:
         steps: list[Step] = []
         start: _Start | None = _Start(tuple(registers[:_WORDS]))
         for _ in range(_MAX_TRACES):
-            if start is None or len(steps) >= most:
+            if start is None or len(steps) >= most or (steps and not self._traces):
                 break
+            self._traces -= bool(steps)  # the first of each walk is for nothing
             start = self._one_trace(start, steps, most)
         return steps[:most]
 
