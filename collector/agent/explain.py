@@ -96,6 +96,7 @@ def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str 
             exe=exe,
             root_fd=files.root,
             mapped=files.code,
+            keep=core.parent,
             nice=_NICE,
         )
     except Exception as error:  # its record must be closed all the same

@@ -14,6 +14,15 @@ from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
 from collector.elfcore.types import ProcessImage
 from collector.elfcore.writer import write_core
 from collector.policy.types import Codec, Compress
+from collector.ranges import union
+
+_MAX_EXPLAINED = 256  # threads that are explained
+_OTHER_STACK = 64 << 10  # bytes of the stack of one that did not die
+
+
+def _nothing(address: int, size: int) -> bytes:
+    """What is looked up for all threads alike is looked up for the first."""
+    return b""
 
 
 def core_name(compress: Compress) -> str:
@@ -34,14 +43,16 @@ def write_explain_core(
     pieces: Iterable[tuple[int, bytes]],
     max_stack: int = MAX_STACK,
 ) -> None:
-    """The first thread alone, with what unwinding needs: enough to say where it was.
+    """What unwinding needs: the first thread's stack, and a little of the others'.
 
-    pieces: memory that goes before that of `memory`. max_stack: bytes of its stack at most.
+    pieces: memory that goes before that of `memory`. max_stack: bytes of the first stack at most.
     OSError as reading and writing give it; there is no file then.
     """
-    first = image.threads[:1]
-    image = msgspec.structs.replace(image, threads=first)
+    image = msgspec.structs.replace(image, threads=image.threads[:_MAX_EXPLAINED])
+    first, others = image.threads[:1], image.threads[1:]
     keep = select_stacks(image.mappings, first, image.auxv, memory.read, max_stack=max_stack)
+    more = select_stacks(image.mappings, others, b"", _nothing, max_stack=_OTHER_STACK)
+    keep = union([*keep, *more])
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         segments = carve(select_none(image.mappings), keep)

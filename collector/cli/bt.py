@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -11,6 +13,7 @@ from collector.cli import render, threads
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import being_worked_on, core_of, plain_core, warn_incomplete
 from collector.errors import NotFound, UsageError
+from collector.explain import kept_threads
 from collector.explain.types import ThreadFrames
 from collector.model import Frame, Record
 from collector.store.store import Store
@@ -45,7 +48,7 @@ class BtVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
-        parser.add_argument("--all", action="store_true", help="every thread; needs a core")
+        parser.add_argument("--all", action="store_true", help="every thread")
         parser.add_argument(
             "--full", action="store_true", help="with --all: variables and registers as well"
         )
@@ -86,20 +89,18 @@ def _heading(record: Record) -> str:
 
 
 def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
-    from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
-
-    with plain_core(core_of(store, record)) as core:
-        explanation = explain_core(
-            core, all_threads=True, full=full, timeout=_TIMEOUT_S, memory=_MEMORY
-        )
-    warn_incomplete(record)
-    lost = dict(explanation.lost)
-    if record.container and "symbols" in lost:
-        lost["symbols"] += "; the process was in a container, which had files of its own"
-    if not explanation.threads:
-        why = lost.get("threads") or lost.get("frames") or "not said why"
-        raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
-    all_ = threads.with_record(explanation.threads, record)
+    kept = kept_threads.read(store.place(record))
+    try:
+        core = core_of(store, record)
+    except NotFound as error:
+        if full or not kept:
+            raise
+        lost = {"core": f"these are as they were recorded; {error}"}
+        found: Sequence[ThreadFrames] = kept
+    else:
+        found, lost = _from_core(core, record, full=full)
+        warn_incomplete(record)
+    all_ = threads.with_record(found, record, kept)
     if as_json:
         render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=all_, lost=lost))
         return 0
@@ -107,3 +108,22 @@ def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
     for part, why in sorted(lost.items()):
         print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0
+
+
+def _from_core(
+    path: Path, record: Record, *, full: bool
+) -> tuple[list[ThreadFrames], dict[str, str]]:
+    """All threads as the core tells them now, and what is missing. NotFound: there are none."""
+    from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
+
+    with plain_core(path) as core:
+        explanation = explain_core(
+            core, all_threads=True, full=full, timeout=_TIMEOUT_S, memory=_MEMORY
+        )
+    lost = dict(explanation.lost)
+    if record.container and "symbols" in lost:
+        lost["symbols"] += "; the process was in a container, which had files of its own"
+    if not explanation.threads:
+        why = lost.get("threads") or lost.get("frames") or "not said why"
+        raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
+    return explanation.threads, lost

@@ -15,23 +15,27 @@ from collector.model import Frame, Record
 _NAMED = 8  # threads of a group that are named
 
 
-def with_record(threads: Sequence[ThreadFrames], record: Record) -> list[ThreadFrames]:
-    """The threads, the one that died first, with what only the record knows.
+def with_record(
+    threads: Sequence[ThreadFrames], record: Record, kept: Sequence[ThreadFrames] = ()
+) -> list[ThreadFrames]:
+    """The threads, the one that died first, with what only the record and its file `kept` know.
 
-    It was made while the process's files were at hand. They may be gone, or in a container.
+    They were made while the process's files were at hand. These may be gone, or in a container.
     """
-    whole = _physical(record.frames or [])
-    known = {group[-1].pc: group for group in whole}
+    whole = {thread.tid: _physical(thread.frames) for thread in kept}
+    own = _physical(record.frames or [])
+    known = {group[-1].pc: group for groups in (*whole.values(), own) for group in groups}
     found = []
     first = 0
     for number, thread in enumerate(threads):
-        groups = _physical(thread.frames)
-        name = thread.name
+        groups, name = _physical(thread.frames), thread.name
+        other = whole.get(thread.tid, [])
         if died(record, thread, number):
             first = number
             name = name or record.thread_name
-            if not _begins(groups, whole):  # it goes another way, or ends before
-                groups = whole
+            other = own or other
+        if not _begins(groups, other):  # it goes another way, or ends before
+            groups = other
         better = [_better(group, known) for group in groups]
         found.append(
             msgspec.structs.replace(

@@ -7,6 +7,7 @@ drgn or looks at the core, and exits with 0 whenever it printed a document.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import msgspec
@@ -14,11 +15,13 @@ import msgspec
 from collector.errors import CorewardError
 from collector.explain import asked
 from collector.explain.find import Finder
+from collector.explain.kept_threads import packed
 from collector.explain.types import (
     MAX_DOCUMENT,
     MAX_FULL_DOCUMENT,
     Explanation,
     StackImage,
+    ThreadFrames,
     UnwoundStacks,
 )
 from collector.signature.types import SignatureRules
@@ -27,6 +30,7 @@ from collector.signature.types import SignatureRules
 def _arguments() -> argparse.Namespace:
     parser = asked.arguments("collector.explain", "Explain a core.")
     parser.add_argument("--all", action="store_true", help="backtraces of all threads")
+    parser.add_argument("--threads", type=int, help="descriptor of a file to put all threads into")
     parser.add_argument("--full", action="store_true", help="with variables and registers")
     parser.add_argument(
         "--mapped",
@@ -73,6 +77,12 @@ def _print_stacks(arguments: argparse.Namespace, finder: Finder) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
 
 
+def _put(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def main() -> None:
     arguments = _arguments()
     root = asked.begin(arguments)
@@ -83,16 +93,34 @@ def main() -> None:
     if arguments.stacks is not None:
         _print_stacks(arguments, finder)
         return
+    most = MAX_FULL_DOCUMENT if arguments.full else MAX_DOCUMENT
+
+    def tell(explanation: Explanation) -> None:
+        if arguments.signature is not None and explanation.frames:
+            explanation = _with_signature(explanation, arguments.signature)
+        sys.stdout.buffer.write(_encode(explanation, most) + b"\n")
+        sys.stdout.buffer.flush()
+
+    def keep(explanation: Explanation, threads: list[ThreadFrames]) -> None:
+        """What is asked for is told before the other threads: these may take us down."""
+        if not threads:
+            tell(explanation)
+        else:
+            _put(arguments.threads, packed(threads))
+
     try:
         explanation = explain(
-            arguments.core, finder, all_threads=arguments.all, full=arguments.full
+            arguments.core,
+            finder,
+            all_threads=arguments.all,
+            full=arguments.full,
+            then=None if arguments.threads is None else keep,
         )
     except (CorewardError, OSError) as error:
-        explanation = Explanation(lost={"frames": asked.in_words(error, arguments.core)})
-    if arguments.signature is not None and explanation.frames:
-        explanation = _with_signature(explanation, arguments.signature)
-    most = MAX_FULL_DOCUMENT if arguments.full else MAX_DOCUMENT
-    sys.stdout.buffer.write(_encode(explanation, most) + b"\n")
+        tell(Explanation(lost={"frames": asked.in_words(error, arguments.core)}))
+        return
+    if arguments.threads is None:
+        tell(explanation)
 
 
 if __name__ == "__main__":

@@ -125,18 +125,18 @@ def _run(command: list[str], fds: list[int], bounds: Bounds) -> tuple[bytes, int
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-    if outputs is None:
+    output, errors, ended = outputs
+    if len(output) > bounds.document + 1:
+        raise ChildFailed(f"the explanation is larger than {bounds.document >> 20} MiB")
+    if output.endswith(b"\n"):  # its document is whole, whatever became of it then
+        return output, peak_rss
+    if not ended:
         raise ChildFailed(f"explaining took longer than {bounds.timeout:g} seconds")
     if process.returncode is None:
         raise ChildFailed("the explaining process hangs in the kernel")
-    output, errors = outputs
-    if process.returncode != 0:
-        lines = errors.decode("utf-8", "replace").strip().splitlines()
-        last = lines[-1] if lines else ""
-        raise ChildFailed(f"the explaining process {_ending(process.returncode)}: {last}")
-    if len(output) > bounds.document + 1:
-        raise ChildFailed(f"the explanation is larger than {bounds.document >> 20} MiB")
-    return output, peak_rss
+    lines = errors.decode("utf-8", "replace").strip().splitlines()
+    last = lines[-1] if lines else ""
+    raise ChildFailed(f"the explaining process {_ending(process.returncode)}: {last}")
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int:
@@ -151,8 +151,8 @@ def _reap(process: subprocess.Popen[bytes]) -> int:
 
 def _read_all(
     process: subprocess.Popen[bytes], patience: Patience, most: int
-) -> tuple[bytes, bytes] | None:
-    """Both outputs until they end, each cut at its bound; None if the patience ends before."""
+) -> tuple[bytes, bytes, bool]:
+    """Both outputs, each cut at its bound; and whether they ended before the patience did."""
     output, errors = bytearray(), bytearray()
     with selectors.PollSelector() as open_:  # not select(2), which takes no descriptor above 1023
         for pipe, kept, bound in (
@@ -163,14 +163,14 @@ def _read_all(
                 open_.register(pipe, selectors.EVENT_READ, (kept, bound))
         while open_.get_map():
             if not (left := patience.left()):
-                return None
+                return bytes(output), bytes(errors), False
             for key, _ in open_.select(left):
                 kept, bound = key.data
                 data = os.read(key.fd, 65536)
                 kept += data[: bound - len(kept)]
                 if not data:
                     open_.unregister(key.fileobj)
-    return bytes(output), bytes(errors)
+    return bytes(output), bytes(errors), True
 
 
 def _ending(status: int) -> str:

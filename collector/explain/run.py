@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from collector.explain import child
 from collector.explain.child import Bounds, ChildFailed
+from collector.explain.kept_threads import FILE as THREADS
 from collector.explain.types import (
     MAX_DOCUMENT,
     MAX_FULL_DOCUMENT,
@@ -24,10 +25,12 @@ from collector.explain.types import (
     StackImage,
     UnwoundStacks,
 )
+from collector.linux.atomic import atomic_file
 from collector.signature.types import SignatureRules
 
 _CHILD = "collector.explain"
 _MAX_MAPPED = 64  # files that have no path any more
+_MAX_KEPT = 16 << 20  # bytes of the file of threads
 
 
 def explain_core(
@@ -39,6 +42,7 @@ def explain_core(
     exe: Path | None = None,
     root_fd: int | None = None,
     mapped: Mapping[int, int] | None = None,
+    keep: Path | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
     nice: int = 0,
@@ -48,12 +52,12 @@ def explain_core(
     timeout: seconds that the child may take, but for those in which others have the CPUs.
     all_threads: of all threads, not only the dying one; full: and of each with variables and
     registers. signature: the policy's rules for what a signature takes from the frames; None:
-    nobody wants one. exe: the main program's file, as this
-    process sees it (a path below /proc/self/fd is this process's own). root_fd: the folder that the
-    dead process had as its root, O_PATH suffices; None: this process's. mapped: address in a
-    mapping -> descriptor of its file, for what has no path any more. memory: bytes of private
-    memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a bad core,
-    or for a child that fails.
+    nobody wants one. exe: the main program's file, as this process sees it (a path below
+    /proc/self/fd is this process's own). root_fd: the folder that the dead process had as its root,
+    O_PATH suffices; None: this process's. mapped: address in a mapping -> descriptor of its file,
+    for what has no path any more. keep: a folder, to put the backtraces of all threads there, if
+    there are more than one. memory: bytes of private memory that the child may have. nice: 19 if
+    nobody waits for it. Raises nothing for a bad core, or for a child that fails.
     """
     bounds = Bounds(timeout, memory, MAX_FULL_DOCUMENT if full else MAX_DOCUMENT, nice)
     more = [*(["--all"] if all_threads else []), *(["--full"] if full else [])]
@@ -63,18 +67,54 @@ def explain_core(
     if signature is not None:
         more += ["--signature", msgspec.json.encode(signature).decode()]
     try:
-        with child.opened(core, exe) as (fd, exe_fd):
+        with child.opened(core, exe) as (fd, exe_fd), _memory(keep is not None) as kept:
+            if kept is not None:
+                more += ["--threads", str(kept)]
             answer = child.ask(
                 *(_CHILD, bounds),
                 core=fd,
                 exe=exe_fd,
                 root=root_fd,
                 more=more,
-                fds=list(files.values()),
+                fds=[*files.values(), *([] if kept is None else [kept])],
             )
+            unkept = {} if kept is None or keep is None else _keep(kept, keep)
     except (OSError, ChildFailed) as error:
         return _failed(str(error))
-    return _decode(*answer)
+    found = _decode(*answer)
+    return msgspec.structs.replace(found, lost={**found.lost, **unkept}) if unkept else found
+
+
+@contextlib.contextmanager
+def _memory(wanted: bool) -> Iterator[int | None]:
+    """A descriptor of memory that the child may write to. OSError."""
+    if not wanted:
+        yield None
+        return
+    memory = os.memfd_create("threads", os.MFD_CLOEXEC)
+    try:
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def _keep(memory: int, folder: Path) -> dict[str, str]:
+    """Put what was written into the file of threads; if it cannot be put there, why."""
+    size = os.fstat(memory).st_size
+    if not size:
+        return {}
+    try:
+        with atomic_file(folder / THREADS) as fd:
+            _copy(memory, fd, min(size, _MAX_KEPT))
+    except OSError as error:  # the disk is full, or the record was removed
+        return {"threads": f"their backtraces cannot be kept: {error.strerror}"}
+    return {}
+
+
+def _copy(source: int, target: int, size: int) -> None:
+    at = 0
+    while at < size:
+        at += os.sendfile(target, source, at, size - at)
 
 
 def unwind_stacks(

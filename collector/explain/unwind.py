@@ -7,10 +7,11 @@ that `modules` opens. A part that cannot be had is missing from the result and n
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import drgn
@@ -33,17 +34,25 @@ from collector.siginfo import SI_KERNEL
 _SIGINFO = struct.Struct("=iii4xQ")  # si_signo, si_errno, si_code, si_addr of a fault
 _LONGEST_INSTRUCTION = 15  # bytes, on x86
 _MAX_THREADS = 65536
+_ALL_SECONDS = 4.0  # of CPU that all threads may take where nobody asked for them
 _MAX_ALL_FRAMES = 16384  # of all threads together
 # Kinds of symbols that code may be named by; assemblers give their functions none.
 _FUNCTIONS = (drgn.SymbolKind.FUNC, drgn.SymbolKind.IFUNC, drgn.SymbolKind.UNKNOWN)
 
 
 def explain(
-    path: Path, finder: Finder, *, all_threads: bool = False, full: bool = False
+    path: Path,
+    finder: Finder,
+    *,
+    all_threads: bool = False,
+    full: bool = False,
+    then: Callable[[Explanation, list[ThreadFrames]], None] | None = None,
 ) -> Explanation:
     """What the core says. Raises OSError or CoreFormatError if it cannot be read at all.
 
     full: with the variables of the innermost frames of each thread, and what registers point to.
+    then: called first without threads, when the dying one is explained; and again with all of
+    them, as far as there is time, if there are more.
     """
     started = time.monotonic()
     with CoreFile(path) as core:
@@ -57,7 +66,7 @@ def explain(
             frames = unwinder.dying_thread(core.threads)
             values = Values(program, core, modules) if full else None
             threads = unwinder.all_threads(core.threads, values) if all_threads else None
-            return Explanation(
+            explanation = Explanation(
                 frames=frames,
                 threads=threads,
                 modules=modules.report(),
@@ -66,6 +75,12 @@ def explain(
                 seconds=time.monotonic() - started,
                 lost={**modules.lost, **unwinder.lost},
             )
+            if then is not None:
+                then(explanation, [])
+                if len(core.threads) > 1:
+                    until = time.process_time() + _ALL_SECONDS
+                    then(explanation, unwinder.all_threads(core.threads, until=until))
+            return explanation
 
 
 def _fault_access(core: CoreFile, modules: Modules) -> Access | None:
@@ -122,19 +137,30 @@ class Unwinder:
             self.lost["debug_info"] = text("; ".join(bare))
 
     def all_threads(
-        self, threads: Sequence[Thread], values: Values | None = None
+        self,
+        threads: Sequence[Thread],
+        values: Values | None = None,
+        until: float = math.inf,
     ) -> list[ThreadFrames]:
-        """Every thread of the core, in its order, as far as the bounds allow."""
+        """Every thread of the core, in its order, as far as the bounds allow.
+
+        until: of time.process_time(); those behind it have no frames.
+        """
         threads = threads[:_MAX_THREADS]
         places: set[int] = set()
         for thread in threads:
+            if time.process_time() > until:
+                break
             with contextlib.suppress(Exception):  # it is asked again below
                 places.update(self.places(thread.regs))
         self._modules.load_debug(places)
         result = []
         left = _MAX_ALL_FRAMES
         for thread in threads:
-            unwound = self._thread(thread, min(MAX_FRAMES, left), values)
+            if time.process_time() > until:
+                unwound = ThreadFrames(tid=thread.tid, frames=[], lost="there was no time for it")
+            else:
+                unwound = self._thread(thread, min(MAX_FRAMES, left), values)
             left -= len(unwound.frames)
             result.append(unwound)
         self._note_unknown([frame for thread in result for frame in thread.frames])

@@ -215,7 +215,9 @@ def _explained(
     record: Record, facts: SnapshotFacts, core: Path, files: _Files, *, nice: int
 ) -> Record:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
-    found = explain_core(core, exe=exe, root_fd=files.root, mapped=files.code, nice=nice)
+    found = explain_core(
+        core, exe=exe, root_fd=files.root, mapped=files.code, keep=core.parent, nice=nice
+    )
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return msgspec.structs.replace(record, reason=reason(record))

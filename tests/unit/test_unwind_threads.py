@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
+import zstandard
 
 from collector.cli.threads import text, with_record
 from collector.elfcore.reader import CoreFile
+from collector.errors import StoreError
+from collector.explain import kept_threads
 from collector.explain.fold import folded, in_short
 from collector.explain.run import explain_core
 from collector.explain.types import FrameValues, ThreadFrames, Variable
@@ -113,6 +117,71 @@ def test_never_less_than_the_record() -> None:
     better = [msgspec.structs.replace(f, module="/opt/x") for f in (inner, outer, last)]
     found = with_record([thread(7, [*better, further])], record)
     assert found[0].frames == [*better, further]
+
+
+def test_all_threads_are_kept_beside_the_record(tmp_path: Path) -> None:
+    # GIVEN a process with three threads, two of which are at the same place
+    loaded = Loaded(compiled(tmp_path, ".globl _start\n_start: call _start\n"), BASE)
+    process = Unrun(loaded)
+    for number, name in enumerate(["first", "second", "third"]):
+        at = loaded.at("_start", 5 if number else 0)
+        process.thread(10 + number, at, STACK + 0x100, name=name)
+    core = process.core(tmp_path)
+    # WHEN it is explained where its threads are to be kept
+    (tmp_path / "record").mkdir()
+    found = explain_core(core, keep=tmp_path / "record")
+    assert (found.threads, len(found.frames or []), found.lost) == (None, 1, {})
+    # THEN they are in a file there, as they are told otherwise
+    threads = explain_core(core, all_threads=True).threads
+    assert kept_threads.read(tmp_path / "record") == threads
+    assert [one.name for one in threads or []] == ["first", "second", "third"]
+    assert {path.name for path in (tmp_path / "record").iterdir()} == {kept_threads.FILE}
+    # AND where they cannot be put, that is all that is lost
+    gone = explain_core(core, keep=tmp_path / "gone")
+    assert gone.frames == found.frames
+    assert gone.lost == {"threads": "their backtraces cannot be kept: No such file or directory"}
+
+
+def test_one_thread_is_in_the_record_alone(tmp_path: Path) -> None:
+    loaded = Loaded(compiled(tmp_path, ".globl _start\n_start: call _start\n"), BASE)
+    process = Unrun(loaded)
+    process.thread(1, loaded.at("_start"), STACK + 0x100)
+    (tmp_path / "record").mkdir()
+    explain_core(process.core(tmp_path), keep=tmp_path / "record")
+    assert kept_threads.read(tmp_path / "record") == []
+    assert list((tmp_path / "record").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no zstd",
+        zstandard.compress(b"no msgpack"),
+        zstandard.compress(
+            msgspec.msgpack.encode({"frames": [], "threads": [[1, None, [0], None]]})
+        ),
+        zstandard.compress(
+            msgspec.msgpack.encode({"frames": [{"pc": 1}], "threads": [[1, None, [-1], None]]})
+        ),
+    ],
+)
+def test_a_damaged_file_of_threads_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / kept_threads.FILE).write_bytes(data)
+    with pytest.raises(StoreError, match=r"threads\.zst: damaged: "):
+        kept_threads.read(tmp_path)
+
+
+def test_other_threads_have_what_was_kept_of_them() -> None:
+    # GIVEN a core without its files, and all threads as they were at the death
+    kept = [thread(7, WAIT[:2]), thread(8, WAIT, name="o")]
+    record = msgspec.structs.replace(SEGFAULT, ns_pid=7, frames=WAIT[:2], thread_name=None)
+    bare = [Frame(pc=frame.pc) for frame in WAIT]
+    # THEN each thread has its names, and its frames
+    assert with_record([thread(7, bare[:2]), thread(8, bare[:1])], record, kept) == [
+        thread(7, WAIT[:2]),
+        thread(8, WAIT),
+    ]
 
 
 _C = """
