@@ -1,4 +1,5 @@
 /* Runs a copy of a program that is in memory only: in_memory PROGRAM [ARGUMENTS...] */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
