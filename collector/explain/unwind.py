@@ -79,7 +79,8 @@ def explain(
                 then(explanation, [])
                 if len(core.threads) > 1:
                     until = time.process_time() + _ALL_SECONDS
-                    then(explanation, unwinder.all_threads(core.threads, until=until))
+                    with contextlib.suppress(Exception):  # what was told stands
+                        then(explanation, unwinder.all_threads(core.threads, until=until))
             return explanation
 
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import drgn
 
-from collector.explain.modules import Modules
+from collector.explain.modules import Modules, ask
+from collector.explain.reason import OUTERMOST
 from collector.explain.x86_calls import (
     LONGEST_CALL,
     TRAMPOLINE,
@@ -146,8 +147,8 @@ class Walker:
         words = list(_words(frame, last.pc))
         if not self._modules.is_code(last.place):  # the frame pointer is still the caller's
             return self._at_stack_pointer(words) or self._on_stack(words, None)
-        if self._unwinds(last.place):
-            return None  # its return address is not in the core
+        if self._unwinds(last.place) or self._is_outermost(last):
+            return None  # its return address is not in the core; or it has none
         if not last.interrupted and is_trampoline(self._modules.code(last.pc, TRAMPOLINE)):
             with contextlib.suppress(Exception):
                 before = before_signal(self._program.read, words[_RSP])
@@ -196,10 +197,11 @@ class Walker:
 
     def _entry(self, step: Step) -> int | None:
         """Where the function that a frame is in begins."""
-        try:
-            return int(self._program.symbol(step.place).address)
-        except Exception:  # none, or a damaged table
-            return None
+        return ask(lambda: int(self._program.symbol(step.place).address))
+
+    def _is_outermost(self, step: Step) -> bool:
+        name = ask(lambda: str(self._program.symbol(step.place).name))
+        return not step.interrupted and name in OUTERMOST
 
     def _is_return(self, target: int) -> bool | None:
         """Whether a word can be a return address; None: its code cannot be looked at."""
@@ -209,10 +211,7 @@ class Walker:
         return follows_call(code) if code else None
 
     def _word(self, address: int) -> int | None:
-        try:
-            return int(self._program.read_u64(address))
-        except Exception:  # it is not in the core
-            return None
+        return ask(lambda: int(self._program.read_u64(address)))
 
     def _unwinds(self, place: int) -> bool:
         """Whether there is CFI for the code at `place`: tried on a stack that no process has."""

@@ -205,6 +205,21 @@ def test_a_stack_ends_where_nothing_looks_like_a_return_address(
     assert functions(died(process, tmp_path).frames) == [None]
 
 
+def test_a_backtrace_ends_at_the_entry_of_the_program(tmp_path: Path) -> None:
+    # GIVEN an entry in assembler without unwind information, as musl has it
+    source = _NONE + _PROGRAM.replace(".cfi_undefined rip", ".cfi_endproc").replace(
+        "    hlt\n    .cfi_endproc\n", "    hlt\n"
+    )
+    program = Loaded(compiled(tmp_path, source), BASE)
+    process = Unrun(program)
+    sp, rbp = stack_of(process, program, *CALLERS)
+    # AND what an earlier call has left above it on the stack
+    process.push(sp - STACK + 128, *[program.returns("main")] * 8)
+    process.thread(1, program.returns("calls"), sp, rbp)
+    # THEN nothing follows it
+    assert functions(died(process, tmp_path).frames) == CALLERS
+
+
 @pytest.mark.parametrize("absurd", [0, 1, (1 << 64) - 1, 1 << 63])
 def test_an_absurd_return_address_costs_no_other_frame(
     absurd: int, program: Loaded, tmp_path: Path
