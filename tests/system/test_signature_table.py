@@ -8,6 +8,7 @@ COREWARD_WHOLE_TABLE=1 it runs 5 times in all of them: 720.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -24,6 +25,7 @@ import pytest
 from collector.elfcore.reader import CoreFile
 from collector.explain.facts import with_explanation
 from collector.explain.files import Root
+from collector.explain.find import Finder
 from collector.model import Cause, Record, Signature
 from collector.siginfo import decode
 from collector.signals import signal_name
@@ -120,7 +122,8 @@ def _record(core: Path, program: Path, root: Root) -> Record:
     with CoreFile(core) as opened:
         info = decode(opened.siginfo or b"")
     assert info is not None
-    explanation = explain(core, all_threads=False, root=root, exe=program)
+    with contextlib.closing(Finder(root, program, {}, core.stat().st_mtime)) as finder:
+        explanation = explain(core, finder)
     record = Record(
         id="0" * 16,
         time=datetime.datetime.now(datetime.UTC),
