@@ -8,7 +8,6 @@ COREWARD_WHOLE_TABLE=1 it runs 5 times in all of them: 720.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import itertools
 import os
@@ -122,8 +121,8 @@ def _record(core: Path, program: Path, root: Root) -> Record:
     with CoreFile(core) as opened:
         info = decode(opened.siginfo or b"")
     assert info is not None
-    with contextlib.closing(Finder(root, program, {}, core.stat().st_mtime)) as finder:
-        explanation = explain(core, finder)
+    finder = Finder(root, program, {}, core.stat().st_mtime)  # `explain` closes it
+    explanation = explain(core, finder)
     record = Record(
         id="0" * 16,
         time=datetime.datetime.now(datetime.UTC),
