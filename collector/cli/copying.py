@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -49,18 +50,21 @@ def copy_core(core: Path, out: int) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, replace: bool, others: bool = False) -> Iterator[int]:
+def new_file(
+    path: Path, *, replace: bool, others: bool = False, flush: bool = True
+) -> Iterator[int]:
     """A descriptor whose contents appear at `path` when the block ends well, and not at all
     otherwise. An existing pipe or device is written straight through.
 
     replace: a file that is there already. others: also through a pipe, device or link that
-    belongs neither to us nor to root; whoever has planted it there would read the core.
+    belongs neither to us nor to root; whoever has planted it there would read the core. flush: to
+    the disk, so that it is whole even if the host fails; else no more than close(2) does.
     UsageError if one of them would have to be; StoreError if the file cannot be written.
     """
     try:
         folder = open_path(path.parent, others=others)
         try:
-            with _opened(path, folder, replace, others) as fd:
+            with _opened(path, folder, replace, others, flush) as fd:
                 yield fd
         finally:
             os.close(folder)
@@ -69,10 +73,10 @@ def new_file(path: Path, *, replace: bool, others: bool = False) -> Iterator[int
 
 
 @contextlib.contextmanager
-def _opened(path: Path, folder: int, replace: bool, others: bool) -> Iterator[int]:
+def _opened(path: Path, folder: int, replace: bool, others: bool, flush: bool) -> Iterator[int]:
     stream = _stream(path, others)
     if stream is None:
-        with _file(path, folder, replace) as fd:
+        with _file(path, folder, replace, flush) as fd:
             yield fd
         return
     try:
@@ -104,16 +108,19 @@ def _stream(path: Path, others: bool) -> int | None:
 
 
 @contextlib.contextmanager
-def _file(path: Path, folder: int, replace: bool) -> Iterator[int]:
+def _file(path: Path, folder: int, replace: bool, flush: bool) -> Iterator[int]:
     """A file of the folder with this descriptor, which is what `path` says it is in."""
     if not replace:
         _refuse_existing(path, folder)
     temporary = f".tmp-{path.name[:200]}-{os.urandom(4).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, _MODE, dir_fd=folder)
     try:
         yield fd
-        os.fsync(fd)
+        if flush:
+            os.fsync(fd)
+        else:
+            os.close(os.dup(fd))  # a file system of the network says now what did not come there
         if replace:
             os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         else:
@@ -141,6 +148,12 @@ def _appear(temporary: str, path: Path, folder: int) -> None:
             raise
         # a file system without hard links
         os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def can_be_read(fd: int) -> bool:
+    """Whether this is an empty file that a core can be put together in."""
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return mode == os.O_RDWR and takes_holes(fd)
 
 
 def refuse_terminal(fd: int) -> None:

@@ -12,12 +12,11 @@ from collector.cli import copying
 from collector.cli.interrupts import interruptible
 from collector.cli.render import clean
 from collector.cli.snapshot import live_probe
-from collector.elfcore.sink import SparseWriter
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice
 from collector.snapshot.take import Found, SnapshotRequest, take
-from collector.snapshot.write import WHOLE_FILTER, Core, CoreContents, write_found
+from collector.snapshot.write import WHOLE_FILTER, Core, CoreContents, write_plain
 
 _USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
 
@@ -77,10 +76,12 @@ def _write(pid: str, path: Path, contents: CoreContents) -> None:
     with (
         interruptible() as check,
         live_probe() as live,
-        copying.new_file(path, replace=True) as fd,
+        copying.new_file(path, replace=True, flush=False) as fd,
     ):
 
         def write(found: Found) -> Core:
-            return write_found(found, contents, SparseWriter(fd), check)
+            return write_plain(found, contents, fd, check)
 
-        take(int(pid), SnapshotRequest(mode=SnapshotMode.FULL_STOP), write, live, path.parent)
+        request = SnapshotRequest(mode=SnapshotMode.FULL_STOP)
+        core = fd if copying.can_be_read(fd) else None
+        take(int(pid), request, write, live, path.parent, core=core)

@@ -17,7 +17,7 @@ from collector.cli.cores import dying_by_exception, warn_incomplete
 from collector.cli.interrupts import Check, interruptible
 from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
-from collector.elfcore.sink import Writer, ZstdWriter, plain_writer
+from collector.elfcore.sink import ZstdWriter
 from collector.errors import ProbeError, StoreError, StoreOfOthers, UsageError
 from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
@@ -26,7 +26,7 @@ from collector.probe.live import LiveProbe, open_live
 from collector.snapshot.stop import Perturb
 from collector.snapshot.store_snapshot import store_snapshot
 from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
-from collector.snapshot.write import Core, CoreContents, in_words, write_found
+from collector.snapshot.write import Core, CoreContents, in_words, write_found, write_plain
 from collector.store.store import Store
 from collector.watch.door import kept_calls
 
@@ -175,9 +175,12 @@ class _Todo(NamedTuple):
 
         def write(found: Found) -> Core:
             with progress(fd, found.opened.resident):
-                return write_found(found, self.contents, _writer(fd, codec), self.check)
+                if codec is Codec.NONE:
+                    return write_plain(found, self.contents, fd, self.check)
+                return write_found(found, self.contents, ZstdWriter(fd), self.check)
 
-        core, facts = take(self.pid, self.request, write, self.live, staging)
+        plain = fd if codec is Codec.NONE and copying.can_be_read(fd) else None
+        core, facts = take(self.pid, self.request, write, self.live, staging, core=plain)
         if core.lost is not None:
             print(f"coreward: this core is truncated: {core.lost}", file=sys.stderr)
         return facts
@@ -230,9 +233,5 @@ def _to_stdout(todo: _Todo, codec: Codec) -> SnapshotFacts:
 
 
 def _to_file(todo: _Todo, codec: Codec, path: Path, *, force: bool) -> SnapshotFacts:
-    with copying.new_file(path, replace=force, others=force) as fd:
+    with copying.new_file(path, replace=force, others=force, flush=False) as fd:
         return todo.take(fd, codec, path.parent)
-
-
-def _writer(fd: int, codec: Codec) -> Writer:
-    return ZstdWriter(fd) if codec is Codec.ZSTD else plain_writer(fd)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -23,12 +24,25 @@ from collector.elfcore.source import MemorySource, Overrides, Piece, Source
 from collector.elfcore.types import CorewardNote, ProcessImage, Segment
 
 
+class InFile(Protocol):
+    """Memory that is in the file of the core before that is laid out, at places of its own."""
+
+    start: int  # the first byte of the file that it takes: the head must end there
+    end: int  # and the last, exclusive; a multiple of a page
+
+    def parts(self, start: int, end: int) -> Iterable[tuple[int, int, int | None]]:
+        """[start, end) of the process in pieces: start, end, and offset in the file; None: there
+        is no room for it yet."""
+
+
 class CoreImage:
     """A core as it would be written: `size` bytes, of which `header` are the first.
 
     `notes` is an image, or the body of a PT_NOTE to which the project's own `note` is added.
-    `overrides` are (address, bytes) that replace what is read; the later one wins. ValueError for
-    impossible segments or notes; OSError as the memory raises it.
+    `overrides` are (address, bytes) that replace what is read; the later one wins. `there` is
+    memory that stands in the file already: segments are cut where it is, and it is no piece of
+    this image any more. ValueError for impossible segments or notes; OSError as the memory raises
+    it.
     """
 
     def __init__(
@@ -39,6 +53,7 @@ class CoreImage:
         *,
         note: CorewardNote | None = None,
         overrides: Iterable[tuple[int, bytes]] = (),
+        there: InFile | None = None,
     ) -> None:
         if isinstance(notes, ProcessImage):
             self.note = note or notes.note
@@ -47,9 +62,17 @@ class CoreImage:
             self.note = note
             self._body = notes
         self.source = Source(memory, Overrides(overrides))
-        self.layout = Layout(cut_holes(segments, self.source.ranges), self._notes(self.note))
+        cut = cut_holes(segments, self.source.ranges)
+        offsets, known = None, 0
+        if there is not None:
+            cut, offsets = _place(cut, there)
+            known = there.end
+        self.layout = Layout(cut, self._notes(self.note), offsets)
         self.header, self.size = self.layout.header, self.layout.size
-        held = [p for p in self.layout.placed if p.segment.filesz and not p.segment.zeros]
+        if there is not None and len(self.header) > there.start:
+            raise ValueError(f"a head of {len(self.header)} bytes does not fit before the memory")
+        placed = (p for p in self.layout.placed if p.segment.filesz and not p.segment.zeros)
+        held = [p for p in placed if p.offset >= known]
         self._held = held  # in the order of the file: only what is zero shares a place
         self._offsets = [placed.offset for placed in held]
 
@@ -93,3 +116,27 @@ class CoreImage:
 
     def _notes(self, note: CorewardNote | None) -> bytes:
         return self._body if note is None else self._body + build_own(note)
+
+
+def _place(segments: Sequence[Segment], there: InFile) -> tuple[list[Segment], list[int]]:
+    """Segments cut where their memory stands in the file already, and their offsets; all others
+    come behind that."""
+    parts: list[Segment] = []
+    offsets: list[int] = []
+    zeros = max((s.filesz for s in segments if s.zeros), default=0)  # they share a place
+    free = there.end + (zeros + PAGE - 1 & -PAGE)
+    for segment in segments:
+        if segment.zeros or not segment.filesz:
+            parts.append(segment)
+            offsets.append(there.end)
+            continue
+        end = segment.vaddr + segment.filesz
+        beyond = segment.memsz - segment.filesz  # not in the core; stays with the last part
+        for low, high, offset in there.parts(segment.vaddr, end):
+            size = high - low
+            memsz = size + (beyond if high == end else 0)
+            parts.append(msgspec.structs.replace(segment, vaddr=low, filesz=size, memsz=memsz))
+            offsets.append(free if offset is None else offset)
+            if offset is None:
+                free += size + PAGE - 1 & -PAGE
+    return parts, offsets

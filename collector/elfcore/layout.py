@@ -65,7 +65,8 @@ class Layout:
     Bytes between are zero. Linear in the number of segments. ValueError if a segment does not begin
     at a page, or filesz > memsz.
 
-    `offsets` keeps the places that a former layout gave to the same segments.
+    `offsets` are the places of the segments where these are given: by a former layout, or because
+    they stand in the file already.
     """
 
     def __init__(
@@ -115,7 +116,9 @@ class Layout:
             if s.vaddr % PAGE or not 0 <= s.filesz <= s.memsz:
                 raise ValueError(f"impossible segment: {s}")
             if offsets is not None:
-                offset = offsets[number]
+                placed.append(Placed(s, offsets[number]))
+                size = max(size, offsets[number] + s.filesz)
+                continue
             if s.zeros:
                 placed.append(Placed(s, self.data_offset))
                 continue

@@ -102,6 +102,13 @@ class SparseWriter:
         return
 
 
+class InPlaceWriter(SparseWriter):
+    """Writes around what stands in the file already; `fd` is open for reading as well."""
+
+    def init(self, params: WriterParams) -> None:
+        """Nothing: what is there stays."""
+
+
 class StreamWriter:
     """Writes to what cannot seek. Offsets must rise (ValueError)."""
 

@@ -86,6 +86,17 @@ def write_core(
     Raises OSError as writer and source do, ValueError for impossible segments or notes.
     """
     image = CoreImage(notes, segments, memory, note=note, overrides=overrides)
+    return write_image(image, writer, progress=progress, bounds=bounds)
+
+
+def write_image(
+    image: CoreImage,
+    writer: Writer,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    bounds: Bounds = UNBOUNDED,
+) -> WriteResult:
+    """Write what an image has pieces of; see write_core."""
     job = _Job(image, writer)
     try:
         writer.init(WriterParams(size=image.size, head=len(image.header)))

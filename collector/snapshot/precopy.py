@@ -20,6 +20,7 @@ split. When this object is closed, or we die, the kernel forgets all protection.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import time
@@ -35,6 +36,7 @@ from collector.capture.image import decode_maps
 from collector.capture.memory import ProcessMemory
 from collector.elfcore import types
 from collector.elfcore.types import VM_HUGETLB, VM_IO, Prot
+from collector.elfcore.zeros import nonzero_runs
 from collector.errors import CaptureError
 from collector.linux.pagemap import Changes, WriteScan
 from collector.linux.procfs import thread_with_memory
@@ -51,6 +53,8 @@ MAX_ROUNDS = 10
 _SHRINKS = 0.7  # a round that is larger than this part of the one before does not converge
 _CHUNK = 4 << 20  # bytes that are copied at a time
 _SPAN = 1 << 30  # bytes of addresses that are looked through at a time
+_THREAD_NOTES = 16 << 10  # bytes: with AMX state
+_LEAST_HEAD = 1 << 20
 _GAP = 64 << 20  # bytes of addresses that are not staged, but scanned to save a call
 
 
@@ -81,10 +85,11 @@ def worth_staging(m: types.Mapping) -> bool:
 class PreCopy:
     """The memory of one process on its way to one instant. A context manager.
 
-    folder: where the staging file goes, as large as the memory. wanted: which mappings change and
-    are to be in the core (`worth_staging`). max_dirty: bytes that `freeze` copies at most.
-    Entering raises InjectionRefused or CaptureError where the process or the kernel does not allow
-    it; best outside of a tracer's thread.
+    folder: where the staging file goes, as large as the memory. core: the file of the core, open
+    for reading and writing: then memory is staged in that. wanted: which mappings change and are to
+    be in the core (`worth_staging`). max_dirty: bytes that `freeze` copies at most. Entering raises
+    InjectionRefused or CaptureError where the process or the kernel does not allow it; best outside
+    of a tracer's thread.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class PreCopy:
         injector: Injector,
         folder: Path,
         *,
+        core: int | None = None,
         wanted: Callable[[types.Mapping], bool] = worth_staging,
         max_dirty: int = MAX_DIRTY,
     ) -> None:
@@ -99,6 +105,7 @@ class PreCopy:
         self.rounds: list[Round] = []
         self.frozen: Frozen | None = None
         self._injector, self._folder, self._wanted = injector, folder, wanted
+        self._core = core
         self._max_dirty = max_dirty
         self._maps = b""
         self._tracking = True
@@ -106,6 +113,7 @@ class PreCopy:
         self._areas: list[Area] = []
         self._changes = Changes([], [])
         self._failed: list[Range] = []  # could not be read in a round
+        self._copied: list[Range] = []
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -116,7 +124,7 @@ class PreCopy:
             self._scan = WriteScan(pagemap)
             self._gatherer = Gatherer(memory, self._mem, self._max_dirty)
             self._buffer = bytearray(_CHUNK)
-            self._staging = stack.enter_context(Staging(self._folder))
+            self._staging = stack.enter_context(self._new_staging())
             self._protection: WriteProtection = stack.enter_context(protection_of(self._injector))
             self._open = stack.pop_all()
         return self
@@ -191,8 +199,7 @@ class PreCopy:
         known = set(self._areas)
         self._areas = areas
         new = [area for area in areas if area not in known]
-        for area in new:
-            self._staging.place(area.start, area.end)
+        self._starts = [area.start for area in areas]
         return new
 
     def _spans(self) -> list[Range]:
@@ -208,14 +215,18 @@ class PreCopy:
     def _copy(
         self, start: int, end: int, before: int, progress: Callable[[int], None] | None
     ) -> int:
-        """Copy memory into the staging file."""
+        """Copy memory of one area into the staging file; the first time without what is zero."""
+        self._place(start, end)
+        self._copied.append((start, end))
         at = start
         while at < end:
             with memoryview(self._buffer)[: min(_CHUNK, end - at)] as view:
                 done = 0
                 with contextlib.suppress(OSError):
                     done = os.preadv(self._mem, [view], at) & -PAGE
-                self._staging.write(at, view[:done])
+                runs = [(0, done)] if self.rounds else nonzero_runs(self._buffer, done)
+                for low, high in runs:
+                    self._staging.write(at + low, view[low:high])
                 at += done
                 if not done:
                     self._failed.append((at, at + PAGE))
@@ -223,6 +234,10 @@ class PreCopy:
             if progress is not None:
                 progress(before + at - start)
         return end - start
+
+    def _place(self, start: int, end: int) -> None:
+        area = self._areas[bisect.bisect_right(self._starts, start) - 1]
+        self._staging.place(start, end, (area.start, area.end))
 
     # --- in the stop ----------------------------------------------------------------------------
 
@@ -282,6 +297,7 @@ class PreCopy:
             raise RuntimeError("nothing was frozen")
         self.stop_tracking()
         for piece in self._gatherer.pieces:
+            self._place(piece.address, piece.address + piece.size)
             self._staging.write(piece.address, self._gatherer.view(piece))
         live = ProcessMemory(self._mem, self._pagemap, self._mappings, shared_fds, root_fd)
         taken = [(piece.address, piece.address + piece.size) for piece in self._gatherer.pieces]
@@ -292,12 +308,27 @@ class PreCopy:
             outside([(a, b) for a, b, _ in self._areas], self._changes.absent),
             sorted(failed + self._gatherer.unreadable),
             live,
+            [*self._copied, *taken],
         )
+
+    def _new_staging(self) -> Staging:
+        if self._core is None:
+            return Staging(self._folder)
+        return Staging(self._core, _head_room(self.pid))
 
     @property
     def mappings(self) -> Sequence[types.Mapping]:
         """The mappings at the instant, as /proc/PID/maps tells them."""
         return self._mappings
+
+
+def _head_room(pid: int) -> int:
+    """Bytes before the memory, for the head of a core with twice as many threads and mappings."""
+    threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+    with open(f"/proc/{thread_with_memory(pid)}/maps", "rb") as file:
+        text = file.read()
+    # a line of maps is longer than a program header, and its path is in the notes once more
+    return 2 * (2 * len(text) + threads * _THREAD_NOTES) + _LEAST_HEAD & -PAGE
 
 
 def _area(m: types.Mapping) -> Area:

@@ -1,10 +1,11 @@
 """Memory on its way into a core: copied piece by piece while the process runs, patched at the end.
 
-A `Staging` is a file without a name in the folder where the core will be: addresses get room in it
-when they are first seen, and later copies overwrite them. A `StagedMemory` is what the core writer
-reads then (a MemorySource): which pages there were at the instant, and their contents from the
-staging file. An area that was never staged, because it does not change or is shared, is read from
-the process itself. Deciding when a copy is consistent is the caller's job.
+A `Staging` is the file of the core itself, behind room for its head, or one without a name in the
+folder where the core will be: addresses get room in it when they are first written, and later
+copies overwrite them. A `StagedMemory` is what the core writer reads then (a MemorySource): which
+pages there were at the instant, and their contents from the staging file. An area that was never
+staged, because it does not change or is shared, is read from the process itself. Deciding when a
+copy is consistent is the caller's job.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from collector.capture.memory import ProcessMemory
-from collector.ranges import Range
+from collector.linux.holes import punch
+from collector.ranges import Range, inside, outside, union
+
+WINDOW = 64 << 20  # bytes of a large area that get room together
 
 
 class Extent(NamedTuple):
@@ -30,15 +34,27 @@ class Extent(NamedTuple):
 class Staging:
     """A file for memory by address. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the file in `folder`; it has no name and vanishes with us. OSError as open(2)."""
-        self._fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    def __init__(self, place: Path | int, start: int = 0) -> None:
+        """place: a folder, to make a file in that has no name and vanishes with us; or a file of
+        the caller's, of which bytes from `start` (a page) on are used. OSError as open(2)."""
+        if isinstance(place, Path):
+            self.fd = os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        else:
+            self.fd = os.dup(place)
+        self.start = self.end = start  # what it takes of the file
         self._extents: list[Extent] = []
         self._starts: list[int] = []
-        self._size = 0
 
-    def place(self, start: int, end: int) -> None:
-        """Make room for the parts of [start, end) that have none yet."""
+    def place(self, start: int, end: int, area: Range | None = None) -> None:
+        """Make room for the parts of [start, end) that have none yet.
+
+        area: that they are of; with them the windows around them get room, or all of a small one:
+        so there are few pieces.
+        """
+        if area is not None:
+            low, high = area
+            start = max(low, start - (start - low) % WINDOW)
+            end = min(high, end + (low - end) % WINDOW)
         new, at = [], start
         for extent in self._touching(start, end):
             if at < extent.start:
@@ -48,9 +64,13 @@ class Staging:
             new.append((at, end))
         for low, high in new:
             index = bisect.bisect_left(self._starts, low)
-            self._extents.insert(index, Extent(low, high, self._size))
-            self._starts.insert(index, low)
-            self._size += high - low
+            before = self._extents[index - 1] if index else Extent(0, 0, -1)
+            if (before.end, before.offset + before.end - before.start) == (low, self.end):
+                self._extents[index - 1] = before._replace(end=high)
+            else:
+                self._extents.insert(index, Extent(low, high, self.end))
+                self._starts.insert(index, low)
+            self.end += high - low
 
     def _touching(self, start: int, end: int) -> list[Extent]:
         first = max(bisect.bisect_right(self._starts, start) - 1, 0)
@@ -68,8 +88,29 @@ class Staging:
         for piece in self.pieces(address, address + len(data)):
             view, offset = data[piece.start - address : piece.end - address], piece.offset
             while view:
-                done = os.pwrite(self._fd, view, offset)
+                done = os.pwrite(self.fd, view, offset)
                 view, offset = view[done:], offset + done
+
+    def parts(self, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+        """As `elfcore.image.InFile` has it."""
+        at = start
+        for piece in self.pieces(start, end):
+            if at < piece.start:
+                yield at, piece.start, None
+            yield piece
+            at = piece.end
+        if at < end:
+            yield at, end, None
+
+    def blank(self, ranges: Iterable[Range]) -> None:
+        """Make this memory zero, as far as there is room for it. OSError as fallocate(2)."""
+        for start, end in ranges:
+            for piece in self.pieces(start, end):
+                punch(self.fd, piece.offset, piece.end - piece.start)
+
+    def space(self) -> int:
+        """Bytes of the disk that the whole file takes."""
+        return os.fstat(self.fd).st_blocks * 512
 
     def read_into(self, address: int, buffer: memoryview) -> int:
         """Read the memory at `address` as far as there is room for it in one piece."""
@@ -79,16 +120,16 @@ class Staging:
                 break
             size = piece.end - piece.start
             view = buffer[done : done + size]
-            got = os.preadv(self._fd, [view], piece.offset)
+            got = os.preadv(self.fd, [view], piece.offset)
             view[got:] = bytes(size - got)  # behind the end of the file: never written, zero
             done += size
         return done
 
     def close(self) -> None:
         """Give the file up. Safe to call again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +151,7 @@ class StagedMemory:
 
     areas: the staged mappings; present: populated ranges in them; unreadable: what could not be
     copied. All at the instant, sorted and disjoint. live: the process itself, for all else.
+    copied: all that was ever written to the staging file.
     """
 
     def __init__(
@@ -119,9 +161,12 @@ class StagedMemory:
         present: Sequence[Range],
         unreadable: Sequence[Range],
         live: ProcessMemory,
+        copied: Iterable[Range] = (),
     ) -> None:
-        self._staging, self._live = staging, live
-        self._areas, self._present, self._unreadable = areas, present, unreadable
+        self.staging, self._live = staging, live
+        self.unreadable = unreadable
+        self._areas, self._present = areas, present
+        self._copied = copied
         self._starts = [area.start for area in areas]
         self._present_ends = [end for _, end in present]
         self._unreadable_ends = [end for _, end in unreadable]
@@ -162,9 +207,15 @@ class StagedMemory:
 
     def _staged(self, area: Area, address: int, view: memoryview) -> int:
         index = bisect.bisect_right(self._unreadable_ends, address)
-        if index < len(self._unreadable):
-            view = view[: max(0, self._unreadable[index][0] - address)]
-        done = self._staging.read_into(address, view)
+        if index < len(self.unreadable):
+            view = view[: max(0, self.unreadable[index][0] - address)]
+        done = len(view)
+        for low, high, offset in self.staging.parts(address, address + done):
+            part = view[low - address : high - address]
+            if offset is None:  # never written
+                part[:] = bytes(high - low)
+            else:
+                self.staging.read_into(low, part)
         if not area.whole:  # the file may hold what was there before
             at = address
             for low, high in self._populated(address, address + done):
@@ -177,6 +228,16 @@ class StagedMemory:
         """Up to `size` bytes at an address; for look-ups, not for copying."""
         buffer = bytearray(size)
         return bytes(buffer[: self.read_into(address, memoryview(buffer))])
+
+    def keep_only(self, wanted: Sequence[Range]) -> None:
+        """Leave nothing in the staging file but these addresses, as they were at the instant.
+
+        OSError as fallocate(2).
+        """
+        whole = ((area.start, area.end) for area in self._areas if area.whole)
+        there = union((*self._present, *whole))
+        kept = outside(inside(union(wanted), there), self.unreadable)
+        self.staging.blank(outside(union(self._copied), kept))
 
     def _area(self, address: int) -> Area | None:
         index = bisect.bisect_right(self._starts, address) - 1

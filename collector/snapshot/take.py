@@ -42,6 +42,7 @@ from collector.snapshot.mappings import list_mappings
 from collector.snapshot.precopy import PreCopy
 from collector.snapshot.rolling import roll
 from collector.snapshot.sharers import sharers
+from collector.snapshot.staging import StagedMemory
 from collector.snapshot.stop import Perturb, StoppedProcess, Unstopped
 
 T = TypeVar("T")
@@ -75,6 +76,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     holder: int  # pid of the process that has this memory: itself, or its copy
     check: Callable[[], None]  # raises CaptureError once that memory is gone
     pieces: Sequence[tuple[int, bytes]] = ()  # memory that was copied with the registers
+    in_file: StagedMemory | None = None  # `memory`, where it is in the file of the core already
+    core: int | None = None  # that file; without `in_file` what is in it was staged for nothing
 
 
 def take(
@@ -84,13 +87,15 @@ def take(
     live: LiveProbe | None,
     staging: Path | None = None,
     key: ProcessKey | None = None,
+    core: int | None = None,
 ) -> tuple[T, SnapshotFacts]:
     """Take a snapshot of `pid` (of this pid namespace) and write it.
 
     live: the BPF programs; None: do without (not root). staging: a folder with room for the memory
     of a large process (default: that of temporary files). key: the process that is meant, not a
-    later one of its pid. Raises CaptureError, with the reason in
-    words, if the process may not be looked at or ends meanwhile.
+    later one of its pid. core: an empty file, open for reading and writing, to which `write` has
+    `write_plain` write the core: then memory is staged in it. Raises CaptureError, with the reason
+    in words, if the process may not be looked at or ends meanwhile.
     """
     refusal.check(pid)
     # whatever keeps us waiting for its memory does so here, while nobody is stopped
@@ -99,7 +104,7 @@ def take(
             raise CaptureError(f"process {pid} has ended; its pid is another's now")
         if is_32_bit(opened.text.auxv):
             raise CaptureError(f"no snapshot of process {pid}: {NO_32_BIT}")
-        taker = _Taker(pid, request, opened, live)
+        taker = _Taker(pid, request, opened, live, core)
         if request.mode is SnapshotMode.THREADS:
             return taker.threads(write)
         if request.mode is SnapshotMode.NONSTOP:
@@ -120,9 +125,14 @@ class _TooLong(CaptureError):
 
 class _Taker:
     def __init__(
-        self, pid: int, request: SnapshotRequest, opened: OpenProcess, live: LiveProbe | None
+        self,
+        pid: int,
+        request: SnapshotRequest,
+        opened: OpenProcess,
+        live: LiveProbe | None,
+        core: int | None,
     ) -> None:
-        self._pid = pid
+        self._pid, self._core = pid, core
         self._request = request
         self._opened = opened
         self._live = live
@@ -244,10 +254,11 @@ class _Taker:
         folder = staging or Path(tempfile.gettempdir())
         with contextlib.ExitStack() as until:
             try:
-                # the core goes there as well
-                _need_room(folder, 2 * self._opened.resident + self._request.min_free)
+                # else the core goes there as well
+                copies = 2 if self._core is None else 1
+                _need_room(folder, copies * self._opened.resident + self._request.min_free)
                 injector = until.enter_context(Injector(self._pid))
-                copied = until.enter_context(PreCopy(injector, folder))
+                copied = until.enter_context(PreCopy(injector, folder, core=self._core))
                 copied.run()
             except InjectionRefused as error:
                 why = f"no pre-copy: {error}"
@@ -286,7 +297,8 @@ class _Taker:
         facts = with_pause(facts, stopped)
         base = self._found(stopped.threads(), facts, mappings=mappings)
         memory = copied.memory(self._shared_fds(mappings), self._opened.root_fd)
-        return write(msgspec.structs.replace(base, memory=memory)), facts
+        in_file = None if self._core is None else memory
+        return write(msgspec.structs.replace(base, memory=memory, in_file=in_file)), facts
 
     def _fork_or_copy(
         self, stopped: StoppedProcess, injector: Injector, why: str, write: Callable[[Found], T]
@@ -380,6 +392,7 @@ class _Taker:
             holder=self._pid,
             check=check,
             pieces=pieces,
+            core=self._core,
         )
 
     def _shared_fds(self, mappings: Sequence[Mapping]) -> dict[int, int]:

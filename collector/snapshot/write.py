@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ from collector.capture.image import coredump_filter
 from collector.capture.plan import plan_core
 from collector.elfcore.image import CoreImage
 from collector.elfcore.notes import with_left_out
-from collector.elfcore.sink import Writer
-from collector.elfcore.types import CorewardNote, Segment
-from collector.elfcore.writer import Bounds, WriteResult, write_core
+from collector.elfcore.sink import InPlaceWriter, Writer, plain_writer
+from collector.elfcore.types import CorewardNote, LeftOut, Segment
+from collector.elfcore.writer import Bounds, WriteResult, write_core, write_image
 from collector.errors import CaptureError
 from collector.model import Capture, SnapshotFacts
 from collector.policy.types import MemoryChoice
+from collector.ranges import inside, union
+from collector.snapshot.staging import StagedMemory
 from collector.snapshot.take import Found
 
 Progress = Callable[[int, int], None]
@@ -63,6 +66,45 @@ def write_found(
     """
     with reading(found):
         return _write(found, contents, writer, progress, should_stop)
+
+
+def write_plain(
+    found: Found, contents: CoreContents, fd: int, progress: Progress | None = None
+) -> Core:
+    """Write a plain core to any descriptor; around what stands in the file already, if it does.
+
+    Raises as `write_found`.
+    """
+    if found.in_file is None:
+        if found.core == fd:
+            os.ftruncate(fd, 0)
+        return write_found(found, contents, plain_writer(fd), progress)
+    with reading(found):
+        return _write_around(found, found.in_file, contents, fd, progress)
+
+
+def _write_around(
+    found: Found, staged: StagedMemory, contents: CoreContents, fd: int, progress: Progress | None
+) -> Core:
+    plan = _planned(found, contents)
+    wanted = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
+    staged.keep_only(wanted)
+    lost = inside(union(staged.unreadable), union(wanted))
+    note = with_left_out(plan.note, [LeftOut(low, high, "unreadable") for low, high in lost])
+    there = staged.staging.space()
+    try:
+        image = CoreImage(found.image, plan.segments, found.memory, note=note, there=staged.staging)
+    except ValueError as error:  # its head, for which there was twice the room that it had needed
+        raise CaptureError(f"it changed too much while it was copied: {error}") from error
+    result = write_image(image, InPlaceWriter(fd), progress=progress)
+    result = msgspec.structs.replace(
+        result,
+        written=result.written + there,
+        elided=result.elided - there,
+        unreadable=(*lost, *result.unreadable),
+        unreadable_bytes=result.unreadable_bytes + sum(high - low for low, high in lost),
+    )
+    return Core(result=result, truncated=plan.lost is not None, lost=plan.lost)
 
 
 @contextlib.contextmanager
