@@ -46,6 +46,20 @@ def own_devices() -> frozenset[int]:
     return frozenset(found)
 
 
+def open_beneath(root_fd: int, path: str) -> int:
+    """A descriptor (O_PATH) of what is at a path seen from the folder `root_fd`, links and all.
+
+    OSError as openat2(2) (Linux 5.6); its file systems may keep us waiting.
+    """
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    found = int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), size))
+    if found < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+    return found
+
+
 def open_cached(root_fd: int, path: str, device: int, inode: int) -> int | None:
     """A descriptor to read a mapped file of an own device; None if that is not at `path`.
 
