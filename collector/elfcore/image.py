@@ -22,6 +22,9 @@ from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes, build_own
 from collector.elfcore.source import MemorySource, Overrides, Piece, Source
 from collector.elfcore.types import CorewardNote, ProcessImage, Segment
+from collector.ranges import Range
+
+_MOST_DATA = 1 << 30  # bytes that are told of at a time
 
 
 class InFile(Protocol):
@@ -108,6 +111,24 @@ class CoreImage:
                 at = piece.start + piece.to_file - low
                 self.source.read(piece.start, view[at : at + piece.end - piece.start])
             return bytes(view[offset - low : end - low])
+
+    def data_at(self, offset: int) -> Range | None:
+        """The next bytes of the file from `offset` on that are not known to be zero, some at a
+        time; None: there are none."""
+        if offset < len(self.header):
+            return offset, len(self.header)
+        found: Range | None = None
+        for piece in self.pieces(offset & -PAGE, self.size):
+            start, end = piece.start + piece.to_file, piece.end + piece.to_file
+            if end <= offset:
+                continue
+            if found is None:
+                found = max(start, offset), end
+            elif start != found[1] or end - found[0] > _MOST_DATA:
+                break
+            else:
+                found = found[0], end
+        return found
 
     def head_with(self, segments: Sequence[Segment], note: CorewardNote | None) -> bytes:
         """The head with other sizes of the same segments and another note, at the same places."""

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING
 
 from collector.elfcore.zeros import CHUNK, ZEROS
 from collector.errors import CoreFormatError
+from collector.ranges import Range
 
 if TYPE_CHECKING:
     from collector.elfcore.frames import FrameCache
 
 FRAME = CHUNK  # bytes of a frame as ZstdWriter makes them
+_ZERO_MOST = 512  # bytes of one that is all zero, compressed: 128 at level 1
 MAX_FRAME = 64 << 20  # bytes of a frame that is read
 MAX_FRAMES = 1 << 24
 SKIPPABLE = struct.Struct("<II")  # magic, size of the rest
@@ -106,6 +108,27 @@ class FrameReader:
             if length:
                 data = self._load(number)
                 yield length, None if data is ZEROS else data
+
+    def data_at(self, offset: int) -> Range | None:
+        """The next bytes from `offset` on that are not known to be zero; None: there are none.
+
+        Only small frames are looked at: a large one is not all zero.
+        """
+        number = max(0, bisect.bisect_right(self._offsets, offset) - 1)
+        while number < len(self.lengths) and self._is_zero(number):
+            number += 1
+        begin = end = number
+        while end < len(self.lengths) and not self._is_zero(end):
+            end += 1
+        start = max(offset, self._offsets[begin])
+        return (start, self._offsets[end]) if start < self.size else None
+
+    def _is_zero(self, number: int) -> bool:
+        length = self.lengths[number]
+        if not length:
+            return True
+        small = self._sizes[number] <= _ZERO_MOST and length == FRAME
+        return small and self._cached(number) is ZEROS
 
     def close(self) -> None:
         """Nothing is read any more, and nothing kept."""

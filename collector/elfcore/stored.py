@@ -5,6 +5,7 @@ What they mean is not known here: a damaged core has bytes too. See reader.py fo
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from collector.elfcore.frames import FrameCache
 from collector.elfcore.seekable import SKIPPABLE_MAGIC, ZSTD_MAGIC, FrameReader, plain_size
 from collector.errors import CoreFormatError
+from collector.ranges import Range
 
 _COMPRESSED = (ZSTD_MAGIC, SKIPPABLE_MAGIC.to_bytes(4, "little"))
 
@@ -51,6 +53,12 @@ class StoredBytes:
             os.close(self.fd)
             self.fd = -1
 
+    def data_at(self, offset: int) -> Range | None:
+        """The next bytes from `offset` on that are not known to be zero; None: there are none."""
+        if self.frames is not None:
+            return self.frames.data_at(offset)
+        return next_data(self.fd, offset, self.size)
+
     def read(self, offset: int, size: int) -> bytes:
         """Give these bytes, fewer at the end of the file. CoreFormatError if a frame is damaged."""
         if self.frames is not None:
@@ -61,6 +69,17 @@ class StoredBytes:
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def next_data(fd: int, offset: int, size: int) -> Range | None:
+    """The next part of a file from `offset` on that is no hole; None: there is none."""
+    try:
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+    return start, min(size, os.lseek(fd, start, os.SEEK_HOLE))
 
 
 def open_core(path: Path | str) -> int:

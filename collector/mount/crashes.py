@@ -17,6 +17,7 @@ from collector.elfcore.stored import StoredBytes, size_of
 from collector.errors import CoreFormatError, StoreError
 from collector.model import Cause
 from collector.mount.tree import About, OpenCore, Viewer
+from collector.ranges import Range
 from collector.store.ids import is_id
 from collector.store.store import Store
 
@@ -48,6 +49,9 @@ class StoredCore:
 
     def read(self, offset: int, length: int) -> bytes:
         return self._stored.read(offset, length)
+
+    def data_at(self, offset: int) -> Range | None:
+        return self._stored.data_at(offset)
 
     def idle(self, give_up: Callable[[], None]) -> bool:
         return False

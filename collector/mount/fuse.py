@@ -100,9 +100,21 @@ class Operations(mfusepy.Operations):  # type: ignore[misc]
             core.when_ready(lambda: _notify(handle))
         return 0
 
+    def lseek(self, path: str, offset: int, whence: int, fi: Any) -> int:
+        """SEEK_DATA and SEEK_HOLE; the others are the kernel's."""
+        return self._tree.seek(fi.fh, offset, data=whence == os.SEEK_DATA)
+
     def release(self, path: str, fi: Any) -> int:
         self._tree.close(fi.fh)
         return 0
+
+
+class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
+    """With lseek (libfuse 3.8), which mfusepy knows in the structure, and calls nobody for."""
+
+    def lseek(self, path: bytes | None, offset: int, whence: int, fi: Any) -> int:
+        name = "" if path is None else os.fsdecode(path)
+        return int(self.operations.lseek(name, offset, whence, fi.contents))
 
 
 def _notify(handle: int) -> None:
@@ -138,7 +150,7 @@ def serve(folder: Path, tree: Tree, *, others: bool, mounted: Callable[[], None]
     if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= _HAS_THREADS:
         options |= {"max_threads": _THREADS, "max_idle_threads": _IDLE}
     try:
-        mfusepy.FUSE(
+        _Fuse(
             Operations(tree, begin),
             os.fspath(folder),
             raw_fi=True,

@@ -25,6 +25,7 @@ from collector.linux import pidfd, prctl
 from collector.model import ProcessKey
 from collector.mount.processes import may_see, waits
 from collector.mount.wire import (
+    DATA_AT,
     HAVE,
     MAX_READ,
     WANT,
@@ -111,7 +112,11 @@ class _Holder:
             number = 0
             try:
                 with around():
-                    data = image.read(offset, min(length, MAX_READ))
+                    if length:
+                        data = image.read(offset, min(length, MAX_READ))
+                    else:
+                        found = image.data_at(offset)
+                        data = DATA_AT.pack(*found) if found else b""
                     check()  # afterwards: what was there then is what was read
             except (CorewardError, OSError) as error:
                 number, data = errno.EIO, str(error).encode()

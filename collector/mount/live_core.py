@@ -24,6 +24,7 @@ from collector.linux import children, pidfd
 from collector.model import SnapshotMode
 from collector.mount.processes import key_of
 from collector.mount.wire import (
+    DATA_AT,
     HAVE,
     MAX_READ,
     WANT,
@@ -33,6 +34,7 @@ from collector.mount.wire import (
     receive_message,
     send_message,
 )
+from collector.ranges import Range
 from collector.snapshot import refusal
 
 MAX_AGE = 600.0  # seconds, if nobody says
@@ -142,8 +144,17 @@ class LiveCore:
 
     def read(self, offset: int, length: int) -> bytes:
         length = max(0, min(length, self.size() - offset, MAX_READ))
-        if not length:
-            return b""
+        return self._ask(offset, length) if length else b""
+
+    def data_at(self, offset: int) -> Range | None:
+        self.size()
+        found = self._ask(offset, 0)
+        if not found:
+            return None
+        start, end = DATA_AT.unpack(found)
+        return start, end
+
+    def _ask(self, offset: int, length: int) -> bytes:
         with self._turn:
             self._check()
             deadline = time.monotonic() + _READ_S

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from collector.errors import CorewardError
+from collector.ranges import Range
 
 T = TypeVar("T")
 # A user who sees only what is his own; None: one who sees everything.
@@ -54,6 +55,9 @@ class OpenCore(Protocol):
 
     def read(self, offset: int, length: int) -> bytes:
         """These bytes, fewer at the end. OSError (EIO) rather than wrong ones."""
+
+    def data_at(self, offset: int) -> Range | None:
+        """The next bytes from `offset` on that are not known to be zero; None: there are none."""
 
     def idle(self, give_up: Callable[[], None]) -> bool:
         """Nobody has it open now. Whether it stays; then it calls `give_up`, in another thread,
@@ -174,6 +178,19 @@ class Tree:
             path = self._handles[handle]
             core = self._opened[path].core
         return _answer(path, lambda: core.read(offset, length))
+
+    def seek(self, handle: int, offset: int, *, data: bool) -> int:
+        """The next data, or hole, from `offset` on, as lseek(2) has it (SEEK_DATA, SEEK_HOLE)."""
+        with self._lock:
+            path = self._handles[handle]
+            core = self._opened[path].core
+        size = _answer(path, core.size)
+        found = _answer(path, lambda: core.data_at(offset)) if 0 <= offset < size else None
+        if not 0 <= offset < size or (data and found is None):
+            raise _error(errno.ENXIO, path)
+        if found is None or (found[0] > offset and not data):
+            return offset
+        return found[0] if data else found[1]
 
     def close(self, handle: int) -> None:
         """Give up a handle."""

@@ -2,8 +2,9 @@
 
     mount:  HoldJob, once                               length, then JSON
     holder: Ready, once                                 length, then JSON
-    mount:  offset and length of the bytes it wants     two u64
-    holder: error number (0: none) and length, bytes    u32, u64, then the bytes, or words
+    mount:  offset and length of the bytes it wants     two u64; length 0: where the next data is
+    holder: error number (0: none) and length, bytes    u32, u64, then the bytes, or words; for a
+                                                        length of 0 two u64, or nothing: none
 
 Both sides take turns. Whoever closes its end ends the snapshot.
 """
@@ -21,6 +22,7 @@ from collector.model import SnapshotMode
 
 WANT = struct.Struct("<QQ")
 HAVE = struct.Struct("<IQ")
+DATA_AT = struct.Struct("<QQ")
 MAX_READ = 8 << 20  # bytes of one answer
 _LENGTH = struct.Struct("<I")
 _MAX_MESSAGE = 1 << 16

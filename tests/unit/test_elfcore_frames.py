@@ -157,3 +157,27 @@ def test_forgetting_waits_for_what_is_being_loaded_ahead() -> None:
     assert done.wait(PATIENCE)
     cache.close()
     assert (cache.bytes, finished) == (0, [1])
+
+
+def test_frames_of_zeros_are_holes(packed: Path) -> None:
+    with StoredBytes(packed) as stored:
+        first, end = stored.data_at(5) or (0, 0)
+        assert (first, end) == (5, 2 * FRAME)  # (both frames at the beginning have data)
+        start, last = stored.data_at(end) or (0, 0)
+        # THEN only whole frames between them are left out, and they are zero
+        assert start > end and start % FRAME == 0 and last == len(PLAIN)
+        assert not any(PLAIN[end:start])
+        assert stored.data_at(end + 7) == (start, last)
+        assert stored.data_at(len(PLAIN)) is None
+
+
+def test_holes_of_a_plain_core_are_those_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    with path.open("wb") as file:
+        file.truncate(FRAME)
+        file.seek(2 * FRAME)
+        file.write(b"data" * 1024)
+        file.truncate(4 * FRAME)
+    with StoredBytes(path) as stored:
+        assert stored.data_at(0) == (2 * FRAME, 2 * FRAME + 4096)
+        assert stored.data_at(3 * FRAME) is None

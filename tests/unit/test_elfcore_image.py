@@ -83,3 +83,23 @@ def test_no_page_is_read_that_was_not_asked_for(offset: int, length: int) -> Non
     # what cannot be read is tried again behind it, a page further on: count distinct pages
     pages = {page for at, size in memory.reads for page in range(at & -PAGE, at + size, PAGE)}
     assert len(pages) * PAGE <= most
+
+
+def test_data_and_holes_of_a_core_that_is_pulled() -> None:
+    core, memory = pulled()
+    # WHEN all data is looked for, as cp does
+    at, found = 0, []
+    while data := core.data_at(at):
+        found.append(data)
+        at = data[1]
+    # THEN what is between is zero, and nothing was read for it
+    assert memory.reads == []
+    assert found[0] == (0, len(core.header))
+    ends = [0, *(end for _, end in found)]
+    starts = [*(start for start, _ in found), core.size]
+    assert not any(any(WHOLE[a:b]) for a, b in zip(ends, starts, strict=True))
+    assert sum(end - start for start, end in found) < 80 * PAGE + len(core.header)
+    # AND from within data it is the rest of that
+    start, end = found[1]
+    assert core.data_at(start + 5) == (start + 5, end)
+    assert core.data_at(core.size) is None

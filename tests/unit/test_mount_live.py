@@ -13,7 +13,7 @@ import pytest
 from collector.errors import CaptureError
 from collector.mount import live_core
 from collector.mount.live_core import Holder, LiveCore
-from collector.mount.wire import HAVE, MAX_READ, WANT, Ready, receive, send_message
+from collector.mount.wire import DATA_AT, HAVE, MAX_READ, WANT, Ready, receive, send_message
 
 PATIENCE = 60.0  # seconds
 
@@ -113,4 +113,14 @@ def test_an_answer_that_is_too_long(held: Held) -> None:
     thread.start()
     with pytest.raises(CaptureError, match=f"an answer of {MAX_READ + 1} bytes"):
         held.core.read(0, 10)
+    thread.join()
+
+
+def test_where_the_data_is(held: Held) -> None:
+    send_message(held.end, Ready(size=100))
+    thread = held.answer(0, DATA_AT.pack(8, 40))
+    assert held.core.data_at(5) == (8, 40)
+    thread.join()
+    thread = held.answer(0, b"")
+    assert held.core.data_at(50) is None
     thread.join()

@@ -51,6 +51,10 @@ class FakeCore:
             raise self.error
         return self.name.encode()[offset : offset + length]
 
+    def data_at(self, offset: int) -> tuple[int, int] | None:
+        """Data at [2, 4)."""
+        return (max(offset, 2), 4) if offset < 4 else None
+
     def idle(self, give_up: Callable[[], None]) -> bool:
         self.give_up = give_up
         return self.stays
@@ -285,3 +289,19 @@ def test_live_processes_of_others_are_not_seen() -> None:
         folder.about(f"{pid}.core", stranger)
     if os.getuid():  # /proc/PID of root's own processes tells nothing: root owns the others too
         assert f"{pid}.core" in folder.names(os.getuid())
+
+
+def test_data_and_holes_as_lseek_has_them() -> None:
+    tree = Tree({"live": FakeFolder()}, OWNER, None)
+    handle, _ = tree.open("/live/a", OWNER)
+    # GIVEN a core of 7 bytes with data at [2, 4)
+    found = [
+        (tree.seek(handle, at, data=True) if at < 4 else None, tree.seek(handle, at, data=False))
+        for at in range(7)
+    ]
+    assert found == [(2, 0), (2, 1), (2, 4), (3, 4), (None, 4), (None, 5), (None, 6)]
+    # THEN there is no data behind it, and nothing at all behind its end
+    for at, data in ((4, True), (7, True), (7, False), (-1, False)):
+        with pytest.raises(OSError) as error:
+            tree.seek(handle, at, data=data)
+        assert error.value.errno == errno.ENXIO
