@@ -10,8 +10,8 @@ from pathlib import Path
 
 from collector.cli import copying
 from collector.cli.interrupts import interruptible
+from collector.cli.probing import live_probe
 from collector.cli.render import clean
-from collector.cli.snapshot import live_probe
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
 from collector.policy.types import MemoryChoice

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from collector.cli import copying
 from collector.cli.choice import mode_argument
 from collector.cli.cores import dying_by_exception, warn_incomplete
 from collector.cli.interrupts import Check, interruptible
+from collector.cli.probing import live_probe
 from collector.cli.progress import progress
 from collector.cli.render import clean, print_json, size
 from collector.elfcore.sink import ZstdWriter
-from collector.errors import ProbeError, StoreError, StoreOfOthers, UsageError
+from collector.errors import StoreError, StoreOfOthers, UsageError
 from collector.model import Capture, SnapshotFacts, SnapshotMode
 from collector.policy.types import Codec, Compress, MemoryChoice
 from collector.policy.units import parse_size
-from collector.probe.live import LiveProbe, open_live
+from collector.probe.live import LiveProbe
 from collector.snapshot.stop import Perturb
-from collector.snapshot.store_snapshot import store_snapshot
 from collector.snapshot.take import Found, SnapshotRequest, take, usual_capture
 from collector.snapshot.write import Core, CoreContents, in_words, write_found, write_plain
-from collector.store.store import Store
-from collector.watch.door import kept_calls
+
+if TYPE_CHECKING:
+    from collector.store.store import Store
 
 _STDOUT = "-"
 _CAPTURES = (Capture.FULL, Capture.STACKS, Capture.THREADS)
@@ -140,22 +139,6 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-@contextlib.contextmanager
-def live_probe() -> Iterator[LiveProbe | None]:
-    """The BPF programs, where they can be used (by root); without, threads are held in turn."""
-    if os.geteuid() != 0:
-        yield None
-        return
-    try:
-        live = open_live()
-    except ProbeError as error:
-        print(f"coreward: without BPF: {clean(error)}", file=sys.stderr)
-        yield None
-        return
-    with live:
-        yield live
-
-
 def tell(pid: int, facts: SnapshotFacts) -> None:
     """Say on standard error what was done to the process."""
     print(f"process {pid}: {clean(in_words(facts))}", file=sys.stderr)
@@ -187,6 +170,10 @@ class _Todo(NamedTuple):
 
 
 def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
+    # a file needs none of these
+    from collector.snapshot.store_snapshot import store_snapshot  # noqa: PLC0415
+    from collector.watch.door import kept_calls  # noqa: PLC0415
+
     compress = Compress(codec=Codec(args.compress or Codec.ZSTD))
     with _own_store(args.store) as store:
         record = store_snapshot(
@@ -210,6 +197,8 @@ def _into_store(todo: _Todo, args: argparse.Namespace) -> int:
 
 
 def _own_store(path: Path) -> Store:
+    from collector.store.store import Store  # noqa: PLC0415
+
     try:
         return Store(path, create=True)
     except StoreOfOthers as error:
