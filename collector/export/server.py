@@ -82,14 +82,19 @@ class Server:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something has happened that a request may wait for. Any thread may call it."""
+        """Something has happened that a request may wait for. Any thread may call it, until
+        `close`; then nothing is done."""
+        if not self._closing:
+            self._poke()
+
+    def _poke(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it was woken often enough
             os.write(self._wake_write, b"x")
 
     def close(self) -> None:
         """Stop serving; the address is free when it returns."""
         self._closing = True
-        self.wake()
+        self._poke()
         self._thread.join()
         for connection in list(self._connections.values()):
             self._drop(connection)

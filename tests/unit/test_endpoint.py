@@ -256,4 +256,5 @@ def test_closing_frees_the_address() -> None:
     held.close()
     with socket.create_server(("::1", server.port), family=socket.AF_INET6):
         pass
+    server.wake()  # nobody is there any more
     assert descriptors() == before
