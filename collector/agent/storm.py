@@ -23,6 +23,7 @@ from collector.model import Capture, Cause, Outcome, ProcessKey, Record
 from collector.policy.match import decide
 from collector.probe.tallies import Tally
 from collector.signals import signal_name
+from collector.signature.compose import signed
 from collector.store.ids import record_id
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def _record(context: Context, tally: Tally, kind: _Kind) -> Record | None:
     if decision.action.capture is Capture.NONE:
         return None
     one = "its last ones are named" if tally.count > len(kind.pids) else "all are named"
-    return Record(
+    record = Record(
         id=_id(context, tally),
         time=kind.time,
         pid=who.key.pid,
@@ -187,6 +188,7 @@ def _record(context: Context, tally: Tally, kind: _Kind) -> Record | None:
         reason=_reason(tally),
         lost={"deaths": f"too many at a time for records of their own; of the pids {one}"},
     )
+    return record if tally.of_owner else signed(record)  # an owner's are of several programs
 
 
 def _reason(tally: Tally) -> str:

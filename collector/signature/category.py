@@ -77,7 +77,9 @@ def _own_fault(record: Record) -> str:
     number, code = record.signal, record.si_code
     fault = code is not None and code > _SENT and code != _KERNEL
     if number in (signal.SIGSEGV, signal.SIGBUS):
-        if code is not None and code <= _SENT:
+        if code is None:  # of a death that was only counted, or whose event was lost
+            return "unknown"
+        if code <= _SENT:
             return "raised"
         if number == signal.SIGBUS:
             return "bus"

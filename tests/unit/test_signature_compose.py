@@ -46,6 +46,7 @@ def test_the_text_is_the_kind_of_death_and_where_it_happened() -> None:
         ({"signal": 8, "signal_name": "SIGFPE"}, "SIGFPE division"),
         ({"signal": 6, "signal_name": "SIGABRT", "si_code": -6}, "SIGABRT abort"),
         ({"signal": 11, "si_code": -6}, "SIGSEGV raised"),
+        ({"signal": 11, "si_code": None}, "SIGSEGV unknown"),
         ({"signal": 31, "signal_name": "SIGSYS"}, "SIGSYS seccomp"),
     ],
 )

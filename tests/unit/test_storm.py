@@ -63,8 +63,11 @@ def test_a_storm_is_one_record_that_grows(agent: FakeAgent) -> None:
     assert (record.cause, record.signal, record.outcome) == (Cause.KILLED, 9, Outcome.COUNTED)
     assert record.last is not None and (record.last - record.time).total_seconds() == 9
     assert record.reason == "5 more deaths by SIGKILL of victim in 9 s, which were only counted"
-    # AND each is in the metrics once
+    # AND each is in the metrics once, and among those of its signature
     assert counted(agent) == 5
+    assert record.signature is not None
+    assert record.signature.text == "SIGKILL killed | victim"
+    assert [row.deaths for row in agent.store.signatures.counts()] == [5]
 
 
 def test_the_next_agent_goes_on_with_the_record(agent: FakeAgent) -> None:
@@ -117,7 +120,7 @@ def test_policy_may_want_no_record_of_a_storm(
 def test_an_owners_programs_are_counted_together(agent: FakeAgent) -> None:
     look(agent, Storms(), tally(3, of_owner=True))
     record: Record = agent.record()
-    assert record.exe is None
+    assert (record.exe, record.signature) == (None, None)
     assert record.reason == "3 more deaths by SIGKILL of uid 1000 in 3 s, which were only counted"
 
 
