@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +16,10 @@ from collector.model import SIGNAL_FRAME
 from tests.system.agents import RunningAgent, agent
 from tests.system.victims import build, running, wait_until
 
+_POLICY = """
+defaults: {capture: full}
+rules: [{name: many, match: {comm: threads}, capture: record}]
+"""
 _PAUSE = 34  # number of the system call
 _LIBRARY = """
 #include <unistd.h>
@@ -25,7 +31,7 @@ void {inner}_waits(void) {{ pause(); }}
 
 @pytest.fixture(scope="module")
 def running_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
-    with agent(tmp_path_factory.mktemp("agent"), config="defaults: {capture: full}") as started:
+    with agent(tmp_path_factory.mktemp("agent"), config=_POLICY) as started:
         yield started
 
 
@@ -133,3 +139,22 @@ def test_a_fault_in_a_signal_handler(running_agent: RunningAgent, tmp_path: Path
         record = running_agent.info(running_agent.wait_record(victim.pid))
     own = [name for name in functions(record) if name in ("handler", SIGNAL_FRAME, "work", "main")]
     assert own == ["handler", SIGNAL_FRAME, "work", "main"]
+
+
+def test_all_threads_of_a_death_without_a_core(running_agent: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a program of 51 threads, 49 of which sleep, of which no core is kept
+    with running("threads", "50", cwd=tmp_path) as victim:
+        victim.go()
+        victim.wait()
+        record = running_agent.info(running_agent.wait_record(victim.pid))
+    assert (record["core"], record["threads"]) == (None, 51)
+    # THEN there are the backtraces of all its threads all the same, equal ones once
+    shown = running_agent.command("bt", record["id"], "--all")
+    assert re.search(r"^Thread \d+ `.*`, which died:\n#0 .* in crash\+", shown)
+    assert re.search(r"^49 threads: \S+ <- sleeper$", shown, re.MULTILINE)
+    # AND one by one in JSON, with what to symbolise them by
+    threads = json.loads(running_agent.command("bt", record["id"], "--all", "--json"))["threads"]
+    assert len(threads) == 51
+    assert all(
+        frame["module_offset"] and frame["build_id"] for one in threads for frame in one["frames"]
+    )
