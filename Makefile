@@ -5,7 +5,7 @@ PYTHON := /usr/bin/python3
 BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
-          gdb elfutils binutils strace redis-tools linux-libc-dev fuse3 curl openssl
+          gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o

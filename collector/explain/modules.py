@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import drgn
@@ -254,9 +254,7 @@ class Modules:
         self._opened[_key(module)] = fd
 
     def _find_debug(self, module: drgn.Module) -> None:
-        build_id = module.build_id.hex() if module.build_id is not None else None
-        link = self._links.get(_key(module))
-        for name, fd in self._finder.debug_files(self.path(module), build_id, link):
+        for name, fd in self._debug_files(module):
             with contextlib.suppress(Exception):  # a damaged file
                 module.try_file(name, fd=fd)
             if module.debug_file_status == drgn.ModuleFileStatus.WANT_SUPPLEMENTARY:
@@ -268,6 +266,14 @@ class Modules:
                         module.try_file(other, fd=other_fd)
             if not module.wants_debug_file():
                 return
+
+    def _debug_files(self, module: drgn.Module) -> Iterator[tuple[str, int]]:
+        """Separate files, then its own, which may need a supplementary one as well."""
+        build_id = module.build_id.hex() if module.build_id is not None else None
+        path, own = self.path(module), self._opened.get(_key(module))
+        yield from self._finder.debug_files(path, build_id, self._links.get(_key(module)))
+        if own is not None:
+            yield path, os.dup(own)
 
 
 def _key(module: drgn.Module) -> int:

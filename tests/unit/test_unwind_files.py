@@ -87,6 +87,17 @@ def test_debugging_information_in_the_program(flags: list[str], tmp_path: Path) 
     assert places(explained(core)) == NAMED
 
 
+def test_what_dwz_has_put_into_a_file_of_its_own(tmp_path: Path) -> None:
+    # GIVEN two programs with debugging information that they share in a third file
+    flags = ["-g", "-include", "signal.h", "-fno-eliminate-unused-debug-types"]
+    one, other = (program(tmp_path, *flags, name=name) for name in ("one", "other"))
+    shared = tmp_path / "shared.debug"
+    run("dwz", "-m", shared, "-M", shared, one, other)
+    assert shared.exists()
+    # THEN there are names and lines
+    assert places(explained(crashed(tmp_path, one))) == NAMED
+
+
 def linked(folder: Path, *flags: str) -> tuple[Path, Path]:
     """A stripped program, and the file with its debugging information that it names."""
     path = program(folder, "-g", *flags)
