@@ -161,7 +161,7 @@ class Modules:
         bias = module.loaded_file_bias
         if bias is None and module.address_ranges:
             bias = bias_in_memory(self._program.read, module.address_ranges[0][0])
-        return None if bias is None else address - bias
+        return None if bias is None else address - bias & (1 << 64) - 1
 
     def code(self, address: int, size: int) -> bytes:
         """Bytes of code: from the core, else from the mapped file, where it can be had; else empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,22 @@ def test_each_frame_can_be_symbolised_later(tmp_path: Path) -> None:
         bare = explained(core).frames
         assert functions(bare)[:1] == [None]
         assert facts(bare)[:1] == wanted[:1]
+
+
+def test_an_object_that_lies_about_its_addresses(program: Loaded, tmp_path: Path) -> None:
+    # GIVEN a program whose headers in memory, for its file is gone, claim absurd addresses
+    process = Unrun(Loaded(program.path, BASE))
+    process.rename(str(program.path), "/gone")
+    header = bytearray(process.pieces[BASE])
+    phoff, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+    for number in range(count):
+        struct.pack_into("<Q", header, phoff + 56 * number + 16, 2**64 - 4096)  # p_vaddr
+    process.pieces[BASE] = bytes(header)
+    process.thread(1, program.at("bare"), STACK + 0x100)
+    # THEN its frame is there, and its address in the file is a number of 64 bits
+    frames = explained(process.core(tmp_path)).frames or []
+    assert [frame.pc for frame in frames] == [program.at("bare")]
+    assert 0 <= (frames[0].module_offset or 0) < 2**64
 
 
 def test_jitted_code(program: Loaded, tmp_path: Path) -> None:
