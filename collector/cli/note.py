@@ -33,7 +33,7 @@ class NoteVerb:
     def run(self, args: argparse.Namespace) -> int:
         text = _checked(args)
         with Store(args.store, create=False, readonly=text is None and not args.remove) as store:
-            id = store.signatures.resolve(args.signature)
+            id = _resolved(store, args.signature)
             if args.remove:
                 if not store.notes.remove(id):
                     raise NotFound(f"signature {id} has no note")
@@ -56,6 +56,17 @@ class NoteVerb:
         else:
             print(_said(id, note))
         return 0
+
+
+def _resolved(store: Store, name: str) -> str:
+    """Also of a signature of which nothing but the note is left."""
+    try:
+        return store.signatures.resolve(name)
+    except NotFound:
+        left = [id for id in store.notes.ids() if id.startswith(name.lower())]
+        if len(left) != 1:
+            raise
+        return left[0]
 
 
 def _checked(args: argparse.Namespace) -> str | None:

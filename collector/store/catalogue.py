@@ -124,6 +124,7 @@ class Catalogue:
                 gone = [id for id in ids if self._folders.stamp(id) is None]
                 own.remove(gone)
                 removed, last = removed + len(gone), ids[-1]
+            own.forget_signatures()
             own.set_boot(_boot())
             own.shrink()
             return made, removed

@@ -177,6 +177,14 @@ class Index:
         with self._errors():
             self._db.executescript(f"BEGIN;{REREAD}COMMIT;")
 
+    def forget_signatures(self) -> None:
+        """Take out the texts of signatures of which no death is on record any more."""
+        with self._errors(), self._db:
+            self._db.execute(
+                "DELETE FROM signatures WHERE NOT EXISTS "
+                "(SELECT 1 FROM deaths WHERE deaths.signature = signatures.id)"
+            )
+
     def shrink(self) -> None:
         """Give back the memory of pages that are kept for the next query."""
         with self._errors():

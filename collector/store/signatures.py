@@ -63,11 +63,11 @@ class Signatures:
         return [SignatureRow(*row) for row in found]
 
     def texts(self) -> dict[str, str]:
-        """id -> text of each signature that was ever seen."""
+        """id -> text of each signature; also of some whose deaths were removed."""
         return dict(self._query("SELECT id, text FROM signatures", {}))
 
     def has(self, id: str) -> bool:
-        """Whether a death with this signature was ever on record."""
+        """Whether a death with this signature was on record since the agent before started."""
         return bool(self._query("SELECT 1 FROM signatures WHERE id = :id", {"id": id}))
 
     def facets(self) -> list[tuple[str, str, int]]:

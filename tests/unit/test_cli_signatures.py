@@ -170,6 +170,24 @@ def test_a_note_is_kept_and_shown_at_the_next_death(
     assert read(capsys, "note", first)["note"] is None
 
 
+def test_a_note_outlives_its_deaths(
+    store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # GIVEN a signature with a note, of which nothing else is left
+    store.put(death(1, COUNT))
+    first = id_of(store, 1)
+    shown(capsys, "note", first, "fixed in 2.3")
+    store.remove(f"{1:016x}")
+    store.close()
+    Store(store.path, create=True).close()
+    # THEN it is found and can be taken away, and no other is
+    assert read(capsys, "note", first[:8])["note"]["text"] == "fixed in 2.3"
+    assert refused(capsys, "signature", first)[0] == 1
+    assert refused(capsys, "note", "zz")[0] == 1
+    shown(capsys, "note", first, "--remove")
+    assert refused(capsys, "note", first)[0] == 1
+
+
 def test_a_note_without_a_fix_makes_no_regression() -> None:
     note = Note(text="look at the allocator", time=TIME)
     signature = noted(death(1, COUNT), note).signature

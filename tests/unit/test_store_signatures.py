@@ -99,3 +99,14 @@ def test_an_index_of_an_older_version_learns_the_signatures(store: Store) -> Non
         assert counted(agent) == rows
         assert [record.start_ns for record in agent.list(signature=first)] == [2, 1]
     assert not (store.path / "index.db.aside").exists()
+
+
+def test_a_text_goes_with_the_last_death_that_has_it(store: Store) -> None:
+    # GIVEN two signatures, of one of which all deaths are removed
+    first, second = fill(store)
+    store.remove(f"{3:016x}")
+    store.close()
+    # WHEN the agent starts again THEN the index does not grow with what is gone
+    with Store(store.path, create=True) as agent:
+        assert agent.signatures.texts() == {first: "SIGSEGV near-null | count_request"}
+        assert [agent.signatures.has(id) for id in (first, second)] == [True, False]
