@@ -17,9 +17,13 @@ from collector.cli.cores import calls_of, samples_of
 from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
+from collector.cli.threads import others_in_short
+from collector.errors import StoreError
+from collector.explain import kept_threads
 from collector.explain.names import code_name
 from collector.model import Capture, DumpFacts, Fault, Outcome, Record, Sender, SnapshotFacts
 from collector.signals import signal_name
+from collector.store.store import Store
 from collector.watch.flight import Flight
 
 _TOP_FRAMES = 8
@@ -43,12 +47,14 @@ class InfoVerb:
             core = store.core_path(record)
             flight = samples_of(store, record) if record.samples else None
             kept = calls_of(store, record) if record.calls else None
+            threads = _other_threads(store, record)
         if args.json:
             found = msgspec.to_builtins(record)
             render.print_json({**found, "history": flight.report()} if flight else found)
             return 0
         screen = render.Screen()
         lines = described(record, core, screen)
+        lines += ["", screen.bold("The other threads"), *threads] if threads else []
         if flight is not None:
             lines += ["", screen.bold("Before it died"), *_history(flight, screen)]
         if kept is not None and (calls := last_calls(record, kept)):
@@ -56,6 +62,13 @@ class InfoVerb:
             lines += ["", screen.bold("Last calls of the thread"), *calls, *lost_lines(kept), more]
         print("\n".join(lines))
         return 0
+
+
+def _other_threads(store: Store, record: Record) -> list[str]:
+    try:
+        return others_in_short(kept_threads.read(store.place(record)), record)
+    except StoreError as error:
+        return [f"  {render.clean(error)}"]
 
 
 def _history(flight: Flight, screen: render.Screen) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -13,6 +14,7 @@ from collector.explain.types import FrameValues, Pointer, ThreadFrames
 from collector.model import Frame, Record
 
 _NAMED = 8  # threads of a group that are named
+_PLACES = 6  # that are shown of all threads
 
 
 def with_record(
@@ -113,6 +115,17 @@ def text(threads: Sequence[ThreadFrames], record: Record) -> str:
     parts += [_one(group[0]) if len(group) == 1 else _many(group) for group in groups]
     parts.append(render.nameless_lines(frame for thread in threads for frame in thread.frames))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def others_in_short(kept: Sequence[ThreadFrames], record: Record) -> list[str]:
+    """Where the threads that did not die were: a line for each place, most threads first."""
+    others = [one for number, one in enumerate(kept) if not died(record, one, number)]
+    counted = Counter(in_short(one.frames) for one in others)
+    shown = counted.most_common(_PLACES)
+    lines = [render.clean(f"  {count:5}  {place}") for place, count in shown]
+    if len(counted) > len(shown):
+        lines.append(f"         and {len(counted) - len(shown)} more places")
+    return [*lines, f"         coreward bt {record.id} --all"] if lines else []
 
 
 def _name(thread: ThreadFrames) -> str:

@@ -54,8 +54,6 @@ def packed(threads: Sequence[ThreadFrames]) -> bytes:
 
 def read(folder: Path) -> list[ThreadFrames]:
     """All threads of a record; none if it has no such file. StoreError if it is damaged."""
-    import zstandard  # noqa: PLC0415
-
     path = folder / FILE
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -63,6 +61,8 @@ def read(folder: Path) -> list[ThreadFrames]:
         return []
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    import zstandard  # noqa: PLC0415  (most records have no such file)
+
     with open(fd, "rb") as file:
         try:
             stream = zstandard.ZstdDecompressor().stream_reader(file.read(_MAX_PACKED))

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import zstandard
 
+from collector.cli import main
 from collector.cli.threads import text, with_record
 from collector.elfcore.reader import CoreFile
 from collector.errors import StoreError
@@ -16,6 +17,7 @@ from collector.explain.fold import folded, in_short
 from collector.explain.run import explain_core
 from collector.explain.types import FrameValues, ThreadFrames, Variable
 from collector.model import Frame
+from collector.store.store import Store
 from tests.unit.store_samples import SEGFAULT
 from tests.unit.unrun import BASE, STACK, Loaded, Unrun, compiled
 
@@ -87,6 +89,30 @@ def test_threads_for_people() -> None:
         "Thread 812:",
         f"#0  0x0000000000000001 in __futex_abstimed_wait_common [{_LIBC}]",
     ]
+
+
+def test_info_tells_where_the_other_threads_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a death of which the backtraces of all threads were kept
+    threads = [thread(815, WAIT), *(thread(n, WAIT) for n in range(3)), thread(9, WAIT[:1])]
+    with Store(tmp_path, create=True) as store:
+        store.put(msgspec.structs.replace(SEGFAULT, ns_pid=None))
+        file = store.place(SEGFAULT) / kept_threads.FILE
+    file.write_bytes(kept_threads.packed(threads))
+    # THEN it is shown where most of those were that did not die
+    assert main(["info", "--store", str(tmp_path), "latest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("The other threads")
+    assert lines[at + 1 : at + 4] == [
+        "      3  pthread_cond_wait <- worker_loop",
+        "      1  __futex_abstimed_wait_common",
+        f"         coreward bt {SEGFAULT.id} --all",
+    ]
+    # AND a damaged file costs nothing else
+    file.write_bytes(b"damaged")
+    assert main(["info", "--store", str(tmp_path), "latest"]) == 0
+    assert "threads.zst: damaged" in capsys.readouterr().out
 
 
 def test_never_less_than_the_record() -> None:
