@@ -129,6 +129,7 @@ enum cw_sent {
 	CW_SENT_TRACER = 32,   /* the sender traces it, with PTRACE_O_EXITKILL */
 	CW_SENT_CPU_LIMIT = 64, /* the target has a hard limit of CPU time: RLIMIT_CPU */
 	CW_SENT_RT_LIMIT = 128, /* the same of RLIMIT_RTTIME */
+	CW_SENT_PARENT = 256,  /* the sender is the target's parent, at this moment */
 };
 
 /* Who sent a fatal signal, as he was at that moment. */

@@ -34,7 +34,7 @@ FN int is_reaper(struct task_struct *t)
 
 FN u32 circumstances(struct kernel_siginfo *info, struct task_struct *by, struct task_struct *t)
 {
-	struct task_struct *tracer = READ(t, parent);
+	struct task_struct *tracer = READ(t, parent), *parent = READ(t, real_parent);
 	struct signal_struct *group = READ(t, signal);
 	u32 pid = READ(by, tgid), found = 0;
 
@@ -44,6 +44,8 @@ FN u32 circumstances(struct kernel_siginfo *info, struct task_struct *by, struct
 		found |= CW_SENT_LEAVING;
 	if (pid == READ(t, tgid))
 		found |= CW_SENT_TO_SELF;
+	if (READ(parent, tgid) == pid)
+		found |= CW_SENT_PARENT;
 	if (is_reaper(by))
 		found |= CW_SENT_REAPER;
 	if (READ(t, ptrace) & CW_PT_EXITKILL && READ(tracer, tgid) == pid)

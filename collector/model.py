@@ -156,6 +156,7 @@ class SentFlag(enum.IntFlag):
     TRACER = 32  # the sender traces the process, with PTRACE_O_EXITKILL
     CPU_LIMIT = 64  # the process has a hard RLIMIT_CPU
     RT_LIMIT = 128  # and a hard RLIMIT_RTTIME
+    PARENT = 256  # the sender is the parent of the process, at that moment
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +222,7 @@ class Killer(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: str | None = None
     unit: str | None = None
     container: bool | None = None
+    parent: bool = False  # it was the killed process's parent when it did
     parents: list[Relative] = []  # the nearest first
     unit_state: UnitState | None = None  # of the killed process's unit, where systemd killed
     lost: dict[str, str] = {}

@@ -94,6 +94,7 @@ def _taken(sending: Sending) -> dict[str, Any]:
         "cmdline": [] if words == [""] else words,
         "uid": who.uid,
         "gid": who.gid,
+        "parent": SentFlag.PARENT in sending.flags,
     }
 
 

@@ -16,6 +16,7 @@ from collector.agent.explain import Files, explain
 from collector.agent.export import ask_recorder, close, count, end, recorded
 from collector.agent.facts import Placed
 from collector.agent.gone import facts_of
+from collector.agent.routine import settle
 from collector.agent.unit import ask_systemd
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
@@ -25,6 +26,7 @@ from collector.handoff.pipe import PipeNote
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.match import decide
 from collector.policy.site import site_of
+from collector.policy.types import Decision, Facts, Routine
 from collector.probe.events import STACK_PAGES
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.ids import record_id
@@ -92,12 +94,23 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     )
     if not facts.cgroup:
         crash.lose("cgroup", "it was gone when the event was read")
+    go_on = partial(_death, context, crash, decision, facts)
+    if decision.action.routine is Routine.NOTE:
+        settle(context, crash, go_on)
+    else:
+        go_on()
+
+
+def _death(context: Context, crash: Crash, decision: Decision, facts: Facts) -> None:
+    """It is one, and gets all that can be had of it."""
+    seen = crash.seen
     ask_recorder(context, crash)
     ask_systemd(context, crash)
     mapped = seen.exit.mapped if seen.exit else ()
     code = ((one.start, one.end, one.offset) for one in mapped if one.executable)
     site = site_of(seen.fatal, code) if seen.fatal else None
-    if context.kill_limiter.admit(decision.action, facts.exe, site, uid=who.uid).reason is None:
+    uid = crash.record.uid
+    if context.kill_limiter.admit(decision.action, facts.exe, site, uid=uid).reason is None:
         _explain_events(context, crash)
     else:
         crash.lose("frames", "not looked for: beyond the limit")

@@ -6,6 +6,7 @@ anew. The question is another process's work, in a lane of its own; only the rec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -31,6 +32,8 @@ def ask_systemd(context: Context, crash: Crash) -> None:
     killer, unit = crash.record.killer, crash.record.unit
     if killer is None or unit is None or not _is_init(killer):
         return
+    if killer.unit_state is not None or "unit_state" in killer.lost:
+        return  # it was asked before
     if "/" in unit or crash.record.late:
         why = "the agent was down" if crash.record.late else "it is a user's own manager's"
         _lose(crash, killer, why)
@@ -42,6 +45,26 @@ def ask_systemd(context: Context, crash: Crash) -> None:
         dropped=partial(give_up, "the agent was stopped before"),
     ):
         give_up("too many units were being asked for already")
+
+
+def ask_before(context: Context, crash: Crash, answered: Callable[[], None]) -> bool:
+    """Ask before anything is made of the death, which is not on disk yet: then `answered` is called
+    among the records, and the record has what systemd said. False: nobody is asked."""
+    killer, unit = crash.record.killer, crash.record.unit
+    if killer is None or unit is None or "/" in unit or crash.record.late or not _is_init(killer):
+        return False
+    again = partial(context.record, answered)
+    return context.lanes.units.submit(
+        partial(_ask_and_learn, crash, killer, unit, again), dropped=answered
+    )
+
+
+def _ask_and_learn(crash: Crash, killer: Killer, unit: str, again: Callable[[], None]) -> None:
+    try:
+        crash.learn(KilledByUnit(killer=msgspec.structs.replace(killer, unit_state=state_of(unit))))
+    except CorewardError as error:
+        _lose(crash, killer, str(error))
+    again()
 
 
 def _is_init(killer: Killer) -> bool:

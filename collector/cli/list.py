@@ -11,6 +11,7 @@ import msgspec
 
 from collector.cli import render
 from collector.cli.choice import filter_arguments, filter_of, json_argument, reading
+from collector.cli.routine import routine_line, show_routine
 from collector.errors import StoreError, UsageError
 from collector.model import Record
 from collector.store.filter import Filter
@@ -37,6 +38,11 @@ class ListVerb:
         parser.add_argument("--signature", metavar="ID", help="deaths that are this bug again")
         parser.add_argument("-n", "--limit", type=int, metavar="N", help="at most N deaths")
         parser.add_argument("--all", action="store_true", help="all of them, however many")
+        parser.add_argument(
+            "--routine",
+            action="store_true",
+            help="ends that were no crashes instead: by the parent, a stop, a key, a closed pipe",
+        )
         json_argument(parser)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -47,6 +53,8 @@ class ListVerb:
         wanted = filter_of(args, datetime.datetime.now(datetime.UTC))
         damage: list[StoreError] = []
         with reading(args.store) as store:
+            if args.routine:
+                return show_routine(store, wanted, args)
             if args.signature is not None:
                 signature = store.signatures.resolve(args.signature)
                 wanted = msgspec.structs.replace(wanted, signature=signature)
@@ -76,6 +84,8 @@ def _show(store: Store, found: Iterator[Record], wanted: Filter, most: int | Non
         count = store.count_matching(wanted, lambda _: None)
         if count > shown:
             print(f"the newest {shown} of {count:,} deaths{matching}; --all shows all, -n N others")
+    if most != 0 and (line := routine_line(store, wanted)):
+        print(line)
 
 
 def short_id_length(ids: Collection[str]) -> int:

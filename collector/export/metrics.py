@@ -109,6 +109,13 @@ class Metrics:
         )
         self.registry.register(self.deaths)
         self.registry.register(self.unit_deaths)
+        self.routine_ends = counts(
+            "routine_ends",
+            "Ends of processes that were no crashes, by who or what brought them about; these are "
+            "not among the deaths",
+            "by",
+            *("parent", "manager", "terminal", "pipe"),
+        )
         self.last_death = gauge(
             "last_death_timestamp_seconds", "When a death was last counted; 0: none was"
         )

@@ -46,6 +46,7 @@ from collector.policy.types import (
     Policy,
     RecorderSettings,
     ReleaseSettings,
+    Routine,
     Rule,
     SinkSettings,
     StoreSettings,
@@ -584,6 +585,7 @@ _ACTION: Mapping[str, Parser] = {
     "release": _RELEASE,
     "compress": _compress,
     "limit": _limit,
+    "routine": nodes.choice({str(routine): routine for routine in Routine}),
     "honour_rlimit": nodes.boolean,
 }
 _MATCH: Mapping[str, Parser] = {

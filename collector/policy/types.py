@@ -65,6 +65,13 @@ class Collect(msgspec.Struct, frozen=True, kw_only=True):
     period: float = 86400.0
 
 
+class Routine(enum.StrEnum):
+    """What becomes of an end that was no crash, such as that of a service that is stopped."""
+
+    NOTE = "note"  # it is counted, and kept as one line
+    RECORD = "record"  # it is a death as any other
+
+
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """What is done with a death: the settings of a rule over the defaults."""
 
@@ -74,6 +81,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     release: Release = Release.INSTANT
     compress: Compress = Compress()
     limit: Limit | None = Limit(captures=5, period=3600.0)
+    routine: Routine = Routine.NOTE
     honour_rlimit: bool = False  # True: RLIMIT_CORE of the process bounds its core
 
 

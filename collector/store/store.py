@@ -1,6 +1,7 @@
 """The store: one folder per crash, and an index over them. For several processes at once.
 
     DIR/index.db              SQLite, WAL; can be rebuilt from the folders
+    DIR/routine.jsonl         ends of processes that were no crashes
     DIR/crashes/<id>/         0700
         record.json           the truth about this death
         core or core.zst      only ever whole: written under a `.tmp-` name, then renamed
@@ -30,7 +31,7 @@ import msgspec
 
 from collector.errors import Ambiguous, NotFound, StoreError, StoreOfOthers
 from collector.model import Capture, Cause, Outcome, Record
-from collector.store import encoding, index
+from collector.store import encoding, index, routine
 from collector.store.catalogue import Catalogue, Damage, Ids, Rows, warn
 from collector.store.filter import Filter
 from collector.store.folders import DIRECTORY_MODE, Folders
@@ -79,6 +80,7 @@ class Store:
             raise ValueError("a store cannot be created readonly")
         self.path = path
         self.notes = Notes(path)
+        self.routine = routine.RoutineEnds(path)
         self.min_free = 0  # bytes, half of the policy's; no new record would leave less
         self._readonly = readonly
         self._lock = threading.Lock()
@@ -479,6 +481,7 @@ def remove_unused(path: Path) -> None:
     with contextlib.suppress(OSError):
         (path / "crashes").rmdir()
         index.remove(path / index.NAME)
+        routine.remove(path)
         path.rmdir()
 
 

@@ -214,6 +214,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def with_routine(config: str) -> str:
+    """The policy, with a record for ends that were no crashes as well."""
+    if "routine:" in config:
+        return config
+    given = re.search(r"^defaults: *(\{|\n +)", config, re.MULTILINE)
+    if given is None:
+        return f"{config}\ndefaults: {{routine: record}}\n"
+    key = "routine: record" + (", " if given[1] == "{" else given[1])
+    return config[: given.end()] + key + config[given.end() :]
+
+
 def scrape(port: int) -> dict[str, float]:
     """Sample (`name{labels}`) -> value of the metrics that an agent serves, not older than this."""
     time.sleep(KEPT_S)  # what it gave to somebody may be given again
@@ -243,6 +254,7 @@ def agent(
     patience: str = "10s",
     hold: str = "",
     launch: Launch | None = None,
+    routine: bool = False,
     **settings: str,
 ) -> Iterator[RunningAgent]:
     """An agent that is ready. `config` is YAML; its `hold` is filled in from `backend`.
@@ -250,13 +262,15 @@ def agent(
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
 
-    hold: more of its keys, as `max: 1s`. launch: what starts it, a service manager say.
+    hold: more of its keys, as `max: 1s`. launch: what starts it, a service manager say. routine: ends that were no crashes are only noted, as is
+    usual; else they are on record, for tests end their victims.
     settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
     file = folder / "coreward.yaml"
     port = free_port() if metrics else 0
     listen = f'"127.0.0.1:{port}"' if port else "off"
     takes = f"backend: {backend}, takeover: {str(takeover).lower()}, patience: {patience}"
+    config = config if routine else with_routine(config)
     file.write_text(f"hold: {{{takes}, {hold}}}\nmetrics: {{listen: {listen}}}\n{config}")
     pins = Path("/sys/fs/bpf") / NAME
     arguments = [

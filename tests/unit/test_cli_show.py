@@ -20,6 +20,7 @@ from collector.cli import main
 from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
 from collector.model import Capture, Cause, Frame, Outcome, Record, SnapshotFacts
+from collector.store.routine import RoutineEnd, Way
 from collector.store.store import Store
 from tests.unit.store_samples import KILLED, SEGFAULT, TIME, numbered
 
@@ -593,3 +594,43 @@ def test_repair(store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
     store.remove(KILLED.id)
     assert shown(capsys, *words) == (0, "1 records are in the index\n", "")
     assert '"replaced": false' in shown(capsys, *words, "--json")[1]
+
+
+def test_routine_ends(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    one = RoutineEnd(
+        time=TIME,
+        way=Way.PARENT,
+        pid=812,
+        comm="vic\ntim",
+        signal=9,
+        signal_name="SIGKILL",
+        by_pid=50,
+        by_comm="pytest",
+    )
+    store.put(SEGFAULT)
+    assert shown(capsys, "list", "--routine")[1] == f"no routine ends on record in {store.path}\n"
+    store.routine.add(one)
+    store.routine.add(
+        msgspec.structs.replace(one, way=Way.MANAGER, unit="a.service", exe="/usr/bin/a", pid=3)
+    )
+
+    assert shown(capsys, "list", "--routine") == (
+        0,
+        "TIME                 SIGNAL   PROCESS     PID  ENDED BY                            UNIT\n"
+        "2026-11-21 03:00:00  SIGKILL  /usr/bin/a    3  systemd, which was told to stop it  "
+        "a.service\n"
+        "2026-11-21 03:00:00  SIGKILL  vic\\ntim    812  its parent pytest (50)              -\n",
+        "",
+    )
+    assert shown(capsys, "list")[1].splitlines()[-1] == (
+        "2 routine ends beside them; --routine shows the last ones"
+    )
+    assert shown(capsys, "list", "--unit", "a*")[1].splitlines()[-1] == (
+        "1 routine end beside them; --routine shows the last ones"
+    )
+    assert "routine" not in shown(capsys, "list", "--cause", "signal")[1]
+    found = msgspec.json.decode(
+        shown(capsys, "list", "--routine", "--json", "-n", "1")[1], type=list[RoutineEnd]
+    )
+    assert [(end.pid, end.way) for end in found] == [(3, Way.MANAGER)]
+    assert shown(capsys, "list", "--routine", "--kept")[0] == 2

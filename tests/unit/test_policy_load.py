@@ -367,7 +367,9 @@ KNOWN = (
     "store, metrics, hold, release, capture, signature, recorder, sinks, health, "
     "defaults, rules, watch, arm, trace, dumpers"
 )
-RULE_KEYS = "name, match, capture, collect, memory, release, compress, limit, honour_rlimit"
+RULE_KEYS = (
+    "name, match, capture, collect, memory, release, compress, limit, routine, honour_rlimit"
+)
 STORE = (
     "path, min_free, max_size, max_records, max_age, max_core_age, keep_free, service_max_size, "
     "service_max_records"

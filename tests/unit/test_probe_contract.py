@@ -43,6 +43,7 @@ EXPECTED = {
     "CW_SENT_TRACER": SentFlag.TRACER,
     "CW_SENT_CPU_LIMIT": SentFlag.CPU_LIMIT,
     "CW_SENT_RT_LIMIT": SentFlag.RT_LIMIT,
+    "CW_SENT_PARENT": SentFlag.PARENT,
     "sizeof(struct cw_thread)": iterators.THREAD.size,
     "offsetof(struct cw_thread, regs)": iterators.THREAD.size - 8 * (27 + 2),
     "sizeof(struct cw_mapping)": iterators.MAPPING.size,
