@@ -14,7 +14,7 @@ from collector.store.store import Store
 
 _HEAD = ["TIME", "SIGNAL", "PROCESS", "PID", "ENDED BY", "UNIT"]
 _USUAL = 100  # that are shown if nobody says how many
-_BY = {
+BY = {
     Way.PARENT: "its parent",
     Way.MANAGER: "systemd, which was told to stop it",
     Way.TERMINAL: "its terminal",
@@ -71,7 +71,7 @@ def _matching(store: Store, wanted: Filter) -> Iterator[RoutineEnd]:
 
 
 def _row(end: RoutineEnd) -> list[str]:
-    by = _BY[end.way]
+    by = BY[end.way]
     if end.way is Way.PARENT:
         by = f"{by} {end.by_comm} ({end.by_pid})"
     return [

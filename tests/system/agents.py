@@ -220,7 +220,7 @@ def with_routine(config: str) -> str:
         return config
     given = re.search(r"^defaults: *(\{|\n +)", config, re.MULTILINE)
     if given is None:
-        return f"{config}\ndefaults: {{routine: record}}\n"
+        return f"defaults: {{routine: record}}\n{config}"
     key = "routine: record" + (", " if given[1] == "{" else given[1])
     return config[: given.end()] + key + config[given.end() :]
 

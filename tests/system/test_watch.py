@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.agents import COMMAND, RunningAgent, agent
+from tests.system.agents import COMMAND, RunningAgent, agent, with_routine
 from tests.system.memory_cgroups import has_pressure, memory_cgroup, unified_cgroup
 from tests.system.recorders import KEEP, WATCH, recorder_of, sampled, until
 from tests.system.victims import PATIENCE, ROOT, build, running, wish
@@ -259,7 +259,7 @@ def acting(
     """The same agent under other rules, which it reloads."""
     file = Path(watching.arguments[watching.arguments.index("--config") + 1])
     before = file.read_text()
-    reload(watching, file, before.replace(WATCH, TRIGGERS))
+    reload(watching, file, before.replace(with_routine(WATCH), with_routine(TRIGGERS)))
     yield watching
     reload(watching, file, before)
 

@@ -634,3 +634,42 @@ def test_routine_ends(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert [(end.pid, end.way) for end in found] == [(3, Way.MANAGER)]
     assert shown(capsys, "list", "--routine", "--kept")[0] == 2
+
+
+def test_last(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("last", "--unit", "victim.service")
+    assert shown(capsys, *words) == (
+        1,
+        "",
+        f"coreward: no end of a process of victim.service is on record in {store.path}\n",
+    )
+    # GIVEN a death of the unit, one of another, an open record, a snapshot
+    store.put(SEGFAULT)
+    hour = datetime.timedelta(hours=1)
+    store.put(numbered(1, unit="victims.service", reason="no", time=TIME + hour))
+    store.put(numbered(2, unit="victim.service", time=TIME + hour))
+    shot = numbered(3, unit="victim.service", reason="no", time=TIME + hour)
+    store.put(msgspec.structs.replace(shot, cause=Cause.SNAPSHOT))
+    assert shown(capsys, *words) == (
+        0,
+        "2026-11-21 03:00:00 victim[812]: SIGSEGV: wrote to address 0x0 in `inner` (victim.c:10), "
+        "thread `worker-3`; `coreward info 0123456789abcdef` says more\n",
+        "",
+    )
+    found = msgspec.json.decode(shown(capsys, *words, "--json")[1])
+    assert (found["id"], found["signal_name"], found["routine"]) == (SEGFAULT.id, "SIGSEGV", False)
+    # WHEN its successor was stopped
+    store.routine.add(
+        RoutineEnd(
+            time=TIME + hour,
+            way=Way.MANAGER,
+            pid=9,
+            comm="victim",
+            unit="victim.service",
+            signal=15,
+            signal_name="SIGTERM",
+        )
+    )
+    assert shown(capsys, *words)[1] == (
+        "2026-11-21 04:00:00 victim[9]: ended by SIGTERM: systemd, which was told to stop it\n"
+    )
