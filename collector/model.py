@@ -488,6 +488,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     gid: int | None = None
     owner: str | None = None  # whose share it takes: a user, or a unit or cgroup of root's
+    # the user who may read it, and its core, as he could have done while it ran; None: only root
+    readable_by: int | None = None
     cgroup: str | None = None
     unit: str | None = None
     container: bool | None = None

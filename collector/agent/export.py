@@ -12,7 +12,7 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.facts import Ended, Opened, Sampled, Traced
 from collector.agent.naming import named
-from collector.agent.owner import name_of
+from collector.agent.owner import name_of, reader_of
 from collector.errors import CorewardError
 from collector.explain.reason import reason
 from collector.model import (
@@ -61,6 +61,7 @@ def open_held(context: Context, crash: Crash) -> None:
     crash.learn(
         Opened(
             owner=name_of(gathered.owner, facts),
+            readable_by=reader_of(dying),
             exe=facts.exe,
             cmdline=dying.cmdline,
             cgroup=facts.cgroup,

@@ -53,6 +53,7 @@ class Placed(Facts, frozen=True, kw_only=True):
 
 class Opened(Placed, frozen=True, kw_only=True):
     owner: str | None
+    readable_by: int | None
     exe: str | None
     cmdline: list[str] | None
     resident_bytes: int | None

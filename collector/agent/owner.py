@@ -7,9 +7,14 @@ restart of a service: here it is the unit, or the cgroup's path.
 
 from __future__ import annotations
 
+import os
+
+from collector.capture.process import OpenProcess
+from collector.linux import procfs
 from collector.linux.memory import LevelKey
 from collector.policy.types import Facts
 
+_IDS = 4  # real, effective, saved, and that of files
 _CGROUP_SHIFT = 32  # of native/owner.c: a cgroup's id above the uid in it
 
 
@@ -18,6 +23,25 @@ def user_of(owner: LevelKey | None) -> int | None:
     if owner is None or owner.inode >> _CGROUP_SHIFT or not owner.inode:
         return None
     return owner.inode
+
+
+def reader_of(dying: OpenProcess) -> int | None:
+    """The user who may have what is kept of a process: who could have traced it (ptrace(2)).
+
+    All of its user ids were his, and all of its groups one; and it was dumpable, for the kernel
+    gives the files of /proc of any other to root (proc(5)).
+    """
+    uids = (procfs.field(dying.text.status, b"Uid") or b"").split()
+    gids = (procfs.field(dying.text.status, b"Gid") or b"").split()
+    if len(uids) < _IDS or len({*uids}) != 1 or len(gids) < _IDS or len({*gids}) != 1:
+        return None
+    uid = int(uids[0])
+    if uid == 0 or dying.mem_fd is None:
+        return None
+    try:
+        return uid if os.fstat(dying.mem_fd).st_uid == uid else None
+    except OSError:
+        return None
 
 
 def name_of(owner: LevelKey | None, facts: Facts) -> str | None:

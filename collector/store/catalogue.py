@@ -50,12 +50,18 @@ def warn(error: StoreError) -> None:
 class Catalogue:
     """The index of the store at `path`, opened; `create`: made, and brought up to date."""
 
-    def __init__(self, path: Path, folders: Folders, *, create: bool, readonly: bool) -> None:
+    def __init__(
+        self, path: Path, folders: Folders, *, create: bool, readonly: bool, indexed: bool = True
+    ) -> None:
+        """indexed: False for users, who may not read what the index says of others."""
         self._path = path / index.NAME
         self._folders = folders
         self._lock = threading.RLock()
         self._index: Index | None = None
         self._problem: StoreError | None = None
+        self._indexed = indexed
+        if not indexed:
+            return
         try:
             self._index = Index(self._path, create=create, readonly=readonly)
         except IndexUnusable as error:
@@ -175,7 +181,8 @@ class Catalogue:
             whole, pages = self._is_whole(), self._pages(wanted)
             first = next(pages, None)
         except StoreError as error:
-            tell(error)
+            if self._indexed:
+                tell(error)
             whole, pages, first = False, iter(()), None
         found = pages if first is None else _chain(first, pages)
         if not whole:
@@ -190,7 +197,8 @@ class Catalogue:
             try:
                 count, whole = self._usable().count(wanted), self._is_whole()
             except StoreError as error:
-                tell(error)
+                if self._indexed:
+                    tell(error)
         if not whole:
             others = self._unindexed(tell)
             count += sum(1 for _, _, r in others if r is not None and wanted.matches(r))

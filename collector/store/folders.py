@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from collector.errors import NotFound, StoreError
+from collector.linux import acl
 from collector.linux.descriptors import Spare
 from collector.linux.syncfs import syncfs
 from collector.model import Record
@@ -55,9 +56,11 @@ class OnDisk(NamedTuple):
 class Folders:
     """The folder `crashes` of a store. A context manager; safe for several processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, own: Callable[[], Iterator[str]] | None = None) -> None:
+        """own: the ids of those that this user may read, where he may not list all."""
         self.path = path
-        self._fd = os.open(path, _DIRECTORY)
+        self._own = own
+        self._fd = os.open(path, _DIRECTORY if own is None else _DIRECTORY | os.O_PATH)
         self._spare = Spare(_SPARE)
 
     def close(self) -> None:
@@ -68,10 +71,15 @@ class Folders:
 
     def ids(self) -> list[str]:
         """Ids of all folders, also of those that hold no record (yet)."""
+        if self._own is not None:
+            return [*self._own()]
         return [name for name in _names(self._fd) if is_id(name)]
 
     def each(self) -> Iterator[str]:
         """The same one by one, however many there are."""
+        if self._own is not None:
+            yield from self._own()
+            return
         fd = os.open(".", _DIRECTORY, dir_fd=self._fd)
         try:
             with os.scandir(fd) as entries:
@@ -83,7 +91,7 @@ class Folders:
         """What changes with each write of the record; None: there is no record."""
         try:
             found = os.stat(f"{checked(id)}/{RECORD}", dir_fd=self._fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         return found.st_ino, found.st_mtime_ns
 
@@ -169,6 +177,20 @@ class Folders:
             with contextlib.suppress(OSError, StoreError), self._folder(id) as folder:
                 count += sum(name.startswith(TEMPORARY) for name in _names(folder))
         return count
+
+    def share(self, id: str, uid: int) -> None:
+        """Let this user read the record and its core. OSError, also where that cannot be done."""
+        with self._folder(id) as folder:
+            for name in _names(folder):
+                if name.startswith(TEMPORARY):
+                    continue
+                fd = os.open(name, _FILE, dir_fd=folder)
+                try:
+                    if stat.S_ISREG(os.fstat(fd).st_mode):
+                        acl.grant(fd, uid, acl.READ, owner=6)
+                finally:
+                    os.close(fd)
+            acl.grant(folder, uid, acl.READ | acl.SEARCH, owner=7)
 
     def sync(self) -> None:
         """Make durable what was written without. OSError if something could not be."""

@@ -37,6 +37,7 @@ from collector.store.filter import Filter
 from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked, is_id
 from collector.store.notes import Notes
+from collector.store.owners import PASSABLE, Owners, reader_of
 from collector.store.room import cores_to_remove
 from collector.store.signatures import Signatures
 from collector.store.victims import Victims
@@ -86,19 +87,34 @@ class Store:
         self._lock = threading.Lock()
         self._waiting: deque[_Put] = deque()
         self._own = threading.local()  # .rows: of a batch of this thread
+        self._owners = Owners(path)
+        self._user = None if create or os.geteuid() == 0 else _user_of(self._owners)
         try:
             if create:
                 _make(path)
-            self._folders = Folders(path / "crashes")
+            self._folders = Folders(
+                path / "crashes", self._own_ids if self._user is not None else None
+            )
         except OSError as error:
             kind = StoreOfOthers if isinstance(error, PermissionError) else StoreError
             raise kind(_no_store(path, error)) from error
         try:
-            self._catalogue = Catalogue(path, self._folders, create=create, readonly=readonly)
+            self._catalogue = Catalogue(
+                path,
+                self._folders,
+                create=create,
+                readonly=readonly,
+                indexed=self._user is None,
+            )
             self.signatures = Signatures(self._catalogue.query)
         except BaseException:
             self._folders.close()
             raise
+
+    def _own_ids(self) -> Iterator[str]:
+        """Of the user who reads what is his in a store that is root's."""
+        assert self._user is not None
+        return self._owners.of(self._user)
 
     def __enter__(self) -> Store:
         return self
@@ -182,8 +198,26 @@ class Store:
         if new:
             self._catalogue.announce(new)
 
+    def _share(self, records: Iterable[Record]) -> None:
+        """Let users read what is theirs, where the file system can say so."""
+        for record in records:
+            uid = reader_of(record)
+            if uid is None:
+                continue
+            try:
+                self._folders.share(record.id, uid)
+                self._owners.add(uid, record.id)
+            except (OSError, StoreError) as error:
+                _log.warning("record %s stays root's: %s", record.id, error)
+
+    def sweep(self) -> int:
+        """Remove what users have removed of theirs; how many records."""
+        self._writable()
+        return self._owners.sweep(self._folders.read, self.remove)
+
     def _finish(self, rows: Rows, *, synced: bool = False) -> None:
         """Make durable what is written, and put it into the index."""
+        self._share(record for record, _ in rows)
         try:
             if not synced:
                 self._folders.sync()
@@ -223,6 +257,9 @@ class Store:
         agent clears away.
         """
         self._writable()
+        if self._user is not None:  # the agent does it for him: see owners
+            yield from ((id, 0) for id in ids if self._owners.give_up(self._user, id))
+            return
         left = iter(ids)
         while some := list(islice(left, _TOGETHER)):
             try:
@@ -476,6 +513,12 @@ class Store:
             raise StoreError(f"{self.path}: is open for reading only")
 
 
+def _user_of(owners: Owners) -> int | None:
+    """Who reads what is his in a store of root's; None: whose store it is, or nobody."""
+    uid = os.geteuid()
+    return uid if owners.has(uid) else None
+
+
 def remove_unused(path: Path) -> None:
     """Remove a store that nobody has open, if it has no folder of a crash; else it stays whole."""
     with contextlib.suppress(OSError):
@@ -506,7 +549,7 @@ def _own(path: Path, found: os.stat_result) -> None:
     """Refuse what belongs to others; close to them what is a store (or empty) and stands open."""
     if found.st_uid != os.geteuid():
         raise StoreOfOthers(f"{path}: belongs to uid {found.st_uid}, not to us; refused")
-    if stat.S_IMODE(found.st_mode) & 0o077 == 0:
+    if stat.S_IMODE(found.st_mode) & 0o077 & ~PASSABLE == 0:
         return
     names = [entry.name for entry in path.iterdir()]
     if names and index.NAME not in names and path.name != "crashes":
@@ -521,7 +564,7 @@ def _no_store(path: Path, error: OSError) -> str:
         case FileNotFoundError():
             return f"{path}: no store there: nothing was ever recorded, or --store names another"
         case PermissionError():
-            return f"{path}: permission denied: crashes are readable by root only; try as root"
+            return f"{path}: permission denied: none of the crashes is yours to read; try as root"
         case NotADirectoryError():
             return f"{path}: not a store: a link, or not a folder"
     return f"{path}: {error.strerror}"

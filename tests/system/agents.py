@@ -262,8 +262,9 @@ def agent(
     metrics: serve them, on `running.port`. takeover: `hold.takeover`. patience:
     `hold.patience`; on a busy machine nothing may be decided in the usual quarter of a second.
 
-    hold: more of its keys, as `max: 1s`. launch: what starts it, a service manager say. routine: ends that were no crashes are only noted, as is
-    usual; else they are on record, for tests end their victims.
+    hold: more of its keys, as `max: 1s`. launch: what starts it, a service manager say. routine:
+    ends that were no crashes are only noted, as is usual; else they are on record, for tests end
+    their victims.
     settings: of the kernel, before the agent starts, as `kernel_settings` takes them.
     """
     file = folder / "coreward.yaml"
