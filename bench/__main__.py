@@ -18,6 +18,7 @@ from bench import (
     listing,
     machine,
     overhead,
+    pulled,
     report,
     rest,
     snapshots,
@@ -32,7 +33,7 @@ from bench.model import Result
 from bench.relayed import Minicoredumper, SystemdCoredump
 from bench.snapshots import LIVE_CASES, QUICK_LIVE, THREADS_CASE
 
-OTHERS = ("rest", "write", "bpf", "trace", "storm", "armed")
+OTHERS = ("rest", "write", "bpf", "trace", "storm", "armed", "mount", "dumpers")
 ALONE = ("killed", "soak")  # minutes each, and only if asked for
 SLOW = (SystemdCoredump, Minicoredumper)  # a storm would take them minutes to work off
 SNAPSHOTS = "snapshots"  # all cases of them
@@ -124,6 +125,10 @@ def run(
         result.figures += storm.measure([p for p in peers if not isinstance(p, SLOW)], say)
     if "armed" in args.cases:
         result.figures += armed.measure(args.rounds or armed.ROUNDS, say)
+    if "mount" in args.cases:
+        result.figures += pulled.mounted(*((256, 2) if args.quick else (2048, 3)), say)
+    if "dumpers" in args.cases:
+        result.figures += pulled.asked(2 if args.quick else args.rounds or 5, say)
     if "killed" in args.cases:
         result.figures += killed.measure(peers, killed.Run(args.crashes, args.seed), say)
     if "soak" in args.cases:
