@@ -25,7 +25,8 @@ def nonzero_runs(buffer: bytearray, size: int, at: int = 0) -> list[tuple[int, i
     """
     is_prefix = buffer.startswith
     whole = size & -PAGE
-    if is_prefix(ZEROS[:size] if size < CHUNK else ZEROS, at):
+    # (the first page tells most of them; a slice of ZEROS is a copy)
+    if is_prefix(_PAGE_OF_ZEROS, at) and is_prefix(ZEROS[:size] if size < CHUNK else ZEROS, at):
         return []
     zero = [is_prefix(_PAGE_OF_ZEROS, page) for page in range(at, at + whole, PAGE)]
     if whole < size:
