@@ -37,6 +37,7 @@ VERBS = {
     "calls": "the last system calls of a process that died",
     "heap": "what the memory of a process was used for",
     "core": "write the ELF core of a death to a file",
+    "export": "a death in a form for others",
     "debug": "open a core in gdb with the right executable",
     "mount": "a file system of cores, stored ones and live ones",
     "sample": "where the threads of live processes are, over time",
