@@ -28,6 +28,7 @@ DEFAULT_CONFIG = Path("/etc/coreward/coreward.yaml")
 VERBS = {
     "run": "collect crashes: the agent, in the foreground",
     "list": "the deaths on record, newest first",
+    "watch": "deaths as they happen",
     "last": "how a process of a unit last ended",
     "info": "everything known about one death",
     "bt": "backtrace of the thread that died, or of all",

@@ -204,6 +204,13 @@ class Catalogue:
             count += sum(1 for _, _, r in others if r is not None and wanted.matches(r))
         return count
 
+    def closed_since(self, mtime: int) -> Ids:
+        """Ids of closed records whose file was written since then, ns since 1970."""
+        if not self._indexed:
+            return self._folders.ids()
+        query = "SELECT id FROM deaths WHERE closed AND mtime >= :mtime"
+        return [id for (id,) in self.query(query, {"mtime": mtime})]
+
     def beginning(self, prefix: str) -> Ids:
         """Ids on disk that begin so, in their order, also of damaged records."""
         with self._lock:

@@ -420,6 +420,11 @@ class Store:
         """What may go, for retention."""
         return Victims(self._catalogue.query)
 
+    def closed_since(self, mtime: int) -> Ids:
+        """Ids of closed records that were written since then, ns since 1970; where users ask, of
+        all that are theirs."""
+        return self._catalogue.closed_since(mtime)
+
     def count_matching(self, wanted: Filter, tell: Damage | None = None) -> int:
         """How many records the index knows that match."""
         return self._catalogue.count(wanted, tell or warn)
