@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
 _TOLD_S = 5.0  # and for the sinks, of deaths that are on record
+_LEFT_S = 2.0  # instead of the first, when processes wait for the next agent meanwhile
+_SETTLE_MS = 20  # how often is looked whether all is finished, when it is to be
 _RECORDS_GO_ON = 2  # where cores end at `store.min_free`, records do at this part of it
 _LOOK_MS = 5000  # how often is looked at deaths whose end does not come, and at the unstored
 
@@ -168,6 +170,10 @@ class Agent:
         if self.service is not None:
             times.append(self.service.timeout_ms)
         timeout_ms = min((time for time in times if time >= 0), default=-1)
+        self._sleep(ring, timeout_ms)
+
+    def _sleep(self, ring: int, timeout_ms: int) -> None:
+        """Until there is something in BPF's ring (-1: none), or somebody calls `wake`."""
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
@@ -233,12 +239,12 @@ class Agent:
         context, lanes = self._context, self._context.lanes
         if self._arming is not None:
             self._arming.close()
-        try:
-            context.backend.close()
-        except HoldError as error:  # the settings cannot be put back; all else is done the same
-            log.error("%s", error)
-        if context.probe is not None:
-            context.probe.set_has_handoff(False)
+        if context.backend.is_kept:
+            self._settle(until)
+            context.backend.leave()  # who comes now waits for the next agent: not for long
+            until = time.monotonic() + _LEFT_S
+        else:
+            self._close_backend()
         if self._acceptor is not None:
             self._acceptor.join()
         if context.dumpers is not None:  # what they have goes on to us, or is theirs by then
@@ -262,6 +268,22 @@ class Agent:
                 log.warning("%s: %d not begun: the agent was stopped", name, count)
         context.recorder.close(max(_LAST_S, until - time.monotonic()))
         context.sinks.close(_TOLD_S)
+
+    def _close_backend(self) -> None:
+        try:
+            self._context.backend.close()
+        except HoldError as error:  # the settings cannot be put back; all else is done the same
+            log.error("%s", error)
+        if self._context.probe is not None:
+            self._context.probe.set_has_handoff(False)
+
+    def _settle(self, until: float) -> None:
+        """Go on as before until nothing is being worked on: who dies meanwhile need not wait."""
+        lanes = self._context.lanes.all()
+        while time.monotonic() < until and not all(lane.wait_idle(0) for lane in lanes):
+            self._sleep(-1, _SETTLE_MS)
+            take_events(self._context)
+            self._storms.look(self._context)
 
     # ---- hold: the kernel's hand-off
 

@@ -24,6 +24,7 @@ from collector.handoff import pin
 from collector.handoff.backends import open_backend
 from collector.handoff.native import Native
 from collector.handoff.settings import SYSCTL, SettingsGuard
+from collector.linux import systemd
 from collector.model import Backend
 from collector.native import library
 from collector.probe import pins
@@ -60,6 +61,11 @@ class DoctorVerb:
             help="put the kernel's settings back (BPF goes on recording for the next start)",
         )
         parser.add_argument(
+            "--unless-restarted",
+            metavar="UNIT",
+            help="with --restore: not while systemd is about to start this unit again",
+        )
+        parser.add_argument(
             "--unpin", action="store_true", help="detach the BPF programs of an agent that is gone"
         )
         parser.add_argument(
@@ -80,6 +86,9 @@ class DoctorVerb:
         # as on Ctrl-C: what was changed for a moment is put back
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: sys.exit(1))
+        if args.restore and args.unless_restarted and _is_restarted(args.unless_restarted):
+            print(clean(f"{args.unless_restarted} starts again: the settings stay as they are"))
+            return 0
         if args.restore or args.unpin:
             done = SettingsGuard(args.run_dir).restore() if args.restore else []
             done += Lender(args.run_dir).restore() if args.restore else []
@@ -97,6 +106,20 @@ class DoctorVerb:
                 mark = "ok" if check.ok else ("MISSING" if check.needed else "no")
                 print(f"{mark:<8}{check.name:<{width}}  {clean(check.detail)}")
         return 0 if all(check.ok or not check.needed for check in checks) else 1
+
+
+def _is_restarted(unit: str) -> bool:
+    """Whether systemd starts it again, so that crashes wait in a socket for the next agent.
+
+    It does unless it is being stopped, for the unit has `Restart=always`. Where systemd does not
+    answer, crashes are not to wait for anybody.
+    """
+    if not systemd.is_init():
+        return False
+    try:
+        return systemd.job_of(unit) != "stop"
+    except CorewardError:
+        return False
 
 
 def _nothing_put_back(run_dir: Path) -> str:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,9 +115,9 @@ class RunVerb:
         manager = _service_manager()
         try:
             return self._run(args, manager)
-        except CorewardError as error:
+        except BaseException as error:
             if manager is not None:
-                manager.tell(f"STATUS={clean(str(error))}")
+                _give_up(manager, args.run_dir, error)
             raise
 
     def _run(  # noqa: PLR0915 - the order of the start
@@ -181,7 +181,13 @@ class RunVerb:
             gc.freeze()  # what exists now stays: later collections need not look at it
             # from now on processes wait for us: all that takes time is done
             allow(native, policy)
-            backend = context.backend = _open_backend(args.run_dir, policy, native, parts)
+            backend = context.backend = _open_backend(
+                args.run_dir, policy, native, parts, {} if manager is None else manager.kept
+            )
+            if manager is not None:
+                manager.forget_kept()  # of another way than the one that is used now
+                if not isinstance(backend, NoBackend):
+                    backend.keep(manager.keep, manager.forget)
             blind = probe is None and isinstance(backend, NoBackend)
             if blind and not args.degraded:
                 raise _nothing_works(args, backend)
@@ -212,6 +218,17 @@ def _service_manager() -> ServiceManager | None:
     from collector.linux import service_manager  # noqa: PLC0415 - for a service, not by hand
 
     return service_manager.from_environment(os.environ)
+
+
+def _give_up(manager: ServiceManager, run_dir: Path, error: BaseException) -> None:
+    """The agent cannot start, or go on. Who waits in a socket that was kept waits for nobody: it is
+    closed, and the kernel's settings are those from before the agents."""
+    if isinstance(error, CorewardError):
+        manager.tell(f"STATUS={clean(str(error))}")
+    if manager.kept:
+        manager.forget_kept()
+        with contextlib.suppress(HoldError):  # the service's stop hook tries it again
+            SettingsGuard(run_dir).restore()
 
 
 def _undo_new(
@@ -314,12 +331,18 @@ def _open_probe(
 
 
 def _open_backend(
-    run_dir: Path, policy: Policy, native: Native, parts: contextlib.ExitStack
+    run_dir: Path,
+    policy: Policy,
+    native: Native,
+    parts: contextlib.ExitStack,
+    kept: MutableMapping[str, int],
 ) -> OpenBackend | NoBackend:
     guard = SettingsGuard(run_dir)
     hold = policy.hold
     backend = open_backend(
-        hold.backend, run_dir, guard, native, hold.takeover, patience_s=hold.patience
+        *(hold.backend, run_dir, guard, native, hold.takeover),
+        patience_s=hold.patience,
+        kept=kept,
     )
     parts.callback(backend.close)
     pin.prepare()

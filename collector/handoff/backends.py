@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from types import TracebackType
 
@@ -56,6 +56,7 @@ class OpenBackend:
         self.reason = ""  # why not a better one
         self._guard = guard
         self._early: collections.deque[Taken] = collections.deque()
+        self._forget: Callable[[str], None] | None = None  # of who keeps the listening socket
         self._was_dumpable = prctl.is_dumpable()
         prctl.set_dumpable(False)
 
@@ -95,14 +96,34 @@ class OpenBackend:
             return self.listener.notes()
         return SpooledNotes([], 0)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody keeps the listening socket for the next agent."""
+        return self._forget is not None
+
+    def keep(self, keep: Callable[[str, int], bool], forget: Callable[[str], None]) -> None:
+        """Have a copy of the listening socket kept under a name, until `close` has it forgotten."""
+        if keep(kept_name(self.listener.backend), self.listener.fileno()):
+            self._forget = forget
+
+    def leave(self) -> None:
+        """Take no more, and leave the settings as they are: what the kernel hands over from now on
+        waits in the socket that is kept. Hand-offs that were accepted stay held, and ours."""
+        self._native.stop_taking()
+        self.listener.leave()
+        self._guard.unlock()
+
     def close(self) -> None:
         """Give the settings back, then stop listening. Hand-offs that were accepted stay held."""
         try:
-            for line in self._guard.restore(unlock=False):
-                log.info("%s", line)
+            if self.listener.fileno() >= 0:  # else it was closed or left
+                for line in self._guard.restore(unlock=False):
+                    log.info("%s", line)
         finally:
             while self._early:
                 self._early.popleft().close()
+            if self.listener.fileno() >= 0 and self._forget is not None:
+                self._forget(kept_name(self.listener.backend))
             self.listener.close()
             self._guard.unlock()  # the next agent's socket has the same name
             if self._was_dumpable:
@@ -159,6 +180,7 @@ class NoBackend:
 
     backend = "none"
     pattern = None
+    is_kept = False
     refused = 0
     late = 0
 
@@ -170,6 +192,9 @@ class NoBackend:
 
     def notes(self) -> SpooledNotes:
         return SpooledNotes([], 0)
+
+    def leave(self) -> None:
+        """Nothing to leave to others."""
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -194,27 +219,32 @@ def open_backend(
     takeover: bool,
     helper: Path | None = None,
     patience_s: float = PATIENCE_S,
+    kept: MutableMapping[str, int] | None = None,
 ) -> OpenBackend | NoBackend:
     """Set the kernel up to hand crashes over to us, and prove that it does.
 
     `auto` takes the socket, else the pipe, else none with the reasons. `run_dir` holds the sockets
     and the pipe helper's notes; it is made, 0700. `helper`: the built pipe helper, by default the
-    one of this installation. `patience_s`: see PipeBackend.
+    one of this installation. `patience_s`: see PipeBackend. `kept`: listening sockets of an earlier
+    agent, by the names that `kept_name` gives; the one that is used is taken out.
 
     Raises TakeoverRefused if another crash handler is installed and `takeover` is false, HoldError
     if a backend that was asked for by name does not work.
     """
     if kind is Backend.NONE:
         return NoBackend("hold.backend is none")
-    ways: dict[Backend, Callable[[], Listener]] = {
-        Backend.SOCKET: lambda: SocketBackend(run_dir / SOCKET_NAME),
-        Backend.PIPE: lambda: PipeBackend(run_dir, _helper(helper), patience_s),
+    kept = {} if kept is None else kept
+    ways: dict[Backend, Callable[[int | None], Listener]] = {
+        Backend.SOCKET: lambda fd: SocketBackend(run_dir / SOCKET_NAME, fd),
+        Backend.PIPE: lambda fd: PipeBackend(run_dir, _helper(helper), patience_s, fd),
     }
     own_directory(run_dir)
     reasons: list[str] = []
     for name in ways if kind is Backend.AUTO else (kind,):
         try:
-            backend = _open_one(ways[name], native, guard, takeover)
+            backend = _open_kept(
+                ways[name], kept.pop(kept_name(name), None), native, guard, takeover
+            )
         except TakeoverRefused:
             raise
         except HoldError as error:
@@ -225,6 +255,29 @@ def open_backend(
         backend.reason = "; ".join(reasons)
         return backend
     return NoBackend("; ".join(reasons))
+
+
+def kept_name(backend: str) -> str:
+    """By which the listening socket of this backend is kept."""
+    return f"coreward-{backend}"
+
+
+def _open_kept(
+    listen: Callable[[int | None], Listener],
+    kept: int | None,
+    native: Native,
+    guard: SettingsGuard,
+    takeover: bool,
+) -> OpenBackend:
+    """With the socket that was kept, or another one if nothing arrives there."""
+    if kept is not None:
+        try:
+            return _open_one(lambda: listen(kept), native, guard, takeover)
+        except TakeoverRefused:
+            raise
+        except HoldError as error:
+            log.warning("the socket that was kept does not do any more: %s", error)
+    return _open_one(lambda: listen(None), native, guard, takeover)
 
 
 def _open_one(

@@ -28,21 +28,17 @@ class SocketBackend(SocketListener):
     backend = "socket"
     pipe_limit: int | None = None  # core_pipe_limit does not matter to sockets
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: int | None = None) -> None:
         """Listen at `path`, in an existing directory that others cannot enter.
 
         Raises HoldError if the kernel could not use the path or it cannot be bound. A socket that
-        is left there by an earlier run is replaced.
+        is left there by an earlier run is replaced, or is `kept`: see SocketListener.
         """
         path = path.parent.resolve() / path.name  # the kernel follows no symbolic links
         if len(os.fsencode(path)) >= _SUN_PATH or any(c in str(path) for c in " %\t\n"):
             raise HoldError(f"{path}: no path for a coredump socket: too long, or a blank or %")
-        super().__init__(path)
         self.pattern = f"@@{path}"
         try:
-            self._listener.bind(str(path))
-            path.chmod(0o600)
-            self._listener.listen(65535)  # the kernel cuts it to net.core.somaxconn
+            super().__init__(path, str(path), kept)
         except OSError as error:
-            self._listener.close()
             raise HoldError(f"{path}: cannot listen for crashes: {error.strerror}") from error

@@ -228,6 +228,14 @@ class Native:
         if error := ctypes.get_errno():
             raise HoldError(f"no threads to take processes with: {os.strerror(error)}")
 
+    def stop_taking(self) -> None:
+        """Take no more, although the listener stays: who connects waits for the next one.
+
+        What was taken is still told by `take`.
+        """
+        if self._pool is not None:
+            self._library.coreward_stop(self._pool)
+
     def leave(self) -> None:
         """After the listener was closed: release what was taken and not asked for.
 

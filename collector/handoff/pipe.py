@@ -114,10 +114,17 @@ class PipeBackend(SocketListener):
     backend = "pipe"
     pipe_limit: int | None = PIPE_LIMIT
 
-    def __init__(self, run_dir: Path, helper: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        helper: Path,
+        patience_s: float = PATIENCE_S,
+        kept: int | None = None,
+    ) -> None:
         """Listen in `run_dir`, an existing directory that others cannot enter.
 
-        patience_s: so long helpers wait for us before they let their process go.
+        patience_s: so long helpers wait for us before they let their process go. kept: see
+        SocketListener.
         Raises HoldError if the helper is not there, others than root may write or replace it (the
         kernel runs it as root), or a path that no core_pattern can hold cannot be linked to from
         `SHORT`.
@@ -131,18 +138,15 @@ class PipeBackend(SocketListener):
         if not _fits(self.pattern, fields):
             self._links = _link(self.helper, self.run_dir)
             self.pattern = f"|{self._links / NAME} {self._links / 'run'} {fields}"
-        super().__init__(self.run_dir / SOCKET)
         self.late = 0  # helpers that had given up before we answered; they leave a note
         try:
             # how many helpers were heard, which those that wait see; it stays after `close`
             self.heard = _shared_number(self.run_dir / _HEARD)
             # through the link: a socket's path has 107 bytes
-            self._listener.bind(str((self._links / "run" if self._links else run_dir) / SOCKET))
-            self.path.chmod(0o600)
-            self._listener.listen(65535)  # the kernel cuts it to net.core.somaxconn
+            name = str((self._links / "run" if self._links else run_dir) / SOCKET)
+            super().__init__(self.run_dir / SOCKET, name, kept)
         except OSError as error:
-            self._listener.close()
-            raise HoldError(f"{self.path}: cannot listen: {error.strerror}") from error
+            raise HoldError(f"{self.run_dir / SOCKET}: cannot listen: {error.strerror}") from error
 
     def refuse(self, why: HoldError) -> None:
         """As its like; a helper that had given up waiting is counted in `late`."""
@@ -164,6 +168,11 @@ class PipeBackend(SocketListener):
                 log.warning("%s", error)
                 lost += 1
         return SpooledNotes(notes, lost)
+
+    def leave(self) -> None:
+        """As its like; the links stay, too."""
+        super().leave()
+        self._links = None
 
     def close(self) -> None:
         """Stop listening; helpers that were not accepted yet leave a note at once."""

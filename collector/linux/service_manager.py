@@ -31,10 +31,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 class ServiceManager:
     """What it wants of us, and the way to tell it something. Thread-safe."""
 
-    def __init__(self, address: str, watchdog_s: float | None = None, keeps: int = 0) -> None:
+    def __init__(
+        self,
+        address: str,
+        watchdog_s: float | None = None,
+        keeps: int = 0,
+        kept: dict[str, int] | None = None,
+    ) -> None:
         """address: of its socket; a leading @ is the abstract namespace (unix(7)). watchdog_s: it
-        ends us if it hears nothing for so long; None: never. keeps: descriptors at most."""
+        ends us if it hears nothing for so long; None: never. keeps: descriptors at most. kept:
+        those that it has kept, which are ours; whoever uses one takes it out."""
         self.address, self.watchdog_s, self.keeps = address, watchdog_s, keeps
+        self.kept = {} if kept is None else kept
 
     def tell(self, *lines: str, fds: Sequence[int] = ()) -> bool:
         """Send assignments, and copies of descriptors; whether it has them now."""
@@ -63,6 +71,13 @@ class ServiceManager:
         """Close what it has under this name."""
         self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
+    def forget_kept(self) -> None:
+        """The same with all that nobody has taken out of `kept`."""
+        while self.kept:
+            name, fd = self.kept.popitem()
+            os.close(fd)
+            self.forget(name)
+
 
 def status(text: str) -> str:
     """The assignment that shows a text to people, in one line."""
@@ -75,6 +90,7 @@ def from_environment(environment: MutableMapping[str, str]) -> ServiceManager | 
 
     Its variables are taken away, so that no child takes them for its own.
     """
+    kept = passed(environment)
     values = {name: environment.pop(name, "") for name in _OURS}
     address = values["NOTIFY_SOCKET"]
     if not address:
@@ -85,7 +101,8 @@ def from_environment(environment: MutableMapping[str, str]) -> ServiceManager | 
     watchdog = _number(values["WATCHDOG_USEC"])
     if values["WATCHDOG_PID"] and _number(values["WATCHDOG_PID"]) != os.getpid():
         watchdog = 0
-    return ServiceManager(address, watchdog / 1e6 if watchdog else None, _number(values["FDSTORE"]))
+    watchdog_s = watchdog / 1e6 if watchdog else None
+    return ServiceManager(address, watchdog_s, _number(values["FDSTORE"]), kept)
 
 
 def passed(environment: MutableMapping[str, str], first: int = _FIRST) -> dict[str, int]:

@@ -24,6 +24,19 @@ def is_init() -> bool:
     return os.path.isdir(_BOOTED)  # noqa: PTH112
 
 
+def job_of(unit: str, *, program: str = "systemctl", seconds: float = TIMEOUT_S) -> str | None:
+    """What systemd is about to do with the unit: `start`, `stop`, `restart`, ...; None: nothing.
+
+    CorewardError says why nobody knows.
+    """
+    arguments = ["list-jobs", "--no-pager", "--no-legend", "--plain", "--", unit]
+    for line in _ask(program, arguments, seconds):
+        words = line.split()  # number, unit, type, state
+        if len(words) >= 3 and words[1] == unit:
+            return words[2]
+    return None
+
+
 def show(
     unit: str, properties: Sequence[str], *, program: str = "systemctl", seconds: float = TIMEOUT_S
 ) -> dict[str, str]:
@@ -31,13 +44,19 @@ def show(
 
     unit: its name as in its cgroup; of the system's manager.
     """
+    arguments = ["show", "--no-pager", f"--property={','.join(properties)}", "--", unit]
+    pairs = (line.partition("=") for line in _ask(program, arguments, seconds))
+    return {name: value for name, found, value in pairs if found and name in properties}
+
+
+def _ask(program: str, arguments: Sequence[str], seconds: float) -> list[str]:
+    """The lines of its answer."""
     path = shutil.which(program)
     if path is None:
         raise CorewardError(f"{program} is not there")
-    command = [path, "show", "--no-pager", f"--property={','.join(properties)}", "--", unit]
     try:
         child = subprocess.Popen(
-            command,
+            [path, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -55,6 +74,4 @@ def show(
             child.stdout.close()
     if child.returncode:
         raise CorewardError(f"{program} ended with status {child.returncode}")
-    lines = answer[:_MOST].decode("utf-8", "backslashreplace").splitlines()
-    pairs = (line.partition("=") for line in lines)
-    return {name: value for name, found, value in pairs if found and name in properties}
+    return answer[:_MOST].decode("utf-8", "backslashreplace").splitlines()

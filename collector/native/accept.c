@@ -182,10 +182,10 @@ int wait_for(int listener, struct taken *t, int *conn)
 	t->accepted_ns = now_ns();
 	if (*conn >= 0)
 		return PROCESS;
-	if (errno == EAGAIN)
+	if (errno == EAGAIN || errno == EINTR)
 		return NOBODY;
 	if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS &&
-	    errno != EINTR && errno != ECONNABORTED)
+	    errno != ECONNABORTED)
 		return CLOSED;
 	because(t, "cannot accept a hand-off: %s", strerror(errno));
 	nanosleep(&pause, NULL); /* it will be so again at once */

@@ -181,6 +181,12 @@ COREWARD_API void *coreward_serve(int listener, int pipe, struct orders *o);
  */
 COREWARD_API int coreward_take(void *pool, struct taken *t, int timeout_ms);
 
+/*
+ * They take no more, although the listener stays: who connects from now on waits in it for whoever
+ * takes from it next. What they have taken is told as usual, then coreward_take() says CLOSED.
+ */
+COREWARD_API void coreward_stop(void *pool);
+
 /* They are not needed any more; no other call is under way, nor follows. */
 COREWARD_API void coreward_leave(void *pool);
 

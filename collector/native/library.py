@@ -13,6 +13,7 @@ from collector.native.contract import Account, Bidder, Level, Orders, Taken
 FUNCTIONS = {
     "coreward_serve": (c_void_p, c_int, c_int, POINTER(Orders)),
     "coreward_take": (c_int, c_void_p, POINTER(Taken), c_int),
+    "coreward_stop": (None, c_void_p),
     "coreward_leave": (None, c_void_p),
     "coreward_unwatch": (c_int, c_int),
     "coreward_drop": (None, POINTER(Taken)),

@@ -108,7 +108,11 @@ static void *take(void *of)
 	struct taker *own = of;
 	struct pool *p = own->pool;
 	int conn, answer = NOBODY;
+	sigset_t wakes;
 
+	sigemptyset(&wakes);
+	sigaddset(&wakes, WAKE);
+	pthread_sigmask(SIG_UNBLOCK, &wakes, NULL);
 	hurry(TAKER_PRIORITY, TAKER_NICE);
 	pthread_mutex_lock(&p->lock);
 	own->tid = (int)syscall(SYS_gettid);

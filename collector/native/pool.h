@@ -9,6 +9,7 @@
 
 #define USUAL 8              /* takers */
 #define TAKER_NICE -10       /* a process, and the restart of its service, wait for it */
+#define WAKE (SIGRTMAX - 5)  /* ends a taker's accept(2); see coreward_stop */
 #define TAKER_PRIORITY 1     /* of SCHED_RR, the lowest; see priority.c */
 
 struct result {

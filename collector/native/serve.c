@@ -4,13 +4,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "pool.h"
 
+#define STOP_MS 2000         /* for takers to leave accept(2), on a busy host */
+
+/* It does nothing, but a call that waits ends: EINTR (signal(7)). */
+static void woken(int number)
+{
+	(void)number;
+}
+
 void *coreward_serve(int listener, int pipe, struct orders *o)
 {
+	static const struct sigaction wakes = { .sa_handler = woken };
 	struct pool *p = calloc(1, sizeof(*p));
 	pthread_condattr_t clock;
 	int error = ENOMEM;
@@ -23,6 +34,7 @@ void *coreward_serve(int listener, int pipe, struct orders *o)
 	p->last = p->held = &p->first;
 	p->users = 1;
 	p->nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+	sigaction(WAKE, &wakes, NULL);
 	make_lock(&p->lock);
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -69,6 +81,34 @@ int coreward_take(void *of, struct taken *t, int timeout_ms)
 	leave(p);
 	free(r);
 	return answer;
+}
+
+/* One that is about to wait in accept(2) does not hear a signal that comes before: it is sent again. */
+void coreward_stop(void *of)
+{
+	static const struct timespec moment = { 0, MOMENT_MS * 1000000 };
+	struct pool *p = of;
+	int left = STOP_MS;
+	bool waits = true;
+
+	pthread_mutex_lock(&p->lock);
+	p->leaving = true;
+	pthread_cond_signal(&p->begun);
+	while (waits && left > 0) {
+		waits = false;
+		for (int i = 0; i < TAKERS; i++)
+			if (p->all[i].used && !p->all[i].since_ns) {
+				waits = true;
+				if (p->all[i].tid)
+					tgkill(getpid(), p->all[i].tid, WAKE);
+			}
+		pthread_mutex_unlock(&p->lock);
+		nanosleep(&moment, NULL);
+		left -= MOMENT_MS;
+		pthread_mutex_lock(&p->lock);
+	}
+	pthread_cond_broadcast(&p->arrived); /* where the last one has told nothing */
+	pthread_mutex_unlock(&p->lock);
 }
 
 void coreward_leave(void *of)

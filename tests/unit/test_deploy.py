@@ -21,7 +21,10 @@ EXPOSURE = 62  # of 100, `systemd-analyze security`; a service that says nothing
 def test_the_unit_calls_verbs_that_take_its_arguments() -> None:
     unit = (ROOT / "deploy" / "systemd" / "coreward.service").read_text()
     commands = re.findall(r"^Exec(?:Start|StopPost)=/usr/bin/coreward (.*)$", unit, re.MULTILINE)
-    assert commands == ["run --config /etc/coreward/coreward.yaml", "doctor --restore"]
+    assert commands == [
+        "run --config /etc/coreward/coreward.yaml",
+        "doctor --restore --unless-restarted %n",
+    ]
     for command in commands:
         verb, *arguments = shlex.split(command)
         parser = argparse.ArgumentParser(exit_on_error=False)

@@ -1,0 +1,131 @@
+"""The agent is started anew by its service manager while processes die: no death is lost.
+
+The manager is the test's own. It keeps the agent's listening socket, so that processes wait in it
+until the next agent is there.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service_manager import ServiceManager
+from tests.system.agents import RunningAgent, agent
+from tests.system.needs import needs
+from tests.system.victims import PATIENCE, running
+
+pytestmark = needs("socket hand-off")
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    with ServiceManager(tmp_path) as one:
+        yield one
+
+
+class Deaths:
+    """A process dies every tenth of a second, from several threads, for each may have to wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pids: list[int] = []
+        self.waited: list[float] = []  # seconds until its parent heard of it
+        self._folder = folder
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._die, args=(n,)) for n in range(3)]
+
+    def _die(self, number: int) -> None:
+        self._end.wait(number / 10)
+        while not self._end.wait(0.2):
+            with running("null_main", cwd=self._folder) as victim:
+                victim.go()
+                begun = time.monotonic()
+                victim.wait()
+                self.waited.append(time.monotonic() - begun)
+                self.pids.append(victim.pid)
+
+    def __enter__(self) -> Deaths:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more."""
+        wanted, end = len(self.pids) + count, time.monotonic() + PATIENCE
+        while len(self.pids) < wanted:
+            assert time.monotonic() < end, "nobody dies any more"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_restart_loses_no_death(tmp_path: Path, manager: ServiceManager, how: int) -> None:
+    # GIVEN an agent whose socket is kept, and processes that die without end
+    with (
+        agent(
+            tmp_path, launch=manager.launch, backend="socket", config="defaults: {limit: none}"
+        ) as one,
+        Deaths(tmp_path) as deaths,
+    ):
+        assert list(manager.store) == ["coreward-socket"]
+        pattern = one.settings.read("core_pattern")
+        deaths.more(3)
+        # WHEN it is started anew
+        assert one.stop(how) == (0 if how == signal.SIGTERM else -how)
+        assert one.settings.read("core_pattern") == pattern
+        one.restart()
+        deaths.more(3)
+        deaths.__exit__()
+        # THEN each death has a record, and those that were handed over have their core: all but
+        # what a killed agent had in its hands
+        for pid in deaths.pids:
+            one.wait_record(pid)
+        records = {record["pid"]: record for record in one.listed()}
+        without = [pid for pid in deaths.pids if records[pid]["outcome"] != "complete"]
+        assert len(without) <= (0 if how == signal.SIGTERM else 3), without
+        # AND who died meanwhile has waited for the next agent, and no longer
+        assert max(deaths.waited) < PATIENCE / 2
+        # AND what was kept is used again
+        assert list(manager.store) == ["coreward-socket"]
+
+
+def _connections(one: RunningAgent) -> int:
+    """Processes that wait in the agent's socket, as ss(8) counts them."""
+    listed = subprocess.run(
+        ["ss", "-xlnH", "src", str(one.run_dir / "core.sock")],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    return int(listed.split()[2]) if listed else 0
+
+
+def test_an_agent_that_cannot_start_again_lets_them_go(
+    tmp_path: Path, manager: ServiceManager
+) -> None:
+    # GIVEN an agent that was stopped, and a process that has died since and waits for the next one
+    with agent(tmp_path, launch=manager.launch, backend="socket") as one:
+        assert one.stop() == 0
+        with running("null_main", cwd=tmp_path) as victim:
+            victim.go()
+            end = time.monotonic() + PATIENCE
+            while _connections(one) == 0:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            # WHEN the next one cannot start
+            (tmp_path / "coreward.yaml").write_text("ruls: []\n")
+            with pytest.raises(AssertionError):
+                one.restart()
+            # THEN the process ends, and the kernel's settings are those from before
+            victim.wait()
+        assert one.settings.read("core_pattern") == "core"
+        assert manager.store == {}
