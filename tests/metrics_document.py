@@ -48,7 +48,13 @@ def full() -> Metrics:
     """The metrics of an agent that has BPF and a hand-off."""
     metrics = Metrics()
     probe: Any = SimpleNamespace(loader="core", counters=_Counters)
-    backend: Any = SimpleNamespace(backend="socket", refused=0, late=0, is_in_place=lambda: True)
+    backend: Any = SimpleNamespace(
+        backend="socket",
+        refused=0,
+        late=0,
+        is_in_place=lambda: True,
+        overwrites=SimpleNamespace(counts={"kept": 0, "yielded": 0}),
+    )
     watch(metrics, probe, backend, SimpleNamespace(untold=0, left_behind=0))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(path=Path("/nonexistent"))
     watch_store(metrics, store, PolicyHolder(None))

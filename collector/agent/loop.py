@@ -40,6 +40,7 @@ from collector.agent.unheld import Notes
 from collector.errors import HoldError
 from collector.handoff.backends import NoBackend
 from collector.handoff.native import Native
+from collector.handoff.overwrites import Overwrites
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
 from collector.policy.types import ArmSettings, DumperRule, Policy
@@ -100,8 +101,7 @@ class Agent:
         self._take_notes()
         while not self._stopping:
             self._wait()
-            if self.service is not None:
-                self.service.look()
+            self._look()
             if take_events(self._context):
                 self._storms.stir()
             self._storms.look(self._context)
@@ -165,10 +165,9 @@ class Agent:
         ring = -1 if probe is None else probe.fileno()
         context = self._context
         waits = context.registry.waits or len(context.unstored) > 0 or context.sinks.waiting
-        times = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
+        times: list[int] = [self._storms.timeout_ms, _LOOK_MS if waits else -1]
         times.append(self._context.retention.timeout_ms)
-        if self.service is not None:
-            times.append(self.service.timeout_ms)
+        times += [part.timeout_ms for part in (self.service, self._overwrites) if part is not None]
         timeout_ms = min((time for time in times if time >= 0), default=-1)
         self._sleep(ring, timeout_ms)
 
@@ -177,6 +176,17 @@ class Agent:
         self._context.native.wait(self._wake_read, ring, timeout_ms)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+
+    @property
+    def _overwrites(self) -> Overwrites | None:
+        backend = self._context.backend
+        return None if isinstance(backend, NoBackend) else backend.overwrites
+
+    def _look(self) -> None:
+        """Whether the kernel still hands over to us; and say that we are alive."""
+        for part in (self._overwrites, self.service):
+            if part is not None:
+                part.look()
 
     def _store_again(self) -> None:
         """What could not be stored, or told, every few seconds."""

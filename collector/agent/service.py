@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from collector.agent.accept import Acceptor
 from collector.agent.context import Context
 from collector.agent.pulse import Pulse, Slow
+from collector.handoff.backends import NoBackend
 from collector.linux.service_manager import ServiceManager, status
 
 _ACCEPT_S = 60.0  # more than any process waits for the one who has accepted it
@@ -76,6 +77,8 @@ def _state(context: Context) -> Sequence[str]:
     """What people want to know first."""
     probe, backend = context.probe, context.backend
     said = [f"{probe.loader if probe else 'no'} BPF, {backend.backend} hand-off"]
+    if not isinstance(backend, NoBackend) and not backend.overwrites.is_ours:
+        said.append("others have kernel.core_pattern: no crash is handed over")
     if context.policy.error is not None:
         said.append(f"the old policy stays in force: {context.policy.error}")
     families = context.metrics.deaths.collect()

@@ -263,8 +263,22 @@ def _settings(run_dir: Path) -> Iterator[Check]:
     other = _run_dir_of(pattern)
     guard = SettingsGuard(run_dir)
     foreign = pattern.startswith(("|", "@")) and not guard.is_ours(pattern)
-    if guard.file.exists():
-        detail = f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
+    ours, at_work = guard.is_ours(pattern), guard.is_locked()
+    if ours and at_work:
+        detail = f"{pattern!r}: an agent is at work, and crashes are handed to it"
+    elif ours:
+        detail = (
+            f"{pattern!r}: that of an agent that has ended, so crashes leave no core; "
+            "`coreward doctor --restore` puts back what was before"
+        )
+    elif guard.file.exists():
+        foreign = at_work
+        detail = f"{pattern!r}: someone else has written it over an agent's; " + (
+            "that agent is not handed crashes any more: `hold.takeover: keep` has it write its own "
+            "again, and so does a restart"
+            if at_work
+            else "that agent has ended, and it is left alone"
+        )
     elif other is not None and other != run_dir:
         detail = f"{pattern!r}: that of an agent with --run-dir {other}, which has the crashes"
     elif foreign:

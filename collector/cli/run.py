@@ -35,7 +35,7 @@ from collector.handoff.settings import SettingsGuard
 from collector.linux import descriptors
 from collector.model import Record
 from collector.policy.holder import PolicyHolder
-from collector.policy.types import Policy
+from collector.policy.types import Policy, Takeover
 from collector.probe import pins
 from collector.probe.probe import Counters, Probe, open_probe
 from collector.sinks.sinks import Sinks
@@ -340,10 +340,12 @@ def _open_backend(
     guard = SettingsGuard(run_dir)
     hold = policy.hold
     backend = open_backend(
-        *(hold.backend, run_dir, guard, native, hold.takeover),
+        *(hold.backend, run_dir, guard, native, hold.takeover is not Takeover.NO),
         patience_s=hold.patience,
         kept=kept,
     )
+    if not isinstance(backend, NoBackend):
+        backend.overwrites.keep = hold.takeover is Takeover.KEEP
     parts.callback(backend.close)
     pin.prepare()
     return backend
@@ -478,6 +480,12 @@ def watch(
             "core_pattern_ours",
             "1 while the kernel hands crashes over to this agent, 0 if others have changed that",
             backend.is_in_place,
+        )
+        metrics.watch(
+            "core_pattern_overwritten",
+            "Times that others wrote kernel.core_pattern while it was ours, by what was done",
+            "done",
+            lambda: backend.overwrites.counts,
         )
     if probe is not None:
         metrics.watch(

@@ -21,6 +21,7 @@ from collector import proof
 from collector.errors import HoldError, TakeoverRefused
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native, Taken
+from collector.handoff.overwrites import Overwrites
 from collector.handoff.pipe import PATIENCE_S, PipeBackend, SpooledNotes
 from collector.handoff.settings import SettingsGuard
 from collector.handoff.trust import check_folders
@@ -55,6 +56,7 @@ class OpenBackend:
         self.pattern = listener.pattern
         self.reason = ""  # why not a better one
         self._guard = guard
+        self.overwrites = Overwrites(self.pattern, self._take_again)
         self._early: collections.deque[Taken] = collections.deque()
         self._forget: Callable[[str], None] | None = None  # of who keeps the listening socket
         self._was_dumpable = prctl.is_dumpable()
@@ -73,6 +75,9 @@ class OpenBackend:
     def is_in_place(self) -> bool:
         """Whether the kernel still hands crashes over to us, or others have changed its setting."""
         return self._guard.is_set(self.pattern)
+
+    def _take_again(self) -> None:
+        self._guard.takeover(self.pattern, self.listener.pipe_limit, allow=True)
 
     def accept(self, timeout_s: float | None = None) -> Taken | None:
         """The next dying process; None if there is none in that time, or it was closed.
@@ -109,12 +114,14 @@ class OpenBackend:
     def leave(self) -> None:
         """Take no more, and leave the settings as they are: what the kernel hands over from now on
         waits in the socket that is kept. Hand-offs that were accepted stay held, and ours."""
+        self.overwrites.close()
         self._native.stop_taking()
         self.listener.leave()
         self._guard.unlock()
 
     def close(self) -> None:
         """Give the settings back, then stop listening. Hand-offs that were accepted stay held."""
+        self.overwrites.close()
         try:
             if self.listener.fileno() >= 0:  # else it was closed or left
                 for line in self._guard.restore(unlock=False):

@@ -126,6 +126,22 @@ class SettingsGuard:
         """Whether a core_pattern is one that we have set."""
         return pattern in self._ours(self._load())
 
+    def is_locked(self) -> bool:
+        """Whether somebody else has the hand-off: an agent, or for a moment a doctor."""
+        if self._lock is not None:
+            return False
+        try:
+            fd = os.open(self._lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def is_set(self, pattern: str) -> bool:
         """Whether it is the present core_pattern; False if nobody knows."""
         try:

@@ -50,6 +50,7 @@ from collector.policy.types import (
     Rule,
     SinkSettings,
     StoreSettings,
+    Takeover,
     Trace,
     Trigger,
     Watch,
@@ -295,6 +296,16 @@ def _user(doc: Document, node: yaml.Node, path: str) -> int:
         return pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError):
         raise Problem(node, path, f"no user {quote(name)} on this host") from None
+
+
+def _takeover(doc: Document, node: yaml.Node, path: str) -> Takeover:
+    if isinstance(node, yaml.ScalarNode):
+        if node.value in (Takeover.KEEP, Takeover.YIELD):
+            return Takeover(node.value)
+        if node.tag == "tag:yaml.org,2002:bool":
+            return Takeover.YIELD if nodes.boolean(doc, node, path) else Takeover.NO
+    right = "expected true, false, keep or yield"
+    raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
 
 
 def _group(doc: Document, node: yaml.Node, path: str) -> int | None:
@@ -679,7 +690,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "metrics": {"listen": _listen},
     "hold": {
         "backend": nodes.choice({str(backend): backend for backend in Backend}),
-        "takeover": nodes.boolean,
+        "takeover": _takeover,
         "patience": _between(_LEAST_PATIENCE, _MOST_PATIENCE, "50ms to 1m", "100ms"),
         "bids": _between(_LEAST_BIDS, _MOST_BIDS, "5ms to 1s", "50ms"),
         "max": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),

@@ -117,9 +117,17 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     service_max_records: int | None = None
 
 
+class Takeover(enum.StrEnum):
+    """Of a core_pattern that is another crash handler's."""
+
+    NO = "no"  # the agent does not start
+    YIELD = "yield"  # replaced at the start; if others write it later, it is theirs
+    KEEP = "keep"  # and ours is written again then
+
+
 class HoldSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend = Backend.AUTO
-    takeover: bool = False
+    takeover: Takeover = Takeover.NO
     patience: float = 0.25  # seconds that a dying process waits until something is decided of it
     bids: float = 0.05  # seconds that it waits until dumpers have bid for it
     max: float = 30.0  # seconds that a dumper may have it

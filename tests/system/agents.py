@@ -250,7 +250,7 @@ def agent(
     loader: str = "auto",
     extra: tuple[str, ...] = (),
     metrics: bool = False,
-    takeover: bool = False,
+    takeover: bool | str = False,
     patience: str = "10s",
     hold: str = "",
     launch: Launch | None = None,

@@ -85,7 +85,8 @@ def test_what_a_killed_agent_has_left(tmp_path: Path) -> None:
         # THEN doctor sees whose setting that is
         found = by_name(doctor(tmp_path, "--json").stdout)
         assert found["core_pattern"]["detail"] == (
-            f"{pattern!r}: an agent's; `coreward doctor --restore` puts back what was before"
+            f"{pattern!r}: that of an agent that has ended, so crashes leave no core; "
+            "`coreward doctor --restore` puts back what was before"
         )
         # AND where it is looked for if it was another run directory
         other = tmp_path / "other"

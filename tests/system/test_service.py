@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests.service_manager import ServiceManager
 from tests.system.agents import NotReady, agent
 from tests.system.victims import running
 
+FOREIGN = "|/bin/true %P"
 # others may be dying on this machine, too
 STATE = r"core BPF, (?:socket|pipe) hand-off; (\d+) deaths, \d+ wait for their core"
 
@@ -70,3 +74,35 @@ def test_one_that_cannot_start_says_why(tmp_path: Path, manager: ServiceManager)
         pass
     assert f"{tmp_path / 'coreward.yaml'}:3: ruls: " in manager.wait_for("STATUS")["STATUS"]
     assert not any("READY" in message for message in manager.told)
+
+
+@pytest.mark.parametrize("policy", ["keep", "true"])
+def test_what_others_write_to_core_pattern_is_noticed_within_a_second(
+    tmp_path: Path, manager: ServiceManager, policy: str
+) -> None:
+    # GIVEN an agent whose kernel setting is its own
+    with agent(tmp_path, launch=manager.launch, takeover=policy, metrics=True) as one:
+        ours = one.settings.read("core_pattern")
+        # WHEN somebody writes it through a mount of /proc of his own
+        subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"mount -t proc none {tmp_path} && echo '{FOREIGN}' "
+             f"> {tmp_path}/sys/kernel/core_pattern"],
+            check=True,
+        )  # fmt: skip
+        begun = time.monotonic()
+        line = one.wait_line("by someone else's hand")
+        # THEN the agent says so within a second, and does what its policy says
+        assert time.monotonic() - begun < 1.5  # on a busy machine
+        assert FOREIGN in line
+        kept = policy == "keep"
+        assert one.settings.read("core_pattern") == (ours if kept else FOREIGN)
+        done = "kept" if kept else "yielded"
+        assert one.metric(f'coreward_core_pattern_overwritten_total{{done="{done}"}}') == 1
+        assert one.metric("coreward_core_pattern_ours") == kept
+        # AND doctor tells it in words
+        checks = json.loads(one.attempt("doctor", "--json", "--run-dir", str(one.run_dir)).stdout)
+        said = next(check["detail"] for check in checks if check["name"] == "core_pattern")
+        assert ("an agent is at work" if kept else "someone else has written it") in said
+        # AND at the end what they have written is in force
+        assert one.stop() == 0
+        assert one.settings.read("core_pattern") == FOREIGN

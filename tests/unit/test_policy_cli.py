@@ -91,7 +91,7 @@ def test_check_says_everything_that_is_wrong(bad: str, capsys: pytest.CaptureFix
     assert capsys.readouterr() == (
         "",
         f'coreward: {bad}:1: ruls: unknown key "ruls"; did you mean "rules"?\n'
-        f'{bad}:2: hold.takeover: expected true or false, not "3"\n',
+        f'{bad}:2: hold.takeover: expected true, false, keep or yield, not "3"\n',
     )
     assert main(["policy", "check", bad, "--json"]) == 2
     assert json.loads(capsys.readouterr().out) == {
@@ -106,7 +106,7 @@ def test_check_says_everything_that_is_wrong(bad: str, capsys: pytest.CaptureFix
             {
                 "line": 2,
                 "key": "hold.takeover",
-                "problem": 'expected true or false, not "3"',
+                "problem": 'expected true, false, keep or yield, not "3"',
             },
         ],
     }

@@ -30,6 +30,7 @@ from collector.policy.types import (
     ReleaseSettings,
     Rule,
     StoreSettings,
+    Takeover,
     Trigger,
     Watch,
 )
@@ -37,7 +38,7 @@ from collector.policy.types import (
 EVERYTHING = """\
 store: {path: /srv/cores, min_free: 10GB}
 metrics: {listen: "[::1]:9000"}
-hold: {backend: pipe, takeover: yes}
+hold: {backend: pipe, takeover: keep}
 release: {default: after-write, max_pinned: 1.5GiB, max_pins: 3}
 capture: {workers: 4, queue: 8}
 defaults:
@@ -140,7 +141,7 @@ def test_every_key_reaches_its_place_and_rules_lie_over_the_defaults() -> None:
         source="x.yaml",
         store=StoreSettings(path=Path("/srv/cores"), min_free=10 * 10**9),
         metrics_listen=("::1", 9000),
-        hold=HoldSettings(backend=Backend.PIPE, takeover=True),
+        hold=HoldSettings(backend=Backend.PIPE, takeover=Takeover.KEEP),
         release=ReleaseSettings(default=Release.AFTER_WRITE, max_pinned=3 << 29, max_pins=3),
         capture=CaptureSettings(workers=4, queue=8),
         defaults=defaults,
@@ -470,7 +471,14 @@ PROBLEMS = [
         'f:1: hold.backend: "sokcet" is not one of auto, socket, pipe, none; '
         'did you mean "socket"?',
     ),
-    ("hold: {takeover: 1}", 'f:1: hold.takeover: expected true or false, not "1"'),
+    (
+        "hold: {takeover: 1}",
+        'f:1: hold.takeover: expected true, false, keep or yield, not "1"',
+    ),
+    (
+        "hold: {takeover: [keep]}",
+        "f:1: hold.takeover: expected true, false, keep or yield, not a list",
+    ),
     (
         "release: {max_pins: 0}",
         "f:1: release.max_pins: expected a number of pins from 1 to 1024, not 0",
