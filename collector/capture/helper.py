@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
-from pathlib import Path
 
-from collector.linux import prctl
+from collector.linux import oom_score, prctl
 
 _NICE = 19
-_OOM_SCORE = 900  # the OOM killer rather takes this process than any service
 _IOPRIO_SET, _IOPRIO_IDLE = 251, 3 << 13  # ioprio_set(2), x86-64; class idle
 _WHO_PROCESS = 1  # IOPRIO_WHO_PROCESS
 
@@ -21,8 +18,7 @@ def become_helper(*, urgent: bool) -> None:
     prctl.die_with_parent()
     prctl.set_dumpable(False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    oom_score.volunteer(oom_score.WORKER)
     if not urgent:
         yield_to_services()
 

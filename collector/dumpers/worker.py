@@ -19,7 +19,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import msgspec
 
@@ -28,12 +27,11 @@ from collector.dumpers.held import HeldProcess
 from collector.dumpers.plugin import NOMATCH, DumperPlugin
 from collector.dumpers.protocol import Gone, Message
 from collector.errors import CorewardError
-from collector.linux import prctl
+from collector.linux import oom_score, prctl
 from collector.policy.types import DumperRule, Match
 from collector.signals import signal_name
 
 GROUP = "coreward.dumpers"  # of entry points
-_OOM_SCORE = 900  # the OOM killer rather takes this process than any service
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +56,7 @@ def main() -> None:
 def _confine(rule: DumperRule) -> None:
     """Give up what it does not need, for good. Raises OSError if the kernel does not let it."""
     prctl.die_with_parent()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
+    oom_score.volunteer(oom_score.WORKER)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (rule.memory, rule.memory))
     if rule.user is not None and os.geteuid() == 0:

@@ -22,7 +22,7 @@ import errno
 import os
 import resource
 
-from collector.linux import prctl
+from collector.linux import oom_score, prctl
 from collector.linux.seccomp import Call, install
 
 _CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
@@ -68,6 +68,7 @@ def confine(parent: int, memory: int, cpu_seconds: int, nice: int = 19) -> None:
     if os.getppid() != parent:
         os._exit(1)
     prctl.forbid_new_privileges()
+    oom_score.volunteer(oom_score.WORKER)
     os.setpriority(os.PRIO_PROCESS, 0, nice)
     _limit(resource.RLIMIT_DATA, memory)
     _limit(resource.RLIMIT_CPU, cpu_seconds)

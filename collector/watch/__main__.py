@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 from collector import logs
+from collector.linux import oom_score
 from collector.watch.recorder import Recorder
 
 
 def _main() -> None:
     logs.set_up(logging.INFO)
+    oom_score.volunteer(oom_score.RECORDER)
     # the agent's end is ours: Ctrl-C and the service manager's signals are for it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
