@@ -6,6 +6,8 @@ BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
           gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl
+# Only for `make package-test`
+PACKAGE_DEBS := debootstrap
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
@@ -16,7 +18,7 @@ SYMBOLS := $(BUILD)/trace-symbols.json
 PROMETHEUS := $(BUILD)/prometheus/prometheus $(BUILD)/prometheus/promtool
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests bench wheel clean
+.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests package-test bench wheel deb clean
 
 setup: $(BIN)/.ready $(OBJECT) $(NATIVE) $(SYMBOLS)
 
@@ -67,6 +69,11 @@ kernels: setup $(BUILD)/.kernel-debs
 kernel-tests: setup $(BUILD)/.kernel-debs
 	$(BIN)/pytest -q tests/kernels
 
+# The package in a fresh Debian: installed, a crash on record, purged. Two minutes, and some downloads
+# the first time: not part of `make test`.
+package-test: deb $(BUILD)/.package-debs
+	$(BIN)/pytest -q tests/package
+
 bench: setup
 	@$(BIN)/python -m bench
 
@@ -84,6 +91,12 @@ wheel: setup
 	    --config-settings=--build-option=--plat-name=linux_$$(uname -m) $(WHEEL)/src
 	@ls $(WHEEL)/*.whl
 
+# For Debian, with the distribution's Python: `apt install ./build/deb/coreward_*.deb`
+DEB := $(BUILD)/deb
+deb: wheel
+	@rm -rf $(DEB) && mkdir -p $(DEB)
+	@deploy/debian/build $(WHEEL)/coreward-*.whl $(DEB)
+
 clean:
 	rm -rf .venv $(BUILD) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -91,8 +104,9 @@ clean:
 # What Debian lacks is installed only if it is missing, so that a second run needs no network.
 $(BUILD)/.debs: PACKAGES := $(DEBS)
 $(BUILD)/.kernel-debs: PACKAGES := $(KERNEL_DEBS)
-$(BUILD)/.kernel-debs: | $(BUILD)/.debs
-$(BUILD)/.debs $(BUILD)/.kernel-debs: Makefile
+$(BUILD)/.package-debs: PACKAGES := $(PACKAGE_DEBS)
+$(BUILD)/.kernel-debs $(BUILD)/.package-debs: | $(BUILD)/.debs
+$(BUILD)/.debs $(BUILD)/.kernel-debs $(BUILD)/.package-debs: Makefile
 	@mkdir -p $(BUILD)
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${db:Status-Abbrev}' $$p 2>/dev/null \
 	    | grep -q '^ii' || echo $$p; done); \

@@ -41,6 +41,7 @@ class ServiceManager:
 
     def __init__(self, folder: Path, watchdog_s: float | None = None, keeps: int = 8) -> None:
         self.address = str(folder / "notify.sock")
+        self.inside = self.address  # as the service finds it
         self.watchdog_s, self.keeps = watchdog_s, keeps
         self.told: list[dict[str, str]] = []  # a message each
         self.store: dict[str, int] = {}
@@ -54,7 +55,7 @@ class ServiceManager:
     def launch(self, command: list[str], **how: Any) -> subprocess.Popen[str]:
         """As subprocess.Popen, with all that is kept."""
         kept = dict(self.store)
-        environment = dict(how.pop("env", None) or os.environ, NOTIFY_SOCKET=self.address)
+        environment = dict(how.pop("env", None) or os.environ, NOTIFY_SOCKET=self.inside)
         if self.watchdog_s is not None:
             environment["WATCHDOG_USEC"] = str(round(self.watchdog_s * 1e6))
         if self.keeps:
