@@ -64,6 +64,7 @@ class Lane:
         self._usual_busy = 0  # of these, with tasks that did not come first
         self._task_s = USUAL_S  # in the mean
         self._begun: dict[int, float] = {}  # thread -> when it began its task, of time.monotonic
+        self._ended = 0  # tasks
         self._closed = False
 
     def submit(
@@ -123,6 +124,19 @@ class Lane:
         """For how many seconds no worker has begun another task; 0: one is free."""
         begun = self._begun.copy()
         return time.monotonic() - max(begun.values()) if len(begun) >= self._workers else 0.0
+
+    def all_so_far(self) -> Callable[[], bool]:
+        """What says whether all tasks that are in the lane now are done, whatever comes later.
+
+        A task that waits counts as done when one more has been than waited before it.
+        """
+        with self._lock:
+            now, until = time.monotonic(), self._ended + len(self._tasks) + len(self._begun)
+
+        def are_done() -> bool:
+            return self._ended >= until and all(at > now for at in self._begun.copy().values())
+
+        return are_done
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing is queued or running; False if that took longer (seconds)."""
@@ -213,4 +227,6 @@ class Lane:
             log.exception("%s: a task failed", self.name)
         finally:
             del self._begun[threading.get_ident()]
+            with self._lock:
+                self._ended += 1
         self._task_s += (time.monotonic() - begun - self._task_s) * _WEIGHT

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 _FINISH_S = 45.0  # for all that is being worked on when the agent is to end
 _LAST_S = 10.0  # and for what then is only to be put on record; both below TimeoutStopSec
 _TOLD_S = 5.0  # and for the sinks, of deaths that are on record
-_LEFT_S = 2.0  # instead of the first, when processes wait for the next agent meanwhile
+_LEFT_S = 5.0  # instead of the first, when processes wait for the next agent meanwhile
 _SETTLE_MS = 20  # how often is looked whether all is finished, when it is to be
 _RECORDS_GO_ON = 2  # where cores end at `store.min_free`, records do at this part of it
 _LOOK_MS = 5000  # how often is looked at deaths whose end does not come, and at the unstored
@@ -288,9 +288,10 @@ class Agent:
             self._context.probe.set_has_handoff(False)
 
     def _settle(self, until: float) -> None:
-        """Go on as before until nothing is being worked on: who dies meanwhile need not wait."""
-        lanes = self._context.lanes.all()
-        while time.monotonic() < until and not all(lane.wait_idle(0) for lane in lanes):
+        """Go on as before until all that is being worked on is done: who dies meanwhile need not
+        wait for the next agent."""
+        done = [lane.all_so_far() for lane in self._context.lanes.all()]
+        while time.monotonic() < until and not all(are_done() for are_done in done):
             self._sleep(-1, _SETTLE_MS)
             take_events(self._context)
             self._storms.look(self._context)

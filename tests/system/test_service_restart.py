@@ -20,6 +20,8 @@ from tests.system.agents import RunningAgent, agent
 from tests.system.needs import needs
 from tests.system.victims import PATIENCE, running
 
+WAIT_S = 45.0  # most that a process may wait for the next agent on a busy machine
+
 pytestmark = needs("socket hand-off")
 
 
@@ -30,18 +32,18 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
 
 
 class Deaths:
-    """A process dies every tenth of a second, from several threads, for each may have to wait."""
+    """Some processes die each second, from two threads, for each may have to wait."""
 
     def __init__(self, folder: Path) -> None:
         self.pids: list[int] = []
         self.waited: list[float] = []  # seconds until its parent heard of it
         self._folder = folder
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._die, args=(n,)) for n in range(3)]
+        self._threads = [threading.Thread(target=self._die, args=(n,)) for n in range(2)]
 
     def _die(self, number: int) -> None:
-        self._end.wait(number / 10)
-        while not self._end.wait(0.2):
+        self._end.wait(number / 4)
+        while not self._end.wait(0.5):
             with running("null_main", cwd=self._folder) as victim:
                 victim.go()
                 begun = time.monotonic()
@@ -85,15 +87,15 @@ def test_a_restart_loses_no_death(tmp_path: Path, manager: ServiceManager, how: 
         one.restart()
         deaths.more(3)
         deaths.__exit__()
-        # THEN each death has a record, and those that were handed over have their core: all but
-        # what a killed agent had in its hands
+        # THEN each death has a record, and its core, but for what a killed agent had in its hands
         for pid in deaths.pids:
             one.wait_record(pid)
         records = {record["pid"]: record for record in one.listed()}
-        without = [pid for pid in deaths.pids if records[pid]["outcome"] != "complete"]
-        assert len(without) <= (0 if how == signal.SIGTERM else 3), without
+        without = [records[pid] for pid in deaths.pids if records[pid]["outcome"] != "complete"]
+        in_hand = [one for one in without if "the agent ended before" in str(one["lost"])]
+        assert without == (in_hand if how == signal.SIGKILL else [])
         # AND who died meanwhile has waited for the next agent, and no longer
-        assert max(deaths.waited) < PATIENCE / 2
+        assert max(deaths.waited) < WAIT_S
         # AND what was kept is used again
         assert list(manager.store) == ["coreward-socket"]
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -306,3 +306,38 @@ def test_it_knows_whose_tasks_wait_and_how_long_one_takes() -> None:
         assert lane.wait_idle(PATIENCE)
     assert lane.each_s < usual
     lane.close()
+
+
+def test_what_is_in_a_lane_now_is_told_from_what_comes_later() -> None:
+    # GIVEN a lane of two workers with two tasks at work, and one that waits
+    lane = Lane("test", 2, 10)
+    first, second, third, later = Gate(), Gate(), Gate(), Gate()
+    for gate in (first, second, third):
+        assert lane.submit(gate)
+    assert first.running.wait(PATIENCE) and second.running.wait(PATIENCE)
+    are_done = lane.all_so_far()
+    # WHEN one of them goes on THEN it is not done, however many others are
+    second.go.set()
+    third.go.set()
+    assert lane.submit(later)
+    assert later.running.wait(PATIENCE)
+    later.go.set()
+    assert not are_done()
+    # AND WHEN it has ended THEN all are, though another one is at work
+    last = Gate()
+    assert lane.submit(last)
+    assert last.running.wait(PATIENCE)
+    first.go.set()
+    _wait_until(are_done)
+    last.go.set()
+    assert lane.wait_idle(PATIENCE)
+    lane.close()
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    moment = threading.Event()
+    for _ in range(int(PATIENCE * 1000)):
+        if is_so():
+            return
+        moment.wait(0.001)
+    raise AssertionError("it does not come to that")
