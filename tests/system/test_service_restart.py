@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,41 +33,58 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
 
 
 class Deaths:
-    """Some processes die each second, from two threads, for each may have to wait."""
+    """Three processes die each second, whether those before them have ended or wait."""
 
     def __init__(self, folder: Path) -> None:
-        self.pids: list[int] = []
-        self.waited: list[float] = []  # seconds until its parent heard of it
+        self.processes: list[subprocess.Popen[bytes]] = []
         self._folder = folder
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._die, args=(n,)) for n in range(2)]
+        self._thread = threading.Thread(target=self._die, daemon=True)
 
-    def _die(self, number: int) -> None:
-        self._end.wait(number / 4)
-        while not self._end.wait(0.5):
-            with running("null_main", cwd=self._folder) as victim:
-                victim.go()
-                begun = time.monotonic()
-                victim.wait()
-                self.waited.append(time.monotonic() - begun)
-                self.pids.append(victim.pid)
+    def _die(self) -> None:
+        while not self._end.wait(0.3):
+            command = ["sh", "-c", "ulimit -c unlimited; kill -SEGV $$"]
+            self.processes.append(subprocess.Popen(command, cwd=self._folder))
 
     def __enter__(self) -> Deaths:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> list[int]:
+        """No more of them; the pids of all, who have ended."""
         self._end.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
+        self._thread.join(PATIENCE)
+        for process in self.processes:
+            process.wait(WAIT_S)
+        return [process.pid for process in self.processes]
 
     def more(self, count: int) -> None:
         """Wait for so many more."""
-        wanted, end = len(self.pids) + count, time.monotonic() + PATIENCE
-        while len(self.pids) < wanted:
+        wanted, end = len(self.processes) + count, time.monotonic() + PATIENCE
+        while len(self.processes) < wanted:
             assert time.monotonic() < end, "nobody dies any more"
             time.sleep(0.05)
+
+
+def finished(one: RunningAgent, pids: list[int]) -> dict[int, dict[str, Any]]:
+    """The records of these processes, by pid, when all are there and closed."""
+    end = time.monotonic() + WAIT_S
+    while True:
+        records = {record["pid"]: record for record in one.listed()}
+        left = [
+            pid
+            for pid in pids
+            if records.get(pid, {}).get("outcome", "pending") == "pending"
+            or not records[pid]["reason"]
+        ]
+        if not left:
+            return records
+        if time.monotonic() > end:
+            raise AssertionError(f"no record of {left}; {[records.get(pid) for pid in left]}")
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
@@ -86,16 +104,12 @@ def test_a_restart_loses_no_death(tmp_path: Path, manager: ServiceManager, how: 
         assert one.settings.read("core_pattern") == pattern
         one.restart()
         deaths.more(3)
-        deaths.__exit__()
+        pids = deaths.end()  # none waits for long
         # THEN each death has a record, and its core, but for what a killed agent had in its hands
-        for pid in deaths.pids:
-            one.wait_record(pid)
-        records = {record["pid"]: record for record in one.listed()}
-        without = [records[pid] for pid in deaths.pids if records[pid]["outcome"] != "complete"]
+        records = finished(one, pids)
+        without = [records[pid] for pid in pids if records[pid]["outcome"] != "complete"]
         in_hand = [one for one in without if "the agent ended before" in str(one["lost"])]
         assert without == (in_hand if how == signal.SIGKILL else [])
-        # AND who died meanwhile has waited for the next agent, and no longer
-        assert max(deaths.waited) < WAIT_S
         # AND what was kept is used again
         assert list(manager.store) == ["coreward-socket"]
 
