@@ -17,6 +17,7 @@ from collector.agent.crash import Crash
 from collector.agent.export import end
 from collector.explain.reason import OUTERMOST
 from collector.explain.run import explain_core
+from collector.linux.clock import boot_to_utc
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str 
             root_fd=files.root,
             mapped=files.code,
             keep=core.parent,
+            began=boot_to_utc(crash.record.start_ns).timestamp(),
             nice=_NICE,
         )
     except Exception as error:  # its record must be closed all the same

@@ -31,6 +31,12 @@ def _arguments() -> argparse.Namespace:
     parser = asked.arguments("collector.explain", "Explain a core.")
     parser.add_argument("--all", action="store_true", help="backtraces of all threads")
     parser.add_argument("--threads", type=int, help="descriptor of a file to put all threads into")
+    parser.add_argument(
+        "--changed",
+        type=float,
+        help="no file without a build-id that was changed later, seconds of the epoch; "
+        "default: the time of the core",
+    )
     parser.add_argument("--full", action="store_true", help="with variables and registers")
     parser.add_argument(
         "--mapped",
@@ -89,7 +95,10 @@ def main() -> None:
     from collector.explain.unwind import explain  # noqa: PLC0415  (only now: it loads drgn)
 
     mapped = dict(arguments.mapped)
-    finder = Finder(root, arguments.exe, mapped, arguments.core.stat().st_mtime)
+    changed = arguments.changed
+    if changed is None:
+        changed = arguments.core.stat().st_mtime
+    finder = Finder(root, arguments.exe, mapped, changed)
     if arguments.stacks is not None:
         _print_stacks(arguments, finder)
         return

@@ -3,7 +3,7 @@
 What is tried for an object: the program's own file as the caller has it; descriptors of mapped
 files that were opened while the process was there, which reach deleted and replaced ones as well;
 its path, beneath the process's root. Whether a file is the right one is decided by the build-id;
-one without is believed only if it is as old as the core. Nothing is opened but by `files`.
+one without is believed only if it is not newer than what ran. Nothing is opened but by `files`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Finder:
         fd = self._root.open(name)
         if not has_build_id and os.fstat(fd).st_ctime > self._changed:
             os.close(fd)
-            raise OSError("its file was changed after the death, and has no build-id to compare")
+            raise OSError("its file is newer than what ran, and there is no build-id to compare")
         yield fd
 
     def debug_files(

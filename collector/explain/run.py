@@ -30,6 +30,7 @@ from collector.signature.types import SignatureRules
 
 _CHILD = "collector.explain"
 _MAX_MAPPED = 64  # files that have no path any more
+_SLACK = 1.0  # seconds: a process may have begun a moment before its program was run
 _MAX_KEPT = 16 << 20  # bytes of the file of threads
 
 
@@ -43,6 +44,7 @@ def explain_core(
     root_fd: int | None = None,
     mapped: Mapping[int, int] | None = None,
     keep: Path | None = None,
+    began: float | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
     nice: int = 0,
@@ -56,11 +58,15 @@ def explain_core(
     /proc/self/fd is this process's own). root_fd: the folder that the dead process had as its root,
     O_PATH suffices; None: this process's. mapped: address in a mapping -> descriptor of its file,
     for what has no path any more. keep: a folder, to put the backtraces of all threads there, if
-    there are more than one. memory: bytes of private memory that the child may have. nice: 19 if
-    nobody waits for it. Raises nothing for a bad core, or for a child that fails.
+    there are more than one. began: when the process did, seconds of the epoch: a file that was
+    changed since is believed only by its build-id; None: since the core was written. memory: bytes
+    of private memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a
+    bad core, or for a child that fails.
     """
     bounds = Bounds(timeout, memory, MAX_FULL_DOCUMENT if full else MAX_DOCUMENT, nice)
     more = [*(["--all"] if all_threads else []), *(["--full"] if full else [])]
+    if began is not None:
+        more += ["--changed", str(began + _SLACK)]
     files = dict(itertools.islice((mapped or {}).items(), _MAX_MAPPED))
     for address, file in files.items():
         more += ["--mapped", f"{address:x}={file}"]

@@ -12,6 +12,7 @@ import pytest
 
 from collector.explain.files import Root
 from collector.explain.find import Finder
+from collector.explain.run import explain_core
 from collector.explain.types import Explanation
 from collector.explain.unwind import explain
 from tests.unit.unrun import BASE, LIBRARY, STACK, Loaded, Unrun, compiled, functions
@@ -229,8 +230,19 @@ def test_a_file_that_was_changed_after_the_death(tmp_path: Path) -> None:
     # THEN it is not taken for the one that died
     explanation = explained(core)
     assert set(functions(explanation.frames)) == {None}
-    why = "its file was changed after the death, and has no build-id to compare"
+    why = "its file is newer than what ran, and there is no build-id to compare"
     assert explanation.lost == {"symbols": f"{path}: {why}"}
+
+
+def test_a_file_that_was_changed_while_the_process_ran(tmp_path: Path) -> None:
+    # GIVEN a program without a build-id, and a process that began an hour before, or after, it
+    # was built
+    path = program(tmp_path, "-Wl,--build-id=none")
+    core = crashed(tmp_path, path)
+    built = path.stat().st_ctime
+    # THEN only a process that began later can have run this file
+    assert functions(explain_core(core, began=built + 3600).frames) == ["in_leaf", "main"]
+    assert set(functions(explain_core(core, began=built - 3600).frames)) == {None}
 
 
 def test_files_in_memory(tmp_path: Path) -> None:
