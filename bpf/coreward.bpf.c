@@ -315,11 +315,16 @@ FN void fill_site(struct cw_signal *told, void *ctx)
 	__builtin_memcpy(told->site_build_id, frame.build_id, CW_BUILD_ID);
 }
 
-FN void fill_info(struct cw_signal *told, struct kernel_siginfo *info)
+FN void fill_info(struct cw_signal *told, struct task_struct *t, struct kernel_siginfo *info)
 {
-	told->has_info = is_real_info(info) &&
-			  !bpf_probe_read_kernel(told->info, CW_SIGINFO, info);
-	if (!told->has_info)
+	struct signal_struct *group = READ(t, signal);
+
+	told->told = 0;
+	if (READ(group, rlim[CW_RLIMIT_CORE].rlim_cur) == 1)
+		told->told = CW_TOLD_CORE_BYTE;
+	if (is_real_info(info) && !bpf_probe_read_kernel(told->info, CW_SIGINFO, info))
+		told->told |= CW_TOLD_INFO;
+	else
 		__builtin_memset(told->info, 0, CW_SIGINFO);
 }
 
@@ -344,7 +349,7 @@ FN void fill_signal(struct cw_signal *told, void *ctx, struct task_struct *t, in
 	fill_thread_fault(told, t);
 	told->signal = signal;
 	bpf_probe_read_kernel(told->thread_comm, CW_COMM, ADDRESS(t, comm));
-	fill_info(told, info);
+	fill_info(told, t, info);
 	bpf_probe_read_kernel(told->regs, CW_PT_REGS * sizeof(u64), regs);
 	fill_selectors(told->regs, t);
 	told->trap = READ(t, thread.trap_nr);

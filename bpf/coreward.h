@@ -174,10 +174,15 @@ struct cw_oom {
 	struct cw_oom_level levels[CW_OOM_LEVELS];
 };
 
+enum cw_told {
+	CW_TOLD_INFO = 1,      /* info holds what the kernel passed */
+	CW_TOLD_CORE_BYTE = 2, /* RLIMIT_CORE is one byte: core(5) has no pipe run for it */
+};
+
 struct cw_signal {
 	struct cw_event event;
 	__s32 signal;
-	__u32 has_info;        /* 1: info holds what the kernel passed */
+	__u32 told;            /* enum cw_told */
 	char thread_comm[CW_COMM];
 	__u8 info[CW_SIGINFO];
 	__u64 regs[CW_USER_REGS];

@@ -10,6 +10,7 @@
 #define CW_PT_EXITKILL (1U << 23)
 /* <asm-generic/resource.h> */
 #define CW_RLIMIT_CPU 0
+#define CW_RLIMIT_CORE 4
 #define CW_RLIMIT_RTTIME 15
 #define CW_RLIM_INFINITY (~0UL)
 /* Signals between being sent and being delivered: microseconds, unless the process is stopped. */

@@ -16,6 +16,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.circumstances import Descriptor, HostFacts, LogLine, Package
+from collector.diagnosis import Access as Access  # noqa: PLC0414 - it is one of the model's
+from collector.diagnosis import Diagnosis
+
 TICK_NS = 10_000_000  # of start times in /proc; USER_HZ is 100 on every supported architecture
 
 
@@ -93,14 +97,6 @@ class Outcome(enum.StrEnum):
     IGNORED = "ignored"  # policy wants no record of it; only counted
     FAILED = "failed"  # a core was asked for and could not be written; `lost` says why
     REMOVED = "removed"  # its core made room for another one; `lost` says why
-
-
-class Access(enum.StrEnum):
-    """What an instruction did to the address at which it faulted."""
-
-    READ = "read"
-    WRITE = "write"
-    EXECUTE = "execute"
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,6 +284,9 @@ class FatalSignal(msgspec.Struct, frozen=True, kw_only=True):
     last_fault: Fault | None
     thread_name: str | None = None
     fault_access: Access | None = None  # of a page fault, from the CPU's error code
+    core_byte: bool = (
+        False  # its RLIMIT_CORE is one byte, with which no pipe gets its core: core(5)
+    )
     sending: Sending | None = None  # None: nobody sent it, or it was not told
     killer: Killer | None = None  # what became of that in the agent
 
@@ -356,6 +355,8 @@ class CallsFacts(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
     rule: str  # of `trace`
     file: str  # inside the record's folder
+    # [start, end) of what the process unmapped in these calls; the last ones of many
+    unmapped: list[tuple[int, int]] = []
 
 
 class DumpFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -523,7 +524,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     release: Release | None = None  # None: the process was never held
     release_reason: str | None = None
     site: CrashSite | None = None
-    reason: str | None = None
+    reason: str | None = None  # one sentence, made of the diagnosis
+    diagnosis: Diagnosis | None = None  # None: it did not die, or the record is older than that
     abort_message: str | None = None  # what the C library said before it aborted
     frames: list[Frame] | None = None
     signature: Signature | None = None  # None: of a snapshot, or of an older coreward
@@ -535,6 +537,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     # [] if it has no allocator that is known; None: not looked at, or `lost` says why
     heap: list[HeapProfile] | None = None
     dumpers: list[DumpFacts] | None = None  # who had it before us, in that order; None: nobody
+    age_s: float | None = None  # of the process
+    host: HostFacts | None = None
+    ancestry: list[Relative] | None = None  # all processes above it, the nearest first
+    package: Package | None = None  # of its executable
+    attributes: dict[str, str] = {}  # of its environment, those that policy names
+    logs: list[LogLine] | None = None  # the last lines of its unit, the oldest first
+    descriptors: list[Descriptor] | None = None  # of a snapshot; the lowest first, not all of many
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones

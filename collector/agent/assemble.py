@@ -161,6 +161,7 @@ def record_of_held(record_id: str, handoff: HandOff, dying: OpenProcess) -> Reco
         comm=dying.comm,
         start_ns=dying.key.start_ns,
         ns_pid=dying.ns_pid,
+        ppid=dying.stat.ppid,
         uid=dying.uid,
         gid=dying.gid,
         signal=handoff.signal,

@@ -18,9 +18,12 @@ from collector.agent.retain import Retention
 from collector.agent.room import Room
 from collector.agent.sender import Senders
 from collector.agent.unstored import Unstored
+from collector.circumstances import HostFacts
 from collector.export.metrics import Metrics
 from collector.handoff.backends import NoBackend, OpenBackend
 from collector.handoff.native import Native
+from collector.linux import journal
+from collector.linux.host import read_host
 from collector.model import Record
 from collector.policy.collect import Places
 from collector.policy.holder import PolicyHolder
@@ -92,6 +95,8 @@ class Context:
     boot_id: str = dataclasses.field(
         default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     )
+    has_journal: bool = dataclasses.field(default_factory=journal.is_there)
+    host: HostFacts = dataclasses.field(default_factory=read_host)
     registry: Registry = dataclasses.field(default_factory=Registry)
     places: Places = dataclasses.field(default_factory=Places)
     limiter: Limiter = dataclasses.field(default_factory=Limiter)

@@ -15,7 +15,7 @@ import msgspec
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.export import end
-from collector.explain.reason import OUTERMOST
+from collector.explain.blame import OUTERMOST
 from collector.explain.run import explain_core
 from collector.linux.clock import boot_to_utc
 

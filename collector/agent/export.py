@@ -10,11 +10,12 @@ import msgspec
 from collector.agent.assemble import CORE_BIT, record_of_held
 from collector.agent.context import Context
 from collector.agent.crash import Crash
-from collector.agent.facts import Ended, Opened, Sampled, Traced
+from collector.agent.facts import Descended, Ended, Opened, Sampled, Traced
 from collector.agent.naming import named
 from collector.agent.owner import name_of, reader_of
 from collector.errors import CorewardError
-from collector.explain.reason import reason
+from collector.linux.ancestry import with_ancestors
+from collector.linux.host import age_s
 from collector.model import (
     CallsFacts,
     Capture,
@@ -84,6 +85,7 @@ def open_held(context: Context, crash: Crash) -> None:
     # one of which nothing more is wanted is on disk soon enough, and its events are kept so long
     if (decided.explain or _wants_core(crash)) and crash.keep(context.store):
         recorded(context, crash)
+    look_around(crash)
     ask_recorder(context, crash)
 
 
@@ -93,6 +95,17 @@ def _why_unexplained(crash: Crash) -> str:
     if crash.decided.admission.reason is None and crash.decided.like is not None:
         return f"it died where others of signature {crash.decided.like.id} did"
     return "beyond the limit"
+
+
+def look_around(crash: Crash) -> None:
+    """What lies above the process; nobody waits for it by now."""
+    record = crash.record
+    if record.late or record.ppid is None:
+        return
+    ancestry, why = with_ancestors([], record.ppid, record.start_ns)
+    crash.learn(Descended(ancestry=ancestry))
+    if why is not None:
+        crash.lose("ancestry", why)
 
 
 def _wants_core(crash: Crash) -> bool:
@@ -145,7 +158,11 @@ def close(context: Context, record: Record, place: Place | None = None) -> bool:
 
     If it is not, that is tried again until it is. place: where it died, if that is known.
     """
-    record = named(context, msgspec.structs.replace(record, reason=reason(record)), place)
+    from collector.explain.reason import concluded  # noqa: PLC0415 - with the first death
+
+    age = age_s(record.time, record.start_ns)
+    record = concluded(msgspec.structs.replace(record, age_s=age, host=context.host))
+    record = named(context, record, place)
     stored = True
     try:
         context.store.put(record)

@@ -2,6 +2,7 @@
 
     Opened     decide   who it was, what policy wants of it, how it is released
     Placed     decide   the same of a process that nobody held
+    Descended  decide   what lies above it
     Held       release  how long it waited, where that is known only later
     Told       write    what the kernel's notes say, where BPF saw nothing
     Counted    write    its threads
@@ -10,6 +11,7 @@
     Ended      exit     whether the kernel counts it as dumped
     Sampled    export   what the flight recorder had
     KilledByUnit  export  what systemd says of the unit whose process it killed
+    Logged     export   the last lines of its unit
     Traced     export   the last system calls, as it had them
     OfHeap     heap     what its allocator says, of one that ran out of memory
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import msgspec
 
+from collector.circumstances import LogLine
 from collector.model import (
     CallsFacts,
     Capture,
@@ -28,6 +31,7 @@ from collector.model import (
     Killer,
     Outcome,
     Record,
+    Relative,
     Release,
     SamplesFacts,
     Sender,
@@ -62,6 +66,10 @@ class Opened(Placed, frozen=True, kw_only=True):
     release: Release
     release_reason: str
     held_ms: float | None
+
+
+class Descended(Facts, frozen=True, kw_only=True):
+    ancestry: list[Relative]
 
 
 class Held(Facts, frozen=True, kw_only=True):
@@ -110,6 +118,7 @@ class Kept(Facts, frozen=True, kw_only=True):
     core_size: int | None
     core_memory: int | None
     capture_s: float | None
+    attributes: dict[str, str]
 
 
 class NotKept(Facts, frozen=True, kw_only=True):
@@ -127,6 +136,10 @@ class Sampled(Facts, frozen=True, kw_only=True):
 
 class KilledByUnit(Facts, frozen=True, kw_only=True):
     killer: Killer
+
+
+class Logged(Facts, frozen=True, kw_only=True):
+    logs: list[LogLine]
 
 
 class Traced(Facts, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from collector.agent.events import complete, take_events
 from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
+from collector.agent.logs import read_logs
 from collector.agent.unit import ask_systemd
 from collector.agent.write import give_up, write
 from collector.errors import HoldError, in_words
@@ -94,6 +95,7 @@ def _go_on(context: Context, crash: Crash) -> None:
         crash.release = release_or_hold(context, crash)
     open_held(context, crash)
     ask_systemd(context, crash)
+    read_logs(context, crash, crash.decided.decision.action.logs)
     write(context, crash)
 
 

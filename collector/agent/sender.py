@@ -16,7 +16,7 @@ import msgspec
 
 from collector.agent.gone import facts_of
 from collector.agent.killer import killed_by
-from collector.linux import procfs
+from collector.linux.ancestry import stat_of, with_ancestors
 from collector.model import (
     Cause,
     FatalSignal,
@@ -28,7 +28,6 @@ from collector.model import (
     SentFlag,
 )
 
-_PARENTS = 64  # that are looked up
 _KEEP_S = 1.0  # one who kills many is looked up once in that time
 _MANY = 256
 
@@ -113,26 +112,7 @@ def _parents(sending: Sending) -> tuple[list[Relative], str | None]:
     if here.pid == 0:
         return [], None
     found = [Relative(pid=here.pid, comm=sending.parent_comm)]
-    stat = _stat(here.pid)
-    if stat is not None and not here.is_same(ProcessKey(here.pid, stat.start_ns)):
-        stat = None
-    while stat is not None and stat.ppid:
-        above = _stat(stat.ppid)
-        # nobody's parent is younger: another process has that pid by now
-        if above is None or above.start_ns > stat.start_ns:
-            break
-        if len(found) == _PARENTS:
-            return found, f"more than {_PARENTS}"
-        found.append(Relative(pid=stat.ppid, comm=above.comm))
-        stat = above
-    else:
-        if stat is not None:
-            return found, None
-    return found, f"process {found[-1].pid} was gone when its parent was looked up"
-
-
-def _stat(pid: int) -> procfs.Stat | None:
-    try:
-        return procfs.parse_stat(procfs.read(f"/proc/{pid}/stat") or b"")
-    except (ValueError, IndexError):
-        return None
+    stat = stat_of(here.pid)
+    if stat is None or not here.is_same(ProcessKey(here.pid, stat.start_ns)):
+        return found, f"process {here.pid} was gone when its parent was looked up"
+    return with_ancestors(found, stat.ppid, stat.start_ns)

@@ -13,9 +13,10 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.crowd import REASON
 from collector.agent.explain import Files, explain
-from collector.agent.export import ask_recorder, close, count, end, recorded
+from collector.agent.export import ask_recorder, close, count, end, look_around, recorded
 from collector.agent.facts import Placed
 from collector.agent.gone import facts_of
+from collector.agent.logs import read_logs
 from collector.agent.routine import settle
 from collector.agent.unit import ask_systemd
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
@@ -94,6 +95,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     )
     if not facts.cgroup:
         crash.lose("cgroup", "it was gone when the event was read")
+    look_around(crash)
     go_on = partial(_death, context, crash, decision, facts)
     if decision.action.routine is Routine.NOTE:
         settle(context, crash, go_on)
@@ -106,6 +108,7 @@ def _death(context: Context, crash: Crash, decision: Decision, facts: Facts) -> 
     seen = crash.seen
     ask_recorder(context, crash)
     ask_systemd(context, crash)
+    read_logs(context, crash, decision.action.logs)
     mapped = seen.exit.mapped if seen.exit else ()
     code = ((one.start, one.end, one.offset) for one in mapped if one.executable)
     site = site_of(seen.fatal, code) if seen.fatal else None
@@ -165,6 +168,8 @@ def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> 
             context.metrics.crowded.inc()
             return REASON
         return "the agent did not answer the kernel in time"
+    if seen.fatal is not None and seen.fatal.core_byte and context.backend.backend == "pipe":
+        return "the kernel did not hand it over: its RLIMIT_CORE is one byte"
     return "the kernel did not hand it over: not dumpable, as after a change of user"
 
 

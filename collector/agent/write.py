@@ -215,6 +215,7 @@ def _job(
         urgent=crash.release.mode is not Release.INSTANT and copied is None,
         copy=copy,
         copied=copied,
+        attributes=action.attributes,
         in_haste=gathered.in_haste,
     )
 
@@ -305,6 +306,7 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
             core_size=written.size if written.name else None,
             core_memory=written.memory if written.name else None,
             capture_s=round(seconds, 3) if written.name else None,
+            attributes=written.attributes,
         )
     )
     for part, why in written.lost.items():

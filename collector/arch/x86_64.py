@@ -60,4 +60,9 @@ def is_32_bit(auxv: bytes) -> bool:
     return any(int.from_bytes(auxv[at + 4 : at + 8], "little") for at in range(0, whole, 16))
 
 
+def is_canonical(address: int) -> bool:
+    """Whether this is an address at all, for a CPU that uses 48 bits of them."""
+    return address < 1 << 47 or address >= (1 << 64) - (1 << 47)
+
+
 IP, SP, FS_BASE, GS_BASE = Reg.RIP.value, Reg.RSP.value, Reg.FS_BASE.value, Reg.GS_BASE.value

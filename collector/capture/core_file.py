@@ -10,6 +10,7 @@ import msgspec
 
 from collector.capture.memory import Memory
 from collector.capture.select import MAX_STACK, carve, select_none, select_stacks
+from collector.capture.thrown import select_thrown
 from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
 from collector.elfcore.types import ProcessImage
 from collector.elfcore.writer import write_core
@@ -52,7 +53,7 @@ def write_explain_core(
     first, others = image.threads[:1], image.threads[1:]
     keep = select_stacks(image.mappings, first, image.auxv, memory.read, max_stack=max_stack)
     more = select_stacks(image.mappings, others, b"", _nothing, max_stack=_OTHER_STACK)
-    keep = union([*keep, *more])
+    keep = union([*keep, *more, *select_thrown(image, memory.read)])
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         segments = carve(select_none(image.mappings), keep)

@@ -74,6 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     urgent: bool  # the process waits for us: no low priority
     copy: CopyOrder | None = None
     copied: Copy | None = None  # all that is wanted of its memory, where it has gone already
+    attributes: tuple[str, ...] = ()  # variables of its environment that are told
     in_haste: str = ""  # why that may lack some, in words for the record
 
 
@@ -118,6 +119,7 @@ class Written(msgspec.Struct, frozen=True, tag="written"):
     memory: int = 0  # bytes of memory that it holds
     elided: int = 0  # bytes of zero or absent pages that were not stored
     truncated: bool = False
+    attributes: dict[str, str] = {}
     lost: dict[str, str] = {}
 
 

@@ -22,6 +22,7 @@ from collector import __version__
 from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
 from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
 from collector.capture.core_file import core_name, core_writer, write_explain_core
+from collector.capture.environment import attributes
 from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_evidence, lost_names
 from collector.capture.job import (
@@ -63,7 +64,7 @@ def main() -> Never:
     become_helper(urgent=job.urgent)
     answer: WriterAnswer
     try:
-        answer = _without_core(job) if is_32_bit(job.evidence.text.auxv) else Core(job).write()
+        answer = _without_core(job) if is_32_bit(job.evidence.text.auxv) else Core(job).answer()
     except (CorewardError, OSError, ValueError) as error:
         answer = Failed(_why(error))
     _say(answer)
@@ -102,6 +103,17 @@ class Core:
             # as whoever copied it knew the files
             known = ProcessMemory(job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds)
             self._use(CopiedMemory(job.copied, self._image.mappings, known.is_known))
+
+    def answer(self) -> Written:
+        """The core, and what is told of its process besides."""
+        written = self.write()
+        names, stat = self._job.attributes, self._job.evidence.text.stat
+        try:
+            found = self._guarded(lambda: attributes(stat, names, self._memory.read))
+        except Stalled as error:
+            lost = {**written.lost, "attributes": str(error)}
+            return msgspec.structs.replace(written, lost=lost)
+        return msgspec.structs.replace(written, attributes=found)
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from collector.cli import places, render
+from collector.cli.around import around_lines, log_lines
 from collector.cli.calls import last_calls, lost_lines
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import calls_of, samples_of
@@ -18,6 +19,7 @@ from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
 from collector.cli.threads import others_in_short
+from collector.cli.why import diagnosis_lines
 from collector.errors import StoreError
 from collector.explain import kept_threads
 from collector.explain.names import code_name
@@ -90,6 +92,7 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
         ("Why", _why(record)),
         ("What ran out of memory", oom_lines(record.oom_facts)),
         ("How it was taken", _taken(record.snapshot)),
+        ("Around it", around_lines(record)),
         ("What was kept", _kept(record, core)),
         ("Lost", iter(sorted(record.lost.items()))),
     ):
@@ -97,6 +100,8 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
         lines += ["", screen.bold(title), *shown] if shown else []
         if title == "Why" and record.frames:
             lines += ["", screen.bold("Where"), *_where(record)]
+        if title == "Around it" and (said := log_lines(record)):
+            lines += ["", screen.bold("The last lines of its unit"), *said]
         if title == "What ran out of memory" and (heap := top_lines(record)):
             lines += ["", screen.bold("Heap"), *heap]
     return lines
@@ -133,6 +138,7 @@ def _ids(record: Record) -> str | None:
 
 def _why(record: Record) -> Lines:
     yield "reason", record.reason
+    yield from diagnosis_lines(record.diagnosis)
     yield (
         "cause",
         f"{record.cause.value}, by the out-of-memory killer"

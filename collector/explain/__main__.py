@@ -7,6 +7,7 @@ drgn or looks at the core, and exits with 0 whenever it printed a document.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -16,6 +17,7 @@ from collector.errors import CorewardError
 from collector.explain import asked
 from collector.explain.find import Finder
 from collector.explain.kept_threads import packed
+from collector.explain.package import package_of_core
 from collector.explain.types import (
     MAX_DOCUMENT,
     MAX_FULL_DOCUMENT,
@@ -105,6 +107,10 @@ def main() -> None:
     most = MAX_FULL_DOCUMENT if arguments.full else MAX_DOCUMENT
 
     def tell(explanation: Explanation) -> None:
+        if not arguments.all:  # who asks for all threads has the record already
+            with contextlib.suppress(CorewardError, OSError):
+                package = package_of_core(arguments.core, arguments.exe, root)
+                explanation = msgspec.structs.replace(explanation, package=package)
         if arguments.signature is not None and explanation.frames:
             explanation = _with_signature(explanation, arguments.signature)
         sys.stdout.buffer.write(_encode(explanation, most) + b"\n")

@@ -30,5 +30,7 @@ def with_explanation(record: Record, explanation: Explanation) -> Record:
         signature=from_stack(explanation.stack) or record.signature,
         abort_message=record.abort_message or explanation.abort_message,
         fault_access=record.fault_access or explanation.fault_access,
+        diagnosis=record.diagnosis or explanation.diagnosis,
+        package=explanation.package,
         lost={**record.lost, **explanation.lost},
     )

@@ -1,4 +1,4 @@
-"""Why a process died, in one sentence.
+"""Why a process died, in one sentence: its diagnosis in words.
 
 Pure: it works on a `Record` alone, with frames or without, and says nothing that the record does
 not. Names and messages come from the dead process and are hostile: `shown` makes them one line of
@@ -8,60 +8,50 @@ printable text.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from collector.arch.x86_64 import PAGE
+import msgspec
+
+from collector.arch.x86_64 import is_canonical
+from collector.diagnosis import Access, Category, Diagnosis, Evidence
 from collector.explain import names
-from collector.model import (
-    SIGNAL_FRAME,
-    Access,
-    Cause,
-    Fault,
-    Frame,
-    KilledBy,
-    Killer,
-    Record,
-    SnapshotFacts,
-)
-from collector.siginfo import SI_KERNEL
+from collector.explain.blame import THROWING, in_header, is_runtime, library_frame, program_frame
+from collector.explain.diagnose import diagnosed, is_from_hardware
+from collector.model import Cause, Fault, Frame, KilledBy, Killer, Record, SnapshotFacts
 from collector.signals import signal_name
 
 _MAX_SHOWN = 200  # characters of one name
 
-# Objects that carry out what the program asked for: a reader wants the frame that called them.
-_RUNTIME = (
-    "libc.so",
-    "libc-",
-    "libpthread",
-    "ld-linux",
-    "libstdc++",
-    "libgcc_s",
-    "libc++",
-    "[vdso]",
-)
-# The same for programs that are linked statically.
-_RUNTIME_FUNCTIONS = frozenset(
-    [
-        *("raise", "abort", "gsignal", "pthread_kill", "__pthread_kill"),
-        *("__pthread_kill_implementation", "__libc_message", "malloc_printerr"),
-        *("_int_free", "free", "__libc_free", "cfree"),
-        *("__assert_fail", "__assert_fail_base", "__fortify_fail", "__stack_chk_fail"),
-        *("__cxa_throw", "__cxa_rethrow"),
-        SIGNAL_FRAME,
-    ]
-)
-# Where a backtrace that was not cut ends: the entry of a program, or of a thread of its own.
-OUTERMOST = frozenset(["_start", "__clone", "clone", "__clone3", "clone3"])
 _VERBS = {Access.READ: "read from", Access.WRITE: "wrote to", Access.EXECUTE: "jumped to"}
 _FORBIDDEN = {Access.READ: "readable", Access.WRITE: "writable", Access.EXECUTE: "executable"}
+_LANGUAGES = {
+    Category.PYTHON_EXCEPTION: "Python exception",
+    Category.RUST_PANIC: "Rust panic",
+    Category.GO_PANIC: "Go panic",
+}
+_REMARKS = {
+    Category.PROTECTION_KEY: "which its protection key does not allow",
+    Category.MISALIGNED: "which is not aligned",
+    Category.PAST_END_OF_FILE: "beyond the end of its mapped file",
+    Category.NON_CANONICAL: "which is not canonical",
+    Category.FREED_MEMORY: "by a pointer out of freed memory",
+    Category.USE_AFTER_UNMAP: "which it had unmapped before",
+}
+
+
+def concluded(record: Record) -> Record:
+    """The record with its diagnosis, and with that in words."""
+    record = diagnosed(record)
+    return msgspec.structs.replace(record, reason=reason(record))
 
 
 def reason(record: Record) -> str:
     """One sentence, no full stop: "killed by SIGKILL from `bash` (pid 812, uid 0)"."""
     if record.snapshot is not None:
         return _snapshot(record.snapshot, record.trigger)
-    if record.oom or record.cause is Cause.OOM:
+    found = record.diagnosis or Diagnosis()
+    if found.category is Category.OUT_OF_MEMORY:
         return _out_of_memory(record)
     if record.cause is Cause.EXIT:
         return _exit(record)
@@ -71,13 +61,11 @@ def reason(record: Record) -> str:
     killer = record.killer
     if killer is not None and killer.by in names.KILLED_BY:
         return f"{name}: {names.KILLED_BY[killer.by]}" + _by(killer)
-    if killer is not None and killer.by is KilledBy.TIMER and record.signal in names.FROM_KERNEL:
-        return f"{name}: {names.FROM_KERNEL[record.signal]}"
-    if record.si_code == SI_KERNEL and record.signal in names.FROM_KERNEL:
-        return f"{name}: {names.FROM_KERNEL[record.signal]}" + _thread(record)
+    if found.category in _ON_ITS_OWN and record.signal in names.FROM_KERNEL:
+        return f"{name}: {_from_kernel(record)}"
     if record.cause is Cause.KILLED:
         return f"killed by {name} from {_sender(record)}" + _how(killer)
-    return f"{name}: {_what_happened(record)}" + _thread(record) + _earlier_fault(record)
+    return f"{name}: {_what_happened(record, found)}" + _thread(record) + _earlier_fault(record)
 
 
 def _by(killer: Killer) -> str:
@@ -132,7 +120,17 @@ def _out_of_memory(record: Record) -> str:
 def _exit(record: Record) -> str:
     code = "an unknown code" if record.exit_code is None else f"code {record.exit_code}"
     handled = f" after handling {_fault(record.last_fault)}" if record.last_fault else ""
-    return f"exited with {code}{handled}"
+    return f"exited with {code}{handled}{_said(record.diagnosis)}"
+
+
+def _said(found: Diagnosis | None) -> str:
+    """ ": Python exception `KeyError`: 'shop'": what a program that exited said last."""
+    if found is None or found.category not in _LANGUAGES:
+        return ""
+    evidence = found.evidence
+    kind = f" `{shown(evidence.exception)}`" if evidence.exception else ""
+    message = evidence.what or evidence.message
+    return f": {_LANGUAGES[found.category]}{kind}" + (f": {_printable(message)}" if message else "")
 
 
 def _sender(record: Record) -> str:
@@ -157,140 +155,189 @@ def _thread(record: Record) -> str:
 
 def _earlier_fault(record: Record) -> str:
     """A handled fault matters only if the process then ended itself."""
-    if record.last_fault is None or _from_hardware(record):
+    told = record.diagnosis is not None and record.diagnosis.evidence.handled
+    if record.last_fault is None or told or is_from_hardware(record):
         return ""
     return f", after handling {_fault(record.last_fault)}"
 
 
-def _from_hardware(record: Record) -> bool:
-    return record.si_code is not None and record.si_code > 0
-
-
-def _what_happened(record: Record) -> str:
-    by_signal = {
-        signal.SIGSEGV: _segv,
-        signal.SIGBUS: _bus,
-        signal.SIGFPE: _arithmetic,
-        signal.SIGILL: _illegal,
-        signal.SIGTRAP: _trap,
-        signal.SIGSYS: _refused_call,
-    }
+def _from_kernel(record: Record) -> str:
+    """A signal that the kernel sent on its own account."""
     assert record.signal is not None
-    if record.signal == signal.SIGABRT:
-        return _abort(record)
-    if _from_hardware(record):
-        describe = by_signal.get(signal.Signals(record.signal)) if record.signal < 32 else None
-        if describe is not None:
-            return describe(record)
-        code = names.code_name(record.signal, record.si_code or 0) or f"code {record.si_code}"
-        return f"sent by the kernel ({code})" + _where(record)
-    # the kernel's send_sig() makes these two look as if the process had sent them itself
-    if record.signal in (signal.SIGPIPE, signal.SIGXFSZ) and record.si_code in (
-        None,
-        names.SI_USER,
-    ):
-        return names.FROM_KERNEL[record.signal] + _where(record)
-    if record.si_code is None and record.sender is None:
-        return "the kernel does not say why" + _where(record)
-    return "raised by the process itself" + _called_from(record.frames or (), "from")
+    said = names.FROM_KERNEL[record.signal]
+    if record.signal in (signal.SIGPIPE, signal.SIGXFSZ):
+        return said + _where(record) + _thread(record)
+    return said + ("" if record.killer is not None else _thread(record))
 
 
-def _segv(record: Record) -> str:
-    if record.si_code == SI_KERNEL or record.si_addr is None:
-        return "general protection fault, address unknown" + _where(record)
-    if record.si_code == names.SEGV_CPERR:
-        return "control-flow protection fault" + _where(record)
-    access = _access(record)
-    if _is_stack_overflow(record, access):
-        return f"stack overflow at address {record.si_addr:#x}" + _where(record)
-    return _accessed(record, access, _refusal(record.si_code, access))
+_ON_ITS_OWN = frozenset(
+    [
+        *(Category.BROKEN_PIPE, Category.TIMER, Category.CPU_LIMIT, Category.FILE_SIZE_LIMIT),
+        *(Category.TERMINAL, Category.KERNEL),
+    ]
+)
 
 
-def _refusal(code: int | None, access: Access | None) -> str:
-    if code == names.SEGV_ACCERR:
+def _what_happened(record: Record, found: Diagnosis) -> str:
+    describe = _IN_WORDS.get(found.category, _other)
+    evidence = found.evidence
+    if not evidence.handled:
+        return describe(record, evidence)
+    # the handler's frames lie on those of the fault that it caught
+    frames, fault = record.frames or [], record.last_fault
+    fell = next((n for n, frame in enumerate(frames) if frame.pc == evidence.ip), len(frames))
+    as_it_fell = msgspec.structs.replace(
+        record, frames=frames[fell:], si_code=record.si_code if fault is None else fault.si_code
+    )
+    handler = program_frame(frames[:fell])
+    by = f" {_describe(handler)}" if handler else ""
+    return f"{describe(as_it_fell, evidence)}, then raised by its handler{by}"
+
+
+def _stack_overflow(record: Record, evidence: Evidence) -> str:
+    return f"stack overflow at address {evidence.address:#x}" + _where(record)
+
+
+def _non_canonical(record: Record, evidence: Evidence) -> str:
+    if evidence.address is not None:
+        return _accessed(record, evidence)
+    what = "bus error" if record.signal == signal.SIGBUS else "general protection fault"
+    return f"{what}, address unknown" + _where(record)
+
+
+def _control_flow(record: Record, evidence: Evidence) -> str:
+    return "control-flow protection fault" + _where(record)
+
+
+def _accessed(record: Record, evidence: Evidence) -> str:
+    """It used an address that cannot be used so."""
+    access, at = evidence.access, "" if evidence.address is None else f" {evidence.address:#x}"
+    verb = _VERBS[access] if access else "accessed"
+    place = _place(record, access)
+    remark = _remark(record, evidence)
+    aside = (f", {remark}," if place else f", {remark}") if remark else ""
+    return f"{verb} address{at}{aside}{place}"
+
+
+def _remark(record: Record, evidence: Evidence) -> str:
+    category = record.diagnosis.category if record.diagnosis else Category.UNKNOWN
+    access, address = evidence.access, evidence.address
+    if category is Category.BAD_CALL and address is not None and not is_canonical(address):
+        return _REMARKS[Category.NON_CANONICAL]
+    if category in (Category.WRITE_READ_ONLY, Category.EXECUTE_DATA, Category.NO_ACCESS):
         if access is None:
             return "which its mapping does not allow"
         return f"which is not {_FORBIDDEN[access]}"
-    if code == names.SEGV_PKUERR:
-        return "which its protection key does not allow"
-    if code == names.SEGV_BNDERR:
-        return "which is out of bounds"
-    return ""
+    if category is Category.HARDWARE_MEMORY:
+        hardware = record.si_code == names.BUS_OBJERR
+        return "where the hardware failed" if hardware else "where the memory is defective"
+    return _REMARKS.get(category, "")
 
 
-def _access(record: Record) -> Access | None:
-    if record.fault_access is None and record.ip is not None and record.ip == record.si_addr:
-        return Access.EXECUTE
-    return record.fault_access
-
-
-def _accessed(record: Record, access: Access | None, remark: str) -> str:
-    verb = _VERBS[access] if access else "accessed"
-    place = _place(record, access)
-    aside = (f", {remark}," if place else f", {remark}") if remark else ""
-    return f"{verb} address {record.si_addr:#x}{aside}{place}"
-
-
-def _is_stack_overflow(record: Record, access: Access | None) -> bool:
-    """The page that the stack pointer is in, or the one below it, cannot be accessed."""
-    if record.sp is None or record.si_addr is None or access is Access.EXECUTE:
-        return False
-    if record.si_code not in (names.SEGV_MAPERR, names.SEGV_ACCERR) or record.sp < PAGE:
-        return False
-    return record.sp - PAGE <= record.si_addr < (record.sp | (PAGE - 1)) + 1
-
-
-def _bus(record: Record) -> str:
-    if record.si_addr is None:
-        return "bus error, address unknown" + _where(record)
-    access = _access(record)
-    remark = {
-        names.BUS_ADRALN: "which is not aligned",
-        names.BUS_ADRERR: "beyond the end of its mapped file",
-        names.BUS_OBJERR: "where the hardware failed",
-        names.BUS_MCEERR_AR: "where the memory is defective",
-        names.BUS_MCEERR_AO: "where the memory is defective",
-    }.get(record.si_code or 0, "")
-    return _accessed(record, access, remark)
-
-
-def _arithmetic(record: Record) -> str:
+def _arithmetic(record: Record, evidence: Evidence) -> str:
     return names.ARITHMETIC.get(record.si_code or 0, "arithmetic error") + _where(record)
 
 
-def _illegal(record: Record) -> str:
+def _illegal(record: Record, evidence: Evidence) -> str:
     return "executed an illegal instruction" + _where(record)
 
 
-def _trap(record: Record) -> str:
+def _privileged(record: Record, evidence: Evidence) -> str:
+    return "executed a privileged instruction" + _where(record)
+
+
+def _trap(record: Record, evidence: Evidence) -> str:
     return "hit a breakpoint or trap instruction" + _where(record)
 
 
-def _refused_call(record: Record) -> str:
-    number = "a system call" if record.syscall is None else f"system call {record.syscall}"
+def _refused_call(record: Record, evidence: Evidence) -> str:
+    number = "a system call" if evidence.syscall is None else f"system call {evidence.syscall}"
     if record.si_code == names.SYS_SECCOMP:
         return f"its seccomp filter refused {number}" + _where(record)
     return f"{number} was refused" + _where(record)
 
 
-def _abort(record: Record) -> str:
-    functions = {frame.function or "" for frame in record.frames or ()}
-    caller = _program_frame(record.frames or ())
+def _gave_up(record: Record, evidence: Evidence) -> str:
+    """It aborted, and may have said why."""
+    caller = program_frame(record.frames or ())
+    if evidence.message:
+        return _printable(evidence.message) + (f", in {_describe(caller)}" if caller else "")
     called_from = f" called from {_describe(caller)}" if caller else ""
-    if record.abort_message:
-        message = " ".join(record.abort_message.split())
-        said = "".join(c if c.isprintable() else "?" for c in message[:_MAX_SHOWN]).rstrip(".")
-        return said + (f", in {_describe(caller)}" if caller else "")
-    if {"__cxa_throw", "__cxa_rethrow"} & functions:
-        thrown = f", thrown from {_describe(caller)}" if caller else ""
-        return f"uncaught C++ exception{thrown}"
+    functions = {frame.function or "" for frame in record.frames or ()}
     if any("terminate" in function for function in functions):
         return "std::terminate()" + (called_from or " called")
     if "abort" in functions:
         return "abort()" + (called_from or " called")
+    return _other(record, evidence)
+
+
+def _printable(message: str) -> str:
+    """What a program said, as one line without a full stop."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else "?" for c in line[:_MAX_SHOWN]).rstrip(".")
+
+
+def _uncaught(record: Record, evidence: Evidence) -> str:
+    """From the frames that lie on the throwing one: a handler of the program's may be above it."""
+    frames = record.frames or []
+    threw = next((n for n, frame in enumerate(frames) if frame.function in THROWING), -1)
+    caller = program_frame(frames[threw + 1 :])
+    called = library_frame(frames, caller) if caller else None
+    kind = f" `{shown(evidence.exception)}`" if evidence.exception else ""
+    what = f": {_printable(evidence.what)}" if evidence.what else ""
+    thrown = f", thrown from {_describe(caller)}" if caller else ""
+    inside = f", in {_describe(called)}" if called else ""
+    return f"uncaught C++ exception{kind}{what}{thrown}{inside}"
+
+
+def _panic(record: Record, evidence: Evidence) -> str:
+    category = record.diagnosis.category if record.diagnosis else Category.RUST_PANIC
+    caller = program_frame(record.frames or ())
+    said = f": {_printable(evidence.message)}," if evidence.message and caller else ""
+    return f"{_LANGUAGES[category]}{said}" + (f" in {_describe(caller)}" if caller else "")
+
+
+def _other(record: Record, evidence: Evidence) -> str:
+    if is_from_hardware(record):
+        code = names.code_name(record.signal or 0, record.si_code or 0) or f"code {record.si_code}"
+        return f"sent by the kernel ({code})" + _where(record)
     if record.si_code is None and record.sender is None:
         return "the kernel does not say why" + _where(record)
     return "raised by the process itself" + _called_from(record.frames or (), "from")
+
+
+_IN_WORDS: dict[Category, Callable[[Record, Evidence], str]] = {
+    Category.STACK_OVERFLOW: _stack_overflow,
+    Category.NON_CANONICAL: _non_canonical,
+    Category.CONTROL_FLOW: _control_flow,
+    **dict.fromkeys(
+        (
+            *(Category.NULL_DEREFERENCE, Category.NEAR_NULL, Category.BAD_CALL),
+            *(Category.UNMAPPED, Category.USE_AFTER_UNMAP, Category.FREED_MEMORY),
+            *(Category.EXECUTE_DATA, Category.WRITE_READ_ONLY, Category.NO_ACCESS),
+            *(Category.PROTECTION_KEY, Category.PAST_END_OF_FILE, Category.MISALIGNED),
+            Category.HARDWARE_MEMORY,
+        ),
+        _accessed,
+    ),
+    Category.DIVISION: _arithmetic,
+    Category.ARITHMETIC: _arithmetic,
+    Category.ILLEGAL_INSTRUCTION: _illegal,
+    Category.PRIVILEGED_INSTRUCTION: _privileged,
+    Category.TRAP: _trap,
+    Category.SECCOMP: _refused_call,
+    Category.REFUSED_CALL: _refused_call,
+    **dict.fromkeys(
+        (
+            *(Category.ASSERTION, Category.ABORT, Category.HEAP_CORRUPTION),
+            Category.BUFFER_OVERFLOW,
+        ),
+        _gave_up,
+    ),
+    Category.UNCAUGHT_EXCEPTION: _uncaught,
+    Category.RUST_PANIC: _panic,
+    Category.GO_PANIC: _panic,
+}
 
 
 def _place(record: Record, access: Access | None) -> str:
@@ -307,27 +354,17 @@ def _where(record: Record) -> str:
     if not frames:
         return ""
     place = f" in {_describe(frames[0])}"
-    return place + (_called_from(frames[1:], "called from", ",") if _is_runtime(frames[0]) else "")
+    return place + (_called_from(frames[1:], "called from", ",") if is_runtime(frames[0]) else "")
 
 
 def _called_from(frames: Sequence[Frame], word: str, comma: str = "") -> str:
-    caller = _program_frame(frames)
+    caller = program_frame(frames)
     return f"{comma} {word} {_describe(caller)}" if caller else ""
 
 
-def _program_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost frame of the program's own; generated code (a JIT's) has nothing to show."""
-    return next((f for f in frames if (f.function or f.module) and not _is_runtime(f)), None)
-
-
-def _is_runtime(frame: Frame) -> bool:
-    if frame.function in _RUNTIME_FUNCTIONS:
-        return True
-    return frame.module is not None and PurePosixPath(frame.module).name.startswith(_RUNTIME)
-
-
 def _describe(frame: Frame) -> str:
-    if frame.file is not None and frame.line is not None:
+    own_line = frame.inline or not in_header(frame)
+    if frame.file is not None and frame.line is not None and own_line:
         place = f"{shown(PurePosixPath(frame.file).name)}:{frame.line}"
     elif frame.module is not None:
         place = shown(PurePosixPath(frame.module).name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from collector.circumstances import Package
+from collector.diagnosis import Diagnosis
 from collector.model import Access, Frame
 from collector.signature.types import StackKey
 
@@ -81,6 +83,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     modules: list[ModuleFile] = []
     abort_message: str | None = None
     fault_access: Access | None = None
+    diagnosis: Diagnosis | None = None  # its beginning: what the core alone says of the fault
+    package: Package | None = None  # of the main program
     seconds: float = 0.0  # wall-clock time that it took
     peak_rss: int = 0  # bytes
     lost: dict[str, str] = {}

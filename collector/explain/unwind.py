@@ -22,6 +22,7 @@ from collector.elfcore.reader import CoreFile
 from collector.elfcore.types import Thread
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle, is_mangled
+from collector.explain.evidence import evidence_of
 from collector.explain.find import Finder
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
@@ -72,6 +73,7 @@ def explain(
                 modules=modules.report(),
                 abort_message=unwinder.abort_message(frames or []),
                 fault_access=_fault_access(core, modules),
+                diagnosis=ask(lambda: evidence_of(core, modules.code)),
                 seconds=time.monotonic() - started,
                 lost={**modules.lost, **unwinder.lost},
             )

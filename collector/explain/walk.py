@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import drgn
 
+from collector.explain.blame import OUTERMOST
 from collector.explain.modules import Modules, ask
-from collector.explain.reason import OUTERMOST
 from collector.explain.x86_calls import (
     LONGEST_CALL,
     TRAMPOLINE,

@@ -131,6 +131,8 @@ class Stat(NamedTuple):
     cpu: int
     arg_start: int  # addresses of the arguments; 0: it has no memory, or this is kept secret
     arg_end: int
+    env_start: int  # the same of its environment
+    env_end: int
 
 
 def parse_stat(text: bytes) -> Stat:
@@ -157,6 +159,8 @@ def parse_stat(text: bytes) -> Stat:
         cpu=int(words[36]),
         arg_start=int(words[45]),
         arg_end=int(words[46]),
+        env_start=int(words[47]),
+        env_end=int(words[48]),
     )
 
 

@@ -69,6 +69,8 @@ from collector.signature.types import MOST_GLOBS, MOST_OWN_FRAMES, SignatureRule
 __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
 _PAGE = 4096
+_MOST_ATTRIBUTES = 32
+_VARIABLE = "the name of a variable such as RELEASE"
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_AGE, _MOST_AGE = 3600.0, 10_000 * 86400.0
 _MOST_RECORDS = 10_000_000
@@ -203,6 +205,29 @@ def _choices(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
     if isinstance(node, yaml.SequenceNode) and not node.value:
         return ()
     return nodes.items(doc, node, path, _mapping_glob)
+
+
+def _attributes(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
+    """A list of names of variables; an empty one lifts what the defaults list."""
+    if isinstance(node, yaml.SequenceNode) and not node.value:
+        return ()
+    found: tuple[str, ...] = nodes.items(doc, node, path, nodes.written(_variable, _VARIABLE))
+    if len(found) > _MOST_ATTRIBUTES:
+        raise Problem(node, path, f"expected at most {_MOST_ATTRIBUTES} names")
+    return found
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", text):
+        raise ValueError(f"{quote(text)}: expected {_VARIABLE}")
+    return text
+
+
+def _logs(doc: Document, node: yaml.Node, path: str) -> int | None:
+    if nodes.is_off(node):
+        return None
+    lines: int = nodes.integer(1, 1000, "a number of lines (or off)")(doc, node, path)
+    return lines
 
 
 def _memory_max(doc: Document, node: yaml.Node, path: str) -> int | None:
@@ -598,6 +623,8 @@ _ACTION: Mapping[str, Parser] = {
     "limit": _limit,
     "routine": nodes.choice({str(routine): routine for routine in Routine}),
     "honour_rlimit": nodes.boolean,
+    "attributes": _attributes,
+    "logs": _logs,
 }
 _MATCH: Mapping[str, Parser] = {
     "exe": _any_of(nodes.text),

@@ -83,6 +83,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     limit: Limit | None = Limit(captures=5, period=3600.0)
     routine: Routine = Routine.NOTE
     honour_rlimit: bool = False  # True: RLIMIT_CORE of the process bounds its core
+    attributes: tuple[str, ...] = ()  # variables of its environment that the record tells
+    logs: int | None = 50  # lines of its unit's journal that the record has; None: none
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ from collector.model import (
 FORMAT = 8  # CW_FORMAT
 STACK_PAGES = 8
 SIGINFO_USER = 128  # sizeof(siginfo_t)
+TOLD_INFO, TOLD_CORE_BYTE = 1, 2  # enum cw_told
 TRAP_PAGE_FAULT = 14  # <asm/trapnr.h>
 ERROR_WRITE, ERROR_FETCH = 1 << 1, 1 << 4  # X86_PF_WRITE, X86_PF_INSTR <asm/trap_pf.h>
 BUILD_ID_VALID = 1  # enum bpf_stack_build_id_status
@@ -148,7 +149,8 @@ def _access(trap: int, error: int) -> Access | None:
 
 def _fatal(common: _Common, record: bytes) -> FatalSignal:
     fields = SIGNAL.unpack_from(record, EVENT_BYTES)
-    signal, has_info, thread_comm, info = fields[:4]
+    signal, told_of, thread_comm, info = fields[:4]
+    has_info = told_of & TOLD_INFO
     trap, trap_error, status, build_id, offset, base, valid = fields[31:]
     told = siginfo.decode(info) if has_info else None
     is_fault = told is not None and told.address is not None
@@ -176,6 +178,7 @@ def _fatal(common: _Common, record: bytes) -> FatalSignal:
         last_fault=common.fault,
         thread_name=text(thread_comm),
         fault_access=_access(trap, trap_error) if is_fault else None,
+        core_byte=bool(told_of & TOLD_CORE_BYTE),
     )
 
 

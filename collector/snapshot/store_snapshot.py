@@ -24,12 +24,15 @@ from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.types import Prot
 from collector.errors import StoreError
 from collector.explain.facts import with_explanation
-from collector.explain.reason import reason
+from collector.explain.reason import concluded
 from collector.explain.run import explain_core
 from collector.heap.run import heap_of_core, with_heap
 from collector.heap.types import HeapReport
+from collector.linux.ancestry import stat_of, with_ancestors
 from collector.linux.atomic import atomic_file
 from collector.linux.filesystems import own_devices
+from collector.linux.host import age_s, read_host
+from collector.linux.open_files import MOST, open_files
 from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
 from collector.policy.facts import facts_of_living
 from collector.policy.types import Compress
@@ -109,7 +112,7 @@ def store_snapshot(
             record, facts = take(pid, request, write, live, folder, key)
             if trigger is not None:
                 record = msgspec.structs.replace(record, rule=trigger.rule, trigger=trigger.trigger)
-            record = _with_calls(record, calls)
+            record = _with_surroundings(_with_calls(record, calls))
             # a person waits for it, or nobody does
             nice = 0 if trigger is None else 19
             record = _explained(record, facts, folder / EXPLAIN_CORE, files, nice=nice)
@@ -181,6 +184,34 @@ def _with_calls(record: Record, calls: CallsFacts | str | None) -> Record:
     return msgspec.structs.replace(record, calls=calls)
 
 
+def _with_surroundings(record: Record) -> Record:
+    """What else is true of the process, as it goes on."""
+    record = msgspec.structs.replace(
+        record, host=read_host(), age_s=age_s(record.time, record.start_ns)
+    )
+    stat = stat_of(record.pid)
+    if stat is None or not ProcessKey(record.pid, stat.start_ns).is_same(
+        ProcessKey(record.pid, record.start_ns)
+    ):
+        return msgspec.structs.replace(record, lost={**record.lost, "ancestry": "it has gone"})
+    ancestry, why = with_ancestors([], stat.ppid, stat.start_ns)
+    lost = {} if why is None else {"ancestry": why}
+    descriptors = None
+    try:
+        descriptors, count = open_files(record.pid)
+        if count > MOST:
+            lost["descriptors"] = f"the lowest {MOST} of {count} are told"
+    except OSError as error:
+        lost["descriptors"] = error.strerror or str(error)
+    return msgspec.structs.replace(
+        record,
+        ppid=stat.ppid,
+        ancestry=ancestry,
+        descriptors=descriptors,
+        lost={**record.lost, **lost},
+    )
+
+
 class _Files:
     """The process's root folder and executable, which may exist only in its container, O_PATH; and
     the files of its code that were deleted or replaced, by an address in their mappings."""
@@ -220,7 +251,7 @@ def _explained(
     )
     core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
-    return msgspec.structs.replace(record, reason=reason(record))
+    return concluded(record)
 
 
 def _heap(core: Path, files: _Files, *, nice: int) -> HeapReport:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from collector.arch.syscalls import syscall_number
+from collector.arch.x86_64 import PAGE
 from collector.errors import StoreError
 from collector.model import CallsFacts
 from collector.trace.layout import Call
@@ -18,6 +20,8 @@ from collector.watch import packed
 
 FILE = "calls.zst"
 VERSION = 1
+_MUNMAP = syscall_number("munmap")
+_MOST_UNMAPPED = 64
 
 
 class KeptThread(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +48,23 @@ class KeptCalls(msgspec.Struct, frozen=True, kw_only=True):
     def facts(self) -> CallsFacts:
         """What the record says of it."""
         calls = sum(len(thread.calls) for thread in self.threads)
-        return CallsFacts(threads=len(self.threads), calls=calls, rule=self.rule, file=FILE)
+        return CallsFacts(
+            threads=len(self.threads),
+            calls=calls,
+            rule=self.rule,
+            file=FILE,
+            unmapped=self._unmapped(),
+        )
+
+    def _unmapped(self) -> list[tuple[int, int]]:
+        """What munmap(2) took away, in the order of time."""
+        done = [
+            (call.exit_ns or 0, call.args[0], (call.args[0] + call.args[1] + PAGE - 1) & -PAGE)
+            for thread in self.threads
+            for call in thread.calls
+            if (call.number, call.result, call.compat) == (_MUNMAP, 0, False)
+        ]
+        return [(start, end) for _, start, end in sorted(done)[-_MOST_UNMAPPED:]]
 
     def thread(self, tid: int) -> KeptThread | None:
         """None: nothing is known of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -302,8 +303,8 @@ ABORTS = [
         "uncaught",
         (),
         {
-            "reason": "SIGABRT: uncaught C++ exception, thrown from"
-            " `shop::Order::place(int)` (uncaught.cpp:13)"
+            "reason": "SIGABRT: uncaught C++ exception `std::runtime_error`: no such item,"
+            " thrown from `shop::Order::place(int)` (uncaught.cpp:13)"
         },
         ["shop::Order::place(int)", "main"],
     ),
@@ -393,6 +394,19 @@ def test_a_process_without_its_main_thread(watching: RunningAgent, tmp_path: Pat
     assert "in survivor (" in debugger(record, core, "thread apply all bt")
 
 
+def test_a_limit_of_one_byte_for_its_core(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a process whose RLIMIT_CORE is one byte, which helpers of the kernel have: core(5)
+    with running("null_main", cwd=tmp_path) as victim:
+        resource.prlimit(victim.pid, resource.RLIMIT_CORE, (1, 1))
+        # WHEN it crashes
+        record = die(watching, victim)
+    # THEN through a pipe its core cannot be had, and that is what the record says
+    lost = {"core": "the kernel did not hand it over: its RLIMIT_CORE is one byte"}
+    by_pipe = watching.settings.read("core_pattern").startswith("|")
+    assert {k: v for k, v in record["lost"].items() if k == "core"} == (lost if by_pipe else {})
+    assert record["diagnosis"]["category"] == "null-dereference"
+
+
 def test_killed_by_another_process(watching: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a process that another one kills
     for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "SIGTERM")):
@@ -479,8 +493,8 @@ def test_a_handler_that_raises_again(watching: RunningAgent, tmp_path: Path) -> 
         si_addr=None,
         sender=self_sent(victim, "handled"),
         last_fault=record["last_fault"],
-        reason="SIGSEGV: raised by the process itself from `fault` (handled.c:25),"
-        " after handling SIGSEGV at address 0x20",
+        reason="SIGSEGV: accessed address 0x20 in `fault` (handled.c:25),"
+        " then raised by its handler",
     )
     assert facts(record) == expected
     assert record["last_fault"]["si_addr"] == 0x20

@@ -40,6 +40,7 @@ trace:
     strings: 16
     exclude: [futex, "%memory", getrandom]
   - {{name: leaky, match: {{exe: {leaky}}}}}
+  - {{name: unmapping, match: {{exe: {unmapping}}}, include: [munmap]}}
 """
 THREADS = "coreward_traced_threads"
 
@@ -57,10 +58,16 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def unmapping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that reads what it has unmapped."""
+    return Path(shutil.copy(build("diagnoses"), tmp_path_factory.mktemp("program") / "unmapping"))
+
+
+@pytest.fixture(scope="module")
 def tracing_agent(
-    tmp_path_factory: pytest.TempPathFactory, program: Path, leaky: Path
+    tmp_path_factory: pytest.TempPathFactory, program: Path, leaky: Path, unmapping: Path
 ) -> Iterator[RunningAgent]:
-    config = TRACE.format(exe=program, leaky=leaky)
+    config = TRACE.format(exe=program, leaky=leaky, unmapping=unmapping)
     folder = tmp_path_factory.mktemp("agent")
     with agent(folder, config=config, backend="none", metrics=True) as one:
         yield one
@@ -101,6 +108,22 @@ def test_a_killed_process_has_the_call_that_it_was_in(
     shown = tracing_agent.command("info", record["id"])
     assert "Last calls of the thread\n" in shown
     assert "read(0, " in shown
+
+
+def test_the_use_of_what_was_unmapped(tracing_agent: RunningAgent, unmapping: Path) -> None:
+    # GIVEN a traced process that unmaps a page
+    wait_until(lambda: not tracing_agent.metric(THREADS), "the one before is forgotten")
+    folder = unmapping.parent
+    with running("diagnoses", "unmapped", cwd=folder, file=unmapping, core_limit=0) as victim:
+        until(tracing_agent, THREADS, 1)
+        # WHEN it reads that page
+        victim.go()
+        assert victim.wait() == -signal.SIGSEGV
+        record = tracing_agent.record(victim.pid)
+    # THEN that is what it died of
+    found = record["diagnosis"]
+    assert (found["category"], found["confidence"]) == ("use-after-unmap", "certain")
+    assert "which it had unmapped before" in record["reason"]
 
 
 def test_an_exit_has_the_last_calls_with_their_texts(

@@ -247,6 +247,7 @@ class FakeAgent:
             recorder=FakeRecorder(),  # type: ignore[arg-type]
             native=self.native,  # type: ignore[arg-type]
             boot_id="0" * 32,
+            has_journal=False,
         )
         stages = "collector.agent"
         monkeypatch.setattr(f"{stages}.write.run_writer", self._write)

@@ -44,6 +44,7 @@ def kept(core: str | None) -> Kept:
         core_size=1,
         core_memory=2,
         capture_s=0.5,
+        attributes={},
     )
 
 

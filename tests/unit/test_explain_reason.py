@@ -7,10 +7,12 @@ import signal
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 
+from collector.diagnosis import Diagnosis, Evidence
 from collector.explain.facts import with_explanation, with_signal
-from collector.explain.reason import reason
+from collector.explain.reason import concluded
 from collector.explain.types import Explanation
 from collector.model import (
     Access,
@@ -114,9 +116,24 @@ SENTENCES = [
         "SIGSEGV: read from address 0x7ffc12347f80",
     ),
     (
-        record(si_code=-6, last_fault=FAULT, frames=[libc("raise"), own("on_fault", 22)]),
-        "SIGSEGV: raised by the process itself from `on_fault` (victim.c:22),"
-        " after handling SIGSEGV at address 0x20",
+        record(
+            si_code=-6,
+            last_fault=msgspec.structs.replace(FAULT, ip=0x401200),
+            frames=[libc("raise"), own("on_fault", 22)],
+        ),
+        "SIGSEGV: accessed address 0x20, then raised by its handler `on_fault` (victim.c:22)",
+    ),
+    (
+        record(
+            si_code=-6,
+            last_fault=msgspec.structs.replace(FAULT, si_addr=FAULT.sp - 16, ip=0x401200),
+            frames=[
+                *(libc("raise"), own("on_fault", 22), libc("__restore_rt")),
+                *[Frame(pc=0x401200, function="recurse", file="v.c", line=9, module=EXE)] * 2,
+            ],
+        ),
+        "SIGSEGV: stack overflow at address 0x7ffdfff0 in `recurse` (v.c:9),"
+        " then raised by its handler `on_fault` (victim.c:22)",
     ),
     (
         record(signal=signal.SIGBUS, si_code=2, si_addr=0x7F00, frames=[own("read_mapped", 8)]),
@@ -159,6 +176,20 @@ SENTENCES = [
     (
         aborted(libc("std::terminate()"), libc("__cxa_throw"), own("shop::Order::place(int)", 13)),
         "SIGABRT: uncaught C++ exception, thrown from `shop::Order::place(int)` (victim.c:13)",
+    ),
+    (
+        aborted(
+            own("my_terminate", 3),
+            *(libc("std::terminate()"), libc("__cxa_throw"), libc("std::__throw_out_of_range()")),
+            *(own("std::vector<int>::_M_range_check(unsigned long) const"), own("pick", 3)),
+            diagnosis=Diagnosis(evidence=Evidence(exception="std::out_of_range", what="n is 5.")),
+        ),
+        "SIGABRT: uncaught C++ exception `std::out_of_range`: n is 5, thrown from"
+        " `pick` (victim.c:3), in `std::vector<int>::_M_range_check(unsigned long) const` (victim)",
+    ),
+    (
+        aborted(own("shop::total(int)", 1016, "/usr/include/c++/12/bits/stl_vector.h")),
+        "SIGABRT: abort() called from `shop::total(int)` (victim)",
     ),
     (
         aborted(libc("std::terminate()"), own("join", 5)),
@@ -206,14 +237,14 @@ SENTENCES = [
 
 @pytest.mark.parametrize(("death", "sentence"), SENTENCES, ids=[s for _, s in SENTENCES])
 def test_a_death_in_one_sentence(death: Record, sentence: str) -> None:
-    assert reason(death) == sentence
+    assert concluded(death).reason == sentence
 
 
 def test_a_hostile_name_stays_short_and_on_one_line() -> None:
     # GIVEN a thread whose function has a name of 4,096 characters, with a newline in it
     death = segv(frames=[own("f\n" + "x" * 4094)])
     # THEN the sentence keeps 200 of them, and no line break
-    assert reason(death) == f"SIGSEGV: accessed address 0x0 in `f?{'x' * 197}…` (victim)"
+    assert concluded(death).reason == f"SIGSEGV: accessed address 0x0 in `f?{'x' * 197}…` (victim)"
 
 
 def test_a_record_learns_from_its_signal_and_its_explanation() -> None:

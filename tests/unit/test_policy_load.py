@@ -369,7 +369,8 @@ KNOWN = (
     "defaults, rules, watch, arm, trace, dumpers"
 )
 RULE_KEYS = (
-    "name, match, capture, collect, memory, release, compress, limit, routine, honour_rlimit"
+    "name, match, capture, collect, memory, release, compress, limit, routine, honour_rlimit, "
+    "attributes, logs"
 )
 STORE = (
     "path, min_free, max_size, max_records, max_age, max_core_age, keep_free, service_max_size, "
@@ -379,6 +380,15 @@ LISTEN = 'expected address:port such as "127.0.0.1:9836", or off'
 FILTER = "expected hexadecimal bits from 0x0 to 0x1ff such as 0x33 (core(5)), or none"
 KINDS = "anon, heap, stack, file, shm, hugetlb"
 PROBLEMS = [
+    # what a record tells besides
+    (
+        "defaults: {attributes: [1X]}",
+        'f:1: defaults.attributes: "1X": expected the name of a variable such as RELEASE',
+    ),
+    (
+        "defaults: {logs: 0}",
+        "f:1: defaults.logs: expected a number of lines (or off) from 1 to 1000, not 0",
+    ),
     # keys
     ("ruls: []", 'f:1: ruls: unknown key "ruls"; did you mean "rules"?'),
     ("\nzzz: 1", f'f:2: zzz: unknown key "zzz"; known here: {KNOWN}'),

@@ -35,6 +35,8 @@ EXPECTED = {
     "sizeof(struct cw_killer)": events.KILLER_BYTES,
     "offsetof(struct cw_killer, who)": events.KILLER.size,
     "offsetof(struct cw_killer, args_len)": events.KILLER.size + events.WHO.size,
+    "CW_TOLD_INFO": events.TOLD_INFO,
+    "CW_TOLD_CORE_BYTE": events.TOLD_CORE_BYTE,
     "CW_SENT_BARE": SentFlag.BARE,
     "CW_SENT_BY_KERNEL": SentFlag.BY_KERNEL,
     "CW_SENT_LEAVING": SentFlag.LEAVING,

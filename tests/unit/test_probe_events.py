@@ -61,7 +61,7 @@ def fatal(**changes: bytes | int) -> bytes:
     address = changes.get("address", 0x10)
     info = struct.pack("<iiiiQ", 11, 0, changes.get("code", SEGV_MAPERR), 0, address)
     part = events.SIGNAL.pack(
-        11, changes.get("has_info", 1), b"worker", info.ljust(48, b"\0"), *REGS,
+        11, changes.get("told", 1), b"worker", info.ljust(48, b"\0"), *REGS,
         changes.get("trap", 14), changes.get("error", 0b110),
         changes.get("status", 1), changes.get("build_id", BUILD_ID), 0x1234, 0x7000, 0b101,
     )  # fmt: skip
@@ -230,8 +230,13 @@ def test_how_a_fault_touched_memory(changes: dict[str, int], access: Access | No
     assert decoded(fatal(**changes)).fault_access is access
 
 
+def test_a_limit_of_one_byte_for_its_core_is_told() -> None:
+    assert not decoded(fatal()).core_byte
+    assert decoded(fatal(told=3)).core_byte
+
+
 def test_without_siginfo_nothing_is_made_up() -> None:
-    event = decoded(fatal(has_info=0))
+    event = decoded(fatal(told=0))
     assert (event.si_code, event.si_addr, event.siginfo) == (None, None, b"")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from collector.arch.call_sets import wanted
 from collector.errors import StoreError, UsageError
 from collector.policy.types import Match, Trace
 from collector.trace import Rule, layout
-from collector.trace.layout import RECORD, KeptEvent, Text
+from collector.trace.layout import RECORD, Call, KeptEvent, Text
 from collector.watch import kept
 from collector.watch.calls import Told, rule_of
 from collector.watch.kept import KeptCalls, KeptThread
@@ -34,6 +35,23 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (KEPT.facts.threads, KEPT.facts.calls, KEPT.facts.rule) == (1, 2, "a")
     assert KEPT.thread(7) == THREAD
     assert KEPT.thread(8) is None
+
+
+def test_what_was_unmapped_is_told_in_the_order_of_time() -> None:
+    # GIVEN two threads that unmapped memory, one of them in vain, among a hundred calls
+    def unmapped(start: int, size: int, result: int, at: int) -> Call:
+        return msgspec.structs.replace(call("munmap", start, size, result=result), exit_ns=at)
+
+    one = msgspec.structs.replace(
+        THREAD, calls=(unmapped(0x9000, 1, 0, 30), unmapped(0xB000, 4096, -22, 40), *THREAD.calls)
+    )
+    other = msgspec.structs.replace(THREAD, calls=(unmapped(0x5000, 8192, 0, 20),) * 3)
+    found = msgspec.structs.replace(KEPT, threads=(one, other)).facts.unmapped
+    # THEN whole pages are told, the last ones last
+    assert found == [(0x5000, 0x7000)] * 3 + [(0x9000, 0xA000)]
+    # AND of many only the last ones
+    many = msgspec.structs.replace(THREAD, calls=other.calls * 50)
+    assert len(msgspec.structs.replace(KEPT, threads=(many, one)).facts.unmapped) == 64
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zstd", b"\x28\xb5\x2f\xfd\x20\x01\x09\x00\x00\xc1"])

@@ -1,0 +1,45 @@
+"""What else was true when a process died: fields of `Record` that say nothing of the death itself.
+
+All of it is bounded where it is gathered, and what comes from the process is hostile.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+import msgspec
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine, and this start of it. None: it does not tell."""
+
+    name: str
+    kernel: str  # its release, as uname(2) has it
+    boot_id: str | None = None
+    cpu: str | None = None  # the model of the first one
+
+
+class Package(msgspec.Struct, frozen=True, kw_only=True):
+    """What the executable was installed with."""
+
+    name: str
+    version: str
+    source: str  # who says so: `note` (of the file itself: .note.package), `dpkg`
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line that a process of the unit wrote to the journal."""
+
+    time: datetime.datetime  # UTC
+    pid: int | None
+    message: str
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """An open file of a process."""
+
+    fd: int
+    kind: (
+        str  # file, folder, device, pipe, socket, or what the kernel calls it: eventfd, memfd, ...
+    )
+    target: str  # a path, or `pipe:[1234]`
