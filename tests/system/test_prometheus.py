@@ -21,9 +21,9 @@ from tests.promtool import PROMETHEUS, RULES
 from tests.system.agents import agent, free_port
 from tests.system.victims import PATIENCE, Stuck, running, wait_until
 
-# (so that others who die on this machine are none of ours)
+# (so that others who die on this machine are none of ours, and few of ours are explained)
 CONFIG = """
-defaults: {capture: none, limit: none}
+defaults: {capture: none, limit: {captures: 1, period: 1h}}
 rules:
   - name: ours
     match: {comm: [null_main, heap_abort, illegal, divide, wait_for_kill]}
@@ -90,7 +90,11 @@ def prometheus(folder: Path, target: int) -> Iterator[Prometheus]:
     folder.mkdir()
     server = Prometheus(folder, target)
     try:
-        wait_until(lambda: server.value("up") == 1, "the agent is not scraped")
+        end = time.monotonic() + PATIENCE
+        while server.value("up") != 1:
+            if time.monotonic() > end:
+                raise Stuck("the agent is not scraped")
+            time.sleep(0.1)
         yield server
     finally:
         server.process.kill()
