@@ -12,17 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
 from prometheus_client.core import CounterMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.openmetrics import exposition as open_metrics
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import CollectorRegistry
 
 from collector import __version__
 from collector.errors import CorewardError
@@ -272,12 +266,22 @@ class Metrics:
         Of each of the two formats there is one version: what else is asked for makes no document
         of its own, and no error.
         """
-        encoder, kind = choose_encoder(_OPEN_METRICS if _OPEN_METRICS in accept else "")
+        encoder, kind = _encoder(accept)
         until, document = self._kept.get(kind, (0.0, b""))
         if time.monotonic() >= until:
             document = encoder(self.registry)
             self._kept[kind] = time.monotonic() + KEPT_S, document
         return kind, document
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """For who sent this Accept header, and what it makes (Content-Type)."""
+    if _OPEN_METRICS in accept:
+        return open_metrics.generate_latest, open_metrics.CONTENT_TYPE_LATEST
+    # with all that prometheus_client serves metrics with; Prometheus asks for OpenMetrics
+    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
+
+    return choose_encoder("")
 
 
 class _Watched:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -193,3 +195,29 @@ def test_who_asks_without_end_has_it_made_now_and_then(monkeypatch: pytest.Monke
     # AND a moment later it is a new one
     now[0] += 0.1
     assert metrics._exposition("") != first
+
+
+def test_what_serves_metrics_elsewhere_is_not_loaded() -> None:
+    # GIVEN an interpreter that has the agent's metrics THEN it has not what it does not need
+    script = """
+import sys
+from collector.export.metrics import Metrics
+metrics = Metrics()
+kind, document = metrics._exposition("application/openmetrics-text;version=1.0.0")
+assert document.endswith(b"# EOF\\n")
+assert not {"ssl", "http.server", "urllib.request"} & sys.modules.keys()
+# AND whoever asks for the plain text has it
+kind, document = metrics._exposition("*/*")
+assert kind.startswith("text/plain") and b"coreward_build_info" in document
+# AND the package is whole for others
+from prometheus_client import REGISTRY, start_http_server
+import prometheus_client
+assert prometheus_client.core and callable(start_http_server)
+try:
+    prometheus_client.nothing
+except AttributeError:
+    print("done")
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("done\n", "")
