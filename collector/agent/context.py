@@ -36,6 +36,7 @@ from collector.watch.client import FlightRecorder
 from collector.workers import Lane
 
 if TYPE_CHECKING:
+    from collector.agent.hooks import Hooks
     from collector.dumpers.hub import Hub
     from collector.health.interface import HealthInterface
     from collector.probe.armed import ArmedProbe
@@ -116,6 +117,7 @@ class Context:
     health: HealthInterface | None = None  # where policy wants it
     copies: Copies = dataclasses.field(default_factory=Copies)
     room: Room = dataclasses.field(init=False)
+    hooks: Hooks | None = None  # from the first one on
     retention: Retention = dataclasses.field(default_factory=Retention)
     sinks: Sinks = dataclasses.field(init=False)
     unstored: Unstored = dataclasses.field(default_factory=Unstored)

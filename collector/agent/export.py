@@ -177,6 +177,8 @@ def close(context: Context, record: Record, place: Place | None = None) -> bool:
     context.sinks.tell(record, stored=stored)
     if context.health is not None:
         context.health.log.died(record)
+    if context.hooks is not None:
+        context.hooks.died(record)
     context.announce(record)
     return stored
 

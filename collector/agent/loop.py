@@ -43,7 +43,7 @@ from collector.handoff.native import Native
 from collector.handoff.overwrites import Overwrites
 from collector.model import Capture, Outcome, Record
 from collector.policy.match import all_instant, wants_exits
-from collector.policy.types import ArmSettings, DumperRule, Policy
+from collector.policy.types import ArmSettings, DumperRule, Hook, Policy
 from collector.workers import USUAL_S
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class Agent:
                 context.metrics.fires(watch.name, trigger.name)
         self._arm(policy.arm)
         self._run_plugins(policy.dumpers)
+        self._run_hooks(policy.hooks)
 
     def _run_plugins(self, rules: tuple[DumperRule, ...]) -> None:
         if self._plugins is None:
@@ -142,6 +143,15 @@ class Agent:
 
             self._plugins = Plugins(self._context.open_hub(), self._context.run_dir)
         self._plugins.configure(rules)
+
+    def _run_hooks(self, hooks: tuple[Hook, ...]) -> None:
+        if self._context.hooks is None:
+            if not hooks:
+                return
+            from collector.agent.hooks import Hooks  # noqa: PLC0415 - few policies have any
+
+            self._context.hooks = Hooks(self._context.metrics)
+        self._context.hooks.configure(hooks)
 
     def _arm(self, settings: ArmSettings) -> None:
         if self._arming is None:
@@ -277,7 +287,13 @@ class Agent:
                 context.metrics.errors.labels("stop").inc(count)
                 log.warning("%s: %d not begun: the agent was stopped", name, count)
         context.recorder.close(max(_LAST_S, until - time.monotonic()))
-        context.sinks.close(_TOLD_S)
+        self._tell_the_last()
+
+    def _tell_the_last(self) -> None:
+        """Deaths that are on record by now, to those who are told of each."""
+        self._context.sinks.close(_TOLD_S)
+        if self._context.hooks is not None:
+            self._context.hooks.close(_TOLD_S)
 
     def _close_backend(self) -> None:
         try:

@@ -166,6 +166,12 @@ class Metrics:
             "store_records_removed", "Records that retention removed", "limit", *LIMITS
         )
         self.removed_bytes = counter("store_removed_bytes", "Bytes of disk that retention freed")
+        self.hook_runs = counts(
+            "hook_runs",
+            "Runs of the policy's hooks, by what became of them; dropped: there were too many",
+            "outcome",
+            *("done", "failed", "hung", "dropped"),
+        )
         self.queued = gauge("captures_queued", "Captures that wait for a worker")
         hanging = gauge("hanging_processes", "Killed helpers that hang in the kernel")
         hanging.set_function(children.hanging)

@@ -39,6 +39,7 @@ from collector.policy.types import (
     DumperRule,
     HealthSettings,
     HoldSettings,
+    Hook,
     Limit,
     MappingKind,
     Match,
@@ -139,6 +140,7 @@ def keys() -> list[str]:
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
     listed += [f"trace[].{key}" for key in _TRACE]
     listed += [f"dumpers[].{key}" for key in _DUMPER]
+    listed += [f"hooks[].{key}" for key in _HOOK]
     return listed + [f"watch[].triggers[].limit.{key}" for key in _SNAPSHOT_LIMIT]
 
 
@@ -541,6 +543,14 @@ def _trigger(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -
     )
 
 
+def _command(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
+    """A program and its arguments, which no shell sees."""
+    words: tuple[str, ...] = nodes.items(doc, node, path, nodes.text)
+    if words and not PurePosixPath(words[0]).is_absolute():
+        raise Problem(node, path, f"{quote(words[0])}: expected the absolute path of a program")
+    return words
+
+
 def _dumper_name(text: str) -> str:
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}", text):
         raise ValueError("expected up to 64 letters, digits and any of _.:@-")
@@ -702,6 +712,13 @@ _DUMPER: Mapping[str, Parser] = {
     "user": _user,
     "memory": _SIZE,
 }
+_HOOK: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "match": _match,
+    "exec": _command,
+    "user": _user,
+    "timeout": _between(_LEAST_HELD, _MOST_HELD, "100ms to 1h", "30s"),
+}
 _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     "store": {
         "path": _absolute_path,
@@ -759,6 +776,7 @@ _TOP: Mapping[str, Parser] = {
     "arm": _section(_ARM_SECTION),
     "trace": _named("trace rule", _TRACE, "match"),
     "dumpers": _named("dumper", _DUMPER, finish=_dumper),
+    "hooks": _named("hook", _HOOK, "exec"),
 }
 
 
@@ -805,6 +823,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         arm=_arm(given.get("arm", {})),
         trace=tuple(Trace(**rule) for rule in given.get("trace", ())),
         dumpers=tuple(DumperRule(**rule) for rule in given.get("dumpers", ())),
+        hooks=tuple(Hook(**rule) for rule in given.get("hooks", ())),
         signature=SignatureRules(**given.get("signature", {})),
     )
 

@@ -239,6 +239,16 @@ class DumperRule(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 512 << 20  # bytes (RLIMIT_DATA)
 
 
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that gets the record of a death on its stdin when it is closed."""
+
+    name: str
+    exec: tuple[str, ...]  # an absolute path, and its arguments
+    match: Match = Match()  # which deaths; none given: all that are on record
+    user: int | None = None  # uid that it runs as; None: nobody's
+    timeout: float = 30.0  # seconds that it may take
+
+
 class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on the flight recorder as a whole."""
 
@@ -286,6 +296,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     arm: ArmSettings = ArmSettings()
     trace: tuple[Trace, ...] = ()
     dumpers: tuple[DumperRule, ...] = ()
+    hooks: tuple[Hook, ...] = ()
     signature: SignatureRules = SignatureRules()
 
 

@@ -26,7 +26,7 @@ def test_the_default_file_says_what_holds_without_a_file() -> None:
     assert load(DEFAULT) == Policy(source=str(DEFAULT))
 
 
-OF_A_RULE = ("rules[]", "watch[]", "arm.rules[]", "trace[]", "dumpers[]", "sinks.otlp.")
+OF_A_RULE = ("rules[]", "watch[]", "arm.rules[]", "trace[]", "dumpers[]", "hooks[]", "sinks.otlp.")
 
 
 def test_the_default_file_names_every_setting() -> None:
@@ -152,4 +152,4 @@ def test_the_reference_documents_every_key() -> None:
 def test_the_dumpers_of_the_document_are_good_policies() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/dumpers.md").read_text(), re.S)
     names = [[one.name for one in loads(block, "docs/dumpers.md").dumpers] for block in blocks]
-    assert names == [["database"], ["chain"]]
+    assert names == [["database"], ["chain"], ["container"]]

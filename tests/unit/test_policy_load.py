@@ -22,6 +22,7 @@ from collector.policy.types import (
     Compress,
     Condition,
     HoldSettings,
+    Hook,
     Limit,
     Match,
     MemoryChoice,
@@ -366,7 +367,7 @@ def rule(match: str) -> str:
 
 KNOWN = (
     "store, metrics, hold, release, capture, signature, recorder, sinks, health, "
-    "defaults, rules, watch, arm, trace, dumpers"
+    "defaults, rules, watch, arm, trace, dumpers, hooks"
 )
 RULE_KEYS = (
     "name, match, capture, collect, memory, release, compress, limit, routine, honour_rlimit, "
@@ -560,6 +561,15 @@ PROBLEMS = [
         'f:1: dumpers[1].name: "a" is the name of the dumper on line 1',
     ),
     ("dumpers: [{module: 'x:y'}]", "f:1: dumpers[0]: has no `name`"),
+    ("hooks: [{name: a}]", "f:1: hooks[0]: has no `exec`"),
+    (
+        "hooks: [{name: a, exec: mail}]",
+        'f:1: hooks[0].exec: "mail": expected the absolute path of a program',
+    ),
+    (
+        "hooks: [{name: a, exec: [/bin/x], timeout: 2h}]",
+        'f:1: hooks[0].timeout: expected a duration from 100ms to 1h, not "2h"',
+    ),
     ("hold: {bids: 2s}", 'f:1: hold.bids: expected a duration from 5ms to 1s, not "2s"'),
     ("hold: {max: 2h}", 'f:1: hold.max: expected a duration from 100ms to 1h, not "2h"'),
     ("hold: {group: no-such}", 'f:1: hold.group: no group "no-such" on this host'),
@@ -818,3 +828,23 @@ store:
         service_max_records=1000,
     )
     assert loads("store: {max_size: none}", "f").store.max_size is None
+
+
+def test_hooks() -> None:
+    text = """
+hooks:
+  - name: page
+    match: {unit: billing.service}
+    exec: [/usr/local/bin/page, --team, billing]
+    timeout: 5s
+  - {name: all, exec: /bin/true, user: root}
+"""
+    assert loads(text, "f").hooks == (
+        Hook(
+            name="page",
+            match=Match(unit=("billing.service",)),
+            exec=("/usr/local/bin/page", "--team", "billing"),
+            timeout=5.0,
+        ),
+        Hook(name="all", exec=("/bin/true",), user=0),
+    )
