@@ -1,23 +1,41 @@
 """The kind of a death, as a signature has it: coarse enough to be the same each time.
 
-A pointer that is wild may hit memory that is not mapped, or is not to be written, or be no address
-at all, from one run to the next: for a signature that is one kind.
+It is the category of the diagnosis, and of these some are one: a wild pointer hits memory that is
+not mapped in one run, and no address at all in the next. Records that are older than diagnoses are
+told by their signal alone.
 """
 
 from __future__ import annotations
 
 import signal
 
+from collector.diagnosis import Category
 from collector.model import Cause, KilledBy, Record
 from collector.signals import signal_name
 
+BAD_POINTER = "bad-pointer"
+STACK_OVERFLOW = Category.STACK_OVERFLOW.value
 _NEAR_NULL = 0x10000  # bytes: what is below is a field, or an item, of nothing (mmap_min_addr)
-_SENT = 0  # si_code: at or below it somebody sent the signal
 _KERNEL = 0x80  # SI_KERNEL
+_BUS_ADRERR = 2  # si_code of SIGBUS: there is no such part of the file
 
-# Of these the stack says where the process was, not what it did wrong
+# What one bug is in one run or another
+_ONE = {
+    Category.NULL_DEREFERENCE: Category.NEAR_NULL.value,
+    Category.UNMAPPED: BAD_POINTER,
+    Category.USE_AFTER_UNMAP: BAD_POINTER,
+    Category.FREED_MEMORY: BAD_POINTER,
+    Category.NON_CANONICAL: BAD_POINTER,
+    Category.NO_ACCESS: BAD_POINTER,
+    Category.EXECUTE_DATA: Category.BAD_CALL.value,
+}
+# Of these the stack says where the process was, not what it did
 _ELSEWHERE = frozenset(
-    ["killed", "watchdog", "out-of-memory", "exit-status", "cpu-limit", "timer", "terminal", "exec"]
+    [
+        *(Category.KILLED, Category.WATCHDOG, Category.OUT_OF_MEMORY, Category.EXIT_STATUS),
+        *(Category.CPU_LIMIT, Category.TIMER, Category.TERMINAL, Category.EXEC_FAILED),
+        Category.KERNEL,
+    ]
 )
 
 
@@ -31,61 +49,71 @@ def kind_of(record: Record) -> str:
 
 def is_elsewhere(record: Record) -> bool:
     """Whether the stack says nothing about the cause."""
-    return category_of(record) in _ELSEWHERE
+    return _category(record) in _ELSEWHERE
 
 
 def category_of(record: Record) -> str:
     """One word for what happened."""
+    found = _category(record)
+    kind = _ONE.get(found, found.value)
+    # the stack pointer need not be near the fault: a large frame, or none of its own
+    deep = record.signature is not None and record.signature.cycle
+    return STACK_OVERFLOW if deep and kind == BAD_POINTER else kind
+
+
+def _category(record: Record) -> Category:
+    if record.diagnosis is not None and record.diagnosis.category is not Category.UNKNOWN:
+        return record.diagnosis.category
     if record.oom or record.cause is Cause.OOM:
-        return "out-of-memory"
+        return Category.OUT_OF_MEMORY
     if record.cause is Cause.EXIT:
-        return "exit-status"
+        return Category.EXIT_STATUS
     killer = record.killer
-    if killer is not None and killer.by is not KilledBy.PROCESS and killer.by in _BY:
+    if killer is not None and killer.by in _BY:
         return _BY[killer.by]
     if record.cause is Cause.KILLED:
         state = None if killer is None else killer.unit_state
-        return "watchdog" if state is not None and state.result == "watchdog" else "killed"
+        watched = state is not None and state.result == "watchdog"
+        return Category.WATCHDOG if watched else Category.KILLED
     return _own_fault(record)
 
 
 _BY = {
-    KilledBy.CPU_LIMIT: "cpu-limit",
-    KilledBy.RT_LIMIT: "cpu-limit",
-    KilledBy.TIMER: "timer",
-    KilledBy.TERMINAL: "terminal",
-    KilledBy.EXEC: "exec",
-    KilledBy.SECCOMP: "seccomp",
-    KilledBy.CGROUP_KILL: "killed",
-    KilledBy.PARENT_DEATH: "killed",
-    KilledBy.NAMESPACE: "killed",
-    KilledBy.TRACER: "killed",
+    KilledBy.CPU_LIMIT: Category.CPU_LIMIT,
+    KilledBy.RT_LIMIT: Category.CPU_LIMIT,
+    KilledBy.TIMER: Category.TIMER,
+    KilledBy.TERMINAL: Category.TERMINAL,
+    KilledBy.EXEC: Category.EXEC_FAILED,
+    KilledBy.SECCOMP: Category.SECCOMP,
+    KilledBy.CGROUP_KILL: Category.KILLED,
+    KilledBy.PARENT_DEATH: Category.KILLED,
+    KilledBy.NAMESPACE: Category.KILLED,
+    KilledBy.TRACER: Category.KILLED,
 }
-_PLAIN = {
-    int(signal.SIGABRT): "abort",
-    int(signal.SIGFPE): "division",
-    int(signal.SIGILL): "illegal-instruction",
-    int(signal.SIGTRAP): "trap",
-    int(signal.SIGSYS): "seccomp",
-    int(signal.SIGPIPE): "broken-pipe",
-    int(signal.SIGXFSZ): "file-size-limit",
-    int(signal.SIGXCPU): "cpu-limit",
+_PLAIN: dict[int, Category] = {
+    signal.SIGABRT: Category.ABORT,
+    signal.SIGFPE: Category.DIVISION,
+    signal.SIGILL: Category.ILLEGAL_INSTRUCTION,
+    signal.SIGTRAP: Category.TRAP,
+    signal.SIGSYS: Category.SECCOMP,
+    signal.SIGPIPE: Category.BROKEN_PIPE,
+    signal.SIGXFSZ: Category.FILE_SIZE_LIMIT,
+    signal.SIGXCPU: Category.CPU_LIMIT,
 }
 
 
-def _own_fault(record: Record) -> str:
+def _own_fault(record: Record) -> Category:
     number, code = record.signal, record.si_code
-    fault = code is not None and code > _SENT and code != _KERNEL
     if number in (signal.SIGSEGV, signal.SIGBUS):
         if code is None:  # of a death that was only counted, or whose event was lost
-            return "unknown"
-        if code <= _SENT:
-            return "raised"
+            return Category.UNKNOWN
+        if code <= 0:  # somebody sent it: it did so itself
+            return Category.RAISED
         if number == signal.SIGBUS:
-            return "bus"
-        if fault and record.si_addr is not None and record.si_addr < _NEAR_NULL:
-            return "near-null"
-        if record.signature is not None and record.signature.cycle:
-            return "stack-overflow"
-        return "bad-pointer"
-    return _PLAIN.get(number or 0, "signal")
+            return Category.PAST_END_OF_FILE if code == _BUS_ADRERR else Category.MISALIGNED
+        if code == _KERNEL or record.si_addr is None:
+            return Category.NON_CANONICAL
+        if record.ip is not None and record.ip == record.si_addr:
+            return Category.BAD_CALL
+        return Category.NEAR_NULL if record.si_addr < _NEAR_NULL else Category.UNMAPPED
+    return Category.UNKNOWN if number is None else _PLAIN.get(number, Category.UNKNOWN)

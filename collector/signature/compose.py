@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from collector.model import Cause, Record, Signature, SignatureBasis
-from collector.signature.category import category_of, is_elsewhere, kind_of
+from collector.signature.category import STACK_OVERFLOW, category_of, is_elsewhere, kind_of
 from collector.signature.digest import digest
 from collector.signature.types import ALGORITHM, StackKey
 
@@ -41,7 +41,7 @@ def signed(record: Record, like: Signature | None = None) -> Record:
         begun = replace(begun, basis=SignatureBasis.PROGRAM)
         parts: tuple[str, ...] = (_program(record),)
     elif begun.frames:
-        deep = begun.cycle and category_of(record) == "stack-overflow"
+        deep = begun.cycle and category_of(record) == STACK_OVERFLOW
         parts = begun.cycle if deep else begun.frames
     else:
         begun, parts = _without_frames(record, begun)

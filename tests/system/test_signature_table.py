@@ -21,10 +21,12 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from collector.arch.x86_64 import IP, SP
 from collector.elfcore.reader import CoreFile
 from collector.explain.facts import with_explanation
 from collector.explain.files import Root
 from collector.explain.find import Finder
+from collector.explain.reason import concluded
 from collector.model import Cause, Record, Signature
 from collector.siginfo import decode
 from collector.signals import signal_name
@@ -120,6 +122,7 @@ def _record(core: Path, program: Path, root: Root) -> Record:
 
     with CoreFile(core) as opened:
         info = decode(opened.siginfo or b"")
+        registers = opened.threads[0].regs
     assert info is not None
     finder = Finder(root, program, {}, core.stat().st_mtime)  # `explain` closes it
     explanation = explain(core, finder)
@@ -136,9 +139,12 @@ def _record(core: Path, program: Path, root: Root) -> Record:
         signal_name=signal_name(info.signal),
         si_code=info.code,
         si_addr=info.address,
+        ip=registers[IP],
+        sp=registers[SP],
     )
     key = stack_key(explanation.frames or [], rules())
-    return with_explanation(record, msgspec.structs.replace(explanation, stack=key))
+    explanation = msgspec.structs.replace(explanation, stack=key)
+    return concluded(with_explanation(record, explanation))
 
 
 def _table(deaths: list[Died]) -> str:

@@ -42,7 +42,7 @@ def test_the_text_is_the_kind_of_death_and_where_it_happened() -> None:
         ({"si_addr": 0x7F0000000000}, "SIGSEGV bad-pointer"),
         ({"si_addr": 0, "si_code": 0x80}, "SIGSEGV bad-pointer"),
         ({"si_addr": 0x7F0000000000, "si_code": 2}, "SIGSEGV bad-pointer"),
-        ({"signal": 7, "signal_name": "SIGBUS", "si_code": 2}, "SIGBUS bus"),
+        ({"signal": 7, "signal_name": "SIGBUS", "si_code": 2}, "SIGBUS past-end-of-file"),
         ({"signal": 8, "signal_name": "SIGFPE"}, "SIGFPE division"),
         ({"signal": 6, "signal_name": "SIGABRT", "si_code": -6}, "SIGABRT abort"),
         ({"signal": 11, "si_code": -6}, "SIGSEGV raised"),
