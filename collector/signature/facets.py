@@ -17,7 +17,7 @@ def build_of(record: Record) -> str | None:
 
 def version_of(record: Record) -> str | None:
     """The version of the package that the executable is of; None: not known."""
-    return None
+    return None if record.package is None else record.package.version[:_LONGEST]
 
 
 def facets_of(record: Record) -> dict[str, str]:
@@ -28,8 +28,14 @@ def facets_of(record: Record) -> dict[str, str]:
         "uid": None if record.uid is None else str(record.uid),
         "container": None if record.container is None else str(record.container).lower(),
         "hour": f"{record.time.hour:02} UTC",
+        "version": version_of(record),
+        "kernel": None if record.host is None else record.host.kernel,
+        "cpu": None if record.host is None else record.host.cpu,
+        "host": None if record.host is None else record.host.name,
         "threads": None if record.threads is None else _size(record.threads),
     }
+    # attributes that the policy takes from the environment: the process chose their values
+    found |= {f"attribute {name}"[:_LONGEST]: value for name, value in record.attributes.items()}
     return {name: value[:_LONGEST] for name, value in found.items() if value}
 
 

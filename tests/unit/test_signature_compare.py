@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collector.circumstances import HostFacts, Package
 from collector.signature.compare import Death, at_least, over_represented
+from collector.signature.facets import facets_of
 from collector.signature.similar import similar
+from tests.unit.signature_samples import BUILD, death, own
 
 HOUR = 3600 * 1_000_000
 
@@ -81,14 +84,14 @@ def test_who_looks_at_much_finds_nothing_by_chance() -> None:
     assert [one.value for one in over_represented("bug", seen)] == ["a"]
     # BUT not where each of these facets is as striking as chance makes some of them
     noisy = []
-    for index, death in enumerate(seen):
-        facets = msgspec.json.decode(death.facets, type=dict[str, str])
-        mine = death.signature == "bug"
+    for index, one in enumerate(seen):
+        facets = msgspec.json.decode(one.facets, type=dict[str, str])
+        mine = one.signature == "bug"
         rank = index if mine else index - 6
         for number in range(60):
             few = rank in (number % 6, (number + 1) % 6, (number + 2) % 6)
             facets[f"facet{number}"] = "x" if (mine and few) or (not mine and rank < 12) else "y"
-        noisy.append(Death(death.signature, msgspec.json.encode(facets).decode(), death.time))
+        noisy.append(Death(one.signature, msgspec.json.encode(facets).decode(), one.time))
     assert over_represented("bug", noisy) == []
 
 
@@ -124,3 +127,31 @@ def test_rare_functions_weigh_more_than_common_ones() -> None:
 def test_a_signature_without_a_stack_is_like_none() -> None:
     assert similar("gone", {"a": ["f"]}) == []
     assert similar("a", {"a": []}) == []
+
+
+def test_what_deaths_are_compared_by() -> None:
+    # GIVEN a record with all that is told of the circumstances
+    record = death(
+        1,
+        own("count_request"),
+        uid=1000,
+        unit="web.service",
+        threads=9,
+        host=HostFacts(name="node7", kernel="6.12.1", cpu="Zen 9"),
+        package=Package(name="shop", version="2.3-1", source="dpkg"),
+        attributes={"ROLE": "a" * 500},
+    )
+    facets = facets_of(record)
+    # THEN each is a facet, bounded; what is not known is none
+    assert facets.pop("attribute ROLE") == "a" * 120
+    assert facets == {
+        "build": BUILD,
+        "version": "2.3-1",
+        "unit": "web.service",
+        "uid": "1000",
+        "kernel": "6.12.1",
+        "cpu": "Zen 9",
+        "host": "node7",
+        "hour": "03 UTC",
+        "threads": "up to 16",
+    }
