@@ -19,7 +19,7 @@ from collector.policy.collect import Place, Stage
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
 from collector.policy.match import decide as match
-from collector.policy.site import Code, Site, caller_in, site_of
+from collector.policy.site import Code, Site, caller_in, offset_of, site_of
 from collector.policy.types import Action, Facts
 from collector.probe.iterators import decode_mappings
 
@@ -39,14 +39,16 @@ def decide(context: Context, crash: Crash) -> Decided:
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
     decision = match(context.policy.policy, facts)
-    place = crash.place = _place(crash, facts)
+    fatal = crash.seen.fatal
+    site = site_of(fatal, _code(crash.gathered)) if fatal else None
+    place = crash.place = _place(crash, facts, site)
     like = context.places.signature(place)
     collect, stage = decision.action.collect, None
     if collect is not None:
         stage = context.places.stage(collect, place)
         action = replace(decision.action, capture=stage.capture)
         decision = replace(decision, action=action)
-    admission = _admit(context, crash, decision.action, facts, place.site)
+    admission = _admit(context, crash, decision.action, facts, site)
     if stage is not None and admission.capture is stage.capture:
         context.places.captured(place)
     if admission.reason == REASON:
@@ -73,17 +75,19 @@ def _is_known(stage: Stage | None, like: Signature | None) -> bool:
     return stage is not None and stage.why is not None and like is not None
 
 
-def _place(crash: Crash, facts: Facts) -> Place:
+def _place(crash: Crash, facts: Facts, site: Site | None) -> Place:
     """What tells this bug from others before anybody unwinds its stack."""
     gathered, fatal = crash.gathered, crash.seen.fatal
     version = None
     if gathered.dying.exe_fd is not None:
         with contextlib.suppress(OSError):
             version = version_of(f"/proc/self/fd/{gathered.dying.exe_fd}")
-    site = site_of(fatal, _code(gathered)) if fatal else None
     caller = None
-    if fatal is not None and version is not None and isinstance(site, CrashSite):
-        caller = caller_in(fatal, _code(gathered, version.inode))
+    if fatal is not None:
+        is_abort = site is not None and not isinstance(site, CrashSite)
+        site = site or offset_of(fatal, _code(gathered))
+        if version is not None and site is not None and not is_abort:
+            caller = caller_in(fatal, _code(gathered, version.inode))
     return Place(
         uid=_user(gathered),
         exe=facts.exe,

@@ -34,6 +34,18 @@ def site_of(death: FatalSignal, code: Iterable[Code] = ()) -> Site | None:
     return tuple(_callers(death, others)) or None
 
 
+def offset_of(death: FatalSignal, code: Iterable[Code]) -> tuple[int] | None:
+    """Where a hardware fault happened, as offset in the file that was mapped there; None: nowhere.
+
+    For a fault whose site the kernel could not tell: it looks a build-id up only if it need not
+    wait for the address space, nor for a page of the file.
+    """
+    if death.si_code is None or death.si_code <= 0 or len(death.regs) <= IP:
+        return None
+    ip = death.regs[IP]
+    return next(((ip - start + at,) for start, end, at in code if start <= ip < end), None)
+
+
 def caller_in(death: FatalSignal, code: Iterable[Code]) -> int | None:
     """For a fault in a library: who called, as offset in the executable's file; None: not known.
 

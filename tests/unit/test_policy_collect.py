@@ -12,7 +12,7 @@ from collector.model import Capture, CrashSite, FatalSignal, Signature, StackPag
 from collector.policy.collect import Place, Places
 from collector.policy.load import loads
 from collector.policy.match import decide
-from collector.policy.site import caller_in
+from collector.policy.site import caller_in, offset_of
 from collector.policy.types import Action, Collect, Facts
 from tests.unit.event_samples import fatal
 
@@ -113,6 +113,19 @@ def test_who_called_into_a_library_is_on_the_stack() -> None:
     assert caller_in(fault(0x7F0000, 5), own) is None
     assert caller_in(fault(0x7F0000, 0x400123), []) is None
     assert caller_in(fatal(regs=()), own) is None
+
+
+def test_where_the_kernel_tells_no_site_the_mappings_do() -> None:
+    regs = list(fatal().regs)
+    regs[16] = 0x400123  # rip in struct user_regs_struct
+    death = fatal(regs=tuple(regs))
+    code = [(0x300000, 0x301000, 0), (0x400000, 0x401000, 0x1000)]
+    # GIVEN a fault in code that is mapped THEN it is an offset in the file, the same in each run
+    assert offset_of(death, code) == (0x1123,)
+    # AND none where nothing is mapped, or where it was no fault
+    assert offset_of(death, code[:1]) is None
+    assert offset_of(replace(death, si_code=-6), code) is None
+    assert offset_of(fatal(regs=()), code) is None
 
 
 def action(text: str, facts: Facts | None = None) -> Action:
