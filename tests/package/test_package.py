@@ -100,7 +100,9 @@ class Service:
 
 def crash(debian: Debian) -> subprocess.Popen[bytes]:
     """A process inside that dies of a signal that dumps core."""
-    return subprocess.Popen(debian.inside("sh", "-c", "kill -SEGV $$"), env=ENVIRONMENT)
+    return subprocess.Popen(
+        debian.inside("sh", "-c", "ulimit -c unlimited; kill -SEGV $$"), env=ENVIRONMENT
+    )
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def manager(tmp_path: Path) -> Iterator[ServiceManager]:
 
 
 class Deaths:
-    """Three processes die each second, whether those before them have ended or wait."""
+    """Two processes die each second, whether those before them have ended or wait."""
 
     def __init__(self, folder: Path) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -42,7 +42,7 @@ class Deaths:
         self._thread = threading.Thread(target=self._die, daemon=True)
 
     def _die(self) -> None:
-        while not self._end.wait(0.3):
+        while not self._end.wait(0.5):
             command = ["sh", "-c", "ulimit -c unlimited; kill -SEGV $$"]
             self.processes.append(subprocess.Popen(command, cwd=self._folder))
 
@@ -70,16 +70,11 @@ class Deaths:
 
 
 def finished(one: RunningAgent, pids: list[int]) -> dict[int, dict[str, Any]]:
-    """The records of these processes, by pid, when all are there and closed."""
+    """The records of these processes, by pid, when all are there and none waits for its core."""
     end = time.monotonic() + WAIT_S
     while True:
         records = {record["pid"]: record for record in one.listed()}
-        left = [
-            pid
-            for pid in pids
-            if records.get(pid, {}).get("outcome", "pending") == "pending"
-            or not records[pid]["reason"]
-        ]
+        left = [p for p in pids if records.get(p, {}).get("outcome", "pending") == "pending"]
         if not left:
             return records
         if time.monotonic() > end:
