@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -24,7 +25,7 @@ from tests.system.victims import ROOT
 MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
 CACHE = ROOT / "build" / "package"
-RUN_DIR = Path("/run/coreward")
+RUN_DIR, PINS = Path("/run/coreward"), Path("/sys/fs/bpf/coreward")
 _PACKAGES = "ca-certificates,init-system-helpers"
 # what apt and dpkg note of themselves
 _NOTES = ("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log", "tmp", "run", "proc", "sys", "dev")
@@ -79,8 +80,9 @@ def missing() -> str | None:
     """Why there can be no fresh Debian here."""
     if os.geteuid() != 0:
         return "needs root"
-    if any(RUN_DIR.glob("*.sock")) or any(RUN_DIR.glob("*.json")):
-        return f"{RUN_DIR} is that of an agent of this host"
+    for theirs in (PINS, *RUN_DIR.glob("*.sock"), *RUN_DIR.glob("*.json")):
+        if theirs.exists():
+            return f"{theirs} is that of an agent of this host"
     if not (CACHE / "base").is_dir():
         try:
             with urllib.request.urlopen(f"{MIRROR}/dists/{SUITE}/InRelease", timeout=10):
@@ -140,4 +142,10 @@ def fresh() -> Iterator[Debian]:
         policy = root / "usr/sbin/policy-rc.d"  # as in a container: nothing is started
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
+        mounts.callback(_unpin)  # where a test has left its agent's
         yield Debian(root)
+
+
+def _unpin() -> None:
+    command = [sys.executable, "-m", "collector", "doctor", "--restore", "--unpin"]
+    subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)

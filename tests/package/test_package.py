@@ -15,19 +15,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.package.debian import ENVIRONMENT, RUN_DIR, Debian, fresh, missing
+from tests.package.debian import ENVIRONMENT, PINS, RUN_DIR, Debian, fresh, missing
 from tests.service_manager import ServiceManager
 from tests.system.settings import KernelSettings, kernel_settings
 from tests.system.victims import PATIENCE, ROOT
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-PINS = Path("/sys/fs/bpf/coreward")
 CONFIG = "/etc/coreward/coreward.yaml"
 
 
