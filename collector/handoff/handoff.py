@@ -53,7 +53,8 @@ class HandOff:
         self.accepted_ns = accepted_ns
         self._held_ms: float | None = None
         self._unwatch: Callable[[], bool] | None = unwatch
-        self.late: str | None = None  # it was let go because it had to wait too long; why
+        self._in_time = True  # the watchdog has not let it go
+        self.late: str | None = None  # why it was let go although it was kept
         self._is_open = pidfd >= 0
         self._lock = threading.Lock()
 
@@ -109,6 +110,8 @@ class HandOff:
         with self._lock:
             if self._held_ms is None:
                 self._end_of_watch()
+            if not self._in_time:
+                raise HoldError("it was let go before: the agent took longer than hold.patience")
             if self.late is not None:
                 raise HoldError(self.late)
             if self._held_ms is None:
@@ -124,9 +127,8 @@ class HandOff:
 
     def _end_of_watch(self) -> None:
         unwatch, self._unwatch = self._unwatch, None
-        # before `holds` is closed: its number is another file's then
-        if unwatch is not None and not unwatch():
-            self.late = "it was let go before: the agent took longer than hold.patience"
+        if unwatch is not None:  # before `holds` is closed: its number is another file's then
+            self._in_time = unwatch()
 
     def __enter__(self) -> HandOff:
         return self

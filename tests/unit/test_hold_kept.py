@@ -64,6 +64,16 @@ def test_one_that_was_released_in_time_is_not_late(held: Held) -> None:
     assert held.handoff.late is None
 
 
+def test_one_that_the_watchdog_has_let_go_is_not_kept(held: Held) -> None:
+    # GIVEN a process that nothing was decided of for too long
+    held.handoff._unwatch = lambda: False
+    # THEN it cannot be kept; what was pinned of it before is as good as ever
+    with pytest.raises(HoldError, match=r"longer than hold\.patience"):
+        held.handoff.keep(LONG)
+    held.handoff.release()
+    assert held.handoff.late is None
+
+
 def test_the_others_go_although_one_hangs_for_ever_in_a_lane() -> None:
     # GIVEN processes with deadlines, one of which cannot be let go
     kept, gone = Kept(), queue.SimpleQueue[int]()
