@@ -38,8 +38,10 @@ def _give_up(context: Context, crash: Crash, why: str) -> None:
 
 
 def _read(context: Context, crash: Crash, unit: str, most: int) -> None:
+    # the record of a user's process is for that user to read: not what root wrote beside it
+    uid = crash.record.uid or None
     try:
-        lines = journal.last_lines(unit, most, crash.record.time + _SLACK)
+        lines = journal.last_lines(unit, most, crash.record.time + _SLACK, uid=uid)
     except CorewardError as error:
         _give_up(context, crash, str(error))
         return

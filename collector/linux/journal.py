@@ -34,12 +34,14 @@ def last_lines(
     count: int,
     until: datetime.datetime,
     *,
+    uid: int | None = None,
     program: str = "journalctl",
     seconds: float = TIMEOUT_S,
 ) -> list[LogLine]:
     """The last `count` lines of the unit's own processes, the oldest first.
 
-    until: lines after that are not its. CorewardError says why there are none.
+    until: lines after that are not its. uid: only what this user wrote. CorewardError says why
+    there are none.
     """
     path = shutil.which(program)
     if path is None:
@@ -48,6 +50,8 @@ def last_lines(
         *(path, "--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,_PID"),
         *(f"--lines={count}", f"--until=@{until.timestamp():.6f}", f"_SYSTEMD_UNIT={unit}"),
     ]
+    if uid is not None:
+        command.append(f"_UID={uid}")
     try:
         child = children.start(
             command,

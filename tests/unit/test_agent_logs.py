@@ -27,12 +27,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
     """What a journal, which has one line of each unit, was asked for."""
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, int, int | None]] = []
 
-    def last_lines(unit: str, count: int, _until: datetime.datetime) -> list[LogLine]:
-        found.append((unit, count))
+    def last_lines(
+        unit: str, count: int, _until: datetime.datetime, *, uid: int | None
+    ) -> list[LogLine]:
+        found.append((unit, count, uid))
         return [LINE]
 
     monkeypatch.setattr(journal, "last_lines", last_lines)
@@ -47,20 +49,22 @@ def die(agent: FakeAgent) -> None:
     agent.settle()
 
 
-def test_the_record_has_the_last_lines(make: Make, asked: list[tuple[str, int]]) -> None:
+def test_the_record_has_the_last_lines(
+    make: Make, asked: list[tuple[str, int, int | None]]
+) -> None:
     # WHEN a process of a unit dies
     agent = make()
     agent.context.has_journal = True
     die(agent)
-    # THEN its record has what the unit wrote last
-    assert asked == [("victim.service", 50)]
+    # THEN its record has what the unit wrote last, and of that only what this user wrote
+    assert asked == [("victim.service", 50, 1000)]
     assert (agent.record().logs, agent.record().lost) == ([LINE], {})
     assert agent.announced == [agent.record()]
 
 
 @pytest.mark.parametrize(("policy", "has_journal"), [("defaults: {logs: off}", True), ("", False)])
 def test_nobody_is_asked(
-    make: Make, asked: list[tuple[str, int]], policy: str, has_journal: bool
+    make: Make, asked: list[tuple[str, int, int | None]], policy: str, has_journal: bool
 ) -> None:
     # GIVEN a policy that wants no lines, or a host without a journal
     agent = make(policy)
@@ -73,7 +77,7 @@ def test_nobody_is_asked(
 
 
 def test_a_journal_that_does_not_answer(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def last_lines(*_: object) -> list[LogLine]:
+    def last_lines(*_: object, **__: object) -> list[LogLine]:
         raise CorewardError("the journal was not read within 3 s")
 
     monkeypatch.setattr(journal, "last_lines", last_lines)

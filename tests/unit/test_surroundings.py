@@ -150,7 +150,7 @@ def test_the_last_lines_of_a_unit(tmp_path: Path) -> None:
     (tmp_path / "entries").write_text(ENTRIES)
     program = journalctl(tmp_path, f'echo "$@" > {tmp_path}/asked; cat {tmp_path}/entries')
     # WHEN it is asked for the last 50 of a unit
-    found = journal.last_lines("shop.service", 50, NOW, program=program, seconds=60)
+    found = journal.last_lines("shop.service", 50, NOW, uid=1000, program=program, seconds=60)
     # THEN those that make sense are told, the last ones last
     assert found == [
         LogLine(
@@ -168,6 +168,7 @@ def test_the_last_lines_of_a_unit(tmp_path: Path) -> None:
     assert asked.split() == [
         *("--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,_PID"),
         *("--lines=50", f"--until=@{NOW.timestamp():.6f}", "_SYSTEMD_UNIT=shop.service"),
+        "_UID=1000",
     ]
 
 
