@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collector import siginfo
 from collector.arch.x86_64 import IP, PAGE, SP, is_canonical
@@ -19,9 +19,11 @@ from collector.elfcore.types import Thread
 from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle
 from collector.explain.exceptions import STACK, find_thrown, words_of
-from collector.explain.instruction import Decoded, Operand, decode
 from collector.explain.places import Places, is_overflow
 from collector.siginfo import SI_KERNEL
+
+if TYPE_CHECKING:
+    from collector.explain.instruction import Decoded, Operand
 
 Code = Callable[[int, int], bytes]  # address, bytes -> code, which may lie in a file only
 
@@ -95,7 +97,15 @@ class _Fault:
         self._places = Places(core.mappings, core.auxv)
         self._ip, self._sp = self._thread.regs[IP], self._thread.regs[SP]
         self._code = code(self._ip, _LONGEST_INSTRUCTION)
-        self._decoded = decode(self._code, self._thread.regs) if self._code else None
+        self._decoded = self._decode()
+
+    def _decode(self) -> Decoded | None:
+        if not self._code:
+            return None
+        # it loads capstone, which most of those that are explained can do without
+        from collector.explain.instruction import decode  # noqa: PLC0415
+
+        return decode(self._code, self._thread.regs)
 
     def diagnosis(self) -> Diagnosis:
         found: dict[str, Any] = {"instruction": self._instruction(), **self._stack()}
