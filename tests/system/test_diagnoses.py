@@ -25,7 +25,7 @@ from tests.system.victims import ROOT, Victim, running, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 CONFIG = """
-defaults: {limit: none, attributes: [RELEASE, MISSING]}
+defaults: {limit: none, routine: record, attributes: [RELEASE, MISSING]}
 rules: [{name: exits, match: {cause: exit, exe: "*/diagnoses"}, capture: record}]
 """
 CANONICAL = range(0x10000, 1 << 47)
