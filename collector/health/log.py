@@ -37,7 +37,6 @@ class EventLog:
 
     def died(self, record: Record) -> None:
         self.deaths += 1
-        diagnosis = getattr(record, "diagnosis", None)
         self._add(
             lambda cursor: Death(
                 cursor=cursor,
@@ -48,7 +47,7 @@ class EventLog:
                 cause=record.cause.value,
                 outcome=record.outcome.value,
                 reason=_short(record.reason),
-                category=getattr(diagnosis, "category", None),
+                category=None if record.diagnosis is None else record.diagnosis.category.value,
                 signature=None if record.signature is None else record.signature.id,
                 signal=record.signal_name,
                 exe=_short(record.exe),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from collector.model import Outcome, Record
-from collector.sinks.text import clean, headline, is_crash, signature, stack_trace
+from collector.sinks.text import category, clean, headline, is_crash, signature, stack_trace
 
 CRASH_ID = "fc2e22bc6ee647b6b90729ab34a250b1"  # SD_MESSAGE_COREDUMP of <systemd/sd-messages.h>
 DEATH_ID = "3e3561542f0841d5817ebd9f6b299e26"  # of this project
@@ -38,6 +38,7 @@ def _all(record: Record, core: Path | None) -> Iterator[tuple[str, str | None]]:
     yield "COREWARD_CAUSE", record.cause.value
     yield "COREWARD_OUTCOME", record.outcome.value
     yield "COREWARD_REASON", record.reason
+    yield "COREWARD_CATEGORY", category(record)
     yield "COREWARD_SIGNATURE", signature(record)
     if not crash:
         yield "OBJECT_PID", str(record.pid)

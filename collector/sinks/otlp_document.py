@@ -13,7 +13,7 @@ from typing import Any
 
 from collector import __version__
 from collector.model import Record
-from collector.sinks.text import clean, is_crash, signature, stack_trace
+from collector.sinks.text import category, clean, is_crash, signature, stack_trace
 
 Value = str | int | None
 _FATAL, _WARN = (21, "FATAL"), (13, "WARN")  # SeverityNumber
@@ -70,6 +70,7 @@ def _facts(record: Record) -> Iterator[tuple[str, Value]]:
     yield "coreward.id", record.id
     yield "coreward.cause", record.cause.value
     yield "coreward.outcome", record.outcome.value
+    yield "coreward.category", category(record)
     yield "coreward.signature", signature(record)
     yield "coreward.rule", record.rule
     yield "coreward.core.size", record.core_size

@@ -25,6 +25,11 @@ def signature(record: Record) -> str | None:
     return None if record.signature is None else record.signature.id
 
 
+def category(record: Record) -> str | None:
+    """Of its diagnosis, if there is one."""
+    return None if record.diagnosis is None else record.diagnosis.category.value
+
+
 def headline(record: Record) -> str:
     """`Process 812 (victim) of user 1000: SIGSEGV: ...`"""
     user = "?" if record.uid is None else record.uid

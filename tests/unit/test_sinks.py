@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from collector.agent.loop import Agent
+from collector.handoff.backends import NoBackend
 from collector.model import Cause, Record
 from collector.policy.types import OtlpSettings, SinkSettings
 from collector.sinks import journal, otlp, sinks
@@ -146,6 +147,7 @@ def test_the_agent_wakes_for_what_waits(make: Make, monkeypatch: pytest.MonkeyPa
     agent.native.wait = lambda *args: waits.append(args[-1])  # type: ignore[attr-defined]
     agent.probe.fileno = lambda: -1  # type: ignore[attr-defined]
     agent.context.sinks.configure(SinkSettings(journal=True))
+    agent.context.backend = NoBackend("none")
     loop = Agent(agent.context)
     loop._storms = SimpleNamespace(timeout_ms=-1)  # type: ignore[assignment]
     loop._wait()

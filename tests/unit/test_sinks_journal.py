@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.diagnosis import Category, Diagnosis
 from collector.model import Cause, Frame, Outcome, Record, Signature
 from collector.sinks import journal
 from collector.sinks.journal import Journal, encoded
@@ -75,6 +76,7 @@ def crash(**differs: object) -> Record:
 def test_a_crash_is_what_coredumpctl_looks_for(receiver: Receiver) -> None:
     record = crash(
         signature=Signature(id="0123456789ab"),
+        diagnosis=Diagnosis(category=Category.NULL_DEREFERENCE),
         pid=812,
         tid=813,
         uid=1000,
@@ -96,6 +98,7 @@ def test_a_crash_is_what_coredumpctl_looks_for(receiver: Receiver) -> None:
         "PRIORITY": "2",
         "COREWARD_ID": record.id,
         "COREWARD_SIGNATURE": "0123456789ab",
+        "COREWARD_CATEGORY": "null-dereference",
         "COREDUMP_PID": "812",
         "COREDUMP_UID": "1000",
         "COREDUMP_GID": "100",

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from collector.diagnosis import Category, Diagnosis
 from collector.model import Cause, Frame, Record, Signature
 from collector.policy.types import OtlpSettings
 from collector.sinks import otlp, otlp_worker
@@ -21,6 +22,7 @@ from tests.otlp_collector import Collector, attributes
 from tests.unit.store_samples import SEGFAULT
 
 PATIENCE = 60.0
+DIAGNOSIS = Diagnosis(category=Category.NULL_DEREFERENCE)
 
 
 @pytest.fixture
@@ -56,7 +58,9 @@ def pump(ids: list[str], collector: Collector, store: Store) -> tuple[int, int, 
 def test_a_crash_by_the_semantic_conventions() -> None:
     frames = [Frame(pc=0x1000, function="inner", offset=0x12, module="/usr/bin/victim")]
     known = Signature(id="0123456789ab", text="SIGSEGV near-null | inner")
-    record = death(7, reason="SIGSEGV: it went", frames=frames, uid=1000, signature=known)
+    record = death(
+        7, reason="SIGSEGV: it went", frames=frames, uid=1000, signature=known, diagnosis=DIAGNOSIS
+    )
     (resource,) = document([record], "host-1")["resourceLogs"]
     named = {one["key"]: one["value"]["stringValue"] for one in resource["resource"]["attributes"]}
     assert named == {"host.name": "host-1", "os.type": "linux", "service.name": "coreward"}
@@ -68,6 +72,7 @@ def test_a_crash_by_the_semantic_conventions() -> None:
     wanted = {
         "app.crash.id": record.id,
         "coreward.signature": "0123456789ab",
+        "coreward.category": "null-dereference",
         "exception.type": "SIGSEGV",
         "exception.message": "SIGSEGV: it went",
         "exception.stacktrace": "#0   0x0000000000001000 inner + 0x12 (victim)",
