@@ -115,7 +115,7 @@ def live(folder: Path, year: Year, first: int, last: int) -> None:
             with store.batch():
                 for number in range(begin, min(last, begin + _BATCH)):
                     _die(store, year, number)
-            print(begin + _BATCH, flush=True)
+            print(min(last, begin + _BATCH), flush=True)
             if begin % _TRIM_EVERY < _BATCH:
                 trim(store, limits, datetime.datetime.now(datetime.UTC))
         trim(store, limits, datetime.datetime.now(datetime.UTC))
@@ -161,22 +161,28 @@ def run(folder: Path, year: Year) -> Outcomes:
     done = kills = 0
     for part in range(year.kills + 1):
         last = year.deaths * (part + 1) // (year.kills + 1)
-        step = (
-            chance.randrange(100, 3 * year.deaths // (year.kills + 1)) if part < year.kills else 0
-        )
-        order = msgspec.json.encode([str(folder), year, done, last, step]).decode()
-        child = subprocess.run(
-            [sys.executable, "-m", "bench.year", "--part", order],
-            stdout=subprocess.PIPE,
-            cwd=_ROOT,
-            check=False,
-        )
-        if child.returncode not in (0, 9):
-            raise RuntimeError(f"the deaths from {done} on ended with status {child.returncode}")
-        kills += child.returncode == 9
-        said = child.stdout.split()
-        done = last if child.returncode == 0 else int(said[-1]) if said else done
+        # somewhere in its part of the year: each death takes some steps of the disk
+        step = chance.randrange(100, 4 * (last - done)) if part < year.kills else 0
+        while done < last:
+            done, killed = _run_part(folder, year, done, last, step)
+            kills, step = kills + killed, 0  # who starts after a kill lives on
     return _outcomes(folder, year, kills, time.monotonic() - begun)
+
+
+def _run_part(folder: Path, year: Year, first: int, last: int, step: int) -> tuple[int, bool]:
+    """An agent for these deaths, which is killed before a step of the disk, 0: never; how far it
+    came, and whether it was killed."""
+    order = msgspec.json.encode([str(folder), year, first, last, step]).decode()
+    child = subprocess.run(
+        [sys.executable, "-m", "bench.year", "--part", order],
+        stdout=subprocess.PIPE,
+        cwd=_ROOT,
+        check=False,
+    )
+    if child.returncode not in (0, 9):
+        raise RuntimeError(f"the deaths from {first} on ended with status {child.returncode}")
+    said = child.stdout.split()
+    return int(said[-1]) if said else first, child.returncode == 9
 
 
 def _outcomes(folder: Path, year: Year, kills: int, seconds: float) -> Outcomes:
