@@ -28,6 +28,7 @@ from collector.model import (
 )
 from collector.policy.collect import Place
 from collector.store.ids import record_id
+from collector.store.owners import for_its_reader
 from collector.watch.client import Answer
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ def close(context: Context, record: Record, place: Place | None = None) -> bool:
     age = age_s(record.time, record.start_ns)
     record = concluded(msgspec.structs.replace(record, age_s=age, host=context.host))
     record = named(context, record, place)
+    record = for_its_reader(record)
     stored = True
     try:
         context.store.put(record)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from collector.errors import NotFound, StoreError
 from collector.linux import acl
 from collector.model import Record
@@ -34,11 +36,23 @@ _log = logging.getLogger(__name__)
 def reader_of(record: Record) -> int | None:
     """The user who may read this record; None: root alone.
 
-    What it says of somebody else's process that killed it, with its arguments, is not for him.
+    What it says of somebody else's process that killed it, with its arguments, is not for him, nor
+    are lines of the journal: they are of all that ran in its unit.
     """
     uid, killer = record.readable_by, record.killer
     by_other = killer is not None and killer.uid not in (None, uid)
-    return None if by_other or record.reason is None else uid
+    return None if by_other or record.logs or record.reason is None else uid
+
+
+def for_its_reader(record: Record) -> Record:
+    """The record as it is stored: without lines of the journal where they alone would keep it from
+    its user. Of a system service they are worth more than that its user may look."""
+    bare = msgspec.structs.replace(record, logs=None)
+    unit = record.unit or ""
+    if not record.logs or (unit.endswith(".service") and "/" not in unit) or not reader_of(bare):
+        return record
+    why = "left out, for its user may read this record, and not the journal"
+    return msgspec.structs.replace(bare, lost={**record.lost, "logs": why})
 
 
 class Owners:

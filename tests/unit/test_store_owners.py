@@ -16,10 +16,11 @@ import pytest
 
 from collector.agent.owner import reader_of as reader_of_process
 from collector.capture.process import OpenProcess
+from collector.circumstances import LogLine
 from collector.errors import CorewardError, NotFound, StoreError
 from collector.linux import acl
 from collector.model import KilledBy, Killer, Record
-from collector.store.owners import Owners, reader_of
+from collector.store.owners import Owners, for_its_reader, reader_of
 from collector.store.store import Store
 from tests.unit.store_samples import numbered
 
@@ -180,6 +181,20 @@ def test_whose_it_is() -> None:
     assert reader_of(msgspec.structs.replace(mine, killer=killed_by(HIS))) == HIS
     assert reader_of(msgspec.structs.replace(mine, killer=killed_by(0))) is None
     assert reader_of(msgspec.structs.replace(mine, killer=Killer(by=KilledBy.EXEC))) == HIS
+    # lines of the journal are of all that ran in its unit
+    line = LogLine(time=mine.time, pid=1, message="password=y")
+    logged = msgspec.structs.replace(mine, logs=[line])
+    assert reader_of(logged) is None
+    # so they are left out, but of a system service they are kept, and the record is root's
+    session = msgspec.structs.replace(logged, unit="session-3.scope")
+    assert reader_of(for_its_reader(session)) == HIS
+    assert for_its_reader(session).lost == {
+        "logs": "left out, for its user may read this record, and not the journal"
+    }
+    service = msgspec.structs.replace(logged, unit="db.service")
+    assert for_its_reader(service) == service
+    roots = msgspec.structs.replace(session, readable_by=None)
+    assert for_its_reader(roots) == roots
     # while it is written its files are not all there
     assert reader_of(msgspec.structs.replace(mine, reason=None)) is None
     assert reader_of(numbered(1, reason="it died")) is None
