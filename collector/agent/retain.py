@@ -50,6 +50,7 @@ class Retention:
         now = time.monotonic() if now is None else now
         self._last = now - _OFTEN_S + _FIRST_S  # when the last run began
         self._deaths = 1  # since then
+        self._has_run = False
         self._child: subprocess.Popen[bytes] | None = None
 
     def note(self) -> None:
@@ -93,8 +94,9 @@ class Retention:
     def _begin(self, context: Context) -> None:
         try:
             limits = limits_of(context.policy.policy.store, context.store.path)
-            if limits == Limits():
+            if limits == Limits() and self._has_run:
                 return
+            self._has_run = True  # once at least: the index may be of an older version
             order = Order(store=str(context.store.path), limits=limits)
             reading, writing = os.pipe2(os.O_CLOEXEC)
             with open(writing, "wb") as stream:  # it fits into the pipe

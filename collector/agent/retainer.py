@@ -28,6 +28,7 @@ def main() -> None:
     answer: Trimmed | str
     try:
         with Store(Path(order.store), create=False) as store:
+            store.refresh()
             store.sweep()
             answer = trim(store, order.limits, datetime.datetime.now(datetime.UTC))
     except (CorewardError, OSError) as error:

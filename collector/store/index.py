@@ -21,7 +21,7 @@ from collector.errors import StoreError
 from collector.model import Record
 from collector.store.filter import Filter, glob, microseconds
 from collector.store.folders import FILE_MODE, OnDisk, Stamp
-from collector.store.schema import OLDEST, REREAD, VERSION, migrate
+from collector.store.schema import LATER, OLDEST, VERSION, migrate
 from collector.store.signatures import COLUMNS, signature_columns
 from collector.store.whose import kind_of, owner_of, service_of
 
@@ -172,10 +172,21 @@ class Index:
         with self._errors(), self._db:
             self._db.execute("UPDATE deaths SET kept = ? WHERE id = ?", (kept, id))
 
-    def reread(self) -> None:
+    def reread_all(self) -> None:
         """Have each row made anew from its record by the next `Catalogue.catch_up`."""
+        with self._errors(), self._db:
+            self._db.execute("UPDATE deaths SET inode = 0, mtime = 0")
+
+    def outdated(self, most: int) -> list[str]:
+        """So many ids of rows that an older version made."""
+        query = "SELECT id FROM deaths WHERE inode = ? LIMIT ?"
         with self._errors():
-            self._db.executescript(f"BEGIN;{REREAD}COMMIT;")
+            return [id for (id,) in self._db.execute(query, (LATER, most))]
+
+    def settle(self, ids: Iterable[str]) -> None:
+        """Have these rows differ from their records."""
+        with self._errors(), self._db:
+            self._db.executemany("UPDATE deaths SET inode = 0 WHERE id = ?", [(id,) for id in ids])
 
     def forget_signatures(self) -> None:
         """Take out the texts of signatures of which no death is on record any more."""

@@ -2,7 +2,8 @@
 
 A change of the tables is a step at the end of STEPS; none that was ever released is edited. A new
 index takes all of them as an old one does, so that both are the same. Where a step adds a column
-that only the records tell, it says so by REREAD: then each row is made anew from its record.
+that only the records tell, it says so by REREAD: then each row is made anew from its record, by
+retention's process, for an agent that starts has no minutes to wait for 100,000 of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ CREATE INDEX deaths_held ON deaths (time) WHERE held > 0 AND closed;
 # folders. Since then each record was in the index before it had a folder.
 _STATE = "CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
 
-REREAD = "UPDATE deaths SET inode = 0, mtime = 0;\n"
+LATER = -1  # as inode: what the row says is right, but for columns that it did not have
+REREAD = f"UPDATE deaths SET inode = {LATER};\n"
 
 # For retention: what a record takes on disk beside its core, of what service and what kind of crash
 # it is (`room`), whether somebody keeps it. Until a row is made anew it says what is usual.

@@ -334,6 +334,11 @@ class Store:
             raise StoreError(f"{self._folders.path / id}: {error.strerror}") from error
         self._catalogue.keep(id, kept)
 
+    def refresh(self) -> int:
+        """Make rows of the index anew that an older version made; how many. It may take long."""
+        self._writable()
+        return self._catalogue.refresh()
+
     def repair(self, *, alone: bool) -> Repair:
         """Make the index anew from the folders. alone: no other process uses the store."""
         self._writable()

@@ -152,6 +152,29 @@ def test_an_older_index_is_migrated(store: Store, version: int) -> None:
     assert not (store.path / "index.db.aside").exists()
 
 
+def test_an_agent_does_not_wait_for_new_columns(store: Store) -> None:
+    # GIVEN a row that is right, but for what an older version did not have
+    store.put(numbered(1, unit="a.service", reason="killed"))
+    store.put(numbered(2, unit="a.service"))
+    with sqlite3.connect(store.path / "index.db") as db:
+        db.execute("UPDATE deaths SET service = '', inode = -1")
+        # AND one whose record was written again by a writer that was killed then
+        db.execute("UPDATE deaths SET mtime = 1 WHERE id = ?", (f"{2:016x}",))
+    db.close()
+
+    def services() -> list[str]:
+        found = store._catalogue.query("SELECT service FROM deaths ORDER BY id", {})
+        return [service for (service,) in found]
+
+    # WHEN an agent starts THEN it reads that one alone
+    with Store(store.path, create=True) as agent:
+        assert services() == ["", "a.service"]
+        # AND the other one when there is time
+        assert agent.refresh() == 1
+        assert services() == ["a.service", "a.service"]
+        assert agent.refresh() == 0
+
+
 def test_many_are_removed_with_few_flushes(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     # GIVEN ids of which one is not there
     ids = [f"{number:016x}" for number in (*range(20), 77)]
