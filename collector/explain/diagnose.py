@@ -129,6 +129,8 @@ def _memory(record: Record) -> dict[str, Any]:
 def _ended_by_kernel(record: Record) -> Category | None:
     """The kernel ended it, on its own account or in the name of another."""
     by = None if record.killer is None else record.killer.by
+    if by is KilledBy.SECCOMP and is_from_hardware(record):
+        return None  # it says which call that was
     if by is not None and by in _ENDED_BY:
         return _ENDED_BY[by]
     own_account = record.si_code == SI_KERNEL or by is KilledBy.TIMER

@@ -278,9 +278,9 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         {"access": "read", "address": "somewhere", "mapping": "r-- truncated"},
     ),
     ("illegal", "illegal-instruction", {"instruction": "ud2"}),
-    ("divide", "division", {"instruction": "idivl -0x18(%rbp)"}),
+    ("divide", "division", {"instruction": "idivl %ecx"}),
     ("breakpoint", "trap", {"instruction": "nop"}),
-    ("seccomp", "seccomp", {"syscall": 110, "instruction": "cmpq $-0x1000, %rax"}),
+    ("seccomp", "seccomp", {"syscall": 110, "instruction": "cmpq $-0xfff, %rax"}),
 ]
 
 

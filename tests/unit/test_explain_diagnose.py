@@ -114,6 +114,18 @@ DIAGNOSES = [
     (fault(2, IP, signal=4), "illegal-instruction", CERTAIN, at(None)),
     (fault(KERNEL, None, signal=5), "trap", CERTAIN, at(None)),
     (fault(1, IP, signal=31, syscall=110), "seccomp", CERTAIN, at(None, syscall=110)),
+    (
+        fault(1, IP, signal=31, syscall=110, killer=Killer(by=KilledBy.SECCOMP)),
+        "seccomp",
+        CERTAIN,
+        at(None, syscall=110),
+    ),
+    (
+        record(signal=31, killer=Killer(by=KilledBy.SECCOMP)),
+        "seccomp",
+        CERTAIN,
+        Evidence(by="seccomp"),
+    ),
     (fault(2, IP, signal=31, syscall=110), "refused-call", CERTAIN, at(None, syscall=110)),
     (
         record(si_code=-6, last_fault=FAULT),
