@@ -100,9 +100,11 @@ class _Run:
     def all_services(self, limit: str, wanted: int, count: _Count) -> None:
         """Have as much go as is wanted, in fair shares."""
         for kept, stages in ((False, count.stages), (True, count.last)):
-            if wanted <= 0:
-                return
-            for share, quota in quotas(count.held(self._victims, kept), wanted).items():
+            found = quotas(count.held(self._victims, kept), max(wanted, 0))
+            # who gives gives whole cores, perhaps more than his share: the last ones need not
+            for share, quota in sorted(found.items(), key=lambda one: one[1], reverse=True):
+                if wanted <= 0:
+                    return
                 who = share.service[:_NAME]
                 why = f"removed: the store was beyond store.{limit}, and {who} held most"
                 wanted -= self._give(limit, share, quota, count, stages, why)

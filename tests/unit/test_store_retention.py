@@ -109,6 +109,16 @@ def test_records_go_when_the_cores_of_a_service_are_gone(store: Store) -> None:
     assert kept(store) == {"quiet.service": [-1], "loops.service": [2, 11]}
 
 
+def test_no_more_goes_than_is_wanted_and_one_core(store: Store) -> None:
+    # GIVEN many services with two cores each, of which half a core each has to go
+    for number in range(20):
+        put(store, number, f"{number % 10}.service", site=number)
+    trimmed(store)
+    done = trimmed(store, max_size=size_of(store) - 5 * CORE)
+    # THEN five give one, and the others nothing
+    assert done.cores == {"max_size": 5}
+
+
 def test_the_first_and_the_newest_of_each_kind_stay_longer(store: Store) -> None:
     # GIVEN two kinds of crashes of one service
     for number in range(1, 9):
