@@ -28,10 +28,7 @@ demo: setup
 run: setup
 	@exec $(BIN)/coreward run --config config/default.yaml
 
-# An emulated guest takes one CPU, unit tests another; system tests take both.
-test: lint types setup $(PROMETHEUS) $(BUILD)/.kernel-debs
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit kernel-tests
-	@$(MAKE) --no-print-directory system
+test: lint types unit system kernel-tests
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

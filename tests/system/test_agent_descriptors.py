@@ -7,7 +7,7 @@ import resource
 import socket
 from pathlib import Path
 
-from collector.export.endpoint import MOST
+from collector.export.server import MOST
 from tests.system.agents import RunningAgent, agent
 from tests.system.victims import running, wait_until
 

@@ -24,7 +24,7 @@ def test_a_stat_line_with_a_hostile_name() -> None:
     line = (
         b"77 (a) R 1 (\n) S 5 76 75 0 -1 4194304 1 2 3 4 250 50 7 8 20 -5 6 0 12345 1 2 "
         + b"0 " * 14
-        + b"3 0 0 0 0 0 0 0 0 4096 4100 0 0 0\n"
+        + b"3 0 0 0 0 0 0 0 0 4096 4100 4200 4300 0\n"
     )
     assert procfs.parse_stat(line) == Stat(
         comm="a) R 1 (\n",
@@ -43,6 +43,8 @@ def test_a_stat_line_with_a_hostile_name() -> None:
         cpu=3,
         arg_start=4096,
         arg_end=4100,
+        env_start=4200,
+        env_end=4300,
     )
 
 
