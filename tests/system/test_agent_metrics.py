@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from collector.export.known import signal_label
+from collector.model import Cause
 from tests.system.agents import RunningAgent, agent, deaths_of
 from tests.system.victims import Victim, running
 
@@ -38,7 +40,9 @@ def test_what_is_counted(tmp_path: Path) -> None:
             one.wait_record(victim.pid)
         samples, records = one.accounts()
     # THEN deaths are counted by cause, outcome and signal, also those that nobody wanted
-    deaths = Counter((r["cause"], r["outcome"], r["signal_name"]) for r in records)
+    deaths = Counter(
+        (r["cause"], r["outcome"], signal_label(Cause(r["cause"]), r["signal"])) for r in records
+    )
     deaths["signal", "ignored", "SIGFPE"] += 1
     assert deaths_of(samples) == {
         f'coreward_deaths_total{{cause="{cause}",outcome="{outcome}",signal="{signal}"}}': number

@@ -134,7 +134,7 @@ def test_debug_and_bt_mount_a_compressed_core_and_leave_nothing(
         line for line in took.stdout.splitlines() if line.startswith("#")
     ]
     all_threads = done(coreward("bt", identity, "--all", "--store", store)).stdout
-    assert all_threads.count("Thread ") == 3
+    assert all_threads.count("Thread ") == 1 and "\n2 threads: " in all_threads
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,7 +32,7 @@ SLOWNESS = float(os.environ.get("COREWARD_TEST_SLOWNESS", "1"))
 # Seconds until what must happen counts as stuck. No test should need them: a busy machine might.
 # seconds; with half of a core twenty crashes are explained in two minutes, and beside a storm of
 # kills a record comes some minutes late
-PATIENCE = 900.0
+PATIENCE = float(os.environ.get("COREWARD_TEST_PATIENCE", "900"))
 
 
 class Stuck(AssertionError):
