@@ -7,17 +7,14 @@ waits longer than TIMEOUT_S, and no more of a line is kept than MOST_CHARACTERS.
 from __future__ import annotations
 
 import datetime
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from collector.circumstances import LogLine
-from collector.errors import CorewardError
-from collector.linux import children
+from collector.linux.programs import ask
 
 TIMEOUT_S = 3.0
 MOST_CHARACTERS = 1024  # of a line
@@ -43,37 +40,15 @@ def last_lines(
     until: lines after that are not its. uid: only what this user wrote. CorewardError says why
     there are none.
     """
-    path = shutil.which(program)
-    if path is None:
-        raise CorewardError(f"{program} is not there")
-    command = [
-        *(path, "--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,_PID"),
+    arguments = [
+        *("--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,_PID"),
         *(f"--lines={count}", f"--until=@{until.timestamp():.6f}", f"_SYSTEMD_UNIT={unit}"),
     ]
     if uid is not None:
-        command.append(f"_UID={uid}")
-    try:
-        child = children.start(
-            command,
-            _NICE,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C", "PATH": os.defpath},
-        )
-    except OSError as error:
-        raise CorewardError(f"{path}: {error.strerror}") from error
-    try:
-        answer, _ = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise CorewardError(f"the journal was not read within {seconds:g} s") from error
-    finally:
-        children.kill(child)
-        if child.stdout is not None:
-            child.stdout.close()
-    if child.returncode:
-        raise CorewardError(f"{program} ended with status {child.returncode}")
-    return list(_lines(answer[:_MOST]))[-count:]
+        arguments.append(f"_UID={uid}")
+    late = "the journal was not read"
+    answer = ask(program, arguments, seconds=seconds, most=_MOST, late=late, nice=_NICE)
+    return list(_lines(answer))[-count:]
 
 
 def _lines(answer: bytes) -> Iterator[LogLine]:

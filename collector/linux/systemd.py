@@ -7,12 +7,9 @@ no more is read than a unit's properties can be.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 
-from collector.errors import CorewardError
-from collector.linux import children
+from collector.linux.programs import ask
 
 TIMEOUT_S = 2.0
 _MOST = 1 << 14  # bytes of an answer
@@ -51,27 +48,6 @@ def show(
 
 def _ask(program: str, arguments: Sequence[str], seconds: float) -> list[str]:
     """The lines of its answer."""
-    path = shutil.which(program)
-    if path is None:
-        raise CorewardError(f"{program} is not there")
-    try:
-        child = subprocess.Popen(
-            [path, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"LC_ALL": "C", "PATH": os.defpath},
-        )
-    except OSError as error:
-        raise CorewardError(f"{path}: {error.strerror}") from error
-    try:
-        answer, _ = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise CorewardError(f"systemd did not answer within {seconds:g} s") from error
-    finally:
-        children.kill(child)
-        if child.stdout is not None:
-            child.stdout.close()
-    if child.returncode:
-        raise CorewardError(f"{program} ended with status {child.returncode}")
-    return answer[:_MOST].decode("utf-8", "backslashreplace").splitlines()
+    late = "systemd did not answer"
+    answer = ask(program, arguments, seconds=seconds, most=_MOST, late=late)
+    return answer.decode("utf-8", "backslashreplace").splitlines()
