@@ -363,7 +363,9 @@ FN void stop_for_reader(struct cw_traced *own, struct task_struct *t)
 	if (bpf_map_update_elem(&stopped, &tgid, &start_ns, BPF_ANY))
 		return;
 	own->state |= STOPPING;
-	bpf_send_signal(CW_SIGSTOP);
+	/* To this thread: one to the process may be there already, for another thread that has not had
+	 * a CPU to take it since. */
+	bpf_send_signal_thread(CW_SIGSTOP);
 	/* The reader may have taken the name and sent SIGCONT before there was anything to resume. */
 	if (bpf_map_update_elem(&stopped, &tgid, &start_ns, BPF_ANY))
 		bpf_send_signal(CW_SIGCONT);

@@ -108,6 +108,7 @@ class Tracer:
     def __enter__(self) -> Self:
         """Load and attach. ProbeError says what is missing."""
         self._programs.__enter__()
+        self._waiting = waiting.Waiting(self._programs.stopped)
         return self
 
     def __exit__(
@@ -124,7 +125,7 @@ class Tracer:
     def stop(self) -> None:
         """Nobody is traced from now on; what is in the ring can be read."""
         self._programs.detach()
-        waiting.resume_all(self._programs.stopped)
+        self._waiting.resume_all()
 
     @contextlib.contextmanager
     def resumed_at_death(self) -> Iterator[None]:
@@ -235,8 +236,7 @@ class Tracer:
                     self._note(event)
                     yield event
         ring.trim()
-        if ring.waiting <= ring.size // _LOW:
-            waiting.resume_all(self._programs.stopped)
+        self._waiting.resume(lambda: ring.waiting <= ring.size // _LOW)
         yield from self._read_untold()
 
     def rest(self) -> Iterator[Event]:

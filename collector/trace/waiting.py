@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable
 
 from collector.linux import procfs
 from collector.linux.bpfhash import HashMap
@@ -17,12 +19,31 @@ from collector.linux.bpfhash import HashMap
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def resume_all(stopped: HashMap) -> None:
-    """Let all go on that are in the map: tgid -> ns of its start, of CLOCK_BOOTTIME."""
-    for key in stopped:
-        value = stopped.remove(key)
-        if value is not None:
-            _resume(int.from_bytes(key, "little"), int.from_bytes(value, "little"))
+class Waiting:
+    """Who is in the map: tgid -> ns of its start, of CLOCK_BOOTTIME."""
+
+    def __init__(self, stopped: HashMap) -> None:
+        self._stopped = stopped
+        self._turns: deque[bytes] = deque()
+
+    def resume(self, has_room: Callable[[], bool]) -> None:
+        """Let them go on, each once and in its turn, while there is room for what they will tell.
+
+        One alone can fill the ring before the next has been resumed, and wait again; were it
+        resumed again before anything is read, what it tells would be lost.
+        """
+        if not self._turns:
+            self._turns.extend(self._stopped)
+        while self._turns and has_room():
+            key = self._turns.popleft()
+            value = self._stopped.remove(key)
+            if value is not None:
+                _resume(int.from_bytes(key, "little"), int.from_bytes(value, "little"))
+
+    def resume_all(self) -> None:
+        """Let all go on, when they have nothing to tell any more."""
+        self._turns.clear()
+        self.resume(lambda: True)
 
 
 def _resume(pid: int, start_ns: int) -> None:
@@ -52,10 +73,10 @@ def _watch(descriptor: int) -> int:
     """Wait for the reader's end, then resume whoever waits for it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    stopped = HashMap(descriptor)
+    stopped = Waiting(HashMap(descriptor))
     while os.read(sys.stdin.fileno(), 1):
         pass
-    resume_all(stopped)
+    stopped.resume_all()
     return 0
 
 

@@ -107,9 +107,9 @@ def test_who_waits_for_the_reader_loses_nothing() -> None:
         losses = tracer.losses()
     # THEN every call is there, and the process has waited
     assert status == 3
+    assert losses.events == losses.calls == 0
     assert sum(isinstance(event, CallEvent) for event in events) == 4 * calls
     assert any(isinstance(event, WaitEvent) for event in events)
-    assert losses.events == losses.calls == 0
 
 
 def test_whoever_waits_for_a_reader_that_is_killed_goes_on(tmp_path: Path) -> None:

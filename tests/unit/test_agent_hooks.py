@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -51,11 +52,13 @@ def test_its_time_is_bounded_and_all_of_it_is_killed(tmp_path: Path) -> None:
     while not (tmp_path / "child").exists():  # on a busy host it may not come that far in time
         outcomes.append(run(hook, SEGFAULT))
         hook = msgspec.structs.replace(hook, timeout=hook.timeout * 2)
-    # THEN it is killed, and that one with it
+    # THEN it is killed, and that one with it, when it gets a CPU for that
     assert set(outcomes) == {None}
-    assert time.monotonic() - before < 500
     child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
-    assert not child.exists() or child.read_text().rpartition(") ")[2][0] in "ZX"
+    with contextlib.suppress(OSError):  # it is gone
+        while child.read_text().rpartition(") ")[2][0] not in "ZX":
+            assert time.monotonic() - before < 500
+            time.sleep(0.01)
 
 
 @pytest.fixture
