@@ -28,10 +28,8 @@ demo: setup
 run: setup
 	@exec $(BIN)/coreward run --config config/default.yaml
 
-# System tests take one CPU and a half: unit tests run beside them. Emulated guests want all.
-test: lint types setup $(PROMETHEUS)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit system
-	@$(MAKE) --no-print-directory kernel-tests
+test: lint types setup $(PROMETHEUS) $(BUILD)/.kernel-debs
+	@MAKEFLAGS= $(BIN)/python -m tests
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
@@ -45,7 +43,7 @@ unit: $(BIN)/.ready $(PROMETHEUS)
 	MAKEFLAGS= $(BIN)/pytest -q tests/unit
 
 system: setup $(PROMETHEUS)
-	MAKEFLAGS= $(BIN)/python -m tests.system
+	MAKEFLAGS= $(BIN)/python -m tests tests/system
 
 # The native part under the sanitizers of addresses and undefined behaviour, in real hand-offs. The
 # interpreter leaks by design at its end; a fault of another process is none of the sanitizer's.

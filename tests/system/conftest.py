@@ -2,7 +2,7 @@
 
 Tests of a module that borrows the kernel's settings are marked `alone`, and so are those that look
 at every death on the machine: they come one after the other, and the others run beside them
-(__main__.py). None of the others floods BPF's rings with deaths; one that wants a core of the
+(tests/__main__.py). None of the others floods BPF's rings with deaths; one that wants a core of the
 kernel's own waits for its turn with the settings.
 
 A module whose agents take no hand-offs is marked `beside`, and `alone` those of its tests that have
