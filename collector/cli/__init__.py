@@ -104,11 +104,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"coreward {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, prog="coreward")
-    # only the verb that is used is imported; the others are listed by their summaries
+    # only the verb that is used is imported; without one, all are listed by their summaries
     used = next((word for word in words if not word.startswith("-")), None)
     for name, summary in VERBS.items():
         if name != used:
-            verbs.add_parser(name, help=summary, add_help=False)
+            if words[:1] != [used] or used not in VERBS:
+                verbs.add_parser(name, help=summary, add_help=False)
             continue
         verb = load(name)
         sub = verbs.add_parser(name, help=summary, description=_help_text(verb))

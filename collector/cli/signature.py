@@ -14,7 +14,7 @@ from collector.cli.signature_rules import config_argument, rules_in_force
 from collector.cli.signatures import Counted, counted
 from collector.errors import NotFound, StoreError
 from collector.model import Record
-from collector.signature.compare import Death, Finding, over_represented
+from collector.signature.compare import Finding, Tally, over_represented
 from collector.signature.note import Note
 from collector.signature.rules import Rules
 from collector.signature.similar import Similar, similar
@@ -85,22 +85,21 @@ class SignatureVerb:
 
 def known(store: Store, id: str, rules: Rules, damage: list[StoreError]) -> Known:
     """NotFound if all of its deaths were removed."""
-    counts = next((one for one in counted(store, rules) if one.id == id), None)
-    if counts is None:
+    counts = counted(store, rules, id)
+    if not counts:
         raise NotFound(f"no death on record has signature {id} any more")
     records = store.list(signature=id, limit=_EXAMPLES, on_damage=damage.append)
-    deaths = [Death(*row) for row in store.signatures.facets()]
     near = similar(id, _stacks(store, id, records, rules, damage))
     texts = store.signatures.texts()
     return Known(
-        signature=counts,
+        signature=counts[0],
         note=store.notes.read(id),
         examples=[_example(record) for record in records],
         ways=_ways(records, rules),
         similar=near,
         similar_texts={one.signature: texts.get(one.signature, "?") for one in near},
-        over_represented=over_represented(id, deaths),
-        compared=sum(death.signature != id for death in deaths),
+        over_represented=over_represented(Tally(*row) for row in store.signatures.tallies(id)),
+        compared=store.signatures.others(id),
     )
 
 

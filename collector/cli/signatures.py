@@ -86,12 +86,12 @@ class SignaturesVerb:
         return 0
 
 
-def counted(store: Store, rules: Rules) -> list[Counted]:
-    """All signatures, those with most deaths first."""
+def counted(store: Store, rules: Rules, only: str | None = None) -> list[Counted]:
+    """All signatures, or this one if it is there; those with most deaths first."""
     texts = store.signatures.texts()
     notes = set(store.notes.ids())
     by_id: dict[str, list[SignatureRow]] = defaultdict(list)
-    for row in store.signatures.counts():
+    for row in store.signatures.counts(only):
         by_id[row.signature].append(row)
     current = f"{ALGORITHM}:{rules.id}"
     found = [

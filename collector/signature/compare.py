@@ -13,25 +13,26 @@ causes. Two things would make it lie:
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 LEVEL = 0.05  # how often, at most, a list as a whole may hold something that is chance
 _FEWEST = 3  # episodes that a value must have
-_HOUR = 3600 * 1_000_000  # microseconds
 _MOST_VALUES = 200  # of one facet that are looked at: the most frequent ones
 _NEGLIGIBLE = 1e-18  # of a sum
 
 
-class Death(NamedTuple):
-    """What the index has of a death."""
+class Tally(NamedTuple):
+    """How many deaths and episodes have a value, of the signature and of all others."""
 
-    signature: str
-    facets: str  # JSON: name -> value
-    time: int  # microseconds since 1970
+    facet: str
+    value: str
+    here: int
+    here_episodes: int
+    others: int
+    others_episodes: int
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +51,13 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     chance: float  # that it is one: after correction, 0 to 1
 
 
-def over_represented(signature: str, deaths: Iterable[Death]) -> list[Finding]:
+def over_represented(tallies: Iterable[Tally]) -> list[Finding]:
     """The least likely first. Empty: nothing is told from chance."""
-    tally = _Tally(signature, deaths)
+    by_facet: dict[str, list[Tally]] = {}
+    for one in tallies:
+        by_facet.setdefault(one.facet, []).append(one)
     tried = sorted(
-        (finding for facet in tally.facets() for finding in _tests(tally, facet)),
+        (finding for values in by_facet.values() for finding in _tests(values)),
         key=lambda finding: (finding.chance, finding.facet, finding.value),
     )
     kept, worst = [], 0.0
@@ -66,61 +69,34 @@ def over_represented(signature: str, deaths: Iterable[Death]) -> list[Finding]:
     return kept
 
 
-class _Tally:
-    """Deaths and episodes by facet and value, of one signature and of all others."""
-
-    def __init__(self, signature: str, deaths: Iterable[Death]) -> None:
-        # [of the signature, of others]
-        self.deaths: tuple[Counter[tuple[str, str]], ...] = (Counter(), Counter())
-        self.episodes: tuple[Counter[tuple[str, str]], ...] = (Counter(), Counter())
-        self.known: tuple[Counter[str], ...] = (Counter(), Counter())
-        self.known_episodes: tuple[Counter[str], ...] = (Counter(), Counter())
-        count: Counter[tuple[bool, str]] = Counter()
-        episodes: set[tuple[str, str, int]] = set()
-        for one in deaths:
-            count[one.signature != signature, one.facets] += 1
-            episodes.add((one.signature, one.facets, one.time // _HOUR))
-        of_episodes = Counter((its != signature, facets) for its, facets, _ in episodes)
-        for (is_other, text), number in count.items():
-            facets = msgspec.json.decode(text, type=dict[str, str])
-            self._add(int(is_other), facets, number, of_episodes[is_other, text])
-
-    def _add(self, which: int, facets: dict[str, str], deaths: int, episodes: int) -> None:
-        for value in facets.items():
-            self.deaths[which][value] += deaths
-            self.episodes[which][value] += episodes
-            self.known[which][value[0]] += deaths
-            self.known_episodes[which][value[0]] += episodes
-
-    def facets(self) -> list[str]:
-        """Those that are known of both sides."""
-        return sorted(set(self.known[0]) & set(self.known[1]))
-
-
-def _tests(tally: _Tally, facet: str) -> list[Finding]:
+def _tests(values: Sequence[Tally]) -> list[Finding]:
     """The values of a facet that are more frequent here, each with its probability."""
-    here, others = tally.episodes
-    values = Counter({v: n for (name, v), n in here.items() if name == facet and n >= _FEWEST})
-    total, of_others = tally.known_episodes[0][facet], tally.known_episodes[1][facet]
-    found = []
-    for value, count in values.most_common(_MOST_VALUES):
-        elsewhere = others[facet, value]
-        if count * of_others <= elsewhere * total:
-            continue  # no more frequent than elsewhere
-        key = (facet, value)
-        found.append(
-            Finding(
-                facet=facet,
-                value=value,
-                here=tally.deaths[0][key],
-                of_here=tally.known[0][facet],
-                others=tally.deaths[1][key],
-                of_others=tally.known[1][facet],
-                episodes=count,
-                chance=at_least(count, total, count + elsewhere, total + of_others),
-            )
+    of_here, of_others = sum(one.here for one in values), sum(one.others for one in values)
+    total = sum(one.here_episodes for one in values)
+    elsewhere = sum(one.others_episodes for one in values)
+    if not elsewhere:
+        return []  # it is known of one side alone
+    enough = (one for one in values if one.here_episodes >= _FEWEST)
+    looked_at = sorted(enough, key=lambda one: (-one.here_episodes, one.value))[:_MOST_VALUES]
+    return [
+        Finding(
+            facet=one.facet,
+            value=one.value,
+            here=one.here,
+            of_here=of_here,
+            others=one.others,
+            of_others=of_others,
+            episodes=one.here_episodes,
+            chance=at_least(
+                one.here_episodes,
+                total,
+                one.here_episodes + one.others_episodes,
+                total + elsewhere,
+            ),
         )
-    return found
+        for one in looked_at
+        if one.here_episodes * elsewhere > one.others_episodes * total  # more frequent than there
+    ]
 
 
 def at_least(hits: int, drawn: int, marked: int, all_: int) -> float:

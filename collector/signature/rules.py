@@ -86,6 +86,10 @@ class Rules:
         return _compiled(_all(self._built, "files"))
 
     @functools.cached_property
+    def _aliased(self) -> re.Pattern[str] | None:
+        return _compiled(glob for one in self._built for glob in one.aliases)
+
+    @functools.cached_property
     def _aliases(self) -> list[tuple[re.Pattern[str], str]]:
         return [
             (re.compile(fnmatch.translate(glob).replace(".*", "(.*)", 1)), name)
@@ -95,6 +99,8 @@ class Rules:
 
     def alias(self, name: str) -> str:
         """The one name of a function that has several."""
+        if self._aliased is None or not self._aliased.match(name):
+            return name  # as nearly all do
         for glob, meant in self._aliases:
             if found := glob.match(name):
                 return meant.replace("*", found[1]) if "*" in meant else meant

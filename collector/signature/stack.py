@@ -7,6 +7,7 @@ program's own. Pure; it runs where the frames are made, in a process that can be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
             continue  # nowhere: a wild call goes to another address each time
         # an inlined function is in the object of the function that it was inlined into
         outer = next((f for f in frames[number : number + 64] if f.module is not None), None)
-        module = "" if outer is None else PurePosixPath(outer.module or "").name
+        module = "" if outer is None else _file_name(outer.module or "")
         module = module.removesuffix(" (deleted)")[:_LONGEST]
         library = rules.is_library_source(frame.file)
         if frame.function is None:
@@ -67,6 +68,11 @@ def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
         name = rules.alias(normal(frame.function))[:_LONGEST]
         text = f"{module}!{name}" if rules.common.has(name, module) and module else name
         yield _Place(name, module, text, library)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_name(path: str) -> str:
+    return PurePosixPath(path).name
 
 
 def _unnamed(frame: Frame, module: str) -> str:

@@ -272,7 +272,7 @@ class Catalogue:
         """Whether the index alone will do: it lacks no record, and there are many."""
         with self._lock:
             own = self._usable()
-            return own.boot == _boot() and len(own.ids(most=MANY)) == MANY
+            return own.boot == _boot() and own.has_more_than(MANY)
 
     def _pages(self, wanted: Filter) -> Iterator[Found]:
         """The rows that match, newest first; the index is not kept busy between two pages."""

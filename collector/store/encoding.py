@@ -8,6 +8,7 @@ cannot carry: its bytes are written as the four characters \\xNN.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -31,7 +32,6 @@ HOSTILE = re.compile(
     "\U000e0000-\U000e0fff]"  # tags, variation selectors
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_HOSTILE_BUT_NEWLINE = re.compile(HOSTILE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 _DECODER = msgspec.json.Decoder(Record)
 
 
@@ -62,7 +62,7 @@ def json_text(value: object) -> str:
         data = msgspec.json.encode(_spelled(msgspec.to_builtins(value)))
     text = msgspec.json.format(data, indent=2).decode()
     # Strings hold no raw newline any more, so those left are the layout's.
-    return _HOSTILE_BUT_NEWLINE.sub(_json_escape, text) + "\n"
+    return _hostile_but_newline().sub(_json_escape, text) + "\n"
 
 
 def json_line(value: object) -> str:
@@ -72,6 +72,11 @@ def json_line(value: object) -> str:
     except UnicodeEncodeError:
         data = msgspec.json.encode(_spelled(msgspec.to_builtins(value)))
     return HOSTILE.sub(_json_escape, data.decode()) + "\n"
+
+
+@functools.cache  # it takes milliseconds, and most verbs print no JSON
+def _hostile_but_newline() -> re.Pattern[str]:
+    return re.compile(HOSTILE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 
 
 def _json_escape(match: re.Match[str]) -> str:

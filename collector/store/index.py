@@ -38,7 +38,12 @@ _COLUMNS = (
     *COLUMNS,
 )
 _VALUES = ", ".join("?" * len(_COLUMNS))
-_INSERT = f"INSERT OR {{}} INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"
+_ANNOUNCE = f"INSERT OR IGNORE INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"
+# no REPLACE, of which triggers see no row go
+_PUT = (
+    f"INSERT INTO deaths ({', '.join(_COLUMNS)}) VALUES ({_VALUES}) ON CONFLICT DO UPDATE SET "
+    + ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[1:])
+)
 _NOT_YET = OnDisk((0, 0), 0, False)  # of a row that was made before its record
 Place = tuple[int, str]  # of a row among all: time in microseconds, id
 _TEXTS = "INSERT OR IGNORE INTO signatures VALUES (?, ?)"
@@ -82,12 +87,12 @@ class Index:
         """Put rows in of records that are about to be written; a row that is there stays."""
         rows = [_row(record, _NOT_YET) for record in records]
         with self._errors(), self._db:
-            self._db.executemany(_INSERT.format("IGNORE"), rows)
+            self._db.executemany(_ANNOUNCE, rows)
 
     def put(self, rows: Iterable[tuple[Record, OnDisk]]) -> None:
         with self._errors(), self._db:
             rows = list(rows)
-            self._db.executemany(_INSERT.format("REPLACE"), [_row(*row) for row in rows])
+            self._db.executemany(_PUT, [_row(*row) for row in rows])
             signed = (record.signature for record, _ in rows if record.signature is not None)
             self._db.executemany(_TEXTS, [(s.id, s.text) for s in signed if s.id is not None])
 
@@ -109,6 +114,11 @@ class Index:
         with self._errors():
             return [id for (id,) in self._db.execute(query, (after, -1 if most is None else most))]
 
+    def has_more_than(self, count: int) -> bool:
+        query = "SELECT 1 FROM deaths LIMIT 1 OFFSET ?"
+        with self._errors():
+            return self._db.execute(query, (count,)).fetchone() is not None
+
     def beginning(self, prefix: str) -> list[str]:
         """Ids that begin so, in their order."""
         query = "SELECT id FROM deaths WHERE id >= ? AND id < ? ORDER BY id"
@@ -129,20 +139,19 @@ class Index:
     def page(self, wanted: Filter, after: Place | None) -> tuple[list[Place], bool]:
         """The newest rows that match, or those that come after `after`; and whether there are more.
 
-        What comes between two pages is in the second one, or in none: nothing comes twice. Where
-        each row is looked into the second page is the last: each takes a look at the whole table.
+        What comes between two pages is in the second one, or in none: nothing comes twice.
         """
         conditions, values = _conditions(wanted)
-        order, most = "time DESC, id DESC", _PAGE
-        if _looks_into_rows(wanted):
-            order, most = "+time DESC, +id DESC", _PAGE if after is None else -1
         if after is not None:
             conditions.append("(time, id) < (?, ?)")
             values += after
-        query = f"SELECT time, id FROM deaths{_where(conditions)} ORDER BY {order} LIMIT {most}"
+        query = (
+            f"SELECT time, id FROM deaths{_where(conditions)} "
+            f"ORDER BY time DESC, id DESC LIMIT {_PAGE}"
+        )
         with self._errors():
             found = self._db.execute(query, values).fetchall()
-        return found, len(found) == most
+        return found, len(found) == _PAGE
 
     def count(self, wanted: Filter) -> int:
         """How many rows match."""
@@ -273,13 +282,12 @@ def _row(record: Record, on_disk: OnDisk) -> tuple[object, ...]:
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
-    """The filter in SQL. `+`: without the index of time (see `_looks_into_rows`)."""
-    time = "+time" if _looks_into_rows(wanted) else "time"
+    """The filter in SQL."""
     conditions: list[str] = []
     values: list[object] = []
     for condition, value in (
-        (f"{time} >= ?", wanted.since and microseconds(wanted.since)),
-        (f"{time} < ?", wanted.until and microseconds(wanted.until)),
+        ("time >= ?", wanted.since and microseconds(wanted.since)),
+        ("time < ?", wanted.until and microseconds(wanted.until)),
         ("cause = ?", wanted.cause and wanted.cause.value),
         ("signal = ?", wanted.signal),
         ("signature = ?", wanted.signature),
@@ -295,20 +303,6 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
     if wanted.kept is not None:
         conditions.append("kept" if wanted.kept else "NOT kept")
     return conditions, values
-
-
-def _looks_into_rows(wanted: Filter) -> bool:
-    """Whether the order of time is of no help. SQLite would follow it, from index to table."""
-    looked_at = (
-        wanted.cause,
-        wanted.signal,
-        wanted.comm,
-        wanted.exe,
-        wanted.unit,
-        wanted.signature,
-        wanted.kept,
-    )
-    return any(value is not None for value in looked_at)
 
 
 def _glob(column: str, pattern: str | None) -> str:

@@ -62,8 +62,59 @@ CREATE INDEX deaths_by_signature ON deaths (signature, exe, build, rules, time, 
   WHERE signature IS NOT NULL;
 {REREAD}"""
 
+# For lists of 100,000 records: what a filter looks at, in the order in which it is shown. And for
+# what is over-represented among the deaths of a signature: how many have each value of each facet,
+# and how many *episodes*, which are deaths with the same facets in the same hour (`compare` in
+# `signature`). Triggers keep the numbers, whoever changes a row.
+_HOUR = 3_600_000_000  # microseconds
+_SAME_EPISODE = f"""EXISTS (
+    SELECT 1 FROM deaths WHERE signature = {{0}}.signature AND time / {_HOUR} = {{0}}.time / {_HOUR}
+    AND facets = {{0}}.facets AND id != {{0}}.id)"""
+_COUNT = f"""
+  INSERT INTO tallies
+    SELECT key, value, new.signature, 1, NOT {_SAME_EPISODE.format("new")}
+    FROM json_each(new.facets) WHERE TRUE
+    ON CONFLICT DO UPDATE SET deaths = deaths + 1, episodes = episodes + excluded.episodes;"""
+_ITS = """signature = old.signature
+    AND (facet, value) IN (SELECT key, value FROM json_each(old.facets))"""
+_UNCOUNT = f"""
+  UPDATE tallies SET deaths = deaths - 1, episodes = episodes - NOT {_SAME_EPISODE.format("old")}
+    WHERE {_ITS};
+  DELETE FROM tallies WHERE deaths <= 0 AND {_ITS};"""
+_CHANGED = """(old.signature, old.facets, old.time) IS NOT (new.signature, new.facets, new.time)"""
+_TALLIES = f"""
+DROP INDEX deaths_by_time;
+CREATE INDEX deaths_by_time
+  ON deaths (time, id, cause, signal, comm, exe, unit, closed, kept, signature);
+CREATE INDEX deaths_by_hour ON deaths (signature, time / {_HOUR}) WHERE signature IS NOT NULL;
+CREATE TABLE tallies (
+  facet TEXT NOT NULL,
+  value TEXT NOT NULL,
+  signature TEXT NOT NULL,
+  deaths INTEGER NOT NULL,
+  episodes INTEGER NOT NULL,
+  PRIMARY KEY (facet, value, signature)
+) WITHOUT ROWID;
+INSERT INTO tallies
+  SELECT key, value, signature, sum(n), count(*) FROM
+    (SELECT signature, facets, count(*) AS n FROM deaths WHERE signature IS NOT NULL
+     GROUP BY signature, facets, time / {_HOUR}),
+    json_each(facets)
+  GROUP BY key, value, signature;
+CREATE TRIGGER tally_new AFTER INSERT ON deaths WHEN new.signature IS NOT NULL BEGIN{_COUNT}
+END;
+CREATE TRIGGER tally_gone AFTER DELETE ON deaths WHEN old.signature IS NOT NULL BEGIN{_UNCOUNT}
+END;
+CREATE TRIGGER tally_was AFTER UPDATE OF signature, facets, time ON deaths
+  WHEN {_CHANGED} AND old.signature IS NOT NULL BEGIN{_UNCOUNT}
+END;
+CREATE TRIGGER tally_is AFTER UPDATE OF signature, facets, time ON deaths
+  WHEN {_CHANGED} AND new.signature IS NOT NULL BEGIN{_COUNT}
+END;
+"""
+
 # The first leads from nothing to version OLDEST, each other one to the version after.
-STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES)
+STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES, _TALLIES)
 VERSION = OLDEST + len(STEPS) - 1
 
 

@@ -53,12 +53,13 @@ class Signatures:
     def __init__(self, query: Query) -> None:
         self._query = query
 
-    def counts(self) -> list[SignatureRow]:
-        """How often, when and in which builds each signature was seen; in no order."""
+    def counts(self, only: str | None = None) -> list[SignatureRow]:
+        """How often, when and in which builds each signature was seen, or this one; in no order."""
+        which = "IS NOT NULL" if only is None else "= :id"
         found = self._query(
             "SELECT signature, exe, build, rules, sum(deaths), min(time), max(time) FROM deaths "
-            "WHERE signature IS NOT NULL GROUP BY signature, exe, build, rules",
-            {},
+            f"WHERE signature {which} GROUP BY signature, exe, build, rules",
+            {"id": only},
         )
         return [SignatureRow(*row) for row in found]
 
@@ -70,12 +71,21 @@ class Signatures:
         """Whether a death with this signature was on record since the agent before started."""
         return bool(self._query("SELECT 1 FROM signatures WHERE id = :id", {"id": id}))
 
-    def facets(self) -> list[tuple[str, str, int]]:
-        """Signature, facets (JSON) and time, in microseconds, of each death that has them."""
+    def tallies(self, signature: str) -> list[tuple[str, str, int, int, int, int]]:
+        """Of each value of each facet: deaths and episodes of this signature, those of others."""
         found = self._query(
-            "SELECT signature, facets, time FROM deaths WHERE signature IS NOT NULL", {}
+            "SELECT facet, value, sum(iif(signature = :id, deaths, 0)), "
+            "sum(iif(signature = :id, episodes, 0)), sum(iif(signature = :id, 0, deaths)), "
+            "sum(iif(signature = :id, 0, episodes)) FROM tallies GROUP BY facet, value",
+            {"id": signature},
         )
-        return [(signature, facets, time) for signature, facets, time in found]
+        return [(f, v, here, ours, others, theirs) for f, v, here, ours, others, theirs in found]
+
+    def others(self, signature: str) -> int:
+        """How many records have another one."""
+        query = "SELECT count(*) FROM deaths WHERE signature IS NOT NULL AND signature != :id"
+        [(count,)] = self._query(query, {"id": signature})
+        return int(count)
 
     def newest(self, most: int) -> list[tuple[str, str]]:
         """Signature and id of the newest death of each of those that were seen last."""
@@ -90,8 +100,13 @@ class Signatures:
         """The id of the one signature that begins so; `latest`: that of the newest death that has
         one. NotFound, or Ambiguous with candidates."""
         if name == LATEST:
-            for signature, _ in self.newest(1):
-                return signature
+            newest = self._query(
+                "SELECT signature FROM deaths WHERE signature IS NOT NULL "
+                "ORDER BY time DESC, id DESC LIMIT 1",
+                {},
+            )
+            for (signature,) in newest:
+                return str(signature)
             raise NotFound("no signatures on record")
         prefix = name.lower()
         found = sorted(id for id in self.texts() if prefix and id.startswith(prefix))

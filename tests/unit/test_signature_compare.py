@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from fractions import Fraction
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -11,12 +13,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.circumstances import HostFacts, Package
-from collector.signature.compare import Death, at_least, over_represented
+from collector.signature.compare import Tally, at_least, over_represented
 from collector.signature.facets import facets_of
 from collector.signature.similar import similar
 from tests.unit.signature_samples import BUILD, death, own
 
 HOUR = 3600 * 1_000_000
+
+
+class Death(NamedTuple):
+    signature: str
+    facets: str  # JSON
+    time: int  # microseconds
+
+
+def tallies(signature: str, seen: list[Death]) -> list[Tally]:
+    """What the index has of these deaths, counted one by one."""
+    count: Counter[tuple[str, str, bool]] = Counter()
+    episodes: set[tuple[str, str, bool, Death]] = set()
+    for one in seen:
+        mine = one.signature == signature
+        for name, value in msgspec.json.decode(one.facets, type=dict[str, str]).items():
+            count[name, value, mine] += 1
+            episodes.add((name, value, mine, one._replace(time=one.time // HOUR)))
+    of_episodes = Counter(one[:3] for one in episodes)
+    return [
+        Tally(
+            *value,
+            count[*value, True],
+            of_episodes[*value, True],
+            count[*value, False],
+            of_episodes[*value, False],
+        )
+        for value in sorted({(name, value) for name, value, _ in count})
+    ]
 
 
 def deaths(signature: str, count: int, *, each: int = HOUR, **facets: str) -> list[Death]:
@@ -50,7 +80,7 @@ def test_a_value_that_only_these_deaths_have_is_found() -> None:
         *deaths("other", 90, unit="web@1", build="aa"),
         *deaths("third", 10, unit="web@3", build="aa"),
     ]
-    found = over_represented("bug", seen)
+    found = over_represented(tallies("bug", seen))
     # THEN it is named with its numbers, and the build that all have is not
     assert [(one.facet, one.value) for one in found] == [("unit", "web@3")]
     one = found[0]
@@ -66,7 +96,7 @@ def test_a_service_that_loops_is_one_observation() -> None:
         *deaths("other", 40, unit="web@1"),
     ]
     # THEN so many deaths prove nothing about this unit
-    assert over_represented("bug", seen) == []
+    assert over_represented(tallies("bug", seen)) == []
 
 
 def test_who_looks_at_much_finds_nothing_by_chance() -> None:
@@ -81,7 +111,7 @@ def test_who_looks_at_much_finds_nothing_by_chance() -> None:
     single = at_least(4, 6, 12, 46)
     assert single < 0.05
     # THEN alone it is told, and among the many values that are no more frequent it still is
-    assert [one.value for one in over_represented("bug", seen)] == ["a"]
+    assert [one.value for one in over_represented(tallies("bug", seen))] == ["a"]
     # BUT not where each of these facets is as striking as chance makes some of them
     noisy = []
     for index, one in enumerate(seen):
@@ -92,14 +122,14 @@ def test_who_looks_at_much_finds_nothing_by_chance() -> None:
             few = rank in (number % 6, (number + 1) % 6, (number + 2) % 6)
             facets[f"facet{number}"] = "x" if (mine and few) or (not mine and rank < 12) else "y"
         noisy.append(Death(one.signature, msgspec.json.encode(facets).decode(), one.time))
-    assert over_represented("bug", noisy) == []
+    assert over_represented(tallies("bug", noisy)) == []
 
 
 def test_nothing_is_said_without_others_or_of_a_few() -> None:
-    assert over_represented("bug", deaths("bug", 50, unit="a")) == []
+    assert over_represented(tallies("bug", deaths("bug", 50, unit="a"))) == []
     few = [*deaths("bug", 2, unit="a"), *deaths("other", 1000, unit="b")]
-    assert over_represented("bug", few) == []
-    assert over_represented("bug", []) == []
+    assert over_represented(tallies("bug", few)) == []
+    assert over_represented(tallies("bug", [])) == []
 
 
 def test_rare_functions_weigh_more_than_common_ones() -> None:

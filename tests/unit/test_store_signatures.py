@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from collector.errors import Ambiguous, NotFound
+from collector.signature.facets import facets_of
+from collector.store.filter import Filter, microseconds, signature_of
 from collector.store.schema import OLDEST, STEPS
 from collector.store.signatures import SignatureRow
 from collector.store.store import Store
 from tests.unit.signature_samples import BUILD, ENTRY, EXE, death, own
 from tests.unit.store_samples import TIME, numbered
+from tests.unit.test_signature_compare import Death, tallies
 
 SECOND = 1_000_000
 OLD_COLUMNS = "id, time, cause, signal, comm, exe, unit, closed, inode, mtime, owner, held"
@@ -112,3 +118,42 @@ def test_a_text_goes_with_the_last_death_that_has_it(store: Store) -> None:
     with Store(store.path, create=True) as agent:
         assert agent.signatures.texts() == {first: "SIGSEGV near-null | count_request"}
         assert [agent.signatures.has(id) for id in (first, second)] == [True, False]
+
+
+def test_what_deaths_have_in_common_is_counted_as_they_come_and_go(tmp_path: Path) -> None:
+    # GIVEN deaths of three bugs with few circumstances, so that some are of one episode, put, put
+    # again with other facts, and removed in any order
+    chance = random.Random(7)
+    bugs = [[*own(name), *ENTRY] for name in ("count_request", "drop_twice", "serve")]
+    with Store(tmp_path / "store", create=True) as store:
+        for _ in range(20):
+            with store.batch():
+                for _ in range(10):
+                    store.put(
+                        death(
+                            chance.randrange(60),
+                            chance.choice(bugs),
+                            unit=chance.choice((None, "web@1.service", "web@2.service")),
+                            time=TIME + datetime.timedelta(minutes=20 * chance.randrange(9)),
+                        )
+                    )
+            for number in chance.sample(range(60), 5):
+                if store.has(f"{number:016x}"):
+                    store.remove(f"{number:016x}")
+        # THEN the numbers are those of the records that are left, counted one by one
+        left = [r for r in store.each(Filter()) if r.signature is not None]
+        for id in store.signatures.texts():
+            expected = tallies(
+                id,
+                [
+                    Death(
+                        str(signature_of(record)),
+                        msgspec.json.encode(facets_of(record)).decode(),
+                        microseconds(record.time),
+                    )
+                    for record in left
+                ],
+            )
+            assert sorted(store.signatures.tallies(id)) == expected
+            assert store.signatures.others(id) == sum(signature_of(r) != id for r in left)
+        assert 20 < len(left) < 60
