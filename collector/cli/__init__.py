@@ -29,6 +29,7 @@ VERBS = {
     "run": "collect crashes: the agent, in the foreground",
     "list": "the deaths on record, newest first",
     "watch": "deaths as they happen",
+    "top": "who dies most, as it happens",
     "last": "how a process of a unit last ended",
     "info": "everything known about one death",
     "bt": "backtrace of the thread that died, or of all",

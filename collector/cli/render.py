@@ -20,6 +20,7 @@ from collector.store.encoding import HOSTILE, json_text, spell
 
 GAP = "  "
 _RED, _DIM, _BOLD, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))  # days beyond: a date says more
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -69,6 +70,13 @@ def local_time(time: datetime.datetime, *, exact: bool = False) -> str:
     local = time.astimezone()
     text = local.strftime("%Y-%m-%d %H:%M:%S")
     return f"{text}.{local.microsecond // 1000:03} {local.strftime('%Z')}" if exact else text
+
+
+def age(time: datetime.datetime, now: datetime.datetime) -> str:
+    """How long ago that was, in one unit, rounded down: `12 s ago`, `3 min ago`, `5 h ago`."""
+    seconds = max((now - time) / datetime.timedelta(seconds=1), 0)
+    name, length = next((unit for unit in _AGES if seconds >= unit[1]), _AGES[-1])
+    return f"{int(seconds / length)} {name} ago"
 
 
 def process(record: Record) -> str:

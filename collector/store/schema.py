@@ -85,7 +85,8 @@ _CHANGED = """(old.signature, old.facets, old.time) IS NOT (new.signature, new.f
 _TALLIES = f"""
 DROP INDEX deaths_by_time;
 CREATE INDEX deaths_by_time
-  ON deaths (time, id, cause, signal, comm, exe, unit, closed, kept, signature);
+  ON deaths (time, id, cause, signal, comm, exe, unit, closed, kept, signature, deaths);
+CREATE INDEX deaths_of_storms ON deaths (mtime) WHERE deaths > 1;
 CREATE INDEX deaths_by_hour ON deaths (signature, time / {_HOUR}) WHERE signature IS NOT NULL;
 CREATE TABLE tallies (
   facet TEXT NOT NULL,

@@ -38,6 +38,7 @@ from collector.store.folders import DIRECTORY_MODE, Folders
 from collector.store.ids import ID_DIGITS, checked, is_id
 from collector.store.notes import Notes
 from collector.store.owners import PASSABLE, Owners, reader_of
+from collector.store.recent import Recent
 from collector.store.room import cores_to_remove
 from collector.store.signatures import Signatures
 from collector.store.victims import Victims
@@ -424,6 +425,11 @@ class Store:
     def victims(self) -> Victims:
         """What may go, for retention."""
         return Victims(self._catalogue.query)
+
+    @property
+    def recent(self) -> Recent:
+        """Who died in the last day, from the index."""
+        return Recent(self._catalogue.query)
 
     def closed_since(self, mtime: int) -> Ids:
         """Ids of closed records that were written since then, ns since 1970; where users ask, of

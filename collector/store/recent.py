@@ -1,0 +1,98 @@
+"""Who died in the last minute, hour and day: numbers of one look at the index.
+
+A record that stands for many deaths, of a storm, does not say when each of them was: they count as
+if they had come evenly between the first and the last one.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from collector.model import Cause, Record
+from collector.store.filter import microseconds, signature_of
+
+WINDOWS = (60, 3600, 86400)  # seconds
+_SECOND = 1_000_000
+_MOST_STORMS = 200  # the last ones; each is a record to be read
+
+Query = Callable[[str, Mapping[str, object]], list[tuple[Any, ...]]]
+
+
+class Died(NamedTuple):
+    """Deaths of one signature of one program in one unit. Numbers of storms are no whole ones."""
+
+    unit: str | None
+    exe: str | None
+    comm: str
+    signature: str | None
+    minute: float
+    hour: float
+    day: float
+    last: int  # microseconds since 1970
+
+
+class Recent:
+    """StoreError, from each method, if the index cannot be used."""
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+
+    def single(self, now: datetime.datetime) -> list[Died]:
+        """Deaths of the last day that have a record each, the newest first."""
+        end = microseconds(now)
+        minute, hour, day = (end - window * _SECOND for window in WINDOWS)
+        found = self._query(
+            "SELECT unit, exe, comm, signature, sum(time >= :minute), sum(time >= :hour), "
+            "count(*), max(time) FROM deaths WHERE time >= :day AND deaths = 1 AND cause != :not "
+            "GROUP BY unit, exe, comm, signature ORDER BY max(time) DESC",
+            {"minute": minute, "hour": hour, "day": day, "not": Cause.SNAPSHOT.value},
+        )
+        return [Died(*row) for row in found]
+
+    def storms(self, now: datetime.datetime) -> list[str]:
+        """Ids of records that stand for many deaths and were written in the last day."""
+        since = (microseconds(now) - WINDOWS[-1] * _SECOND) * 1000
+        found = self._query(
+            "SELECT id FROM deaths WHERE deaths > 1 AND mtime >= :since "
+            "ORDER BY mtime DESC LIMIT :most",
+            {"since": since, "most": _MOST_STORMS},
+        )
+        return [id for (id,) in found]
+
+
+def of_records(records: Iterable[Record], now: datetime.datetime) -> list[Died]:
+    """The same of each of these records; of a user's own, say, of which there is no index."""
+    return [
+        died
+        for record in records
+        if record.cause is not Cause.SNAPSHOT
+        if (died := _of_record(record, now)).day > 0
+    ]
+
+
+def _of_record(record: Record, now: datetime.datetime) -> Died:
+    first, last = record.time, max(record.last or record.time, record.time)
+    count, end = record.count or 1, microseconds(now)
+    minute, hour, day = (
+        count * _part(microseconds(first), microseconds(last), end - window * _SECOND)
+        for window in WINDOWS
+    )
+    return Died(
+        unit=record.unit,
+        exe=record.exe,
+        comm=record.comm,
+        signature=signature_of(record),
+        minute=minute,
+        hour=hour,
+        day=day,
+        last=microseconds(last),
+    )
+
+
+def _part(first: int, last: int, since: int) -> float:
+    """What part of the time from first to last comes after `since`."""
+    if last < since:
+        return 0.0
+    return 1.0 if first >= since else (last - since + 1) / (last - first + 1)
