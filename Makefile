@@ -28,7 +28,9 @@ demo: setup
 run: setup
 	@exec $(BIN)/coreward run --config config/default.yaml
 
-test: lint types setup $(PROMETHEUS) $(BUILD)/.kernel-debs
+test: $(BIN)/.ready
+	@$(MAKE) --no-print-directory -j2 --output-sync=target \
+	    lint types setup $(PROMETHEUS) $(BUILD)/.kernel-debs
 	@MAKEFLAGS= $(BIN)/python -m tests
 
 lint: $(BIN)/.ready

@@ -21,7 +21,7 @@ import msgspec
 from collector.agent.context import Context
 from collector.agent.crash import Crash
 from collector.agent.dump_event import Event
-from collector.agent.hold import LATE_S, release_or_hold
+from collector.agent.hold import release_or_hold
 from collector.dumpers.desk import Dumped
 from collector.dumpers.dumper import Bid
 from collector.dumpers.protocol import GENERIC, message
@@ -69,7 +69,7 @@ class _Offer:
         """Whether dumpers were asked."""
         hold = self._context.policy.policy.hold
         if self._held and hold.bids > hold.patience / 2:  # else the watchdog looks on
-            self._crash.gathered.handoff.keep(hold.bids + LATE_S)
+            self._crash.gathered.handoff.keep(hold.bids + hold.patience)
         facts = self._crash.decided.facts
         with Event(self._context, self._crash, held=self._held) as event:
             try:
@@ -99,7 +99,9 @@ class _Offer:
             self._go_on(self._crash)
             return
         if self._held and not bid.pin:
-            self._crash.gathered.handoff.keep(self._left_s() + LATE_S)
+            # then the policy has as long as it would have had without dumpers
+            patience = self._context.policy.policy.hold.patience
+            self._crash.gathered.handoff.keep(self._left_s() + patience)
         elif self._held and not self._crash.is_placed:
             self._pin()
         with Event(self._context, self._crash, held=self._held) as event:

@@ -7,7 +7,9 @@ kept waiting, or be gone. The thread touches nothing of any process, and starts 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 3600.0  # until it looks again, where nobody waits
+_NICE = -10  # before all other threads of ours that are Python's
 
 
 class Kept:
@@ -40,6 +43,8 @@ class Kept:
             self._deadlines.pop(key, None)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # without the right to it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             for overdue in self._wait():
                 try:
