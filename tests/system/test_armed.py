@@ -170,10 +170,11 @@ def test_an_exec_drops_the_memory_before_it(arming: RunningAgent, tmp_path: Path
 def test_a_kill_right_after_exec_says_what_is_lost(arming: RunningAgent, tmp_path: Path) -> None:
     with running("armed", "64", "0", "exec", cwd=tmp_path) as victim:
         wait_armed(arming, victim.pid)
+        words = Path(f"/proc/{victim.pid}/cmdline")
+        before = words.read_bytes()
         # WHEN it is killed as soon as it has executed another program
         victim.go()
-        before = (victim.pid, Path(f"/proc/{victim.pid}/cmdline").read_bytes())
-        wait_until(lambda: Path(f"/proc/{victim.pid}/cmdline").read_bytes() != before[1], "no exec")
+        wait_until(lambda: words.read_bytes() != before, "no exec")
         os.kill(victim.pid, signal.SIGKILL)
         victim.wait()
     # THEN there is the core of the new one, or none
