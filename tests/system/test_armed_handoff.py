@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 from tests.system.agents import agent
-from tests.system.armed import RULES, assert_same, look_at, wait_armed
-from tests.system.victims import running, wait_until
+from tests.system.armed import PROGRAMS, RULES, assert_same, look_at, wait_armed
+from tests.system.victims import build, running, wait_until
 
 
 def test_a_crash_is_handed_over_as_ever(tmp_path: Path) -> None:
-    with agent(tmp_path, config=RULES, metrics=True, extra=("--debug",)) as one:
-        with running("armed", "8", "3", cwd=tmp_path) as victim:
+    # GIVEN an agent that arms one program, which nobody else runs
+    own = tmp_path / "own"
+    shutil.copy(build("armed"), own)
+    rules = RULES.replace(repr(PROGRAMS), repr([str(own)]))
+    with agent(tmp_path, config=rules, metrics=True, extra=("--debug",)) as one:
+        with running("armed", "8", "3", cwd=tmp_path, file=own) as victim:
             wait_armed(one, victim.pid)
             before = look_at(victim.pid)
             # WHEN an armed process dies of a signal that dumps core
