@@ -5,7 +5,7 @@ PYTHON := /usr/bin/python3
 BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
-          gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl
+          gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl groff-base
 # Only for `make package-test`
 PACKAGE_DEBS := debootstrap
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
@@ -18,7 +18,7 @@ SYMBOLS := $(BUILD)/trace-symbols.json
 PROMETHEUS := $(BUILD)/prometheus/prometheus $(BUILD)/prometheus/promtool
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests package-test bench wheel deb clean
+.PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests package-test bench man wheel deb clean
 
 setup: $(BIN)/.ready $(OBJECT) $(NATIVE) $(SYMBOLS)
 
@@ -77,15 +77,21 @@ package-test: deb $(BUILD)/.package-debs
 bench: setup
 	@$(BIN)/python -m bench
 
+# Manual pages, and what bash, zsh and fish need to complete words: of the same source as `--help`.
+MAN := $(BUILD)/man
+man: $(BIN)/.ready
+	@rm -rf $(MAN) && $(BIN)/python -m deploy.manual $(MAN)
+
 # For machines without a compiler: with all that was built here, and the sources that bcc compiles.
 WHEEL := $(BUILD)/wheel
-wheel: setup
+wheel: setup man
 	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)/src/collector
 	@cp pyproject.toml README.md LICENSE $(WHEEL)/src
 	@git ls-files -z collector | xargs -0 cp --parents -t $(WHEEL)/src
 	@cp $(NATIVE) $(WHEEL)/src/collector/native
 	@cp -r $(BUILD)/*.bpf.o bpf $(WHEEL)/src/collector/probe
 	@cp $(SYMBOLS) $(WHEEL)/src/collector/trace
+	@cp -r $(MAN) $(WHEEL)/src/share
 	@$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation \
 	    -w $(WHEEL) \
 	    --config-settings=--build-option=--plat-name=linux_$$(uname -m) $(WHEEL)/src

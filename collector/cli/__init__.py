@@ -13,7 +13,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -49,6 +49,7 @@ VERBS = {
     "snapshot": "a core of a running process, which goes on",
     "gcore": "the same with the arguments of gdb's gcore",
     "policy": "check a configuration; say what it would do",
+    "completion": "what a shell needs to complete these words",
     "doctor": "what works on this host; put settings back",
 }
 
@@ -98,22 +99,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    # only the verb that is used is imported; without one, all are listed by their summaries
+    used = next((word for word in words if not word.startswith("-")), "")
+    loaded = {used: load(used)} if used in VERBS else {}
+    passed_on: list[str] = []
+    if "--" in words and getattr(loaded.get(used), "passes_on", False):
+        at = words.index("--")  # what follows is for the program that the verb starts
+        words, passed_on = words[:at], words[at + 1 :]
+    shown = loaded if loaded and words[:1] == [used] else VERBS
+    args = parser(loaded, shown).parse_args(words)
+    args.passed_on = passed_on
+    named = args.store or os.environ.get("COREWARD_STORE")
+    args.store_given = bool(named)  # else `run` takes the one of its configuration
+    args.store = Path(named or DEFAULT_STORE)
+    return args
+
+
+def parser(loaded: Mapping[str, Verb], shown: Iterable[str] = VERBS) -> argparse.ArgumentParser:
+    """What the command line may say: all of the verbs that are loaded, of others their names.
+
+    `--help`, the completion of shells and the manual page are made of it.
+    """
+    whole = argparse.ArgumentParser(
         prog="coreward",
         description="Collects crashes without delaying the restart of what died.",
         usage="coreward VERB [...]    (coreward VERB --help says more)",
     )
-    parser.add_argument("--version", action="version", version=f"coreward {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, prog="coreward")
-    # only the verb that is used is imported; without one, all are listed by their summaries
-    used = next((word for word in words if not word.startswith("-")), None)
-    for name, summary in VERBS.items():
-        if name != used:
-            if words[:1] != [used] or used not in VERBS:
-                verbs.add_parser(name, help=summary, add_help=False)
+    whole.add_argument("--version", action="version", version=f"coreward {__version__}")
+    verbs = whole.add_subparsers(title="verbs", metavar="VERB", required=True, prog="coreward")
+    for name in shown:
+        verb = loaded.get(name)
+        if verb is None:
+            verbs.add_parser(name, help=VERBS[name], add_help=False)
             continue
-        verb = load(name)
-        sub = verbs.add_parser(name, help=summary, description=_help_text(verb))
+        sub = verbs.add_parser(name, help=VERBS[name], description=_help_text(verb))
         sub.add_argument(
             "--store",
             type=Path,
@@ -121,16 +140,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
             help=f"where records and cores are kept (default: $COREWARD_STORE, or {DEFAULT_STORE})",
         )
         verb.arguments(sub)
-        passed_on: list[str] = []
-        if "--" in words and getattr(verb, "passes_on", False):
-            at = words.index("--")  # what follows is for the program that the verb starts
-            words, passed_on = words[:at], words[at + 1 :]
-        sub.set_defaults(verb=verb, passed_on=passed_on)
-    args = parser.parse_args(words)
-    named = args.store or os.environ.get("COREWARD_STORE")
-    args.store_given = bool(named)  # else `run` takes the one of its configuration
-    args.store = Path(named or DEFAULT_STORE)
-    return args
+        sub.set_defaults(verb=verb)
+    return whole
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """With all verbs loaded."""
+    return parser({name: load(name) for name in VERBS})
 
 
 def _help_text(verb: Verb) -> str:

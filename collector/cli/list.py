@@ -35,7 +35,9 @@ class ListVerb:
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         filter_arguments(parser)
-        parser.add_argument("--signature", metavar="ID", help="deaths that are this bug again")
+        parser.add_argument(
+            "--signature", metavar="SIGNATURE", help="deaths that are this bug again"
+        )
         parser.add_argument("-n", "--limit", type=int, metavar="N", help="at most N deaths")
         parser.add_argument("--all", action="store_true", help="all of them, however many")
         parser.add_argument(

@@ -488,6 +488,16 @@ class Store:
             if wanted.kept is None or self.is_kept(id) == wanted.kept:
                 yield record
 
+    def beginning(self, prefix: str, most: int) -> Records:
+        """Some records whose ids begin so; without a prefix the newest ones."""
+        if not prefix:
+            return self.list(limit=most, on_damage=lambda _: None)
+        found = (
+            self._catalogue.read_if_whole(id, lambda _: None)
+            for id in islice(self._catalogue.beginning(prefix), most)
+        )
+        return [record for record in found if record is not None]
+
     def place(self, record: Record) -> Path:
         """The record's folder, which need not exist."""
         return self._folders.path / checked(record.id)

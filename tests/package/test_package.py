@@ -133,6 +133,8 @@ def test_its_verbs_run_without_a_compiler(installed: Debian) -> None:
         assert checks[name]["ok"], checks[name]
     wants = installed.root / "etc/systemd/system/basic.target.wants/coreward.service"
     assert os.readlink(wants) == "/lib/systemd/system/coreward.service"
+    for page in ("man/man1/coreward.1.gz", "man/man5/coreward.yaml.5.gz"):
+        assert (installed.root / "usr/share" / page).exists()
 
 
 def test_a_crash_is_on_record_also_while_it_is_upgraded(

@@ -57,3 +57,7 @@ def test_all_that_was_built_is_found(installed: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert Path(where.stdout.strip()).is_relative_to(installed.parent)
+    # AND the manual and completion of shells are where such an environment has them
+    share = installed.parent / "share"
+    for page in ("man/man1/coreward.1", "man/man5/coreward.yaml.5", "zsh/site-functions/_coreward"):
+        assert (share / page).stat().st_size > 1000
