@@ -48,6 +48,7 @@ HANDOFF_NICE = -5  # of whoever decides about processes; those who take them com
 RECORD_QUEUE = 1 << 16
 EXPLAIN_QUEUE = 256
 UNIT_QUEUE = 64
+EXPLAIN_BYTES = 128 << 20  # of small cores in memory that wait to be explained, in each lane
 CAPTURE_BYTES = 64 << 20  # of mappings and registers of what waits for its writer
 COPY_WORKERS = 8  # each waits for a writer that copies
 COPY_QUEUE = 256
@@ -69,9 +70,9 @@ class Lanes:
         self.records = Lane("record", 1, RECORD_QUEUE, together=store.batch)
         # a process waits for each: nothing that takes long is done here
         self.copies = Lane("copy", COPY_WORKERS, COPY_QUEUE, of_one=COPY_WORKERS // 2)
-        self.explains = Lane("explain", 1, EXPLAIN_QUEUE)
+        self.explains = Lane("explain", 1, EXPLAIN_QUEUE, most_bytes=EXPLAIN_BYTES)
         # of what was killed, which may be much on a busy host: no crash waits behind that
-        self.kills = Lane("kill", 1, EXPLAIN_QUEUE)
+        self.kills = Lane("kill", 1, EXPLAIN_QUEUE, most_bytes=EXPLAIN_BYTES)
         self.units = Lane("unit", 1, UNIT_QUEUE)  # each waits for systemd, two seconds at most
 
     def all(self) -> tuple[Lane, ...]:

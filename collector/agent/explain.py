@@ -17,6 +17,7 @@ from collector.agent.crash import Crash
 from collector.agent.export import end
 from collector.explain.blame import OUTERMOST
 from collector.explain.run import explain_core
+from collector.linux.bounded import bytes_of
 from collector.linux.clock import boot_to_utc
 
 log = logging.getLogger(__name__)
@@ -58,16 +59,16 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
 def explain(
     context: Context,
     crash: Crash,
-    core: Path,
+    core: int,
     files: Files,
     *,
     owner: Hashable,
     cut: str | None = None,
 ) -> None:
-    """Have a core explained; never waits. The core and the descriptors are not the caller's more.
+    """Have a core explained; never waits. All descriptors are not the caller's more.
 
-    owner: whose share of the lane it takes. cut: why outer frames are not in this core, if there
-    are any.
+    core: descriptor of a small core, which is in memory alone. owner: whose share of the lane it
+    takes. cut: why outer frames are not in this core, if there are any.
     """
     crash.begin("explanation")
     # of what was killed, which may be much on a busy host, no crash waits behind that
@@ -77,27 +78,28 @@ def explain(
         partial(_explain, context, crash, core, files, cut),
         dropped=partial(give_up, "the agent was stopped before"),
         owner=owner,
+        size=bytes_of(core),
     ):
         give_up("too many explanations were waiting already")
 
 
-def _give_up(context: Context, crash: Crash, core: Path, files: Files, why: str) -> None:
+def _give_up(context: Context, crash: Crash, core: int, files: Files, why: str) -> None:
     files.close()
-    core.unlink(missing_ok=True)
+    os.close(core)
     crash.lose("frames", why)
     end(context, crash, "explanation")
 
 
-def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str | None) -> None:
+def _explain(context: Context, crash: Crash, core: int, files: Files, cut: str | None) -> None:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
     try:
         found = explain_core(
-            core,
+            Path(f"/proc/self/fd/{core}"),
             signature=context.policy.policy.signature,
             exe=exe,
             root_fd=files.root,
             mapped=files.code,
-            keep=core.parent,
+            keep=context.store.place(crash.record),
             began=boot_to_utc(crash.record.start_ns).timestamp(),
             nice=_NICE,
         )
@@ -106,7 +108,7 @@ def _explain(context: Context, crash: Crash, core: Path, files: Files, cut: str 
         _give_up(context, crash, core, files, f"the agent failed: {error!r}")
         return
     files.close()
-    core.unlink(missing_ok=True)
+    os.close(core)
     crash.explained(found)
     if cut is not None and found.frames and found.frames[-1].function not in OUTERMOST:
         crash.lose("outer_frames", cut)

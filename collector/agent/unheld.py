@@ -21,9 +21,10 @@ from collector.agent.routine import settle
 from collector.agent.unit import ask_systemd
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
-from collector.capture.job import EXPLAIN_CORE
+from collector.capture.job import MAX_EXPLAIN_CORE
 from collector.errors import CorewardError
 from collector.handoff.pipe import PipeNote
+from collector.linux.bounded import bounded_file, seal
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
 from collector.policy.match import decide
 from collector.policy.site import site_of
@@ -135,10 +136,14 @@ def _explain_events(context: Context, crash: Crash) -> None:
         # where crashes are handed over BPF does not tell the mappings of what dumps core
         crash.lose("frames", "they would have come from its core")
         return
+    core = -1
     try:
-        core = context.store.folder(crash.record.id) / EXPLAIN_CORE
+        core = bounded_file("coreward-explain", MAX_EXPLAIN_CORE)
         write_event_core(core, fatal, exited)
+        seal(core)
     except (CorewardError, OSError) as error:
+        if core >= 0:
+            os.close(core)
         crash.lose("frames", str(error))
         return
     crash.lose("symbols", "files were found by path: no build-id was left to check")

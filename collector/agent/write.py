@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from collector import siginfo
 from collector.agent.context import Context
@@ -225,15 +225,24 @@ def _explain(context: Context, crash: Crash, small: Explainable) -> None:
     crash.learn(Counted(threads=small.threads, thread_name=small.thread_name))
     if small.told is not None and crash.seen.fatal is None:
         _learn_told(crash, small.told)
-    dying, code = crash.gathered.dying, crash.gathered.code_fds
     try:
-        # its files stay within reach: beneath its root, in its mount namespace
-        files = Files.duplicate(dying.root_fd, dying.exe_fd, dying.mount_fd, code=code)
+        core, files = _kept_open(crash, small)
     except OSError as error:  # no descriptors left: the core is worth having all the same
-        Path(small.path).unlink(missing_ok=True)
         crash.lose("frames", f"its files cannot be kept open: {error.strerror}")
         return
-    explain(context, crash, Path(small.path), files, owner=crash.gathered.owner)
+    explain(context, crash, core, files, owner=crash.gathered.owner)
+
+
+def _kept_open(crash: Crash, small: Explainable) -> tuple[int, Files]:
+    """Descriptors of the small core, and of the process's files, which stay within reach: beneath
+    its root, in its mount namespace. OSError."""
+    dying, code = crash.gathered.dying, crash.gathered.code_fds
+    files = Files.duplicate(dying.root_fd, dying.exe_fd, dying.mount_fd, code=code)
+    try:
+        return os.dup(small.core), files
+    except OSError:
+        files.close()
+        raise
 
 
 def _settle(context: Context, crash: Crash, answer: Written | Failed) -> None:

@@ -1,24 +1,27 @@
-"""The files of cores in a record's folder: names, writers, and the small core for the explainer."""
+"""Cores: the names and writers of those in a record's folder, and the small one for the explainer.
+
+The small one is in memory alone, whatever policy keeps: for `capture: record` it promises that no
+memory is written to a disk.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from collector.capture.memory import Memory
 from collector.capture.select import MAX_STACK, carve, select_none, select_stacks
 from collector.capture.thrown import select_thrown
-from collector.elfcore.sink import SparseWriter, Writer, ZstdWriter
+from collector.elfcore.sink import InPlaceWriter, SparseWriter, Writer, ZstdWriter
 from collector.elfcore.types import ProcessImage
 from collector.elfcore.writer import write_core
 from collector.policy.types import Codec, Compress
-from collector.ranges import union
+from collector.ranges import Range, union
 
 _MAX_EXPLAINED = 256  # threads that are explained
 _OTHER_STACK = 64 << 10  # bytes of the stack of one that did not die
+_MOST_MEMORY = 64 << 20  # bytes; 256 threads, with a page for each register, have 40 MiB
 
 
 def _nothing(address: int, size: int) -> bytes:
@@ -38,7 +41,7 @@ def core_writer(fd: int, compress: Compress) -> Writer:
 
 
 def write_explain_core(
-    path: Path,
+    fd: int,
     image: ProcessImage,
     memory: Memory,
     pieces: Iterable[tuple[int, bytes]],
@@ -46,20 +49,27 @@ def write_explain_core(
 ) -> None:
     """What unwinding needs: the first thread's stack, and a little of the others'.
 
-    pieces: memory that goes before that of `memory`. max_stack: bytes of the first stack at most.
-    OSError as reading and writing give it; there is no file then.
+    fd: of an empty file of MAX_EXPLAIN_CORE bytes at most. pieces: memory that goes before that of
+    `memory`. max_stack: bytes of the first stack at most. OSError as reading and writing give it:
+    what is in the file is of no use then.
     """
     image = msgspec.structs.replace(image, threads=image.threads[:_MAX_EXPLAINED])
     first, others = image.threads[:1], image.threads[1:]
     keep = select_stacks(image.mappings, first, image.auxv, memory.read, max_stack=max_stack)
     more = select_stacks(image.mappings, others, b"", _nothing, max_stack=_OTHER_STACK)
-    keep = union([*keep, *more, *select_thrown(image, memory.read)])
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        segments = carve(select_none(image.mappings), keep)
-        write_core(image, segments, memory, SparseWriter(fd), overrides=pieces)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(fd)
+    keep = _bounded(keep, union([*keep, *more, *select_thrown(image, memory.read)]))
+    segments = carve(select_none(image.mappings), keep)
+    write_core(image, segments, memory, InPlaceWriter(fd), overrides=pieces)
+
+
+def _bounded(first: Sequence[Range], wanted: list[Range], most: int = _MOST_MEMORY) -> list[Range]:
+    """All that is wanted, or of a process that makes it too much the smallest parts of `first`."""
+    if sum(end - start for start, end in wanted) <= most:
+        return wanted
+    kept: list[Range] = []
+    for start, end in sorted(first, key=lambda part: part[1] - part[0]):
+        most -= end - start
+        if most < 0:
+            break
+        kept.append((start, end))
+    return sorted(kept)

@@ -7,19 +7,18 @@ the event of the exit. That is enough for one backtrace of one thread; there is 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from collector.arch.x86_64 import CODE_32_BIT, NO_32_BIT_CODE, PAGE, Reg
 from collector.elfcore.layout import Layout
 from collector.elfcore.notes import build_notes
-from collector.elfcore.sink import SparseWriter, WriterParams
+from collector.elfcore.sink import InPlaceWriter, WriterParams
 from collector.elfcore.types import Mapping, ProcessImage, Prot, PsInfo, Segment, Thread
 from collector.errors import CaptureError
 from collector.model import Exit, FatalSignal, MappedObject
 
 
-def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
-    """Write the core of `fatal`'s thread to `path` (0600).
+def write_event_core(fd: int, fatal: FatalSignal, ended: Exit) -> None:
+    """Write the core of `fatal`'s thread to an empty file.
 
     Raises CaptureError if the events have no mapped objects or no stack: then nothing can be
     unwound.
@@ -35,17 +34,13 @@ def write_event_core(path: Path, fatal: FatalSignal, ended: Exit) -> None:
         raise CaptureError("its stack could not be read")
     segments, data = _segments(fatal, ended.mapped)
     layout = Layout(segments, build_notes(_image(fatal, ended)))
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        writer = SparseWriter(fd)
-        writer.init(WriterParams(size=layout.size))
-        writer.write(layout.header, 0)
-        for placed in layout.placed:
-            if placed.segment.filesz:
-                writer.write(data[placed.segment.vaddr], placed.offset)
-        writer.close()
-    finally:
-        os.close(fd)
+    writer = InPlaceWriter(fd)
+    writer.init(WriterParams(size=layout.size))
+    writer.write(layout.header, 0)
+    for placed in layout.placed:
+        if placed.segment.filesz:
+            writer.write(data[placed.segment.vaddr], placed.offset)
+    writer.close()
 
 
 def _segments(

@@ -14,7 +14,7 @@ from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
 
-EXPLAIN_CORE = ".tmp-explain.core"  # in the record's folder, until it is explained
+MAX_EXPLAIN_CORE = 160 << 20  # bytes; two fifths for memory, the rest for notes and names
 GO, NO_ROOM = b"+", b"-"  # what the agent says on the writer's standard input
 
 
@@ -71,6 +71,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     min_free: int  # bytes that must stay free on the store's file system
     writers: int = 1  # at most so many write there at a time
     explain: bool  # write the small core for the explainer
+    explain_fd: int = -1  # of the file in memory that it goes to
     urgent: bool  # the process waits for us: no low priority
     copy: CopyOrder | None = None
     copied: Copy | None = None  # all that is wanted of its memory, where it has gone already
@@ -90,10 +91,10 @@ class Told(msgspec.Struct, frozen=True):
 class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
     """The small core of the dying thread is there; explaining may begin."""
 
-    path: str
     threads: int
     thread_name: str | None
     told: Told | None  # None: BPF gave the registers
+    core: int = -1  # its descriptor, of run_writer's
 
 
 class Copied(msgspec.Struct, frozen=True, tag="copied"):

@@ -19,6 +19,7 @@ import msgspec
 
 from collector.capture.job import (
     GO,
+    MAX_EXPLAIN_CORE,
     NO_ROOM,
     Copied,
     Explainable,
@@ -30,6 +31,7 @@ from collector.capture.job import (
 )
 from collector.capture.space import AskForRoom
 from collector.linux import children
+from collector.linux.bounded import bounded_file, seal
 from collector.model import Capture
 
 WRITER_NICE = 19
@@ -51,10 +53,10 @@ def run_writer(job: Job, make_room: AskForRoom = no_room) -> Generator[WriterAns
     make_room: called where the disk's reserve is reached.
 
     Copied, if that was asked for; the core itself is begun only when the next answer is asked for.
-    Explainable, if the small core is there, while the rest is still written; at last Written or
-    Failed, once. Raises nothing for what goes wrong in the writer; if it is closed before the end,
-    the writer ends too. One that does not end in time (job.max_time) is killed, and the core has
-    threads only.
+    Explainable, if the small core is there, while the rest is still written, with a descriptor of
+    it that is good until the next answer is asked for; at last Written or Failed, once. Raises
+    nothing for what goes wrong in the writer; if it is closed before the end, the writer ends too.
+    One that does not end in time (job.max_time) is killed, and the core has threads only.
     """
     why = ""
     if children.hanging() >= children.MAX_HANGING:
@@ -92,42 +94,57 @@ _BY_SIZE = (Capture.NONE, Capture.RECORD, Capture.THREADS, Capture.STACKS, Captu
 
 def _run(job: Job, make_room: AskForRoom) -> Iterator[WriterAnswer | None]:
     """Run one writer. The last answer is Written, Failed, or None: it was out of time."""
-    job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(job_fd), "wb") as file:
-            file.write(msgspec.msgpack.encode(job))
-        os.lseek(job_fd, 0, os.SEEK_SET)
-        writer = _start(job, job_fd)
-        clock = _Clock(job)
+    with contextlib.ExitStack() as files:
         try:
-            for answer in _answers_of(writer, clock):
-                if isinstance(answer, NeedsRoom):
-                    _tell(writer, GO if make_room(answer.written, answer.free) else NO_ROOM)
-                    continue
-                yield answer
-                if isinstance(answer, Copied):
-                    _tell(writer, GO)  # it is its turn
-                    clock.start(job)
-                elif answer is None:
-                    return
-                elif not isinstance(answer, Explainable):
-                    children.has_ended(writer.pid, _GRACE)  # else it would be a death of its own
-                    return
-            children.has_ended(writer.pid, _GRACE)
-        finally:
-            children.kill(writer)
-            for pipe in (writer.stdin, writer.stdout):
-                if pipe is not None:
-                    pipe.close()
-        yield Failed(f"the writer ended with status {writer.returncode} and no answer")
-    except OSError as error:
-        yield Failed(f"the writer cannot be started: {error}")
+            if job.explain:
+                small = bounded_file("coreward-explain", MAX_EXPLAIN_CORE)
+                files.callback(os.close, small)
+                job = msgspec.structs.replace(job, explain_fd=small)
+            job_fd = os.memfd_create("coreward-job", os.MFD_CLOEXEC)
+            files.callback(os.close, job_fd)
+            with os.fdopen(os.dup(job_fd), "wb") as file:
+                file.write(msgspec.msgpack.encode(job))
+            os.lseek(job_fd, 0, os.SEEK_SET)
+            yield from _follow(_start(job, job_fd), job, make_room)
+        except OSError as error:
+            yield Failed(f"the writer cannot be started: {error}")
+
+
+def _follow(
+    writer: subprocess.Popen[bytes], job: Job, make_room: AskForRoom
+) -> Iterator[WriterAnswer | None]:
+    clock = _Clock(job)
+    try:
+        for answer in _answers_of(writer, clock):
+            if isinstance(answer, NeedsRoom):
+                _tell(writer, GO if make_room(answer.written, answer.free) else NO_ROOM)
+                continue
+            if isinstance(answer, Explainable):
+                seal(job.explain_fd)
+                yield msgspec.structs.replace(answer, core=job.explain_fd)
+                continue
+            yield answer
+            if isinstance(answer, Copied):
+                _tell(writer, GO)  # it is its turn
+                clock.start(job)
+            elif answer is None:
+                return
+            else:
+                children.has_ended(writer.pid, _GRACE)  # else it would be a death of its own
+                return
+        children.has_ended(writer.pid, _GRACE)
     finally:
-        os.close(job_fd)
+        children.kill(writer)
+        for pipe in (writer.stdin, writer.stdout):
+            if pipe is not None:
+                pipe.close()
+    yield Failed(f"the writer ended with status {writer.returncode} and no answer")
 
 
 def _start(job: Job, job_fd: int) -> subprocess.Popen[bytes]:
     fds = [job_fd, job.mem_fd, job.pagemap_fd, *job.shared_fds.values()]
+    if job.explain:
+        fds.append(job.explain_fd)
     if job.root_fd is not None:
         fds.append(job.root_fd)
     if job.copy is not None:

@@ -26,7 +26,6 @@ from collector.capture.environment import attributes
 from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_evidence, lost_names
 from collector.capture.job import (
-    EXPLAIN_CORE,
     GO,
     Copied,
     CopyOrder,
@@ -124,6 +123,8 @@ class Core:
                 _say(self._guarded(self._small))
             except Stalled as error:
                 self._give_memory_up(error, "frames")
+            except OSError as error:
+                self._given_up["frames"] = f"there is no small core: {_why(error)}"
         if self._job.capture in (Capture.RECORD, Capture.NONE):
             lost = {**lost_names(self._image.mappings), **self._given_up}
             return Written(capture=self._job.capture, lost=lost)
@@ -196,12 +197,12 @@ class Core:
     def _small(self) -> Explainable:
         """The dying thread alone: its stack is enough to say where it died."""
         first = self._image.threads[0]
-        path = self._folder / EXPLAIN_CORE
-        write_explain_core(path, self._image, self._memory, self._patches, STACK)
+        fd = self._job.explain_fd
+        write_explain_core(fd, self._image, self._memory, self._patches, STACK)
         told = None
         if self._job.evidence.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
-        return Explainable(str(path), len(self._image.threads), first.name or None, told)
+        return Explainable(len(self._image.threads), first.name or None, told)
 
     def _plan(self, capture: Capture, memory: Memory) -> Plan:
         job = self._job

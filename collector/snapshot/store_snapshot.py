@@ -19,7 +19,7 @@ import msgspec
 
 from collector.capture.core_file import core_name, core_writer, write_explain_core
 from collector.capture.image import lost_names
-from collector.capture.job import EXPLAIN_CORE
+from collector.capture.job import MAX_EXPLAIN_CORE
 from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.types import Prot
 from collector.errors import StoreError
@@ -30,6 +30,7 @@ from collector.heap.run import heap_of_core, with_heap
 from collector.heap.types import HeapReport
 from collector.linux.ancestry import stat_of, with_ancestors
 from collector.linux.atomic import atomic_file
+from collector.linux.bounded import bounded_file
 from collector.linux.filesystems import own_devices
 from collector.linux.host import age_s, read_host
 from collector.linux.open_files import MOST, open_files
@@ -87,6 +88,8 @@ def store_snapshot(
     try:
         with _clean_unless_done(store, identity), contextlib.ExitStack() as later:
             files = _Files()
+            small = bounded_file("coreward-explain", MAX_EXPLAIN_CORE)
+            later.callback(os.close, small)
 
             def write(found: Found) -> Record:
                 files.duplicate(found, later)
@@ -101,9 +104,7 @@ def store_snapshot(
                     size = os.fstat(fd).st_blocks * 512
                 # while its memory is still there
                 with reading(found):
-                    write_explain_core(
-                        folder / EXPLAIN_CORE, found.image, found.memory, found.pieces
-                    )
+                    write_explain_core(small, found.image, found.memory, found.pieces)
                 return _with_core(record, core, name, size)
 
             # before it is stopped, for no longer than it must be, and before we make it do calls
@@ -115,7 +116,7 @@ def store_snapshot(
             record = _with_surroundings(_with_calls(record, calls))
             # a person waits for it, or nobody does
             nice = 0 if trigger is None else 19
-            record = _explained(record, facts, folder / EXPLAIN_CORE, files, nice=nice)
+            record = _explained(record, facts, small, files, folder, nice=nice)
             if contents.capture is Capture.FULL:
                 record = with_heap(record, _heap(folder / name, files, nice=nice))
             store.put(record)
@@ -243,13 +244,13 @@ def _duplicate(fd: int, until: contextlib.ExitStack) -> int:
 
 
 def _explained(
-    record: Record, facts: SnapshotFacts, core: Path, files: _Files, *, nice: int
+    record: Record, facts: SnapshotFacts, small: int, files: _Files, folder: Path, *, nice: int
 ) -> Record:
     exe = None if files.exe is None else Path(f"/proc/self/fd/{files.exe}")
+    core = Path(f"/proc/self/fd/{small}")
     found = explain_core(
-        core, exe=exe, root_fd=files.root, mapped=files.code, keep=core.parent, nice=nice
+        core, exe=exe, root_fd=files.root, mapped=files.code, keep=folder, nice=nice
     )
-    core.unlink(missing_ok=True)  # an agent's start may have cleaned it away
     record = with_explanation(msgspec.structs.replace(record, snapshot=facts), found)
     return concluded(record)
 

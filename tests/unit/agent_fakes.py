@@ -10,6 +10,7 @@ Lanes work when `settle` is called, in the order in which they hand work on; not
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -268,9 +269,7 @@ class FakeAgent:
         self.jobs.append(job)
         self.log.append(f"written as {job.capture.value}")
         if job.explain:
-            core = Path(job.folder) / "small"
-            core.write_bytes(b"")
-            yield Explainable(str(core), 3, "worker-3", None)
+            yield Explainable(3, "worker-3", None, core=os.open(os.devnull, os.O_RDONLY))
         yield self.answer
 
     def close(self) -> None:

@@ -339,9 +339,7 @@ def test_a_process_that_is_killed_again_and_again_is_not_explained_each_time(
 ) -> None:
     # GIVEN a limit of one capture
     agent = make("defaults: {limit: {captures: 1, period: 1h, fallback: record}}")
-    monkeypatch.setattr(
-        "collector.agent.unheld.write_event_core", lambda core, *_: core.write_bytes(b"")
-    )
+    monkeypatch.setattr("collector.agent.unheld.write_event_core", lambda *_: None)
     page = StackPage(address=0, data=bytes(4096))
     # WHEN two of a program are killed
     for pid in (901, 902):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from collector.capture import run
-from collector.capture.job import Evidence, Failed, Job, Written
+from collector.capture.job import MAX_EXPLAIN_CORE, Evidence, Explainable, Failed, Job, Written
 from collector.capture.process import ProcText
 from collector.capture.run import run_writer
 from collector.linux import children
@@ -19,6 +20,7 @@ TEXT = ProcText(
     stat=b"", status=b"", cmdline=b"", auxv=b"", cgroup=b"", coredump_filter=b"", maps=None
 )
 WRITTEN = '{"type":"written","capture":"threads","name":"core"}'
+EXPLAINABLE = '{"type":"explainable","threads":1,"thread_name":null,"told":null}'
 
 
 def job(max_time: float = 60.0) -> Job:
@@ -77,6 +79,22 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Job]
 def test_answers_come_through(writers: Callable[..., list[Job]]) -> None:
     writers(f"echo '{WRITTEN}'")
     assert list(run_writer(job())) == [Written(capture=Capture.THREADS, name="core")]
+
+
+def test_the_small_core_is_memory_that_nobody_changes_any_more(
+    writers: Callable[..., list[Job]],
+) -> None:
+    # GIVEN a writer that says that it has written it
+    jobs = writers(f"""echo '{EXPLAINABLE}'; echo '{WRITTEN}'""")
+    answers = run_writer(job())
+    small = next(answers)
+    # THEN it came with the job, in a file that is nowhere, with a bound
+    assert isinstance(small, Explainable) and small.core == jobs[0].explain_fd
+    assert os.readlink(f"/proc/self/fd/{small.core}").startswith("/memfd:coreward-explain")
+    assert os.fstat(small.core).st_size == MAX_EXPLAIN_CORE
+    with pytest.raises(PermissionError):
+        os.pwrite(small.core, b"x", 0)
+    assert list(answers) == [Written(capture=Capture.THREADS, name="core")]
 
 
 def test_a_writer_that_lingers_after_its_last_answer_is_not_waited_for(
