@@ -547,4 +547,5 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones
+    redacted: dict[str, int] = {}  # rule of the policy -> what it has hidden, in core and record
     lost: dict[str, str] = {}  # field or part -> why it could not be had

@@ -33,6 +33,8 @@ from collector.model import DumpFacts, ProcessKey, Record, Signature
 from collector.policy import types as policy
 from collector.policy.collect import Place, Stage
 from collector.policy.limit import Admission
+from collector.redact.record import withheld
+from collector.redact.types import Redact
 from collector.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ class Crash:
         self.not_held: str | None = None  # why its hand-off came to nothing
         self.place: Place | None = None  # where it died, once that was decided about
         self.dumps: list[DumpFacts] = []  # what dumpers did with it
+        self.redact = Redact()  # what is to be hidden of it, once that was decided
+        self.secrets: dict[str, list[str]] = {}  # by rule: values that are to be hidden
         self.stored = False  # whether the store has its record, in whatever form
         self._lock = threading.Lock()
         self._record: Record | None = None
@@ -166,8 +170,9 @@ class Crash:
     def keep(self, store: Store) -> bool:
         """Put the record on disk as far as it goes; whether it is there."""
         with self._lock:
+            record = withheld(self.record) if self.redact.texts else self.record
             try:
-                store.put(self.record)
+                store.put(record)
             except (CorewardError, OSError) as error:  # a full disk must not stop the agent
                 log.error("record %s cannot be stored: %s", self.record.id, error)
                 return False

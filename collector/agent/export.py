@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -27,6 +28,12 @@ from collector.model import (
     SamplesFacts,
 )
 from collector.policy.collect import Place
+from collector.policy.match import watch_rule
+from collector.policy.types import Facts
+from collector.redact.ask import redacted
+from collector.redact.record import withheld
+from collector.redact.types import Redact
+from collector.store.encoding import utf8_only
 from collector.store.ids import record_id
 from collector.store.owners import for_its_reader
 from collector.watch.client import Answer
@@ -49,6 +56,8 @@ def open_held(context: Context, crash: Crash) -> None:
     if decided.admission.capture is not Capture.RECORD:
         if gathered.others > 0:
             lost["instant"] = "others share its memory, and wrote on while it was copied"
+        if crash.dumps and action.redact.anything:
+            lost["redaction"] = "a dumper of others has had the process as it was"
         if gathered.unopened:
             lost["shared"] = _UNOPENED.format(gathered.unopened)
     if seen.who is None:
@@ -58,6 +67,7 @@ def open_held(context: Context, crash: Crash) -> None:
         lost["event"] = blind if context.blind else silent
     else:
         record = seen.record(record_id(context.boot_id, seen.who.key), late=False, lost={})
+    crash.redact = action.redact
     crash.open(record, "exit")
     at_once = crash.release.mode is Release.INSTANT
     crash.learn(
@@ -121,9 +131,33 @@ def ask_recorder(context: Context, crash: Crash) -> None:
         ("samples", context.recorder.ask),
         ("calls", context.recorder.ask_calls),
     ):
+        if why := _why_unkept(context, crash, part):
+            crash.lose(part, why)
+            continue
         crash.begin(part)
         if not ask(crash.record, partial(_answered, context, crash, part)):
             end(context, crash, part)
+
+
+def _why_unkept(context: Context, crash: Crash, part: str) -> str:
+    """Why these must not be on the disk: they have memory of the process as it was; else empty."""
+    policy, record = context.policy.policy, crash.record
+    if not crash.redact.anything:
+        return ""
+    facts = Facts(
+        cause=Cause.SNAPSHOT,
+        exe=record.exe,
+        comm=record.comm,
+        cgroup=record.cgroup,
+        unit=record.unit,
+        uid=record.uid,
+        container=record.container,
+    )
+    if part == "samples" and watch_rule(policy, facts) is not None:
+        return "not kept: the stacks in them cannot be redacted"
+    if part == "calls" and crash.redact.texts and any(rule.strings for rule in policy.trace):
+        return "not kept: the texts in them cannot be redacted"
+    return ""
 
 
 def _answered(context: Context, crash: Crash, part: str, answer: Answer) -> None:
@@ -149,21 +183,57 @@ def end_of_process(context: Context, crash: Crash) -> None:
 
 def end(context: Context, crash: Crash, part: str) -> None:
     """A part of the record is done; the last one closes it."""
-    if crash.end(part) and close(context, crash.record, crash.place):
+    if not crash.end(part):
+        return
+    if not crash.redact.texts:
+        _close(context, crash)
+    elif not context.lanes.explains.submit(  # looking through its texts takes a tenth of a second
+        partial(_close, context, crash, redacted),
+        dropped=partial(_close, context, crash, _withheld),
+        owner=crash.record.uid,
+    ):
+        _close(context, crash, _withheld)
+
+
+Redaction = Callable[[Record, Redact, dict[str, list[str]]], Record]
+
+
+def _close(context: Context, crash: Crash, redaction: Redaction | None = None) -> None:
+    def finish(record: Record) -> Record:
+        if redaction is None:
+            return record
+        return redaction(utf8_only(record), crash.redact, crash.secrets)
+
+    if close(context, crash.record, crash.place, finish):
         crash.stored = True
         recorded(context, crash)
 
 
-def close(context: Context, record: Record, place: Place | None = None) -> bool:
+def _withheld(record: Record, _: Redact, __: dict[str, list[str]]) -> Record:
+    """Where nobody is left to look through its texts."""
+    lost = {
+        **record.lost,
+        "redaction": "its texts are left out, for the agent was stopped, or busy",
+    }
+    return withheld(msgspec.structs.replace(record, lost=lost))
+
+
+def close(
+    context: Context,
+    record: Record,
+    place: Place | None = None,
+    finish: Callable[[Record], Record] = lambda record: record,
+) -> bool:
     """Store the whole record, count the death, and say it in one line; whether it is on disk.
 
-    If it is not, that is tried again until it is. place: where it died, if that is known.
+    If it is not, that is tried again until it is. place: where it died, if that is known. finish:
+    makes of the whole record what may be kept.
     """
     from collector.explain.reason import concluded  # noqa: PLC0415 - with the first death
 
     age = age_s(record.time, record.start_ns)
     record = concluded(msgspec.structs.replace(record, age_s=age, host=context.host))
-    record = named(context, record, place)
+    record = finish(named(context, record, place))
     record = for_its_reader(record)
     stored = True
     try:

@@ -119,6 +119,7 @@ class Kept(Facts, frozen=True, kw_only=True):
     core_memory: int | None
     capture_s: float | None
     attributes: dict[str, str]
+    redacted: dict[str, int]
 
 
 class NotKept(Facts, frozen=True, kw_only=True):

@@ -84,6 +84,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     if decision.action.capture is not Capture.RECORD and seen.cause is not Cause.EXIT:
         lost["core"] = crash.not_held or _why_not_held(context, crash, who, late)
     identity = record_id(context.boot_id, who.key)
+    crash.redact = decision.action.redact
     crash.open(seen.record(identity, late=late, lost=lost), "record")
     crash.learn(
         Placed(

@@ -216,6 +216,7 @@ def _job(
         copy=copy,
         copied=copied,
         attributes=action.attributes,
+        redact=action.redact,
         in_haste=gathered.in_haste,
     )
 
@@ -316,8 +317,10 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
             core_memory=written.memory if written.name else None,
             capture_s=round(seconds, 3) if written.name else None,
             attributes=written.attributes,
+            redacted=written.redacted,
         )
     )
+    crash.secrets = written.secrets
     for part, why in written.lost.items():
         crash.lose(part, why)
 

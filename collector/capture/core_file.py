@@ -14,6 +14,7 @@ from collector.capture.memory import Memory
 from collector.capture.select import MAX_STACK, carve, select_none, select_stacks
 from collector.capture.thrown import select_thrown
 from collector.elfcore.sink import InPlaceWriter, SparseWriter, Writer, ZstdWriter
+from collector.elfcore.source import MemorySource
 from collector.elfcore.types import ProcessImage
 from collector.elfcore.writer import write_core
 from collector.policy.types import Codec, Compress
@@ -46,12 +47,14 @@ def write_explain_core(
     memory: Memory,
     pieces: Iterable[tuple[int, bytes]],
     max_stack: int = MAX_STACK,
+    source: MemorySource | None = None,
 ) -> None:
     """What unwinding needs: the first thread's stack, and a little of the others'.
 
     fd: of an empty file of MAX_EXPLAIN_CORE bytes at most. pieces: memory that goes before that of
-    `memory`. max_stack: bytes of the first stack at most. OSError as reading and writing give it:
-    what is in the file is of no use then.
+    `memory`. max_stack: bytes of the first stack at most. source: what is written, where that is
+    not what is looked at. OSError as reading and writing give it: what is in the file is of no use
+    then.
     """
     image = msgspec.structs.replace(image, threads=image.threads[:_MAX_EXPLAINED])
     first, others = image.threads[:1], image.threads[1:]
@@ -59,7 +62,7 @@ def write_explain_core(
     more = select_stacks(image.mappings, others, b"", _nothing, max_stack=_OTHER_STACK)
     keep = _bounded(keep, union([*keep, *more, *select_thrown(image, memory.read)]))
     segments = carve(select_none(image.mappings), keep)
-    write_core(image, segments, memory, InPlaceWriter(fd), overrides=pieces)
+    write_core(image, segments, source or memory, InPlaceWriter(fd), overrides=pieces)
 
 
 def _bounded(first: Sequence[Range], wanted: list[Range], most: int = _MOST_MEMORY) -> list[Range]:

@@ -13,6 +13,7 @@ from collector.capture.parts import Copy, Source
 from collector.capture.process import ProcText
 from collector.model import Capture
 from collector.policy.types import Compress, MemoryChoice
+from collector.redact.types import Redact
 
 MAX_EXPLAIN_CORE = 160 << 20  # bytes; two fifths for memory, the rest for notes and names
 GO, NO_ROOM = b"+", b"-"  # what the agent says on the writer's standard input
@@ -76,6 +77,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     copy: CopyOrder | None = None
     copied: Copy | None = None  # all that is wanted of its memory, where it has gone already
     attributes: tuple[str, ...] = ()  # variables of its environment that are told
+    redact: Redact = Redact()
     in_haste: str = ""  # why that may lack some, in words for the record
 
 
@@ -121,6 +123,8 @@ class Written(msgspec.Struct, frozen=True, tag="written"):
     elided: int = 0  # bytes of zero or absent pages that were not stored
     truncated: bool = False
     attributes: dict[str, str] = {}
+    redacted: dict[str, int] = {}  # rule of the policy -> how often the core has zeros for it
+    secrets: dict[str, list[str]] = {}  # by rule, what is to be hidden of the record's texts
     lost: dict[str, str] = {}
 
 

@@ -114,17 +114,18 @@ def select_full(
 
 
 def _chosen_size(m: Mapping, choice: MemoryChoice, coredump_filter: int, read: Read) -> int:
-    if choice.exclude and _named(m, choice.exclude):
+    if choice.exclude and is_chosen(m, choice.exclude):
         return 0
     io = bool((m.vm_flags or 0) & VM_IO)
-    if choice.include and _named(m, choice.include) and not io:
+    if choice.include and is_chosen(m, choice.include) and not io:
         return m.size
     if choice.dontdump and m.vm_flags is not None and m.vm_flags & VM_DONTDUMP and not io:
         return m.size
     return kernel_dump_size(m, coredump_filter, read)
 
 
-def _named(mapping: Mapping, names: Iterable[str]) -> bool:
+def is_chosen(mapping: Mapping, names: Iterable[str]) -> bool:
+    """Whether one of these kinds, or globs of paths, is that of a mapping."""
     kind = kind_of(mapping)
     path = mapping.path or ""
     return any(name == kind or (path and fnmatchcase(path, name)) for name in names)

@@ -40,17 +40,19 @@ from collector.capture.job import (
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.outline import STACK
 from collector.capture.plan import FILE_ONLY, NOT_IN_TIME, Plan, plan_core
+from collector.capture.redacted import RedactedMemory, Redactor, in_force
 from collector.capture.select import select_stacks
 from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.types import CorewardNote
-from collector.elfcore.writer import Bounds, Stop, WriteResult, write_core
+from collector.elfcore.writer import Amend, Bounds, Stop, WriteResult, write_core
 from collector.errors import CorewardError, Stalled
 from collector.linux import procfs
 from collector.linux.atomic import atomic_file
 from collector.linux.stall import with_stall_guard
 from collector.model import Capture
 from collector.ranges import Range, outside, union
+from collector.redact.types import Redact
 
 T = TypeVar("T")
 _READ_PATIENCE = 30.0  # seconds that one read of 4 MiB may take
@@ -98,6 +100,7 @@ class Core:
         self._smaller_why = ""  # where it is not `self._capture` that was asked for
         self._not_copied = 0  # bytes
         self._in_haste: list[Range] = []  # what there was no time to copy
+        self._redactor: Redactor | None = None  # None: nothing is redacted
         if job.copied is not None:
             # as whoever copied it knew the files
             known = ProcessMemory(job.mem_fd, job.pagemap_fd, self._image.mappings, job.shared_fds)
@@ -112,12 +115,15 @@ class Core:
         except Stalled as error:
             lost = {**written.lost, "attributes": str(error)}
             return msgspec.structs.replace(written, lost=lost)
-        return msgspec.structs.replace(written, attributes=found)
+        secrets = {} if self._redactor is None else self._redactor.told()
+        return msgspec.structs.replace(written, attributes=found, secrets=secrets)
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
         if self._job.copy is not None:
             self._copy(self._job.copy)
+        if self._job.redact.anything:
+            self._prepare_to_redact(self._job.redact)
         if self._job.explain:
             try:
                 _say(self._guarded(self._small))
@@ -142,6 +148,17 @@ class Core:
                     raise
                 self._smaller_why = self._does_not_fit(error)
                 self._capture = smaller
+
+    def _prepare_to_redact(self, redact: Redact) -> None:
+        """Find out what is to be zero, before anything is written."""
+        mappings, text = self._image.mappings, self._job.evidence.text
+        try:
+            read = self._memory.read
+            self._redactor = self._guarded(lambda: Redactor(redact, mappings, text, read))
+        except Stalled as error:
+            self._give_memory_up(error, "memory")
+            self._redactor = Redactor(redact, mappings, text, lambda *_: b"")
+        self._image = self._redactor.image(self._image)
 
     def _does_not_fit(self, error: OSError) -> str:
         """Said when what there was of the core is removed again, and its room is free."""
@@ -197,8 +214,12 @@ class Core:
     def _small(self) -> Explainable:
         """The dying thread alone: its stack is enough to say where it died."""
         first = self._image.threads[0]
+        source, patches = None, self._patches
+        if self._redactor is not None:
+            source = RedactedMemory(self._memory, self._redactor)
+            patches = source.pieces(patches)
         fd = self._job.explain_fd
-        write_explain_core(fd, self._image, self._memory, self._patches, STACK)
+        write_explain_core(fd, self._image, self._memory, patches, STACK, source)
         told = None
         if self._job.evidence.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
@@ -218,6 +239,8 @@ class Core:
         if plan is None:
             plan = self._guarded(lambda: self._plan(capture, self._memory))
         name = core_name(job.compress)
+        held = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
+        source, patches, amend = self._redacted(held)
         with atomic_file(self._folder / name) as fd:
             self._space = SpaceWatch(
                 fd, job.min_free, unseen(job.compress, job.writers), _ask_for_room
@@ -225,10 +248,11 @@ class Core:
             result = write_core(
                 self._image,
                 plan.segments,
-                self._memory,
+                source or self._memory,
                 core_writer(fd, job.compress),
                 note=self._note(capture, plan),
-                overrides=self._patches,
+                overrides=patches,
+                amend=amend,
                 bounds=Bounds(
                     should_stop=self._space,
                     deadline=self._deadline,
@@ -243,8 +267,25 @@ class Core:
             elided=result.elided,
             capture=capture,
             truncated=plan.truncated or result.truncated,
-            lost=self._lost(capture, plan, result),
+            lost=self._lost(capture, plan, result) | self._unseen(source),
+            redacted={} if source is None else source.counts(held),
         )
+
+    def _redacted(
+        self, held: Sequence[Range]
+    ) -> tuple[RedactedMemory | None, list[tuple[int, bytes]], Amend | None]:
+        """What is written in place of its memory and of what changed since, and who counts it."""
+        if self._redactor is None:
+            return None, self._patches, None
+        source = RedactedMemory(self._memory, self._redactor)
+        patches = self._guarded(lambda: source.pieces(self._patches)) if held else []
+        return source, patches, lambda note: source.note(note, held)
+
+    def _unseen(self, source: RedactedMemory | None) -> dict[str, str]:
+        if source is None or not source.unseen:
+            return {}
+        why = f"{source.unseen} bytes were not looked through within "
+        return {"redaction": f"{why}{self._job.redact.time:g} s (redact.time), and are zero"}
 
     def _note(self, capture: Capture, plan: Plan) -> CorewardNote:
         note = CorewardNote(
@@ -253,6 +294,7 @@ class Core:
             capture=capture.value,
             consistent=True,
             truncated=plan.truncated,
+            redacted=in_force(self._job.redact),
         )
         return with_left_out(note, plan.left_out)
 

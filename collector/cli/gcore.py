@@ -11,6 +11,7 @@ from pathlib import Path
 from collector.cli import copying
 from collector.cli.interrupts import interruptible
 from collector.cli.probing import live_probe
+from collector.cli.redaction import redaction_by
 from collector.cli.render import clean
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
@@ -58,10 +59,14 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
     memory = MemoryChoice()
     if everything:
         memory = MemoryChoice(dontdump=True, coredump_filter=WHOLE_FILTER)
+    redaction_of = redaction_by()
     for pid in pids:
         path = Path(f"{prefix}.{pid}")
         try:
-            _write(pid, path, CoreContents(memory=memory, only_held=True))
+            if not pid.isdigit():
+                raise CorewardError(f"Illegal process-id: {pid}.")
+            redact = redaction_of(int(pid))
+            _write(int(pid), path, CoreContents(memory=memory, only_held=True, redact=redact))
         except CorewardError as error:
             print(clean(error), file=sys.stderr)
             print(f"gcore: failed to create {path}")
@@ -70,9 +75,7 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
     return 0
 
 
-def _write(pid: str, path: Path, contents: CoreContents) -> None:
-    if not pid.isdigit():
-        raise CorewardError(f"Illegal process-id: {pid}.")
+def _write(pid: int, path: Path, contents: CoreContents) -> None:
     with (
         interruptible() as check,
         live_probe() as live,
@@ -82,6 +85,7 @@ def _write(pid: str, path: Path, contents: CoreContents) -> None:
         def write(found: Found) -> Core:
             return write_plain(found, contents, fd, check)
 
-        request = SnapshotRequest(mode=SnapshotMode.FULL_STOP)
-        core = fd if copying.can_be_read(fd) else None
-        take(int(pid), request, write, live, path.parent, core=core)
+        redacts = contents.redact.anything
+        request = SnapshotRequest(mode=SnapshotMode.FULL_STOP, unstaged=redacts)
+        core = fd if copying.can_be_read(fd) and not redacts else None
+        take(pid, request, write, live, path.parent, core=core)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from collector.cli.choice import DEFAULT_RUN_DIR, mode_argument, parsed, reading
+from collector.cli.redaction import redaction, redaction_arguments
 from collector.dumpers.door import SOCKET
 from collector.errors import StoreError, UsageError
 from collector.model import SnapshotMode
@@ -61,6 +62,7 @@ class MountVerb:
             help=f"a live core is given up after that (default: {MAX_AGE / 60:g}m)",
         )
         parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, metavar="DIR")
+        redaction_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         from collector.mount.fuse import serve  # noqa: PLC0415 (only here is libfuse needed)
@@ -74,8 +76,9 @@ class MountVerb:
             most=args.snapshots,
             max_age=parsed("--max-age", parse_duration, args.max_age),
         )
-        live = Live(rules)
-        held = Held(args.run_dir / SOCKET, rules.max_age)
+        redaction_of = redaction(args)
+        live = Live(rules, redaction_of)
+        held = Held(args.run_dir / SOCKET, rules.max_age, redaction_of)
         folders: dict[str, Folder] = {"live": live, "held": held}
         try:
             folders["crashes"] = Crashes(reading(args.store))

@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from collector.cli import copying
 from collector.cli.choice import mode_argument
 from collector.cli.cores import dying_by_exception, warn_incomplete
 from collector.cli.interrupts import Check, interruptible
 from collector.cli.probing import live_probe
 from collector.cli.progress import progress
+from collector.cli.redaction import redaction, redaction_arguments
 from collector.cli.render import clean, print_json, size
 from collector.elfcore.sink import ZstdWriter
 from collector.errors import StoreError, StoreOfOthers, UsageError
@@ -81,6 +84,7 @@ class SnapshotVerb:
             action="store_true",
             help="replace FILE if it exists; a pipe or link of others is written through",
         )
+        redaction_arguments(parser)
         parser.add_argument("--json", action="store_true", help="what was done, as JSON")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -95,7 +99,10 @@ class SnapshotVerb:
         contents = CoreContents(
             capture=Capture(args.capture) if args.capture else usual_capture(request.mode),
             memory=MemoryChoice(max=args.max),
+            redact=redaction(args)(args.pid),
         )
+        if contents.redact.anything:
+            request = msgspec.structs.replace(request, unstaged=True)
         if args.json and args.output == _STDOUT:
             raise UsageError("--json and `-o -` both want standard output")
         with interruptible() as check, live_probe() as live:
@@ -122,7 +129,9 @@ def _serve(args: argparse.Namespace) -> int:
         raise UsageError(f"--serve: unix:PATH, not {args.serve!r}")
     if args.output is not None or args.json:
         raise UsageError("--serve writes no file: without -o and --json")
-    core = live_core.hold(args.pid, SnapshotMode(args.mode), live_core.MAX_AGE)
+    core = live_core.hold(
+        args.pid, SnapshotMode(args.mode), live_core.MAX_AGE, redaction(args)(args.pid)
+    )
     try:
         with dying_by_exception(), serve.served(Path(path), core) as run:
             print(f"{args.serve}: {size(core.size())}, /core", flush=True)
@@ -163,9 +172,14 @@ class _Todo(NamedTuple):
                 return write_found(found, self.contents, ZstdWriter(fd), self.check)
 
         plain = fd if codec is Codec.NONE and copying.can_be_read(fd) else None
+        if self.contents.redact.anything:
+            plain = None
         core, facts = take(self.pid, self.request, write, self.live, staging, core=plain)
         if core.lost is not None:
             print(f"coreward: this core is truncated: {core.lost}", file=sys.stderr)
+        if core.unseen:
+            why = "were not looked through (redact.time), and are zero"
+            print(f"coreward: {core.unseen} bytes of this core {why}", file=sys.stderr)
         return facts
 
 

@@ -142,6 +142,8 @@ class CorewardNote(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
     left_out_count: int = 0
     left_out_bytes: int = 0
+    # rule of the policy -> how often it was zeroed; None: not counted, but done
+    redacted: dict[str, int | None] = {}
     text: str = ""
 
 

@@ -45,6 +45,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 UNBOUNDED = Bounds()
+Amend = Callable[[CorewardNote], CorewardNote]
 
 
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,7 @@ def write_core(
     overrides: Iterable[tuple[int, bytes]] = (),
     progress: Callable[[int, int], None] | None = None,
     bounds: Bounds = UNBOUNDED,
+    amend: Amend | None = None,
 ) -> WriteResult:
     """Write a whole core to `writer`, from `init` to `close` (or `abort`, if anything raises).
 
@@ -81,12 +83,13 @@ def write_core(
     `overrides` are (address, bytes); the later one wins. `progress` is given (bytes of the file
     done, size) after each piece. Where `bounds` end it, segments that follow have filesz 0 and
     the note says truncated, if the head can be rewritten; otherwise the file is shorter than its
-    header says. A read that does not return may go on then, in a thread of its own.
+    header says. A read that does not return may go on then, in a thread of its own. `amend` makes
+    the note of the one that stands in the head, when all is written.
 
     Raises OSError as writer and source do, ValueError for impossible segments or notes.
     """
     image = CoreImage(notes, segments, memory, note=note, overrides=overrides)
-    return write_image(image, writer, progress=progress, bounds=bounds)
+    return write_image(image, writer, progress=progress, bounds=bounds, amend=amend)
 
 
 def write_image(
@@ -95,6 +98,7 @@ def write_image(
     *,
     progress: Callable[[int, int], None] | None = None,
     bounds: Bounds = UNBOUNDED,
+    amend: Amend | None = None,
 ) -> WriteResult:
     """Write what an image has pieces of; see write_core."""
     job = _Job(image, writer)
@@ -102,8 +106,8 @@ def write_image(
         writer.init(WriterParams(size=image.size, head=len(image.header)))
         stop = job.run(bounds, progress)
         marked = True
-        if stop or job.unreadable_bytes:
-            marked = _mark(image, job, stop is not None, writer)
+        if stop or job.unreadable_bytes or amend is not None:
+            marked = _mark(image, job, stop is not None, writer, amend)
         writer.close()
     except BaseException:
         writer.abort()
@@ -210,7 +214,9 @@ def _least(*limits: float | None) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _mark(image: CoreImage, job: _Job, truncated: bool, writer: Writer) -> bool:
+def _mark(
+    image: CoreImage, job: _Job, truncated: bool, writer: Writer, amend: Amend | None
+) -> bool:
     """Say in the head what is missing; segments end where the file does. False: not possible."""
     if not isinstance(writer, HeadRewriter):
         return False
@@ -228,4 +234,5 @@ def _mark(image: CoreImage, job: _Job, truncated: bool, writer: Writer) -> bool:
         note = msgspec.structs.replace(
             with_left_out(note, missing), truncated=note.truncated or truncated
         )
+        note = note if amend is None else amend(note)
     return writer.rewrite_head(image.head_with(segments, note)) and note is not None

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from collector.dumpers.look import held_now
@@ -23,6 +23,7 @@ from collector.mount.live_core import LiveCore, start_holder
 from collector.mount.processes import key_of, may_see, space_of, waits
 from collector.mount.tree import About, OpenCore, Viewer
 from collector.mount.wire import HoldJob, send_message
+from collector.redact.types import Redact
 
 MOST = 8  # cores that are open at a time
 _NAME = re.compile(r"([1-9][0-9]{0,9})\.core", re.ASCII)
@@ -32,9 +33,11 @@ log = logging.getLogger(__name__)
 class Held:
     """`PID.core` for each process that a dumper has. A `Folder`."""
 
-    def __init__(self, door: Path, max_age: float) -> None:
-        """door: the socket of the agent's dumpers. max_age: seconds that a core may be open."""
+    def __init__(self, door: Path, max_age: float, redaction_of: Callable[[int], Redact]) -> None:
+        """door: the socket of the agent's dumpers. max_age: seconds that a core may be open.
+        redaction_of: what is redacted of the process with a pid; if anything is, it has no core."""
         self._door, self._max_age = door, max_age
+        self._redaction_of = redaction_of
         self._room = threading.BoundedSemaphore(MOST)
 
     def names(self, viewer: Viewer) -> Iterator[str]:
@@ -64,6 +67,7 @@ class Held:
             max_age=self._max_age,
             viewer=viewer,
             door=str(self._door),
+            redact=self._redaction_of(key.pid),
         )
         if not self._room.acquire(blocking=False):
             log.warning("held/%s: %d cores are open already", name, MOST)

@@ -61,7 +61,7 @@ class _Holder:
         if not may_see(found.holder, self._job.viewer):
             raise CaptureError(f"process {self._job.pid} is not this user's any more")
         found.check()
-        image = image_of(found, CoreContents(capture=usual_capture(self._job.mode)))
+        image = image_of(found, self._contents())
 
         def check() -> None:
             found.check()
@@ -70,12 +70,18 @@ class _Holder:
 
         self._answer_all(image, in_words(found.facts), check, lambda: reading(found))
 
+    def _contents(self) -> CoreContents:
+        job = self._job
+        return CoreContents(capture=usual_capture(job.mode), redact=job.redact)
+
     def _show_held(self, door: Path) -> None:
         """The same of a process that stands still, for a dumper has it: nothing is taken of it."""
         from collector.dumpers.core import core_of  # noqa: PLC0415 - most holders need none of it
         from collector.dumpers.look import Look  # noqa: PLC0415
 
         job = self._job
+        if job.redact.anything:
+            raise CaptureError("the policy redacts it, which its dumper does not wait for")
         with Look(door, job.pid) as look:
             key = ProcessKey(job.pid, look.process.start_ns or 0)
             if not key.is_same(ProcessKey(job.pid, job.start_ns)):

@@ -15,7 +15,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -26,6 +26,7 @@ from collector.mount.live_core import MAX_AGE, Holder, LiveCore, start_holder
 from collector.mount.processes import key_of, may_see, space_of
 from collector.mount.tree import About, OpenCore, Viewer
 from collector.mount.wire import HoldJob, send_message
+from collector.redact.types import Redact
 from collector.snapshot import refusal
 
 SNAPSHOTS = 8  # at a time, if nobody says
@@ -46,8 +47,9 @@ class LiveRules(msgspec.Struct, frozen=True, kw_only=True):
 class Live:
     """`PID.core` for each process. A `Folder`."""
 
-    def __init__(self, rules: LiveRules) -> None:
-        self._rules = rules
+    def __init__(self, rules: LiveRules, redaction_of: Callable[[int], Redact]) -> None:
+        """redaction_of: what is redacted of the process with a pid."""
+        self._rules, self._redaction_of = rules, redaction_of
         self._room = threading.BoundedSemaphore(rules.most)
         self._lock = threading.Lock()
         self._spare: Holder | None = None  # without a job yet
@@ -96,6 +98,7 @@ class Live:
             mode=self._rules.mode,
             max_age=self._rules.max_age,
             viewer=viewer,
+            redact=self._redaction_of(key.pid),
         )
 
     def _holder_with(self, job: HoldJob) -> Holder:

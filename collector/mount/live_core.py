@@ -35,6 +35,7 @@ from collector.mount.wire import (
     send_message,
 )
 from collector.ranges import Range
+from collector.redact.types import Redact
 from collector.snapshot import refusal
 
 MAX_AGE = 600.0  # seconds, if nobody says
@@ -79,12 +80,14 @@ def start_holder() -> Holder:
     return Holder(process, ours)
 
 
-def hold(pid: int, mode: SnapshotMode, max_age: float) -> LiveCore:
+def hold(pid: int, mode: SnapshotMode, max_age: float, redact: Redact) -> LiveCore:
     """A snapshot of a process, held until it is closed or so many seconds old. Raises CaptureError,
     ProcessLookupError if it is known at once that there can be none; else its `size` does."""
     refusal.check(pid)
     key, holder = key_of(pid), start_holder()
-    job = HoldJob(pid=pid, start_ns=key.start_ns, mode=mode, max_age=max_age, viewer=None)
+    job = HoldJob(
+        pid=pid, start_ns=key.start_ns, mode=mode, max_age=max_age, viewer=None, redact=redact
+    )
     send_message(holder.end, job)
     return LiveCore(f"live/{pid}.core", holder, None, lambda: None)
 

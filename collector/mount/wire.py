@@ -19,13 +19,14 @@ from typing import TypeVar
 import msgspec
 
 from collector.model import SnapshotMode
+from collector.redact.types import Redact
 
 WANT = struct.Struct("<QQ")
 HAVE = struct.Struct("<IQ")
 DATA_AT = struct.Struct("<QQ")
 MAX_READ = 8 << 20  # bytes of one answer
 _LENGTH = struct.Struct("<I")
-_MAX_MESSAGE = 1 << 16
+_MAX_MESSAGE = 1 << 18
 
 
 class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,7 @@ class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
     max_age: float  # seconds
     viewer: int | None  # the uid for whom it is, unless it is one who may see everything
     door: str | None = None  # of an agent: the process waits there for its dumper
+    redact: Redact = Redact()
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):

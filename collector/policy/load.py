@@ -65,12 +65,16 @@ from collector.policy.units import (
     show_size,
 )
 from collector.policy.yamlnodes import Document, Parser, PolicyErrors, Problem
+from collector.redact.types import MOST_GLOBS as MOST_GLOBS_REDACTED
+from collector.redact.types import MOST_PATTERNS, MOST_REGEX, OWN_NAMES, Pattern, Redact
 from collector.signature.types import MOST_GLOBS, MOST_OWN_FRAMES, SignatureRules
 
 __all__ = ["PolicyErrors", "keys", "load", "loads"]
 
 _PAGE = 4096
 _MOST_ATTRIBUTES = 32
+_VARIABLE_GLOB = 'a name of variables such as "*_TOKEN"'
+_ARGUMENT_GLOB = 'a glob of arguments such as "--password"'
 _VARIABLE = "the name of a variable such as RELEASE"
 _MAX_PERIOD = 366 * 86400.0
 _LEAST_AGE, _MOST_AGE = 3600.0, 10_000 * 86400.0
@@ -135,6 +139,7 @@ def keys() -> list[str]:
     listed += ["rules[].name", "rules[].match"]
     listed += [f"rules[].match.{key}" for key in _MATCH]
     listed += [f"rules[].collect.{key}" for key in _COLLECT]
+    listed += [f"rules[].redact.patterns[].{key}" for key in _PATTERN]
     listed += [f"watch[].{key}" for key in _WATCH]
     listed += [f"arm.rules[].{key}" for key in _ARM]
     listed += [f"watch[].triggers[].{key}" for key in _TRIGGER]
@@ -222,6 +227,62 @@ def _attributes(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
 def _variable(text: str) -> str:
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", text):
         raise ValueError(f"{quote(text)}: expected {_VARIABLE}")
+    return text
+
+
+def _listed(what: str, such: str, parse: Callable[[str], str]) -> Parser:
+    """Parser of a list of globs; an empty one lifts what the defaults list."""
+
+    def parse_list(doc: Document, node: yaml.Node, path: str) -> tuple[str, ...]:
+        if isinstance(node, yaml.SequenceNode) and not node.value:
+            return ()
+        found: tuple[str, ...] = nodes.items(doc, node, path, nodes.written(parse, such))
+        if len(found) > MOST_GLOBS_REDACTED:
+            raise Problem(node, path, f"expected at most {MOST_GLOBS_REDACTED} {what}")
+        return found
+
+    return parse_list
+
+
+def _variable_glob(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_*?]{1,128}", text):
+        raise ValueError(f"{quote(text)}: expected {_VARIABLE_GLOB}")
+    return text
+
+
+def _argument_glob(text: str) -> str:
+    if not 1 <= len(text) <= 256 or not text.isprintable():
+        raise ValueError(f"{quote(text)}: expected {_ARGUMENT_GLOB}, at most 256 characters")
+    return text
+
+
+def _patterns(doc: Document, node: yaml.Node, path: str) -> tuple[Pattern, ...]:
+    """Regular expressions with names, which RE2 must take: all of them at a time."""
+    if isinstance(node, yaml.SequenceNode) and len(node.value) > MOST_PATTERNS:
+        raise Problem(node, path, f"expected at most {MOST_PATTERNS} patterns")
+    found: tuple[Pattern, ...] = _NAMED_PATTERNS(doc, node, path)
+    return found
+
+
+def _pattern(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -> Pattern | None:
+    if given.get("name") in OWN_NAMES:
+        where = _present(node)["name"]
+        doc.problem(where, f"{path}.name", f"expected another name than {', '.join(OWN_NAMES)}")
+    return Pattern(**given) if given.keys() == _PATTERN.keys() else None
+
+
+def _regex(text: str) -> str:
+    from collector.redact.rules import compiled  # noqa: PLC0415 - few policies have one
+
+    if len(text) > MOST_REGEX:
+        raise ValueError(f"expected at most {MOST_REGEX} characters")
+    try:
+        matches_nothing = compiled(text.encode()).search(b"") is not None
+    except ValueError as error:
+        right = r"expected a regular expression of RE2 such as '\b[0-9]{16}\b'"
+        raise ValueError(f"{quote(text)}: {error}; {right}") from None
+    if matches_nothing:
+        raise ValueError(f"{quote(text)} matches no bytes at all; it must have some")
     return text
 
 
@@ -623,7 +684,19 @@ _COLLECT: Mapping[str, Parser] = {
     "after": _KEPT,
     "period": nodes.written(_period, "a duration such as 1d"),
 }
-_SUBKEYS = {"memory": _MEMORY, "compress": _COMPRESS, "limit": _LIMIT}
+_PATTERN: Mapping[str, Parser] = {
+    "name": _rule_name,
+    "regex": nodes.written(_regex, "a regular expression"),
+}
+_NAMED_PATTERNS = _named("pattern", _PATTERN, "regex", finish=_pattern)
+_REDACT: Mapping[str, Parser] = {
+    "environment": _listed("names", _VARIABLE_GLOB, _variable_glob),
+    "arguments": _listed("globs", _ARGUMENT_GLOB, _argument_glob),
+    "patterns": _patterns,
+    "mappings": _choices,
+    "time": _between(1.0, 3600.0, "1s to 1h", "1m"),
+}
+_SUBKEYS = {"memory": _MEMORY, "compress": _COMPRESS, "limit": _LIMIT, "redact": _REDACT}
 _ACTION: Mapping[str, Parser] = {
     "capture": nodes.choice({str(capture): capture for capture in Capture}),
     "collect": _collect,
@@ -634,6 +707,7 @@ _ACTION: Mapping[str, Parser] = {
     "routine": nodes.choice({str(routine): routine for routine in Routine}),
     "honour_rlimit": nodes.boolean,
     "attributes": _attributes,
+    "redact": _section(_REDACT),
     "logs": _logs,
 }
 _MATCH: Mapping[str, Parser] = {
@@ -842,6 +916,9 @@ def _merged(base: Action, given: dict[str, Any]) -> Action:
     if "compress" in given:
         compress: Compress = replace(base.compress, **given["compress"])
         changed["compress"] = compress
+    if "redact" in given:
+        redact: Redact = replace(base.redact, **given["redact"])
+        changed["redact"] = redact
     if given.get("collect") is not None:
         collect = replace(base.collect or Collect(), **given["collect"])
         changed.update(collect=collect, capture=collect.first)

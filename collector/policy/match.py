@@ -28,6 +28,7 @@ from collector.policy.types import (
     Rule,
     Watch,
 )
+from collector.redact.types import Redact
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
@@ -97,6 +98,12 @@ class Matcher:
 def decide(policy: Policy, facts: Facts) -> Decision:
     """What a policy says of a death with these facts; compiles the policy at its first use."""
     return matcher(policy).decide(facts)
+
+
+def redacts_of_living(policy: Policy, facts: Facts) -> Redact:
+    """What is redacted in a core of a process that goes on: as of a death that no condition on
+    `signal` or `cause` is true of."""
+    return decide(policy, facts).action.redact
 
 
 def all_instant(policy: Policy) -> bool:

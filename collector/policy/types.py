@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
+from collector.redact.types import Redact
 from collector.signature.types import SignatureRules
 
 
@@ -84,6 +85,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     routine: Routine = Routine.NOTE
     honour_rlimit: bool = False  # True: RLIMIT_CORE of the process bounds its core
     attributes: tuple[str, ...] = ()  # variables of its environment that the record tells
+    redact: Redact = Redact()
     logs: int | None = 50  # lines of its unit's journal that the record has; None: none
 
 

@@ -39,8 +39,17 @@ from collector.policy.facts import facts_of_living
 from collector.policy.types import Compress
 from collector.policy.units import show_size
 from collector.probe.live import LiveProbe
+from collector.redact import ask
 from collector.snapshot.take import Found, SnapshotRequest, take
-from collector.snapshot.write import Core, CoreContents, Progress, reading, write_found
+from collector.snapshot.write import (
+    Core,
+    CoreContents,
+    Progress,
+    reading,
+    redacted,
+    write_found,
+)
+from collector.store.encoding import utf8_only
 from collector.store.store import Store
 
 _MAX_CODE = 64  # files of deleted code that are opened, as shared.c has it
@@ -104,12 +113,19 @@ def store_snapshot(
                     size = os.fstat(fd).st_blocks * 512
                 # while its memory is still there
                 with reading(found):
-                    write_explain_core(small, found.image, found.memory, found.pieces)
+                    image, memory, pieces, *_ = redacted(found, contents)
+                    write_explain_core(small, image, found.memory, pieces, source=memory)
+                hidden.update(core.secrets)
                 return _with_core(record, core, name, size)
 
+            hidden: dict[str, list[str]] = {}  # of it in texts
+            if contents.redact.texts and keep_calls is not None:
+                keep_calls = _no_calls
             # before it is stopped, for no longer than it must be, and before we make it do calls
             calls = None if keep_calls is None else keep_calls(identity, pid, folder)
             key = None if trigger is None else trigger.key
+            if contents.redact.anything:
+                request = msgspec.structs.replace(request, unstaged=True)
             record, facts = take(pid, request, write, live, folder, key)
             if trigger is not None:
                 record = msgspec.structs.replace(record, rule=trigger.rule, trigger=trigger.trigger)
@@ -119,10 +135,16 @@ def store_snapshot(
             record = _explained(record, facts, small, files, folder, nice=nice)
             if contents.capture is Capture.FULL:
                 record = with_heap(record, _heap(folder / name, files, nice=nice))
+            if contents.redact.texts:
+                record = ask.redacted(utf8_only(record), contents.redact, hidden)
             store.put(record)
             return record
     except OSError as error:
         raise StoreError(f"{folder / name}: cannot be written: {error.strerror}") from error
+
+
+def _no_calls(_record: str, _pid: int, _folder: Path) -> str:
+    return "not asked for: their texts could not be redacted"
 
 
 def _no_room(_written: int, _wanted: int) -> bool:
@@ -169,8 +191,12 @@ def _record(identity: str, found: Found, capture: Capture) -> Record:
 
 
 def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
+    if core.unseen:
+        unseen = f"{core.unseen} bytes were not looked through (redact.time), and are zero"
+        record = msgspec.structs.replace(record, lost={**record.lost, "redaction": unseen})
     return msgspec.structs.replace(
         record,
+        redacted=core.redacted,
         core=name,
         core_size=size,
         core_memory=core.result.written,

@@ -63,6 +63,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     perturb: Perturb = Perturb.TRANSPARENT
     extended: bool = False  # extended registers also in mode `threads`, which then stops threads
     min_free: int = 0  # bytes that stay free where its memory is staged, and its core written
+    unstaged: bool = False  # its memory goes to no file before it is written
     lazy: bool = False  # `write` takes its time: no copy that the process stands for, or is staged
 
 
@@ -222,6 +223,8 @@ class _Taker:
         opened = self._opened
         if self._request.lazy:
             return self.fork(write, "its memory is read when it is asked for")
+        if self._request.unstaged:
+            return self.fork(write, "it is redacted, so no file has its memory before")
         choice = choose(copy_facts(self._pid, opened.resident, opened.pagemap_fd))
         if choice.method is Method.FORK:
             return self.fork(write, choice.why)

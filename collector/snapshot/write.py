@@ -12,15 +12,18 @@ import msgspec
 from collector import __version__
 from collector.capture.image import coredump_filter
 from collector.capture.plan import plan_core
+from collector.capture.redacted import RedactedMemory, Redactor, in_force
 from collector.elfcore.image import CoreImage
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import InPlaceWriter, Writer, plain_writer
-from collector.elfcore.types import CorewardNote, LeftOut, Segment
+from collector.elfcore.source import MemorySource
+from collector.elfcore.types import CorewardNote, LeftOut, ProcessImage, Segment
 from collector.elfcore.writer import Bounds, WriteResult, write_core, write_image
 from collector.errors import CaptureError
 from collector.model import Capture, SnapshotFacts
 from collector.policy.types import MemoryChoice
 from collector.ranges import inside, union
+from collector.redact.types import Redact
 from collector.snapshot.staging import StagedMemory
 from collector.snapshot.take import Found
 
@@ -34,6 +37,7 @@ class CoreContents(msgspec.Struct, frozen=True, kw_only=True):
     record: str = ""  # id; empty: it is not in a store
     capture: Capture = Capture.FULL
     memory: MemoryChoice = MemoryChoice()
+    redact: Redact = Redact()  # with it, no memory may be in the file before it is written
     only_held: bool = False  # no segments of which it holds nothing; NT_FILE names them still
 
 
@@ -43,6 +47,30 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     result: WriteResult
     truncated: bool
     lost: str | None = None  # of a truncated core: what it lacks
+    redacted: dict[str, int] = {}  # rule -> how often the core has zeros for it
+    secrets: dict[str, list[str]] = {}  # by rule, what is to be hidden in texts as well
+    unseen: int = 0  # bytes that were zeroed because there was no time to look through them
+
+
+class Redacted(NamedTuple):
+    """What is written in place of a process's image, memory and pieces."""
+
+    image: ProcessImage
+    memory: MemorySource
+    pieces: Sequence[tuple[int, bytes]]
+    view: RedactedMemory | None = None  # None: nothing is redacted
+    secrets: dict[str, list[str]] = {}  # noqa: RUF012 (nobody changes it)
+
+
+def redacted(found: Found, contents: CoreContents) -> Redacted:
+    """What of it may be written. Raises as the memory does."""
+    if not contents.redact.anything:
+        return Redacted(found.image, found.memory, found.pieces)
+    if found.in_file is not None:
+        raise CaptureError("its memory was staged in the core's file before it was redacted")
+    whose = Redactor(contents.redact, found.image.mappings, found.opened.text, found.memory.read)
+    view = RedactedMemory(found.memory, whose)
+    return Redacted(whose.image(found.image), view, view.pieces(found.pieces), view, whose.told())
 
 
 def in_words(facts: SnapshotFacts) -> str:
@@ -131,9 +159,8 @@ def image_of(found: Found, contents: CoreContents) -> CoreImage:
     """The core as it would be written, for whoever reads parts of it. Raises as `write_found`."""
     with reading(found):
         plan = _planned(found, contents)
-        return CoreImage(
-            found.image, plan.segments, found.memory, note=plan.note, overrides=found.pieces
-        )
+        image, memory, pieces, *_ = redacted(found, contents)
+        return CoreImage(image, plan.segments, memory, note=plan.note, overrides=pieces)
 
 
 def _planned(found: Found, contents: CoreContents) -> _Contents:
@@ -152,6 +179,7 @@ def _planned(found: Found, contents: CoreContents) -> _Contents:
         consistent=found.facts.consistent,
         truncated=plan.truncated,
         text=in_words(found.facts),
+        redacted=in_force(contents.redact),
     )
     segments = plan.segments
     if contents.only_held:
@@ -171,15 +199,23 @@ def _write(
     should_stop: Callable[[], bool],
 ) -> Core:
     plan = _planned(found, contents)
+    image, memory, pieces, view, secrets = redacted(found, contents)
+    held = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
     result = write_core(
-        found.image,
+        image,
         plan.segments,
-        found.memory,
+        memory,
         writer,
         note=plan.note,
-        overrides=found.pieces,
+        overrides=pieces,
         progress=progress,
         bounds=Bounds(should_stop=should_stop),
+        amend=None if view is None else lambda note: view.note(note, held),
     )
     truncated = plan.lost is not None or result.truncated
-    return Core(result=result, truncated=truncated, lost=plan.lost)
+    core = Core(result=result, truncated=truncated, lost=plan.lost)
+    if view is None:
+        return core
+    return msgspec.structs.replace(
+        core, redacted=view.counts(held), secrets=secrets, unseen=view.unseen
+    )

@@ -76,6 +76,8 @@ class FlightRecorder:
                 settings=policy.recorder,
                 trace=policy.trace,
                 min_free=policy.store.min_free,
+                defaults=policy.defaults,
+                rules=policy.rules,
             )
             if self._channel is None:
                 if self._is_wanted:

@@ -28,8 +28,8 @@ from collector.linux.procfs import PF_KTHREAD, Stat, parse_stat
 from collector.linux.stall import with_stall_guard
 from collector.model import ProcessKey, SamplesFacts
 from collector.policy.facts import facts_of_living
-from collector.policy.match import Watcher
-from collector.policy.types import RecorderSettings, Watch
+from collector.policy.match import Watcher, redacts_of_living
+from collector.policy.types import Policy, RecorderSettings, Watch
 from collector.sample.ring import SampleRing
 from collector.sample.sampler import Sampler
 from collector.watch import flight
@@ -230,6 +230,7 @@ class Recorder:
         self._rules = {watch.name: watch for watch in rules.watch}
         self._settings = rules.settings
         self._min_free = rules.min_free
+        self._policy = Policy(defaults=rules.defaults, rules=rules.rules)
         self._watcher = Watcher(rules.watch)
         self._known.clear()
         self._left_out.clear()
@@ -468,6 +469,7 @@ class Recorder:
             mode=trigger.mode,
             capture=trigger.capture,
             min_free=self._min_free,
+            redact=redacts_of_living(self._policy, facts_of_living(watched.process.pid)),
         )
         if not self._snapshots.submit(partial(self._snapshot, order, fired)):
             self._tell(_failed(fired, "too many snapshots were waiting"))

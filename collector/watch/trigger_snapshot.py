@@ -16,9 +16,10 @@ import msgspec
 from collector.errors import CorewardError, ProbeError
 from collector.linux import children
 from collector.model import Capture, ProcessKey, SnapshotMode
+from collector.redact.types import Redact
 
 _TIMEOUT_S = 600.0
-_MAX_ANSWER = 1 << 16
+_MAX_ANSWER = 1 << 18
 
 
 class SnapshotOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,7 @@ class SnapshotOrder(msgspec.Struct, frozen=True, kw_only=True):
     mode: SnapshotMode
     capture: Capture | None
     min_free: int  # bytes that stay free on the store's file system
+    redact: Redact = Redact()
 
 
 class SnapshotAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +95,9 @@ def _main() -> None:
                 store,
                 order.key.pid,
                 SnapshotRequest(mode=order.mode, min_free=order.min_free),
-                CoreContents(capture=order.capture or usual_capture(order.mode)),
+                CoreContents(
+                    capture=order.capture or usual_capture(order.mode), redact=order.redact
+                ),
                 live,
                 trigger=trigger,
                 keep_calls=partial(kept_calls, store.path),

@@ -99,8 +99,8 @@ def test_readme(workplace: Path, command: str) -> None:
     [
         f"docs/{n}.md"
         for n in (
-            *("armed", "heap", "operating", "policy", "record", "runbook", "signatures"),
-            *("snapshot", "trace", "watch"),
+            *("armed", "heap", "operating", "policy", "record", "redaction", "runbook"),
+            *("signatures", "snapshot", "trace", "watch"),
         )
     ],
 )

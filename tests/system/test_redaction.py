@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.victims import Victim, build, descendants, running, wait_until
 
-_POLICY = """
-defaults: {capture: record}
+_REDACT = r"""{
+  environment: ["*_TOKEN"], arguments: [--card], mappings: ["/dev/shm/keys*"],
+  patterns: [{name: card, regex: '\b4000[0-9]{12}\b'}]}"""
+_POLICY = f"""
+defaults: {{capture: record, redact: {_REDACT}}}
+rules:
+- {{name: compressed, match: {{comm: secrets}}, capture: full, attributes: [PLANTED_TOKEN, PATH]}}
+- {{name: plain, match: {{comm: secrets_plain}}, capture: full, compress: none}}
 """
-_PLANTED = "planted-3141592653"
+_CARD, _TOKEN = "4000123412341234", "planted-3141592653"
+_WORDS = "these words are not to be written"  # as the victim has them
+_SECRETS = (_CARD, _TOKEN, _WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +36,25 @@ def running_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningA
         yield started
 
 
-def holding(folder: Path, words: bytes) -> list[str]:
-    """Files below a folder that have these words."""
+def contents(path: Path) -> bytes:
+    """As it is, and unpacked."""
+    data = path.read_bytes()
+    if path.suffix == ".zst":
+        stream = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
+        data += stream.read()
+    return data
+
+
+def holding(folder: Path, *secrets: str) -> list[tuple[str, str]]:
+    """Files below a folder that have one of these words, compressed or not; and the word."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [path.name for path in files if words in path.read_bytes()]
+    found = [(path.name, contents(path)) for path in files]
+    return [(name, words) for name, data in found for words in secrets if words.encode() in data]
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", _TOKEN)
 
 
 def stop_one_that_explains(running_agent: RunningAgent) -> int | None:
@@ -65,23 +91,84 @@ def explained_slowly(running_agent: RunningAgent, folder: Path) -> tuple[Victim,
 def test_nothing_of_memory_is_on_the_disk_while_it_is_explained(
     running_agent: RunningAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # GIVEN a policy that wants a record, and a secret on the stack of what dies
+    # GIVEN a policy that wants a record, and a word on the stack of what dies that it does not name
     build("null_main")
-    monkeypatch.setenv("PLANTED", _PLANTED)
+    monkeypatch.setenv("PLANTED", _WORDS)
     # WHEN its stack is being unwound
     victim, explainer = explained_slowly(running_agent, tmp_path)
     try:
-        # THEN that has the secret, and no file of the store has
+        # THEN that has the word, and no file of the store has
         core = next(
             fd
             for fd in Path(f"/proc/{explainer}/fd").iterdir()
             if os.readlink(fd).startswith("/memfd:coreward-explain")
         )
-        assert _PLANTED.encode() in core.read_bytes()
-        assert holding(running_agent.store, _PLANTED.encode()) == []
+        assert _WORDS.encode() in core.read_bytes()
+        assert holding(running_agent.store, _WORDS) == []
     finally:
         os.kill(explainer, signal.SIGCONT)
     # AND there is a backtrace all the same
     record = running_agent.info(running_agent.wait_record(victim.pid))
     assert functions(record) == ["inner", "outer", "main"]
     assert (record["core"], record["lost"]) == (None, {})
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("comm", ["secrets", "secrets_plain"])
+def test_no_secret_of_a_crash_is_in_the_store(
+    running_agent: RunningAgent, tmp_path: Path, comm: str
+) -> None:
+    # GIVEN a process with secrets in its arguments, environment, heap, stack and mappings
+    program = shutil.copy(build("secrets"), tmp_path / comm)
+    with running("secrets", "--card", _CARD, cwd=tmp_path, file=program) as victim:
+        # (and all of them are in a core that nothing is redacted of)
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        running_agent.command("snapshot", str(victim.pid), "--unredacted", "-o", f"{bare}/core")
+        assert {words for _, words in holding(bare, *_SECRETS)} == set(_SECRETS)
+        # WHEN it dies
+        victim.go()
+        victim.wait()
+        record = running_agent.info(running_agent.wait_record(victim.pid))
+    # THEN none is in any file of the store
+    assert holding(running_agent.store, *_SECRETS) == []
+    plain = running_agent.core(record, tmp_path / "core")
+    shutil.rmtree(bare)
+    assert holding(tmp_path, *_SECRETS) == []
+    # AND the record says what died of what, without them
+    assert record["outcome"] == "complete"
+    assert record["cmdline"][1:] == ["--card", "[redacted]"]
+    assert record["abort_message"].count("card [redacted] is no good") == 1
+    assert functions(record) == ["die", "main"]
+    if comm == "secrets":
+        assert record["attributes"]["PLANTED_TOKEN"] == "[redacted]"
+        assert record["attributes"]["PATH"] == os.environ["PATH"]
+    # AND both say how often each rule was found; the core's own note by itself
+    with CoreFile(plain) as core:
+        assert core.notes.note is not None
+        counted = core.notes.note.redacted
+    assert set(counted) == {"arguments", "environment", "card", "mappings"}
+    assert counted["mappings"] == 1
+    assert all(record["redacted"][rule] >= count for rule, count in counted.items())
+    # AND a debugger shows the rest
+    assert "die" in running_agent.command("bt", record["id"], "--all")
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--mode", "nonstop", "--compress", "none"], ["--mode", "threads"], ["--no-inject"]],
+    ids=["full-stop", "nonstop", "threads", "copy"],
+)
+def test_no_secret_of_a_snapshot_is_in_the_store(
+    running_agent: RunningAgent, tmp_path: Path, options: list[str]
+) -> None:
+    config = running_agent.arguments[running_agent.arguments.index("--config") + 1]
+    with running("secrets", "--card", _CARD, cwd=tmp_path) as victim:
+        record = running_agent.snapshot(victim.pid, "--config", config, *options)
+        command = ("snapshot", str(victim.pid), "--config", config, *options)
+        running_agent.command(*command, "-o", str(tmp_path / "core"))
+    assert holding(running_agent.store, *_SECRETS) == holding(tmp_path, *_SECRETS) == []
+    assert record["cmdline"][1:] == ["--card", "[redacted]"]
+    assert record["redacted"]["arguments"] >= 1
+    assert "main" in functions(record)

@@ -20,6 +20,7 @@ from collector.model import Cause, Record
 from collector.mount.crashes import Crashes
 from collector.mount.live import Live, LiveRules
 from collector.mount.tree import About, OpenCore, Tree, Viewer
+from collector.redact.types import Redact
 from collector.store.store import Store
 from tests.unit.elfcore_samples import image, segment
 from tests.unit.store_samples import SEGFAULT
@@ -270,7 +271,10 @@ def test_others_see_the_crashes_of_their_own_programs(store: Store) -> None:
 
 def test_names_of_live_processes() -> None:
     pid = os.getpid()
-    folder, shared = Live(LiveRules()), Live(LiveRules(share=True))
+    folder, shared = (
+        Live(LiveRules(), lambda _: Redact()),
+        Live(LiveRules(share=True), lambda _: Redact()),
+    )
     assert f"{pid}.core" in folder.names(None)
     assert folder.about(f"{pid}.core", None).is_link
     assert not shared.about(f"{pid}.core", None).is_link
@@ -282,7 +286,7 @@ def test_names_of_live_processes() -> None:
 
 
 def test_live_processes_of_others_are_not_seen() -> None:
-    pid, folder = os.getpid(), Live(LiveRules())
+    pid, folder = os.getpid(), Live(LiveRules(), lambda _: Redact())
     stranger = os.getuid() + 4711
     assert f"{pid}.core" not in folder.names(stranger)
     with pytest.raises(FileNotFoundError):

@@ -11,6 +11,7 @@ from collector.model import Capture, Cause, Release
 from collector.policy.load import keys, load, loads
 from collector.policy.match import arm_rule, decide, watch_rule
 from collector.policy.types import Facts, Policy
+from collector.redact.rules import Rules
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ROOT / "config/default.yaml"
@@ -93,6 +94,11 @@ def test_the_default_file_names_every_setting() -> None:
             ("java", Capture.STACKS),
         ),
         ("java", Facts(cause=Cause.EXIT, exe=JAVA), ("java-exit", Capture.RECORD)),
+        (
+            "redaction",
+            Facts(cause=Cause.SIGNAL, unit="payment@2.service"),
+            ("payment", Capture.FULL),
+        ),
     ],
 )
 def test_an_example_decides_as_it_says(
@@ -104,7 +110,35 @@ def test_an_example_decides_as_it_says(
 
 def test_every_example_is_among_those_tested() -> None:
     names = sorted(path.stem for path in EXAMPLES.iterdir())
-    assert names == ["armed", "database", "flight-recorder", "java", "kubernetes-node", "services"]
+    assert names == [
+        "armed",
+        "database",
+        "flight-recorder",
+        "java",
+        "kubernetes-node",
+        "redaction",
+        "services",
+    ]
+
+
+def test_the_redaction_example_finds_what_it_says() -> None:
+    policy = load(EXAMPLES / "redaction.yaml")
+    facts = Facts(cause=Cause.SIGNAL, unit="payment.service")
+    payment = decide(policy, facts).action.redact
+    text = (
+        b"4000123412341234 4000 1234 1234 1234 GET /\r\nAuthorization: Bearer abc.def\r\n"
+        b"-----BEGIN RSA PRIVATE KEY-----\nMII=\n-----END DB_PASSWORD=hunter2\0"
+    )
+    assert sorted((hit.rule, text[hit.start : hit.end]) for hit in Rules(payment).hits(text)) == [
+        ("bearer", b"abc.def"),
+        ("card", b"4000123412341234"),
+        ("card-in-groups", b"4000 1234 1234 1234"),
+        ("environment", b"hunter2"),
+        ("private-key", b"-----BEGIN RSA PRIVATE KEY-----\nMII=\n"),
+    ]
+    # AND of all other processes what the defaults say
+    others = decide(policy, Facts(cause=Cause.SIGNAL, exe="/bin/x")).action.redact
+    assert (others.environment, others.patterns) == (payment.environment, ())
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,7 @@ KNOWN = (
 )
 RULE_KEYS = (
     "name, match, capture, collect, memory, release, compress, limit, routine, honour_rlimit, "
-    "attributes, logs"
+    "attributes, redact, logs"
 )
 STORE = (
     "path, min_free, max_size, max_records, max_age, max_core_age, keep_free, service_max_size, "

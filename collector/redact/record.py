@@ -1,0 +1,85 @@
+"""The texts of a record in which a secret may stand, and the record without it. Pure.
+
+Texts that the process controls, or that others wrote about it: names, arguments, messages, lines of
+its journal. Numbers, names of functions and of files of code stay: they come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from collector.model import Record
+from collector.redact.types import Redact
+from collector.redact.words import hidden_arguments, is_named
+
+HIDDEN = "[redacted]"
+
+
+def withheld(record: Record) -> Record:
+    """The record without all such texts: of one that nobody has looked through yet."""
+    return replace(
+        record,
+        cmdline=record.cmdline and [record.cmdline[0], *([HIDDEN] if record.cmdline[1:] else [])],
+        killer=record.killer and replace(record.killer, cmdline=None),
+        reason=None,
+        diagnosis=None,
+        abort_message=None,
+        attributes=dict.fromkeys(record.attributes, HIDDEN),
+        logs=None,
+        descriptors=None,
+    )
+
+
+def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Record:
+    """The record with its texts as `hide` gives them back."""
+
+    def maybe(text: str | None) -> str | None:
+        return None if text is None else hide(text)
+
+    def all_of(words: list[str] | None) -> list[str] | None:
+        return None if words is None else [hide(word) for word in words]
+
+    attributes = {
+        name: HIDDEN if is_named(name, redact.environment) else hide(value)
+        for name, value in record.attributes.items()
+    }
+    killer, diagnosis = record.killer, record.diagnosis
+    if killer is not None:
+        killer = replace(
+            killer, cmdline=all_of(killer.cmdline), comm=maybe(killer.comm), exe=maybe(killer.exe)
+        )
+    if diagnosis is not None:
+        evidence = diagnosis.evidence
+        evidence = replace(
+            evidence,
+            message=maybe(evidence.message),
+            exception=maybe(evidence.exception),
+            what=maybe(evidence.what),
+            thread=maybe(evidence.thread),
+            comm=maybe(evidence.comm),
+        )
+        diagnosis = replace(diagnosis, evidence=evidence)
+    logs = record.logs and [replace(line, message=hide(line.message)) for line in record.logs]
+    opened = record.descriptors
+    cmdline = record.cmdline
+    if cmdline is not None:
+        cmdline = hidden_arguments(cmdline, redact.arguments, HIDDEN)
+    return replace(
+        record,
+        comm=hide(record.comm),
+        exe=maybe(record.exe),
+        cmdline=all_of(cmdline),
+        thread_name=maybe(record.thread_name),
+        reason=maybe(record.reason),
+        trigger=maybe(record.trigger),
+        abort_message=maybe(record.abort_message),
+        attributes=attributes,
+        killer=killer,
+        diagnosis=diagnosis,
+        logs=logs,
+        descriptors=opened and [replace(one, target=hide(one.target)) for one in opened],
+        dumpers=record.dumpers and [replace(one, note=hide(one.note)) for one in record.dumpers],
+        lost={part: hide(why) for part, why in record.lost.items()},
+    )
