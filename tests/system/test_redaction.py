@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import zstandard
 
 from collector.elfcore.reader import CoreFile
 from tests.system.agents import RunningAgent, agent, functions
-from tests.system.victims import Victim, build, descendants, running, wait_until
+from tests.system.victims import PATIENCE, Victim, build, running
 
 _REDACT = r"""{
   environment: ["*_TOKEN"], arguments: [--card], mappings: ["/dev/shm/keys*"],
@@ -59,33 +61,30 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stop_one_that_explains(running_agent: RunningAgent) -> int | None:
     """The first process that explains a core for the agent, if there is one now: it is stopped."""
-    for child in descendants(running_agent.process.pid):
-        try:
-            command = Path(f"/proc/{child}/cmdline").read_bytes()
-            if b"collector.explain\0" in command:
-                os.kill(child, signal.SIGSTOP)
-                return child
-        except (OSError, ValueError):  # it has ended
-            continue
+    for children in Path(f"/proc/{running_agent.process.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended
+            for child in map(int, children.read_text().split()):
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                if b"\0collector.explain\0" in command:
+                    os.kill(child, signal.SIGSTOP)
+                    return child
     return None
 
 
 def explained_slowly(running_agent: RunningAgent, folder: Path) -> tuple[Victim, int]:
-    """One that died, and the process that explains that, which was stopped."""
-    while True:
+    """One that died, and the process that explains that, which was stopped: the first that was not
+    quicker than we looked."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         with running("null_main", cwd=folder) as victim:
             victim.go()
             victim.wait()
-        found: list[int] = []
-
-        def seen(victim: Victim = victim, found: list[int] = found) -> bool:
-            found.extend(filter(None, [stop_one_that_explains(running_agent)]))
-            wanted = rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} "
-            return bool(found) or any(re.search(wanted, line) for line in running_agent.lines)
-
-        wait_until(seen, "it is neither explained nor on record")
-        if found:
-            return victim, found[0]
+        wanted = rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} "
+        while not any(re.search(wanted, line) for line in running_agent.lines):
+            child = stop_one_that_explains(running_agent)
+            if child is not None:
+                return victim, child
+    raise AssertionError("no process that explains was seen")
 
 
 def test_nothing_of_memory_is_on_the_disk_while_it_is_explained(
