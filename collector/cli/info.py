@@ -249,6 +249,8 @@ def _kept(record: Record, core: Path | None) -> Lines:
     yield "held", _held(record)
     yield "took", None if record.capture_s is None else f"{record.capture_s:.3f} s"
     yield "rule", record.rule
+    if record.redacted:
+        yield "redacted", ", ".join(f"{rule} {n}" for rule, n in sorted(record.redacted.items()))
     for facts in record.dumpers or ():
         yield "dumper", _dumper(facts)
 

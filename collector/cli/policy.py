@@ -31,6 +31,7 @@ from collector.policy.types import (
     Watch,
 )
 from collector.policy.units import parse_signal, quote, show_duration, show_size
+from collector.redact.types import Redact
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.encoding import json_text
 
@@ -219,7 +220,10 @@ def _show_fact(fact: str, value: Any) -> str:
 def _settings(action: Action) -> list[tuple[str, str]]:
     """The settings that have an effect with this capture."""
     if action.collect is None and action.capture in (Capture.RECORD, Capture.NONE):
-        return [("capture", str(action.capture))]
+        shown = [("capture", str(action.capture))]
+        if action.redact.texts and action.capture is Capture.RECORD:
+            shown.append(("redact", _redact(action.redact)))
+        return shown
     compress, limit = action.compress, action.limit
     zstd = f"zstd, level {compress.level}, workers {compress.workers}"
     lines = [("capture", _collect(action.collect) if action.collect else str(action.capture))]
@@ -230,9 +234,22 @@ def _settings(action: Action) -> list[tuple[str, str]]:
         ("compress", "none" if compress.codec is Codec.NONE else zstd),
     ]
     lines.append(("limit", "none" if limit is None else _limit(action.capture, limit)))
+    if action.redact.anything:
+        lines.append(("redact", _redact(action.redact)))
     if action.honour_rlimit:
         lines.append(("RLIMIT_CORE", "bounds the core"))
     return lines
+
+
+def _redact(redact: Redact) -> str:
+    """What is zero, and hidden in the record."""
+    of = (
+        ("environment", redact.environment),
+        ("arguments", redact.arguments),
+        ("patterns", tuple(pattern.name for pattern in redact.patterns)),
+        ("mappings", redact.mappings),
+    )
+    return "; ".join(f"{name} {', '.join(names)}" for name, names in of if names)
 
 
 def _collect(collect: Collect) -> str:

@@ -65,6 +65,7 @@ from collector.policy.units import (
     show_size,
 )
 from collector.policy.yamlnodes import Document, Parser, PolicyErrors, Problem
+from collector.redact.ask import wrong
 from collector.redact.types import MOST_GLOBS as MOST_GLOBS_REDACTED
 from collector.redact.types import MOST_PATTERNS, MOST_REGEX, OWN_NAMES, Pattern, Redact
 from collector.signature.types import MOST_GLOBS, MOST_OWN_FRAMES, SignatureRules
@@ -119,6 +120,7 @@ def loads(text: str, source: str) -> Policy:
         doc.problem(problem.node, problem.path, problem.text)
         given = {}
     _check_memory(doc, given)
+    _check_regexes(doc)
     doc.raise_problems()
     return _policy(given, source)
 
@@ -271,19 +273,20 @@ def _pattern(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -
     return Pattern(**given) if given.keys() == _PATTERN.keys() else None
 
 
-def _regex(text: str) -> str:
-    from collector.redact.rules import compiled  # noqa: PLC0415 - few policies have one
-
+def _regex(doc: Document, node: yaml.Node, path: str) -> str:
+    text = nodes.text(doc, node, path)
     if len(text) > MOST_REGEX:
-        raise ValueError(f"expected at most {MOST_REGEX} characters")
-    try:
-        matches_nothing = compiled(text.encode()).search(b"") is not None
-    except ValueError as error:
-        right = r"expected a regular expression of RE2 such as '\b[0-9]{16}\b'"
-        raise ValueError(f"{quote(text)}: {error}; {right}") from None
-    if matches_nothing:
-        raise ValueError(f"{quote(text)} matches no bytes at all; it must have some")
+        raise Problem(node, path, f"expected at most {MOST_REGEX} characters")
+    doc.regexes.append((node, path, text))
     return text
+
+
+def _check_regexes(doc: Document) -> None:
+    """All at a time, by a process that has the engine."""
+    found = wrong([text for _, _, text in doc.regexes]) if doc.regexes else []
+    for (node, path, text), problem in zip(doc.regexes, found, strict=True):
+        if problem is not None:
+            doc.problem(node, path, f"{quote(text)}: {problem}")
 
 
 def _logs(doc: Document, node: yaml.Node, path: str) -> int | None:
@@ -686,7 +689,7 @@ _COLLECT: Mapping[str, Parser] = {
 }
 _PATTERN: Mapping[str, Parser] = {
     "name": _rule_name,
-    "regex": nodes.written(_regex, "a regular expression"),
+    "regex": _regex,
 }
 _NAMED_PATTERNS = _named("pattern", _PATTERN, "regex", finish=_pattern)
 _REDACT: Mapping[str, Parser] = {

@@ -56,6 +56,7 @@ class Document:
     def __init__(self, text: str, source: str) -> None:
         self.source = source
         self._problems: list[PolicyError] = []
+        self.regexes: list[tuple[yaml.Node, str, str]] = []  # to be checked: path, expression
         self.root = self._compose(text)
 
     def problem(self, node: yaml.Node | None, path: str | None, text: str) -> None:

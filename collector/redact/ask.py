@@ -1,6 +1,7 @@
 """A record without what a policy redacts, by a process of its own, which has RE2 and little time.
 
-    python -m collector.redact     a Question on its standard input, the record on its output
+    python -m collector.redact         a Question on its standard input, the record on its output
+    python -m collector.redact.check   expressions, and what is wrong with them
 
 The record's texts are hostile, and its reader is not to become larger for them. Where the process
 fails the record has none of these texts, and says so.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,7 +42,7 @@ def redacted(
     """The record as it may be kept. Its texts must be UTF-8. Raises nothing."""
     question = Question(record=record, redact=redact, secrets=secrets)
     try:
-        answer = _ask(msgspec.json.encode(question), timeout)
+        answer = _ask("collector.redact", msgspec.json.encode(question), timeout)
         found = msgspec.json.decode(answer[:_MOST], type=Record)
     except (OSError, subprocess.SubprocessError, msgspec.MsgspecError, UnicodeError) as error:
         lost = {**record.lost, "redaction": f"its texts are left out, nobody could look: {error}"}
@@ -48,9 +50,18 @@ def redacted(
     return found
 
 
-def _ask(question: bytes, timeout: float) -> bytes:
+def wrong(regexes: Sequence[str], timeout: float = _TIME) -> list[str | None]:
+    """For each expression what is wrong with it; None: nothing is. Raises nothing."""
+    try:
+        answer = _ask("collector.redact.check", msgspec.json.encode(regexes), timeout)
+        return msgspec.json.decode(answer[:_MOST], type=list[str | None])
+    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
+        return [f"cannot be checked: {error}" for _ in regexes]
+
+
+def _ask(module: str, question: bytes, timeout: float) -> bytes:
     child = children.start(
-        [sys.executable, "-P", "-s", "-m", "collector.redact", str(os.getpid())],
+        [sys.executable, "-P", "-s", "-m", module, str(os.getpid())],
         _NICE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

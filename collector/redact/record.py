@@ -26,6 +26,7 @@ def withheld(record: Record) -> Record:
         reason=None,
         diagnosis=None,
         abort_message=None,
+        thread_name=None,
         attributes=dict.fromkeys(record.attributes, HIDDEN),
         logs=None,
         descriptors=None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -357,6 +359,7 @@ def test_the_policy_of_a_rule_is_laid_over_the_defaults() -> None:
         ("patterns: [{regex: a}]", "has no `name`"),
         ("patterns: [{name: a, regex: '(?=b)'}]", "invalid perl operator"),
         ("patterns: [{name: a, regex: 'b*'}]", "matches no bytes at all"),
+        ("patterns: [{name: a, regex: 7}]", "is not text to YAML; quote it"),
         ("patterns: [{name: mappings, regex: b}]", "expected another name than"),
         ("time: 1d", "expected a duration from 1s to 1h"),
     ],
@@ -366,6 +369,22 @@ def test_what_is_wrong_is_told_with_its_line(redact: str, problem: str) -> None:
         loads(f"defaults:\n  redact:\n    {redact}\n", "test.yaml")
     assert "test.yaml:3: defaults.redact." in str(error.value)
     assert problem in str(error.value)
+
+
+def test_the_agent_reads_patterns_without_their_engine() -> None:
+    text = "defaults: {redact: {patterns: [{name: a, regex: b}]}}"
+    reading = (
+        "import sys; from collector.policy.load import loads; "
+        f"assert loads({text!r}, '').defaults.redact.texts; "
+        "sys.exit('re2' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", reading], check=False).returncode == 0
+
+
+def test_expressions_that_cannot_be_checked_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "_ask", lambda *_: b"{")
+    with pytest.raises(PolicyErrors, match="cannot be checked"):
+        loads("defaults: {redact: {patterns: [{name: a, regex: b}]}}", "test")
 
 
 def test_a_backreference_is_refused() -> None:
