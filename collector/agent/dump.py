@@ -37,7 +37,8 @@ def offer(context: Context, crash: Crash, attempt: Attempt, go_on: Callable[[Cra
     """Ask for bids. False: nobody may bid. Else `go_on` is called later, in another thread, when
     it is the policy's turn; what may fail is done through `attempt`.
 
-    What the policy keeps no memory of, by rule or by RLIMIT_CORE, is nobody's.
+    What the policy keeps no memory of, by rule or by RLIMIT_CORE, is nobody's; nor is what it
+    redacts, for a dumper sees the process as it is.
     """
     hub, gathered, decided = context.dumpers, crash.gathered, crash.decided
     if hub is None or gathered.spared:
@@ -45,6 +46,8 @@ def offer(context: Context, crash: Crash, attempt: Attempt, go_on: Callable[[Cra
     hub.crashed(gathered.handoff.pid)  # a dumper is not asked about itself
     action = decided.decision.action
     if action.capture in (Capture.NONE, Capture.RECORD):
+        return False
+    if action.redact.anything:
         return False
     if action.honour_rlimit and gathered.dying.core_limit == 0:
         return False

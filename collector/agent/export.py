@@ -56,8 +56,6 @@ def open_held(context: Context, crash: Crash) -> None:
     if decided.admission.capture is not Capture.RECORD:
         if gathered.others > 0:
             lost["instant"] = "others share its memory, and wrote on while it was copied"
-        if crash.dumps and action.redact.anything:
-            lost["redaction"] = "a dumper of others has had the process as it was"
         if gathered.unopened:
             lost["shared"] = _UNOPENED.format(gathered.unopened)
     if seen.who is None:

@@ -304,6 +304,7 @@ def test_a_held_process_is_pinned_for_a_dumper_if_there_is_room(
     ("policy", "how"),
     [
         ("rules: [{name: secret, match: {comm: victim}, capture: record}]", {}),
+        ("rules: [{name: secret, match: {comm: victim}, redact: {mappings: heap}}]", {}),
         ("rules: [{name: secret, match: {comm: victim}, capture: none}]", {}),
         ("defaults: {honour_rlimit: true}", {"core_limit": 0}),
         ("", {"pinned": True, "spared": True}),
