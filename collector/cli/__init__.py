@@ -8,6 +8,7 @@ one line and an exit status happens here and nowhere else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import io
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from collector import __version__
-from collector.cli.output import say_no_more
+from collector.cli.output import say_no_more, terminal
 from collector.errors import CorewardError
 
 DEFAULT_STORE = Path("/var/lib/coreward")
@@ -78,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parse(words)
-        status = args.verb.run(args)
-        sys.stdout.flush()
+        with _pager(args):
+            status = args.verb.run(args)
+            sys.stdout.flush()
         return int(status)
     except CorewardError as error:
         print(f"coreward: {error}", file=sys.stderr)
@@ -140,6 +142,8 @@ def parser(loaded: Mapping[str, Verb], shown: Iterable[str] = VERBS) -> argparse
             help=f"where records and cores are kept (default: $COREWARD_STORE, or {DEFAULT_STORE})",
         )
         verb.arguments(sub)
+        if getattr(verb, "is_paged", False):
+            sub.add_argument("--no-pager", action="store_true", help="print it all, on a terminal")
         sub.set_defaults(verb=verb)
     return whole
 
@@ -147,6 +151,16 @@ def parser(loaded: Mapping[str, Verb], shown: Iterable[str] = VERBS) -> argparse
 def whole_parser() -> argparse.ArgumentParser:
     """With all verbs loaded."""
     return parser({name: load(name) for name in VERBS})
+
+
+def _pager(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """For verbs whose output for people is long."""
+    no_pager = getattr(args, "no_pager", True) or getattr(args, "json", False)
+    if no_pager or terminal() is None:
+        return contextlib.nullcontext()
+    from collector.cli.pager import paged  # noqa: PLC0415 (only on a terminal)
+
+    return paged()
 
 
 def _help_text(verb: Verb) -> str:

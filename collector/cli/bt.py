@@ -46,6 +46,8 @@ class BtVerb:
     thread, which is read from the core now, equal ones once. With --full also the variables of the
     innermost frames, and what the registers point to."""
 
+    is_paged = True
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
         parser.add_argument("--all", action="store_true", help="every thread")
@@ -67,7 +69,8 @@ class BtVerb:
         if args.json:
             render.print_json(_backtrace(record, record.frames))
         else:
-            lines = [_heading(record), *render.frame_lines(record.frames)]
+            screen = render.Screen()
+            lines = [screen.red(_heading(record)), *render.frame_lines(record.frames, screen)]
             print("\n".join([*lines, *render.nameless_lines(record.frames)]))
         return 0
 
@@ -104,7 +107,7 @@ def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
     if as_json:
         render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=all_, lost=lost))
         return 0
-    print(threads.text(all_, record))
+    print(threads.text(all_, record, render.Screen()))
     for part, why in sorted(lost.items()):
         print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0

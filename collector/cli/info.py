@@ -39,6 +39,8 @@ class InfoVerb:
     """Shows everything that is known about one death: what died, why, where, and what was kept
     of it. What could not be had is named under `Lost`."""
 
+    is_paged = True
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         id_argument(parser)
         json_argument(parser)
@@ -84,7 +86,7 @@ def _history(flight: Flight, screen: render.Screen) -> list[str]:
 def described(record: Record, core: Path | None, screen: render.Screen) -> list[str]:
     """The lines that `info` prints."""
     kind = "Snapshot" if record.snapshot else "Death"
-    lines = [f"{kind} {record.id}, {render.local_time(record.time, exact=True)}"]
+    lines = [f"{kind} {record.id}, {screen.moment(record.time, exact=True)}"]
     if record.late:
         lines.append("It happened while the agent was down.")
     for title, group in (
@@ -99,7 +101,7 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
         shown = [_line(label, value, screen) for label, value in group if value is not None]
         lines += ["", screen.bold(title), *shown] if shown else []
         if title == "Why" and record.frames:
-            lines += ["", screen.bold("Where"), *_where(record)]
+            lines += ["", screen.bold("Where"), *_where(record, screen)]
         if title == "Around it" and (said := log_lines(record)):
             lines += ["", screen.bold("The last lines of its unit"), *said]
         if title == "What ran out of memory" and (heap := top_lines(record)):
@@ -212,8 +214,8 @@ def _registers(ip: int, sp: int | None) -> str:
     return f"ip {ip:#x}" + ("" if sp is None else f", sp {sp:#x}")
 
 
-def _where(record: Record) -> list[str]:
-    frames: Sequence[str] = render.frame_lines(record.frames or [])
+def _where(record: Record, screen: render.Screen) -> list[str]:
+    frames: Sequence[str] = render.frame_lines(record.frames or [], screen)
     shown = [f"  {line}" for line in frames[:_TOP_FRAMES]]
     if len(frames) > _TOP_FRAMES:
         shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coreward bt {record.id}")

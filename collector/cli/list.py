@@ -33,6 +33,8 @@ class ListVerb:
     otherwise. On a terminal it fits the width; in a pipe no line is cut, and --json gives the full
     records, all of them. Filters must all hold; texts are globs."""
 
+    is_paged = True
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         filter_arguments(parser)
         parser.add_argument(
@@ -102,7 +104,7 @@ def short_id_length(ids: Collection[str]) -> int:
 
 def table(records: Sequence[Record], id_length: int, screen: render.Screen) -> list[str]:
     """The lines of the list, heading first, as wide as the screen at most."""
-    rows = [_HEAD] + [_row(record, id_length) for record in records]
+    rows = [_HEAD] + [_row(record, id_length, screen) for record in records]
     if screen.width is not None and _width(rows) > screen.width:
         rows = _fitted(rows, screen.width)
     right = [number for number, name in enumerate(rows[0]) if name in _TO_THE_RIGHT]
@@ -115,10 +117,10 @@ def table(records: Sequence[Record], id_length: int, screen: render.Screen) -> l
     return lines
 
 
-def _row(record: Record, id_length: int) -> list[str]:
+def _row(record: Record, id_length: int, screen: render.Screen) -> list[str]:
     return [
         record.id[:id_length],
-        render.local_time(record.time),
+        screen.when(record.time),
         record.cause.value,
         render.clean(record.signal_name or record.signal or "-"),
         render.process(record),

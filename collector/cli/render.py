@@ -7,20 +7,20 @@ neither start a new line nor be obeyed by the terminal. JSON is escaped by `prin
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
 import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from collector.cli.output import terminal
 from collector.errors import StoreError
 from collector.model import Frame, Outcome, Record
 from collector.store.encoding import HOSTILE, json_text, spell
 
 GAP = "  "
 _RED, _DIM, _BOLD, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
-_AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))  # days beyond: a date says more
+_AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_OLD = datetime.timedelta(days=30)  # of which a date says more than an age
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -96,18 +96,24 @@ def captured(record: Record) -> str:
     return f"{record.capture.value}, {record.outcome.value}"
 
 
-def frame_lines(frames: Sequence[Frame]) -> list[str]:
+def frame_lines(frames: Sequence[Frame], screen: Screen | None = None) -> list[str]:
     """One line for each frame, innermost first:
     `#0  0x000055d0c0de1234 in inner+0x12 (victim.c:10) [/usr/bin/victim]`.
 
-    A frame without a name has its address in its file: `in ?? [/usr/bin/victim+0x1234]`.
+    A frame without a name has its address in its file: `in ?? [/usr/bin/victim+0x1234]`. On a
+    screen functions stand out, and addresses stand back.
     """
     digits = len(str(max(len(frames) - 1, 0))) + 1  # with the number sign
-    return [_frame_line(f"#{number}".ljust(digits), frame) for number, frame in enumerate(frames)]
+    return [
+        _frame_line(f"#{number}".ljust(digits), frame, screen)
+        for number, frame in enumerate(frames)
+    ]
 
 
-def _frame_line(number: str, frame: Frame) -> str:
-    where = frame.function or "??"
+def _frame_line(number: str, frame: Frame, screen: Screen | None) -> str:
+    address = f"{number}  {frame.pc:#018x}"
+    name = clean(frame.function or "??")
+    where = ""
     if frame.function and frame.offset is not None:
         where += f"+{frame.offset:#x}"
     if frame.file:
@@ -119,7 +125,9 @@ def _frame_line(number: str, frame: Frame) -> str:
         where += " (inlined)"
     if frame.scanned:
         where += " (found on the stack)"
-    return clean(f"{number}  {frame.pc:#018x} in {where}")
+    if screen is not None:
+        address, name = screen.dim(address), screen.bold(name)
+    return f"{address} in {name}{clean(where)}"
 
 
 def nameless_lines(frames: Iterable[Frame]) -> list[str]:
@@ -134,13 +142,26 @@ def nameless_lines(frames: Iterable[Frame]) -> list[str]:
 class Screen:
     """Where the output goes: how wide it is, and whether it understands colours.
 
-    A pipe has no width (nothing is cut) and no colours. `NO_COLOR` (no-color.org) is honoured.
+    A pipe has no width (nothing is cut), no colours, and times as they are. A terminal shows times
+    by how long ago they were, which is what somebody wants to know who was called.
     """
 
     def __init__(self) -> None:
-        terminal = sys.stdout.isatty()
-        self.width = shutil.get_terminal_size().columns if terminal else None
-        self._colours = terminal and not os.environ.get("NO_COLOR")
+        shown = terminal()
+        self.width = None if shown is None else shown.width
+        self.now = datetime.datetime.now(datetime.UTC) if shown is not None else None
+        self._colours = shown is not None and shown.colours
+
+    def when(self, time: datetime.datetime) -> str:
+        """A time in a table: its age, for a month; in a pipe local time."""
+        if self.now is None or self.now - time > _OLD:
+            return local_time(time)
+        return age(time, self.now)
+
+    def moment(self, time: datetime.datetime, *, exact: bool = False) -> str:
+        """A time that somebody will look for elsewhere: on a terminal with its age."""
+        told = local_time(time, exact=exact)
+        return told if self.now is None else f"{told} ({age(time, self.now)})"
 
     def red(self, text: str) -> str:
         return self._in(_RED, text)

@@ -60,6 +60,8 @@ class SignatureVerb:
     """Shows what is known of one signature: its newest deaths, its builds, stacks that are like its
     own, and what its deaths have more often than others."""
 
+    is_paged = True
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "signature",
@@ -158,8 +160,8 @@ def lines(found: Known, screen: render.Screen) -> list[str]:
         "",
         screen.bold(render.clean(counts.text)),
         _line("deaths", counts.deaths, screen),
-        _line("first", render.local_time(counts.first), screen),
-        _line("last", render.local_time(counts.last), screen),
+        _line("first", screen.moment(counts.first), screen),
+        _line("last", screen.moment(counts.last), screen),
         *(_line("executable", exe, screen) for exe in counts.executables),
     ]
     if found.note is not None:

@@ -52,6 +52,8 @@ class SignaturesVerb:
     """Lists the signatures on record, those with most deaths first: each is one bug, as far as can
     be told. With --rebuild the signatures of all records are made anew, by the rules in force."""
 
+    is_paged = True
+
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--exe", metavar="GLOB", help="only of these executables")
         parser.add_argument("--limit", type=int, metavar="N", help="at most N signatures")
@@ -147,7 +149,7 @@ def _last(rows: Iterable[SignatureRow]) -> datetime.datetime:
 
 def table(found: Sequence[Counted], screen: render.Screen) -> list[str]:
     """The lines of the list, heading first."""
-    rows = [_HEAD] + [_row(one) for one in found]
+    rows = [_HEAD] + [_row(one, screen) for one in found]
     lines = []
     for number, row in enumerate(render.columns(rows, _TO_THE_RIGHT)):
         line = render.GAP.join(row).rstrip()
@@ -157,7 +159,7 @@ def table(found: Sequence[Counted], screen: render.Screen) -> list[str]:
     return lines
 
 
-def _row(one: Counted) -> list[str]:
+def _row(one: Counted, screen: render.Screen) -> list[str]:
     names = [exe.rsplit("/", 1)[-1] for exe in one.executables]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     note = f"  [{one.note}]" if one.note is not None else ""
@@ -165,8 +167,8 @@ def _row(one: Counted) -> list[str]:
     return [
         one.id,
         str(one.deaths),
-        render.local_time(one.first),
-        render.local_time(one.last),
+        screen.when(one.first),
+        screen.when(one.last),
         str(builds or "-"),
         render.clean((names[0] + more) if names else "-"),
         render.clean(one.text + note),

@@ -106,13 +106,18 @@ def _begins(whole: Sequence[list[Frame]], part: Sequence[list[Frame]]) -> bool:
     return [group[-1].pc for group in whole[: len(part)]] == [group[-1].pc for group in part]
 
 
-def text(threads: Sequence[ThreadFrames], record: Record) -> str:
+def text(
+    threads: Sequence[ThreadFrames], record: Record, screen: render.Screen | None = None
+) -> str:
     """All of them, equal ones once; registers of the first one. threads: as of `with_record`."""
     groups = folded(threads[1:])
-    first = _one(threads[0], died(record, threads[0], 0))
+    screen = screen or render.Screen()
+    first = _one(threads[0], screen, died(record, threads[0], 0))
     first += [render.clean(f"  {_register(one)}") for one in threads[0].registers]
     parts = [first]
-    parts += [_one(group[0]) if len(group) == 1 else _many(group) for group in groups]
+    parts += [
+        _one(group[0], screen) if len(group) == 1 else _many(group, screen) for group in groups
+    ]
     parts.append(render.nameless_lines(frame for thread in threads for frame in thread.frames))
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -132,22 +137,24 @@ def _name(thread: ThreadFrames) -> str:
     return f" `{thread.name}`" if thread.name else ""
 
 
-def _one(thread: ThreadFrames, first: bool = False) -> list[str]:
+def _one(thread: ThreadFrames, screen: render.Screen, first: bool = False) -> list[str]:
     heading = f"Thread {thread.tid}{_name(thread)}{', which died' if first else ''}:"
-    return [render.clean(heading), *_frames(thread)]
+    colour = screen.red if first else screen.bold
+    return [colour(render.clean(heading)), *_frames(thread, screen)]
 
 
-def _many(group: Sequence[ThreadFrames]) -> list[str]:
+def _many(group: Sequence[ThreadFrames], screen: render.Screen) -> list[str]:
     names = ", ".join(f"{thread.tid}{_name(thread)}" for thread in group[:_NAMED])
     more = f" and {len(group) - _NAMED} more" if len(group) > _NAMED else ""
     heading = f"{len(group)} threads: {in_short(group[0].frames)}"
-    return [render.clean(heading), render.clean(f"({names}{more})"), *_frames(group[0])]
+    named = render.clean(f"({names}{more})")
+    return [screen.bold(render.clean(heading)), named, *_frames(group[0], screen)]
 
 
-def _frames(thread: ThreadFrames) -> list[str]:
+def _frames(thread: ThreadFrames, screen: render.Screen) -> list[str]:
     values = {one.frame: one.variables for one in thread.values}
     lines = []
-    for number, line in enumerate(render.frame_lines(thread.frames)):
+    for number, line in enumerate(render.frame_lines(thread.frames, screen)):
         lines.append(line)
         for variable in values.get(number, ()):
             kind = f" ({variable.type})" if variable.type else ""

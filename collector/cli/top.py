@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import msgspec
 
 from collector.cli import render
 from collector.cli.choice import json_argument, parsed, reading
+from collector.cli.output import terminal
 from collector.errors import StoreError, UsageError
 from collector.model import Record
 from collector.policy.units import parse_duration
@@ -99,7 +99,8 @@ class TopVerb:
         screen = render.Screen()
         if args.json:
             return _json(look, every, args)
-        if args.once or screen.width is None or os.environ.get("TERM", "dumb") == "dumb":
+        shown = terminal()
+        if args.once or shown is None or shown.dumb:
             print("\n".join(lines(look(args.sort), args.sort, screen, args.limit or _USUAL)))
             return 0
         from collector.cli.live import live  # noqa: PLC0415 (only here)

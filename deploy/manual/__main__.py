@@ -20,6 +20,7 @@ _ENVIRONMENT = """\
 | variable | meaning |
 |---|---|
 | `COREWARD_STORE` | where records and cores are kept, if `--store` does not say it |
+| `COREWARD_PAGER`, `PAGER` | what shows long output on a terminal (default: less); `cat`: nothing |
 | `NO_COLOR` | set to anything: no colours on a terminal |
 """
 _EXIT = """\

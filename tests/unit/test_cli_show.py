@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.cli import main
+from collector.cli import main, render
+from collector.cli.pager import command_of
 from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
 from collector.model import Capture, Cause, Frame, Outcome, Record, SnapshotFacts
@@ -51,11 +52,16 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
     return status, out, err
 
 
-def on_terminal(columns: int, *words: str) -> str:
-    """What the command prints on a terminal of this width."""
+OLD = TIME.replace(year=2020)  # so long ago that a date says more than an age
+
+
+def on_terminal(columns: int, *words: str, **variables: str) -> str:
+    """What the command prints on a terminal of this width, by default without a pager."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    unset = ("COLUMNS", "NO_COLOR", "COREWARD_PAGER", "SUDO_UID")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    environment |= {"TERM": "xterm", "PAGER": "cat", **variables}
     subprocess.run([*COMMAND, *words], stdout=its, cwd=ROOT, env=environment, check=True)
     os.close(its)
     text = b""
@@ -113,31 +119,92 @@ def test_list(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_on_terminals_fits_their_width(store: Store) -> None:
-    store.put(SEGFAULT)
+    store.put(msgspec.structs.replace(SEGFAULT, time=OLD))
 
     assert on_terminal(140, "list") == (
         "\x1b[1mID        TIME                 CAUSE   SIGNAL   PROCESS          PID"
         "  CAPTURED            SIZE  REASON\x1b[0m\n"
-        "\x1b[31m01234567\x1b[0m  2026-11-21 03:00:00  signal  SIGSEGV  /usr/bin/victim  812"
+        "\x1b[31m01234567\x1b[0m  2020-11-21 03:00:00  signal  SIGSEGV  /usr/bin/victim  812"
         "  full, truncated  2.3 MiB  SIGSEGV: wrote to address 0x0 in `inner` (v…\n"
     )
     assert on_terminal(100, "list") == (
         "\x1b[1mID        TIME                 PROCESS          PID  CAPTURED         REASON"
         "\x1b[0m\n"
-        "\x1b[31m01234567\x1b[0m  2026-11-21 03:00:00  /usr/bin/victim  812  full, truncated"
+        "\x1b[31m01234567\x1b[0m  2020-11-21 03:00:00  /usr/bin/victim  812  full, truncated"
         "  SIGSEGV: wrote to address 0x0…\n"
     )
 
 
 def test_wide_characters_count_twice(store: Store) -> None:
-    store.put(numbered(0, comm="日本語のプロセス名前です長い", reason="r" * 80))
+    store.put(numbered(0, comm="日本語のプロセス名前です長い", reason="r" * 80, time=OLD))
 
     _heading, row = on_terminal(80, "list").splitlines()
 
     plain = row.replace("\x1b[31m", "").replace("\x1b[0m", "")
     assert plain == (
-        "00000000  2026-11-21 03:00:00  日本語のプロセス名…    1  record    rrrrrrrrrrrr…"
+        "00000000  2020-11-21 03:00:00  日本語のプロセス名…    1  record    rrrrrrrrrrrr…"
     )
+
+
+def test_a_terminal_shows_how_long_ago_it_was(store: Store) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    store.put(numbered(0, time=now - datetime.timedelta(hours=5, minutes=7)))
+    assert "  5 h ago  " in on_terminal(120, "list").splitlines()[1]
+    heading = on_terminal(120, "info").splitlines()[0]
+    assert heading.endswith(" (5 h ago)") and f"{now:%Y-}" in heading
+
+
+def test_ages_and_moments() -> None:
+    screen = render.Screen()
+    assert screen.when(TIME) == screen.moment(TIME) == "2026-11-21 03:00:00"  # in a pipe
+    for seconds, when in (
+        (0.5, "0 s ago"),
+        (119, "1 min ago"),
+        (7200, "2 h ago"),
+        (30 * 86400, "30 d ago"),
+        (31 * 86400, "2026-11-21 03:00:00"),
+        (-5, "0 s ago"),  # a clock that was put back
+    ):
+        screen.now = TIME + datetime.timedelta(seconds=seconds)
+        assert screen.when(TIME) == when
+    screen.now = TIME + datetime.timedelta(days=40)
+    assert screen.moment(TIME) == "2026-11-21 03:00:00 (40 d ago)"
+
+
+def test_a_backtrace_has_colours_where_they_are_understood(store: Store) -> None:
+    store.put(SEGFAULT)
+    assert (
+        "\x1b[2m#0  0x000055d0c0de1234\x1b[0m in \x1b[1minner\x1b[0m+0x12 (victim.c:10)"
+        in on_terminal(120, "bt")
+    )
+    for variables in ({"TERM": "dumb"}, {"NO_COLOR": "1"}):
+        plain = on_terminal(120, "bt", **variables)
+        assert "#0  0x000055d0c0de1234 in inner+0x12" in plain and "\x1b" not in plain
+
+
+def test_long_output_goes_through_the_pager(store: Store, tmp_path: Path) -> None:
+    # GIVEN a pager that shows the first line alone
+    store.put(msgspec.structs.replace(SEGFAULT, time=OLD))
+    pager = f"cat >{tmp_path}/paged; head -n 1 {tmp_path}/paged"
+    # WHEN a verb prints on a terminal THEN the pager has it, in its width and colours
+    seen = on_terminal(100, "list", COREWARD_PAGER=pager)
+    paged = (tmp_path / "paged").read_text()
+    assert seen == paged.splitlines(keepends=True)[0]
+    assert paged == on_terminal(100, "list", "--no-pager")
+    # AND one that has enough is no error, and JSON, and a terminal that can nothing, have none
+    (tmp_path / "paged").unlink()
+    assert on_terminal(100, "list", "--json", COREWARD_PAGER=pager).startswith("[\n")
+    assert on_terminal(100, "bt", COREWARD_PAGER="true") == ""
+    assert "in inner" in on_terminal(100, "bt", COREWARD_PAGER=pager, TERM="dumb")
+    assert not (tmp_path / "paged").exists()
+
+
+def test_which_pager_it_is() -> None:
+    assert command_of({"PAGER": "cat"}) is command_of({"COREWARD_PAGER": ""}) is None
+    assert command_of({"PAGER": "no-such-program -x"}) is command_of({"PAGER": "'"}) is None
+    assert command_of({"PAGER": "cat -n", "COREWARD_PAGER": "head -n 5"}) == "head -n 5"
+    # AND whoever may run this alone as root chooses no program
+    assert command_of({"PAGER": "sh", "SUDO_UID": "1000"}) in ("less", None)
 
 
 def test_list_json_is_the_records(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
