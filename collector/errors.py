@@ -52,6 +52,10 @@ class CoreFormatError(CorewardError):
     """A file is not an ELF core, or is damaged."""
 
 
+class BundleError(CorewardError):
+    """A file is no bundle of a death, or a damaged one, or not what it says."""
+
+
 class StoreError(CorewardError):
     """The store cannot be read or written."""
 

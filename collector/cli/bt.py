@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +14,7 @@ import msgspec
 from collector.cli import render, threads
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import being_worked_on, core_of, plain_core, warn_incomplete
+from collector.cli.opened import bundle_of
 from collector.errors import NotFound, UsageError
 from collector.explain import kept_threads
 from collector.explain.types import ThreadFrames
@@ -49,7 +52,7 @@ class BtVerb:
     is_paged = True
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        id_argument(parser)
+        id_argument(parser, or_bundle=True)
         parser.add_argument("--all", action="store_true", help="every thread")
         parser.add_argument(
             "--full", action="store_true", help="with --all: variables and registers as well"
@@ -59,10 +62,11 @@ class BtVerb:
     def run(self, args: argparse.Namespace) -> int:
         if args.full and not args.all:
             raise UsageError("--full goes with --all: both are read from the core")
-        with reading(args.store) as store:
+        with bundle_of(args, whole=args.all) as bundle, reading(args.store) as store:
             record = store.get(args.id)
             if args.all:
-                return _all(store, record, full=args.full, as_json=args.json)
+                root = None if bundle is None else bundle.sysroot
+                return _all(store, record, root, full=args.full, as_json=args.json)
         if record.frames is None:
             why = record.lost.get("frames") or being_worked_on(record) or "nobody has unwound it"
             raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}")
@@ -91,7 +95,8 @@ def _heading(record: Record) -> str:
     return render.clean(f"{record.comm}[{record.pid}], thread{name} {record.tid}{reason}")
 
 
-def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
+def _all(store: Store, record: Record, root: Path | None, *, full: bool, as_json: bool) -> int:
+    """root: the folder with the process's files; None: this machine's."""
     kept = kept_threads.read(store.place(record))
     try:
         core = core_of(store, record)
@@ -101,7 +106,7 @@ def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
         lost = {"core": f"these are as they were recorded; {error}"}
         found: Sequence[ThreadFrames] = kept
     else:
-        found, lost = _from_core(core, record, full=full)
+        found, lost = _from_core(core, record, root, full=full)
         warn_incomplete(record)
     all_ = threads.with_record(found, record, kept)
     if as_json:
@@ -114,14 +119,19 @@ def _all(store: Store, record: Record, *, full: bool, as_json: bool) -> int:
 
 
 def _from_core(
-    path: Path, record: Record, *, full: bool
+    path: Path, record: Record, root: Path | None, *, full: bool
 ) -> tuple[list[ThreadFrames], dict[str, str]]:
     """All threads as the core tells them now, and what is missing. NotFound: there are none."""
     from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
 
-    with plain_core(path) as core:
+    with plain_core(path) as core, _opened(root) as root_fd:
         explanation = explain_core(
-            core, all_threads=True, full=full, timeout=_TIMEOUT_S, memory=_MEMORY
+            core,
+            all_threads=True,
+            full=full,
+            root_fd=root_fd,
+            timeout=_TIMEOUT_S,
+            memory=_MEMORY,
         )
     lost = dict(explanation.lost)
     if record.container and "symbols" in lost:
@@ -130,3 +140,16 @@ def _from_core(
         why = lost.get("threads") or lost.get("frames") or "not said why"
         raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
     return explanation.threads, lost
+
+
+@contextlib.contextmanager
+def _opened(root: Path | None) -> Iterator[int | None]:
+    """A descriptor of the folder, if there is one."""
+    if root is None:
+        yield None
+        return
+    fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -22,14 +22,15 @@ _T = TypeVar("_T")
 DEFAULT_RUN_DIR = Path("/run/coreward")
 
 
-def id_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `[ID]` as `args.id`."""
+def id_argument(parser: argparse.ArgumentParser, *, or_bundle: bool = False) -> None:
+    """Declare `[ID]` as `args.id`. or_bundle: it may name a file instead; see `opened`."""
     parser.add_argument(
         "id",
         nargs="?",
         default=LATEST,
-        metavar="ID",
-        help="`latest` (default), or the first digits of an ID",
+        metavar="ID|FILE" if or_bundle else "ID",
+        help="`latest` (default), or the first digits of an ID"
+        + ("; or a bundle, as `export --bundle` makes it" if or_bundle else ""),
     )
 
 

@@ -18,6 +18,7 @@ from collector.cli.cores import calls_of, samples_of
 from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
+from collector.cli.opened import bundle_of
 from collector.cli.threads import others_in_short
 from collector.cli.why import diagnosis_lines
 from collector.errors import StoreError
@@ -42,13 +43,13 @@ class InfoVerb:
     is_paged = True
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        id_argument(parser)
+        id_argument(parser, or_bundle=True)
         json_argument(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        with reading(args.store) as store:
+        with bundle_of(args, whole=False) as bundle, reading(args.store) as store:
             record = store.get(args.id)
-            core = store.core_path(record)
+            core = store.core_path(record) if bundle is None else bundle.source
             flight = samples_of(store, record) if record.samples else None
             kept = calls_of(store, record) if record.calls else None
             threads = _other_threads(store, record)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _LONG = 256 << 20  # bytes from which progress is shown
 _EVERY_S = 0.2
@@ -14,7 +14,14 @@ _EVERY_S = 0.2
 
 @contextlib.contextmanager
 def progress(fd: int, total: int) -> Iterator[None]:
-    """Show on a terminal how far a copy of `total` bytes to `fd` is, by its blocks on disk.
+    """Show on a terminal how far a copy of `total` bytes to `fd` is, by its blocks on disk."""
+    with progress_of(lambda: os.fstat(fd).st_blocks * 512, total):
+        yield
+
+
+@contextlib.contextmanager
+def progress_of(done_bytes: Callable[[], int], total: int) -> Iterator[None]:
+    """Show on a terminal how far something of `total` bytes is, of which so many are done.
 
     Nothing for a short one, and nothing in a pipe.
     """
@@ -36,7 +43,7 @@ def progress(fd: int, total: int) -> Iterator[None]:
     def watch() -> None:
         task = bar.add_task("core", total=total)
         while not done.wait(_EVERY_S):
-            bar.update(task, completed=min(total, os.fstat(fd).st_blocks * 512))
+            bar.update(task, completed=min(total, done_bytes()))
 
     watcher = threading.Thread(target=watch, daemon=True)
     with bar:

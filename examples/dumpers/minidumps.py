@@ -17,13 +17,12 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-import minidump_file as mdmp
-
 from collector.dumpers.client import Client
 from collector.dumpers.plugin import SPECIAL, HeldProcess
 from collector.dumpers.protocol import Message
 from collector.elfcore.types import Mapping, Thread
 from collector.errors import CorewardError, Unreadable
+from collector.minidump import file as mdmp
 
 MAX_MEMORY = 16 << 20  # bytes of stacks in a file
 MAX_FIRST, MAX_STACK = 1 << 20, 64 << 10  # bytes of the stack of the thread that died, of others
@@ -139,11 +138,12 @@ def _add_threads(file: mdmp.MinidumpFile, threads: Sequence[Thread], memory: _Me
     for thread in threads:
         below = max(0, thread.regs[mdmp.RSP] - _RED_ZONE) & -16
         start, data = memory.around(below, 0, MAX_STACK if stacks else MAX_FIRST)
-        stacks.append(mdmp.Stack(thread.tid, thread.regs, thread.xstate or b"", start, data))
+        stack = mdmp.Memory(start, len(data), data)
+        stacks.append(mdmp.Stack(thread.tid, thread.regs, thread.xstate or b"", stack))
     file.threads(stacks)
     start, code = memory.around(threads[0].regs[mdmp.RIP], _AROUND_IP, _AROUND_IP)
     if code:
-        file.memory(start, code)
+        file.memory(mdmp.Memory(start, len(code), code))
     file.memory_list()
 
 

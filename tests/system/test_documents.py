@@ -99,7 +99,7 @@ def test_readme(workplace: Path, command: str) -> None:
     [
         f"docs/{n}.md"
         for n in (
-            *("armed", "heap", "operating", "policy", "record", "redaction", "runbook"),
+            *("armed", "bundles", "heap", "operating", "policy", "record", "redaction", "runbook"),
             *("signatures", "snapshot", "trace", "watch"),
         )
     ],

@@ -142,14 +142,16 @@ class Unrun:
         folder: Path,
         siginfo: tuple[int, int, int] = (11, 1, 0),
         note: CorewardNote | None = None,
+        auxv: Sequence[tuple[int, int]] = (),
     ) -> Path:
-        """Its core, with all of its memory that is not in files. siginfo: signal, code, address."""
+        """Its core, with all of its memory that is not in files. siginfo: signal, code, address;
+        auxv: types and values."""
         number, code, address = siginfo
         mappings = sorted(self.mappings, key=lambda mapping: mapping.start)
         image = ProcessImage(
             threads=self._threads,
             mappings=mappings,
-            auxv=struct.pack("<4Q", 6, PAGE, 0, 0),
+            auxv=b"".join(struct.pack("<2Q", *pair) for pair in ((6, PAGE), *auxv, (0, 0))),
             siginfo=struct.pack("<iii4xQ", number, 0, code, address).ljust(128, b"\0"),
             psinfo=PsInfo(pid=self._threads[0].tid, fname=b"prog", psargs=b"prog"),
         )

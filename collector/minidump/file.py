@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 # MINIDUMP_STREAM_TYPE; those of Linux are Breakpad's
 THREAD_LIST, MODULE_LIST, MEMORY_LIST, EXCEPTION, SYSTEM_INFO, MISC_INFO = 3, 4, 5, 6, 7, 15
+THREAD_NAMES = 24
 LINUX_CPU_INFO, LINUX_PROC_STATUS, LINUX_CMD_LINE = 0x47670003, 0x47670004, 0x47670006
-LINUX_AUXV, LINUX_MAPS = 0x47670008, 0x47670009
+LINUX_ENVIRON, LINUX_AUXV, LINUX_MAPS = 0x47670007, 0x47670008, 0x47670009
+DUMP_REQUESTED = 0xFFFFFFFF  # instead of a signal: the process did not die (Breakpad)
 
 AMD64, LINUX = 9, 0x8201  # processor architecture, platform
 _SIGNATURE, _VERSION = b"MDMP", 0xA793
@@ -24,6 +26,7 @@ _HEADER = struct.Struct("<4sIIIIIQ")  # signature, version, streams, RVA of the 
 _ENTRY = struct.Struct("<III")  # type, size, RVA
 _PLACE = struct.Struct("<II")  # size, RVA
 _MEMORY = struct.Struct("<QII")  # address, size, RVA
+_NAME = struct.Struct("<IQ")  # of a thread: id, RVA
 _THREAD = struct.Struct("<IIIIQQIIII")  # id, 3 of Windows, TEB, stack, place of its registers
 _MODULE = struct.Struct("<QIIII52xIIII16x")  # base, size, 2 of Windows, name, CodeView, misc
 _SYSTEM = struct.Struct("<HHHBBIIIIIHH12sIII")
@@ -36,6 +39,7 @@ _BUILD_ID = b"LEpB"  # MD_CVINFOELF_SIGNATURE: what follows is a build id
 _CONTEXT = struct.Struct("<48xII6HI48x17Q512s464x")
 _CONTEXT_FLAGS = 0x10000F  # AMD64, with control, integer, segment and floating point registers
 _FXSAVE = 512
+_BLOCK = 1 << 20
 _MXCSR_AT = 24  # in the FXSAVE area
 
 # Words of struct user_regs_struct (<sys/user.h>), in which cores have registers
@@ -63,14 +67,22 @@ class Place(NamedTuple):
 NOWHERE = Place(0, 0)
 
 
+class Memory(NamedTuple):
+    """Memory of the process. Without `data` it is read when the file is written."""
+
+    address: int
+    size: int
+    data: bytes | None = None
+
+
 class Stack(NamedTuple):
-    """A thread: its id, its registers, and the memory of its stack, which may have no bytes."""
+    """A thread: its id, its registers, and its stack, which may have no bytes."""
 
     tid: int
     registers: Sequence[int]  # the words of struct user_regs_struct
     xstate: bytes  # XSAVE or FXSAVE area; may be empty
-    address: int
-    memory: bytes
+    memory: Memory
+    name: str = ""
 
 
 class Module(NamedTuple):
@@ -94,31 +106,54 @@ class System(NamedTuple):
 
 
 class MinidumpFile:
-    """Collects streams; `content` is the file."""
+    """Collects streams; `content` is the file, `parts` the same with memory that is read then."""
 
     def __init__(self, streams: int) -> None:
         """streams: of which there is room for so many in the directory."""
         self._most = streams
         self._directory: list[tuple[int, Place]] = []
-        self._data = bytearray(_HEADER.size + streams * _ENTRY.size)
+        self._size = _HEADER.size + streams * _ENTRY.size
+        self._parts: list[bytes | Memory] = []  # behind the directory
         self._memory: list[tuple[int, Place]] = []  # by address, what the memory list will have
         self._registers = NOWHERE  # of the first thread
 
-    def content(self) -> bytes:
-        """The whole file."""
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def content(self, when: float | None = None) -> bytes:
+        """The whole file, all of whose memory came with its data."""
+        return b"".join(self.parts(_not_there, when))
+
+    def parts(
+        self, read: Callable[[int, int], bytes], when: float | None = None
+    ) -> Iterator[bytes]:
+        """The file in parts of at most a MiB, but for what was added as larger ones.
+
+        read(address, size): memory that came without its data. when: seconds of the epoch.
+        """
         unused = [(0, NOWHERE)] * (self._most - len(self._directory))
-        head = _HEADER.pack(
-            *(_SIGNATURE, _VERSION, self._most, _HEADER.size, 0, int(time.time()) & 0xFFFFFFFF, 0)
-        )
-        entries = (_ENTRY.pack(kind, *place) for kind, place in [*self._directory, *unused])
-        self._data[: _HEADER.size + self._most * _ENTRY.size] = head + b"".join(entries)
-        return bytes(self._data)
+        seconds = int(time.time() if when is None else when) & 0xFFFFFFFF
+        yield _HEADER.pack(*(_SIGNATURE, _VERSION, self._most, _HEADER.size, 0, seconds, 0))
+        for kind, place in [*self._directory, *unused]:
+            yield _ENTRY.pack(kind, *place)
+        for part in self._parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            for at in range(part.address, part.address + part.size, _BLOCK):
+                yield read(at, min(_BLOCK, part.address + part.size - at))
 
     def add(self, data: bytes) -> Place:
         """Put something into the file, at a multiple of 8."""
-        self._data += bytes(-len(self._data) % 8)
-        place = Place(len(data), len(self._data))
-        self._data += data
+        return self._put(data, len(data))
+
+    def _put(self, part: bytes | Memory, size: int) -> Place:
+        padding = bytes(-self._size % 8)
+        self._parts += [padding, part]
+        place = Place(size, self._size + len(padding))
+        self._size += len(padding) + size
         return place
 
     def stream(self, kind: int, data: bytes) -> None:
@@ -128,18 +163,24 @@ class MinidumpFile:
 
     def threads(self, stacks: Sequence[Stack]) -> None:
         """The list of threads, the one that died first; their stacks go to the memory list."""
-        entries = []
+        entries: list[bytes] = []
         for one in stacks:
             registers = self.add(context(one.registers, one.xstate))
             self._registers = self._registers if entries else registers
-            memory = self.memory(one.address, one.memory) if one.memory else NOWHERE
-            entries.append(_THREAD.pack(one.tid, 0, 0, 0, 0, one.address, *memory, *registers))
+            place = self.memory(one.memory) if one.memory.size else NOWHERE
+            entries.append(
+                _THREAD.pack(one.tid, 0, 0, 0, 0, one.memory.address, *place, *registers)
+            )
         self.stream(THREAD_LIST, _list_of(entries))
+        if any(one.name for one in stacks):
+            names = [_NAME.pack(one.tid, self._text(one.name).rva) for one in stacks if one.name]
+            self.stream(THREAD_NAMES, _list_of(names))
 
-    def memory(self, address: int, data: bytes) -> Place:
+    def memory(self, memory: Memory) -> Place:
         """Memory of the process, for the memory list."""
-        place = self.add(data)
-        self._memory.append((address, place))
+        data = memory.data
+        place = self._put(memory if data is None else data, memory.size)
+        self._memory.append((memory.address, place))
         return place
 
     def memory_list(self) -> None:
@@ -148,7 +189,10 @@ class MinidumpFile:
         self.stream(MEMORY_LIST, _list_of(found))
 
     def exception(self, tid: int, signal: int, code: int, address: int) -> None:
-        """What the first thread died of, after `threads`. code: si_code of its siginfo."""
+        """What the first thread died of, after `threads`. code: si_code of its siginfo.
+
+        signal: or DUMP_REQUESTED.
+        """
         body = _EXCEPTION.pack(*(tid, signal, code & 0xFFFFFFFF, 0, address, 0), *self._registers)
         self.stream(EXCEPTION, body)
 
@@ -173,15 +217,20 @@ class MinidumpFile:
             ),
         )
 
-    def process(self, pid: int, user_s: int, system_s: int) -> None:
+    def process(self, pid: int, user_s: int, system_s: int, created: int = 0) -> None:
+        """Times in seconds; created: of the epoch, 0 if it is not known."""
         flags = _MISC_PROCESS_ID | _MISC_TIMES
-        self.stream(MISC_INFO, _MISC.pack(_MISC.size, flags, pid, 0, user_s, system_s))
+        self.stream(MISC_INFO, _MISC.pack(_MISC.size, flags, pid, created, user_s, system_s))
 
     def _text(self, text: str) -> Place:
         """A MINIDUMP_STRING: its length in bytes, UTF-16, and a zero that does not count."""
         coded = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         raw = coded.encode("utf-16-le")
         return self.add(struct.pack("<I", len(raw)) + raw + bytes(2))
+
+
+def _not_there(address: int, size: int) -> bytes:
+    raise ValueError(f"memory at {address:#x} came without its data")
 
 
 def context(registers: Sequence[int], xstate: bytes) -> bytes:
