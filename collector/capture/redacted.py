@@ -165,6 +165,12 @@ class RedactedMemory:
                 found.append((low, bytes(part)))
         return found
 
+    @property
+    def why_unseen(self) -> str:
+        """What is said of these bytes."""
+        most = self._redactor.redact.time
+        return f"{self.unseen} bytes were not looked through in time, and are zero ({most:g} s)"
+
     def counts(self, held: Iterable[Range]) -> dict[str, int]:
         """How often each rule was found, by its name. held: what the core has of the process."""
         parts = union(held)

@@ -284,8 +284,7 @@ class Core:
     def _unseen(self, source: RedactedMemory | None) -> dict[str, str]:
         if source is None or not source.unseen:
             return {}
-        why = f"{source.unseen} bytes were not looked through within "
-        return {"redaction": f"{why}{self._job.redact.time:g} s (redact.time), and are zero"}
+        return {"redaction": source.why_unseen}
 
     def _note(self, capture: Capture, plan: Plan) -> CorewardNote:
         note = CorewardNote(

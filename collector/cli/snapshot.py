@@ -178,8 +178,7 @@ class _Todo(NamedTuple):
         if core.lost is not None:
             print(f"coreward: this core is truncated: {core.lost}", file=sys.stderr)
         if core.unseen:
-            why = "were not looked through (redact.time), and are zero"
-            print(f"coreward: {core.unseen} bytes of this core {why}", file=sys.stderr)
+            print(f"coreward: of this core {core.unseen}", file=sys.stderr)
         return facts
 
 

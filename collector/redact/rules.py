@@ -19,11 +19,12 @@ from collector.redact.words import assignment_regex
 LEAST_SECRET = 6  # bytes of a value that is looked for wherever it may be
 _PIECE = 1024  # bytes of a value that are looked for together
 _MOST_SECRETS = 64 << 10  # bytes of all values
+_AT_ONCE = 2.0  # seconds for one piece of memory; more are a piece that is made to take long
 _ENGINE = 64 << 20  # bytes of memory that RE2 may take for one expression
 
 
 class OutOfTime(Exception):
-    """The budget is used up: nothing is known of what was not looked through."""
+    """It takes too long: nothing is known of these bytes."""
 
 
 class Hit(NamedTuple):
@@ -75,6 +76,7 @@ class Rules:
         try:
             if self.left <= 0:
                 raise OutOfTime
+            most = min(self.left, _AT_ONCE)
             if self._any is not None and self._any.search(data) is None:
                 return
             for name, regex in self._rules:
@@ -85,7 +87,7 @@ class Rules:
                         start, end = match.span()
                     if start < end:
                         yield Hit(name, start, end)
-                    if time.thread_time() - began > self.left:
+                    if time.thread_time() - began > most:
                         raise OutOfTime
         finally:
             self.left -= time.thread_time() - began

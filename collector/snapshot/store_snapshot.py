@@ -192,8 +192,7 @@ def _record(identity: str, found: Found, capture: Capture) -> Record:
 
 def _with_core(record: Record, core: Core, name: str, size: int) -> Record:
     if core.unseen:
-        unseen = f"{core.unseen} bytes were not looked through (redact.time), and are zero"
-        record = msgspec.structs.replace(record, lost={**record.lost, "redaction": unseen})
+        record = msgspec.structs.replace(record, lost={**record.lost, "redaction": core.unseen})
     return msgspec.structs.replace(
         record,
         redacted=core.redacted,

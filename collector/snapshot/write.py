@@ -49,7 +49,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     lost: str | None = None  # of a truncated core: what it lacks
     redacted: dict[str, int] = {}  # rule -> how often the core has zeros for it
     secrets: dict[str, list[str]] = {}  # by rule, what is to be hidden in texts as well
-    unseen: int = 0  # bytes that were zeroed because there was no time to look through them
+    unseen: str = ""  # what was zeroed because there was no time to look through it
 
 
 class Redacted(NamedTuple):
@@ -217,5 +217,8 @@ def _write(
     if view is None:
         return core
     return msgspec.structs.replace(
-        core, redacted=view.counts(held), secrets=secrets, unseen=view.unseen
+        core,
+        redacted=view.counts(held),
+        secrets=secrets,
+        unseen=view.why_unseen if view.unseen else "",
     )
