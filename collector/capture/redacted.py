@@ -77,6 +77,10 @@ class Redactor:
                 self.spans.append((start + len(data), end, rule))
         self.spans.sort()
 
+    def view(self, memory: Memory) -> RedactedMemory:
+        """That memory as one core of the process may have it."""
+        return RedactedMemory(memory, self)
+
     def image(self, image: ProcessImage) -> ProcessImage:
         """What the notes may say."""
         if not self.redact.texts:
@@ -110,6 +114,8 @@ class Redactor:
         low, high = within or (0, len(data))
         try:
             for hit in self.rules.hits(bytes(data)):
+                if not any(data[hit.start : hit.end]):
+                    continue  # another rule has found it
                 data[hit.start : hit.end] = bytes(hit.end - hit.start)
                 counts[hit.rule] += low <= hit.start < high
         except OutOfTime:
@@ -247,14 +253,6 @@ class RedactedMemory:
         if mapping is None or mapping.special:
             return None
         return None if inside([(address, address + 1)], self._redactor.zeroed) else mapping
-
-
-def in_force(redact: Redact) -> dict[str, int | None]:
-    """The rules by name, with nothing counted: for a note that cannot be changed later."""
-    names = [p.name for p in redact.patterns]
-    names += [ENVIRONMENT] * bool(redact.environment) + [ARGUMENTS] * bool(redact.arguments)
-    names += [MAPPINGS] * bool(redact.mappings)
-    return dict.fromkeys(names)
 
 
 def _is_redacted(mapping: Mapping, names: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Never, TypeVar
+from typing import TYPE_CHECKING, Never, TypeVar
 
 import msgspec
 
@@ -40,7 +40,6 @@ from collector.capture.job import (
 from collector.capture.memory import Memory, ProcessMemory
 from collector.capture.outline import STACK
 from collector.capture.plan import FILE_ONLY, NOT_IN_TIME, Plan, plan_core
-from collector.capture.redacted import RedactedMemory, Redactor, in_force
 from collector.capture.select import select_stacks
 from collector.capture.space import SpaceWatch, free_bytes, unseen
 from collector.elfcore.notes import with_left_out
@@ -53,6 +52,9 @@ from collector.linux.stall import with_stall_guard
 from collector.model import Capture
 from collector.ranges import Range, outside, union
 from collector.redact.types import Redact
+
+if TYPE_CHECKING:
+    from collector.capture.redacted import RedactedMemory, Redactor
 
 T = TypeVar("T")
 _READ_PATIENCE = 30.0  # seconds that one read of 4 MiB may take
@@ -151,6 +153,8 @@ class Core:
 
     def _prepare_to_redact(self, redact: Redact) -> None:
         """Find out what is to be zero, before anything is written."""
+        from collector.capture.redacted import Redactor  # noqa: PLC0415 - it loads RE2
+
         mappings, text = self._image.mappings, self._job.evidence.text
         try:
             read = self._memory.read
@@ -216,7 +220,7 @@ class Core:
         first = self._image.threads[0]
         source, patches = None, self._patches
         if self._redactor is not None:
-            source = RedactedMemory(self._memory, self._redactor)
+            source = self._redactor.view(self._memory)
             patches = source.pieces(patches)
         fd = self._job.explain_fd
         write_explain_core(fd, self._image, self._memory, patches, STACK, source)
@@ -277,7 +281,7 @@ class Core:
         """What is written in place of its memory and of what changed since, and who counts it."""
         if self._redactor is None:
             return None, self._patches, None
-        source = RedactedMemory(self._memory, self._redactor)
+        source = self._redactor.view(self._memory)
         patches = self._guarded(lambda: source.pieces(self._patches)) if held else []
         return source, patches, lambda note: source.note(note, held)
 
@@ -293,7 +297,7 @@ class Core:
             capture=capture.value,
             consistent=True,
             truncated=plan.truncated,
-            redacted=in_force(self._job.redact),
+            redacted=self._job.redact.uncounted,
         )
         return with_left_out(note, plan.left_out)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import re2
 
-from collector.redact.types import ARGUMENTS, ENVIRONMENT, Redact
+from collector.redact.types import ENVIRONMENT, Redact
 from collector.redact.words import assignment_regex
 
 LEAST_SECRET = 6  # bytes of a value that is looked for wherever it may be
@@ -45,12 +45,12 @@ class Rules:
         self.left = redact.time  # seconds
         self._rules: list[tuple[str, Any]] = []
         self.unwatched = 0  # values that are too many to be looked for
-        found = secrets or {}
-        assigned = [assignment_regex(redact.environment)] if redact.environment else []
-        for name, first in ((ENVIRONMENT, assigned), (ARGUMENTS, [])):
-            ways = [*first, *map(re2.escape, self._pieces(found.get(name, ())))]
-            if ways:
-                self._rules.append((name, compiled(b"|".join(ways))))
+        if redact.environment:
+            self._rules.append((ENVIRONMENT, compiled(assignment_regex(redact.environment))))
+        # apart from that: a name that it takes in may have one of the values
+        for name, values in (secrets or {}).items():
+            if pieces := self._pieces(values):
+                self._rules.append((name, compiled(b"|".join(map(re2.escape, pieces)))))
         self._rules += [(p.name, compiled(p.regex.encode())) for p in redact.patterns]
         self._any = _any_of([regex for _, regex in self._rules])
 
@@ -95,17 +95,14 @@ class Rules:
     def hidden(self, text: str, mark: str, counts: dict[str, int]) -> str:
         """A text with a mark in place of each hit, which is counted. Raises OutOfTime."""
         data = text.encode("utf-8", "surrogateescape")
-        spans: list[tuple[int, int]] = []
-        for hit in self.hits(data):
-            counts[hit.rule] = counts.get(hit.rule, 0) + 1
-            spans.append((hit.start, hit.end))
         parts, at = [], 0
-        for start, end in sorted(spans):
-            if start >= at:
-                parts += [data[at:start], mark.encode()]
-            at = max(at, end)
+        for hit in sorted(self.hits(data), key=lambda hit: (hit.start, -hit.end)):
+            if hit.start >= at:
+                counts[hit.rule] = counts.get(hit.rule, 0) + 1
+                parts += [data[at : hit.start], mark.encode()]
+            at = max(at, hit.end)
         parts.append(data[at:])
-        return b"".join(parts).decode("utf-8", "surrogateescape") if spans else text
+        return b"".join(parts).decode("utf-8", "surrogateescape")
 
 
 def compiled(regex: bytes) -> Any:

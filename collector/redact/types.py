@@ -39,3 +39,11 @@ class Redact(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def anything(self) -> bool:
         return self.texts or bool(self.mappings)
+
+    @property
+    def uncounted(self) -> dict[str, int | None]:
+        """The rules by name, with nothing counted: for a note that cannot be changed later."""
+        names = [pattern.name for pattern in self.patterns]
+        names += [ENVIRONMENT] * bool(self.environment) + [ARGUMENTS] * bool(self.arguments)
+        names += [MAPPINGS] * bool(self.mappings)
+        return dict.fromkeys(names)

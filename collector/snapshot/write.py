@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from collector import __version__
 from collector.capture.image import coredump_filter
 from collector.capture.plan import plan_core
-from collector.capture.redacted import RedactedMemory, Redactor, in_force
 from collector.elfcore.image import CoreImage
 from collector.elfcore.notes import with_left_out
 from collector.elfcore.sink import InPlaceWriter, Writer, plain_writer
@@ -26,6 +25,9 @@ from collector.ranges import inside, union
 from collector.redact.types import Redact
 from collector.snapshot.staging import StagedMemory
 from collector.snapshot.take import Found
+
+if TYPE_CHECKING:
+    from collector.capture.redacted import RedactedMemory
 
 Progress = Callable[[int, int], None]
 WHOLE_FILTER = 0x7F  # all bits of coredump_filter (core(5)): all that `gcore -a` takes
@@ -66,10 +68,12 @@ def redacted(found: Found, contents: CoreContents) -> Redacted:
     """What of it may be written. Raises as the memory does."""
     if not contents.redact.anything:
         return Redacted(found.image, found.memory, found.pieces)
+    from collector.capture.redacted import Redactor  # noqa: PLC0415 - it loads RE2
+
     if found.in_file is not None:
         raise CaptureError("its memory was staged in the core's file before it was redacted")
     whose = Redactor(contents.redact, found.image.mappings, found.opened.text, found.memory.read)
-    view = RedactedMemory(found.memory, whose)
+    view = whose.view(found.memory)
     return Redacted(whose.image(found.image), view, view.pieces(found.pieces), view, whose.told())
 
 
@@ -179,7 +183,7 @@ def _planned(found: Found, contents: CoreContents) -> _Contents:
         consistent=found.facts.consistent,
         truncated=plan.truncated,
         text=in_words(found.facts),
-        redacted=in_force(contents.redact),
+        redacted=contents.redact.uncounted,
     )
     segments = plan.segments
     if contents.only_held:

@@ -12,7 +12,7 @@ import pytest
 
 from collector.arch.x86_64 import PAGE
 from collector.capture.process import ProcText
-from collector.capture.redacted import RedactedMemory, Redactor, in_force
+from collector.capture.redacted import RedactedMemory, Redactor
 from collector.circumstances import LogLine
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
@@ -207,6 +207,15 @@ def test_values_of_arguments_and_variables_are_found_wherever_they_are() -> None
     }
 
 
+def test_a_value_before_a_variable_is_found_as_well() -> None:
+    # GIVEN a value that runs into the name of a variable
+    memory = Memory({STACK.start: b"A_TOKEN=hunter22\0", HEAP.start: b"hunter22B_TOKEN=other22"})
+    redact = Redact(environment=("*_TOKEN",))
+    out, counts = written(redact, memory, HEAP.start, PAGE, text(environment=b"A_TOKEN=hunter22\0"))
+    assert out.strip(b"\0") == b"B_TOKEN="
+    assert counts == {"environment": 2}
+
+
 def test_a_block_that_cannot_be_read_is_zeroed() -> None:
     memory = Memory({})
     redact = Redact(environment=("*",))
@@ -263,7 +272,7 @@ def test_notes_have_neither_arguments_nor_vector_registers() -> None:
 
 def test_the_note_counts() -> None:
     redact = Redact(patterns=(CARD,), mappings=("heap",), environment=("A",), arguments=("b",))
-    assert in_force(redact) == dict.fromkeys(("card", "environment", "arguments", "mappings"))
+    assert redact.uncounted == dict.fromkeys(("card", "environment", "arguments", "mappings"))
     memory = Memory({NEXT.start: NUMBER})
     view = RedactedMemory(memory, redactor(redact, memory))
     view.read_into(NEXT.start, memoryview(bytearray(PAGE)))
