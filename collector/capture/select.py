@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from collector.arch.x86_64 import FS_BASE, PAGE, RED_ZONE, SP
+from collector.capture.interrupted import MOST, interrupted_sp
 from collector.elfcore.types import VM_DONTDUMP, VM_HUGETLB, VM_IO, Mapping, Prot, Segment, Thread
 from collector.policy.types import MappingKind, MemoryChoice
 from collector.ranges import Range, union
@@ -35,6 +36,8 @@ GUARD_REACH = 1 << 20  # an overflowed sp is at most this far below its stack
 MAX_BSS = 1 << 18  # bytes of libc's data that are looked through
 MAX_MESSAGE = 1 << 16  # an area with a message of the C library is not larger
 MAX_OBJECTS = 5000  # shared objects followed in the loader's list
+HANDLERS = 4  # stacks of signal handlers that interrupted each other
+HANDLING = 64  # threads that are looked at for handlers
 POINTER_REGS = (*range(15), 16, 19)  # all that may hold an address: not orig_rax, flags, segments
 
 
@@ -146,13 +149,16 @@ def select_stacks(
 ) -> list[Range]:
     """Page ranges, sorted and disjoint, that let a debugger show every thread's whole backtrace.
 
-    Stacks from below sp (red zone included), thread control blocks, pages that registers point
-    into, the ELF headers of mapped objects, the vdso, and the loader's data: program headers,
-    dynamic section, list of objects and their names, writable data of ld.so and libc.
+    Stacks from below sp (red zone included), also those that signal handlers on stacks of their own
+    have left, thread control blocks, pages that registers point into, the ELF headers of mapped
+    objects, the vdso, and the loader's data: program headers, dynamic section, list of objects and
+    their names, writable data of ld.so and libc.
     """
     space = _Space(mappings)
-    for thread in threads:
+    for index, thread in enumerate(threads):
         _add_thread(space, thread, max_stack)
+        if index < HANDLING:
+            _add_interrupted(space, thread, max_stack, read)
     for index, m in enumerate(mappings):
         path = m.path or ""
         if path == "[vdso]" or (m.special and m.prot & Prot.X):
@@ -238,17 +244,38 @@ class _Space:
         return union(self._ranges)
 
 
-def _add_thread(space: _Space, thread: Thread, max_stack: int) -> None:
-    sp, control = thread.regs[SP], thread.regs[FS_BASE]
+def _stack(space: _Space, sp: int, control: int) -> Range | None:
+    """The stack that this stack pointer is in, from its red zone to its top."""
     stack = space.find(max(sp - RED_ZONE, 0))
     first = sp - RED_ZONE
     if stack is None or not stack.prot & Prot.W:  # sp ran into its guard page
         stack = space.above(max(first, 0), GUARD_REACH)
         first = stack.start if stack else 0
+    if stack is None:
+        return None
+    # pthread stacks may share one mapping; the control block lies at the stack's top
+    return first, control + CONTROL_BLOCK if sp < control < stack.end else stack.end
+
+
+def _add_interrupted(space: _Space, thread: Thread, max_stack: int, read: Read) -> None:
+    sp, control = thread.regs[SP], thread.regs[FS_BASE]
+    for _ in range(HANDLERS):
+        stack = _stack(space, sp, control)
+        if stack is None:
+            return
+        start = max(stack[0], 0) & -PAGE
+        before = interrupted_sp(start, read(start, min(stack[1] - start, MOST)))
+        if before is None or (other := _stack(space, before, control)) is None:
+            return
+        space.add(other[0], min(other[1], other[0] + max_stack))
+        sp = before
+
+
+def _add_thread(space: _Space, thread: Thread, max_stack: int) -> None:
+    sp, control = thread.regs[SP], thread.regs[FS_BASE]
+    stack = _stack(space, sp, control)
     if stack is not None:
-        # pthread stacks may share one mapping; the control block lies at the stack's top
-        top = control + CONTROL_BLOCK if sp < control < stack.end else stack.end
-        space.add(first, min(top, first + max_stack))
+        space.add(stack[0], min(stack[1], stack[0] + max_stack))
     if control:
         space.add(max(control - STATIC_TLS, 0), control)
         space.add(control, control + CONTROL_BLOCK)

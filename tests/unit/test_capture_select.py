@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from collector.arch.x86_64 import FS_BASE, PAGE, SP
+from collector.arch.x86_64 import FS_BASE, PAGE, RED_ZONE, SP
 from collector.capture import select
 from collector.capture.select import carve, kind_of, select_full, select_none, select_stacks
 from collector.elfcore.types import VM_DONTDUMP, VM_HUGETLB, VM_IO, Mapping, Prot, Segment, Thread
@@ -176,6 +176,36 @@ def test_an_overflowed_stack_is_found_above_its_guard() -> None:
 @pytest.mark.parametrize("sp", [0, 8, (1 << 64) - 8, 0x4141_4141_4141_4141])
 def test_a_wild_stack_pointer_keeps_nothing(sp: int) -> None:
     assert stacks([STACK], [thread(sp)]) == []
+
+
+def _context(base: int, size: int, sp: int, flags: int = 7) -> bytes:
+    """What the kernel leaves for a handler on an alternate stack: the first words of ucontext."""
+    return struct.pack("<4QQ", flags, 0, base, 0, size) + bytes(15 * 8) + struct.pack("<Q", sp)
+
+
+@pytest.mark.parametrize(
+    ("place", "flags", "follows"), [(0, 7, True), (8 * PAGE, 7, False), (0, 0x7FFF, False)]
+)
+def test_the_stack_that_a_handler_has_left_is_kept(place: int, flags: int, follows: bool) -> None:
+    # GIVEN a handler on a stack of its own, and what it has interrupted
+    other = mapping(0x5000_0000, 8 * PAGE)
+    top, sp = other.end - 1024, STACK.end - 5 * PAGE + 256
+    context = _context(other.start + place, 8 * PAGE, sp, flags)
+    handler = top - 3 * PAGE
+    memory = Memory({handler & -PAGE: bytes(top - (handler & -PAGE)) + context})
+    # WHEN stacks are selected
+    kept = select_stacks([other, STACK], [thread(handler)], b"", memory.read)
+    # THEN the interrupted one is among them, if the bounds are those of the handler's stack
+    left = [(STACK.end - 5 * PAGE, STACK.end)] if follows else []
+    assert kept == [(handler - RED_ZONE & -PAGE, other.end), *left]
+
+
+def test_handlers_that_claim_to_have_interrupted_each_other_end() -> None:
+    # GIVEN a context that leads to its own stack
+    sp = STACK.end - 2 * PAGE + 256
+    memory = Memory({sp & -PAGE: bytes(256) + _context(STACK.start, STACK.size, sp)})
+    kept = select_stacks([STACK], [thread(sp)], b"", memory.read)
+    assert kept == [(STACK.end - 2 * PAGE, STACK.end)]
 
 
 def test_a_page_that_a_register_points_to_is_kept() -> None:

@@ -1,5 +1,6 @@
 /* A fault in a signal handler that runs on a stack of its own: in_handler [now] */
 #include <signal.h>
+#include <string.h>
 
 #include "victim.h"
 
@@ -10,7 +11,10 @@ static void handler(int number)
 
 static void work(void)
 {
-	raise(SIGUSR1);
+	char far[1 << 14]; /* from what main's registers point to */
+
+	memset(far, 1, sizeof(far));
+	raise(SIGUSR1 + far[0] - far[1]);
 }
 
 int main(int argc, char **argv)
