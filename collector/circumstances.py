@@ -6,6 +6,7 @@ All of it is bounded where it is gathered, and what comes from the process is ho
 from __future__ import annotations
 
 import datetime
+import enum
 
 import msgspec
 
@@ -43,3 +44,26 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
         str  # file, folder, device, pipe, socket, or what the kernel calls it: eventfd, memfd, ...
     )
     target: str  # a path, or `pipe:[1234]`
+
+
+class PodSource(enum.StrEnum):
+    """Which source told the names of a pod."""
+
+    CGROUP = "cgroup"  # its cgroup's path, which has ids only
+    BUNDLE = "bundle"  # what its container runtime keeps of a container while there is one
+    LOGS = "logs"  # the names of log files, which have no image and no labels
+
+
+class Pod(msgspec.Struct, frozen=True, kw_only=True):
+    """The pod of Kubernetes that a process ran in: docs/kubernetes.md."""
+
+    uid: str
+    source: PodSource
+    name: str | None = None
+    namespace: str | None = None
+    container: str | None = None  # its name in the pod
+    container_id: str | None = None  # 64 hex digits; None: of the pod as a whole
+    image: str | None = None
+    # as far as its container runtime keeps them beside the container; not the long ones
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}

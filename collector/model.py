@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from collector.circumstances import Descriptor, HostFacts, LogLine, Package
+from collector.circumstances import Descriptor, HostFacts, LogLine, Package, Pod
 from collector.diagnosis import Access as Access  # noqa: PLC0414 - it is one of the model's
 from collector.diagnosis import Diagnosis
 
@@ -494,6 +494,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: str | None = None
     unit: str | None = None
     container: bool | None = None
+    pod: Pod | None = None  # None: it was in none
     signal: int | None = None
     signal_name: str | None = None
     si_code: int | None = None

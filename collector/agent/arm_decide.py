@@ -9,6 +9,7 @@ from collector.agent.context import Context
 from collector.agent.crash import Crash, Decided
 from collector.agent.decide import NO_CORE_WANTED
 from collector.agent.owner import name_of
+from collector.agent.pods import with_pod
 from collector.linux import procfs
 from collector.model import Capture
 from collector.policy.facts import exe_of, facts_from
@@ -29,6 +30,7 @@ def decide_armed(context: Context, crash: Crash, one: Armed) -> Decided:
         groups=groups_of(one),
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
+    facts = with_pod(context, facts, waits=False)
     decision = _decision(context, facts, one.rule)
     admission = _admit(context, crash, decision.action, facts)
     if admission.reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collector.agent.hooks import Hooks
     from collector.dumpers.hub import Hub
     from collector.health.interface import HealthInterface
+    from collector.pods.known import Pods
     from collector.probe.armed import ArmedProbe
 
 HANDOFF_WORKERS = 8  # each decides for one process, which was released already
@@ -132,6 +134,13 @@ class Context:
     def blind(self) -> bool:
         """Whether there is no BPF: nobody tells the ends of processes."""
         return self.probe is None
+
+    @functools.cached_property
+    def pods(self) -> Pods:
+        """Those of this node, from the first one on."""
+        from collector.pods.known import Pods  # noqa: PLC0415 - most hosts have none
+
+        return Pods(self.policy.policy.kubernetes.root)
 
     @property
     def has_handoff(self) -> bool:

@@ -12,6 +12,7 @@ from collector.agent.crash import Crash, Decided
 from collector.agent.crowd import REASON, is_crowded
 from collector.agent.gather import Gathered
 from collector.agent.owner import name_of, user_of
+from collector.agent.pods import with_pod
 from collector.elfcore.types import Prot
 from collector.linux.statx import version_of
 from collector.model import Capture, Cause, CrashSite, Release, Signature
@@ -38,6 +39,7 @@ def decide(context: Context, crash: Crash) -> Decided:
         groups=dying.text.cgroup,
         exe=None if dying.exe_fd is None else exe_of(f"/proc/self/fd/{dying.exe_fd}"),
     )
+    facts = with_pod(context, facts, waits=_waits(crash.gathered))
     decision = match(context.policy.policy, facts)
     fatal = crash.seen.fatal
     site = site_of(fatal, _code(crash.gathered)) if fatal else None
@@ -68,6 +70,11 @@ def decide(context: Context, crash: Crash) -> Decided:
             or (admission.reason in (None, NO_CORE_WANTED) and not _is_known(stage, like))
         ),
     )
+
+
+def _waits(gathered: Gathered) -> bool:
+    """Whether the process has not been released yet."""
+    return gathered.pin is None and not gathered.spared
 
 
 def _is_known(stage: Stage | None, like: Signature | None) -> bool:

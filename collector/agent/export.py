@@ -14,6 +14,7 @@ from collector.agent.crash import Crash
 from collector.agent.facts import Descended, Ended, Opened, Sampled, Traced
 from collector.agent.naming import named
 from collector.agent.owner import name_of, reader_of
+from collector.agent.pods import name_pod
 from collector.errors import CorewardError
 from collector.linux.ancestry import with_ancestors
 from collector.linux.host import age_s
@@ -77,6 +78,7 @@ def open_held(context: Context, crash: Crash) -> None:
             cgroup=facts.cgroup,
             unit=facts.unit,
             container=facts.container,
+            pod=facts.of_pod,
             resident_bytes=dying.resident if gathered.resident is None else gathered.resident,
             rule=decided.decision.rule,
             capture_wanted=action.capture,
@@ -175,6 +177,7 @@ def end_of_process(context: Context, crash: Crash) -> None:
         crash.lose("core_bit", "its exit was not seen")
     else:
         crash.learn(Ended(core_bit=bool(exited.status & CORE_BIT)))
+    name_pod(context, crash)
     end(context, crash, "exit")
     recorded(context, crash)
 

@@ -3,6 +3,7 @@
     Opened     decide   who it was, what policy wants of it, how it is released
     Placed     decide   the same of a process that nobody held
     Descended  decide   what lies above it
+    InPod      exit     the names of its pod, where nobody could wait for them before
     Held       release  how long it waited, where that is known only later
     Told       write    what the kernel's notes say, where BPF saw nothing
     Counted    write    its threads
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.circumstances import LogLine
+from collector.circumstances import LogLine, Pod
 from collector.model import (
     CallsFacts,
     Capture,
@@ -51,6 +52,7 @@ class Placed(Facts, frozen=True, kw_only=True):
     cgroup: str | None
     unit: str | None
     container: bool | None
+    pod: Pod | None
     rule: str
     capture_wanted: Capture
 
@@ -70,6 +72,12 @@ class Opened(Placed, frozen=True, kw_only=True):
 
 class Descended(Facts, frozen=True, kw_only=True):
     ancestry: list[Relative]
+
+
+class InPod(Facts, frozen=True, kw_only=True):
+    """The names of its pod, where they were looked for later."""
+
+    pod: Pod
 
 
 class Held(Facts, frozen=True, kw_only=True):

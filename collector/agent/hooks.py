@@ -62,6 +62,7 @@ class _Compiled:
             uid=record.uid,
             signal=record.signal,
             container=record.container,
+            of_pod=record.pod,
         )
         if self.hook.match.cause is None:  # an exit that is on record was asked for
             facts = replace(facts, cause=Cause.SIGNAL)

@@ -34,6 +34,7 @@ from collector.agent.context import Context
 from collector.agent.events import ended, take_events
 from collector.agent.export import close, store_again
 from collector.agent.flow import arrived
+from collector.agent.pods import learn_of_pods
 from collector.agent.release import most_pinned
 from collector.agent.storm import Storms
 from collector.agent.unheld import Notes
@@ -95,6 +96,7 @@ class Agent:
         """Work until `stop`. What is then being captured is finished first."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._apply_policy()
+        learn_of_pods(self._context)
         self._start_accepting()
         if self.service is not None:
             self.service.ready(self._acceptor)

@@ -17,6 +17,7 @@ import msgspec
 
 from collector.agent.context import Context
 from collector.agent.gone import facts_of
+from collector.agent.pods import with_pod
 from collector.errors import CorewardError
 from collector.linux.clock import boot_to_utc
 from collector.model import Capture, Cause, Outcome, ProcessKey, Record
@@ -155,7 +156,7 @@ def _id(context: Context, tally: Tally) -> str:
 def _record(context: Context, tally: Tally, kind: _Kind) -> Record | None:
     """One for all of them; None: policy wants none."""
     who, cause = tally.who, _cause(tally)
-    facts = facts_of(who, cause, tally.signal)
+    facts = with_pod(context, facts_of(who, cause, tally.signal), waits=False)
     decision = decide(context.policy.policy, facts)
     if decision.action.capture is Capture.NONE:
         return None
@@ -176,6 +177,7 @@ def _record(context: Context, tally: Tally, kind: _Kind) -> Record | None:
         cgroup=facts.cgroup,
         unit=facts.unit,
         container=facts.container,
+        pod=facts.of_pod,
         signal=tally.signal,
         signal_name=signal_name(tally.signal),
         sender=tally.sender,

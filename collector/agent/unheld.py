@@ -17,6 +17,7 @@ from collector.agent.export import ask_recorder, close, count, end, look_around,
 from collector.agent.facts import Placed
 from collector.agent.gone import facts_of
 from collector.agent.logs import read_logs
+from collector.agent.pods import with_pod
 from collector.agent.routine import settle
 from collector.agent.unit import ask_systemd
 from collector.arch.x86_64 import PAGE, RED_ZONE, SP
@@ -75,7 +76,7 @@ def _is_known(context: Context, crash: Crash, who: Identity, late: bool) -> bool
 
 def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
     seen = crash.seen
-    facts = facts_of(who, seen.cause, seen.signal)
+    facts = with_pod(context, facts_of(who, seen.cause, seen.signal), waits=False)
     decision = decide(context.policy.policy, facts)
     if decision.action.capture is Capture.NONE:
         count(context, seen.cause, seen.signal, Outcome.IGNORED)
@@ -91,6 +92,7 @@ def _open(context: Context, crash: Crash, who: Identity, late: bool) -> None:
             cgroup=facts.cgroup,
             unit=facts.unit,
             container=facts.container,
+            pod=facts.of_pod,
             rule=decision.rule,
             capture_wanted=decision.action.capture,
         )

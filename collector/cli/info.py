@@ -19,6 +19,7 @@ from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
 from collector.cli.opened import bundle_of
+from collector.cli.pod import pod_lines
 from collector.cli.threads import others_in_short
 from collector.cli.why import diagnosis_lines
 from collector.errors import StoreError
@@ -126,6 +127,7 @@ def _who(record: Record) -> Lines:
     if record.container:
         inside = "" if record.ns_pid is None else f", where its pid was {record.ns_pid}"
         yield "container", f"yes{inside}"
+    yield from pod_lines(record.pod)
 
 
 def _thread(record: Record) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from collector.cli.choice import parsed
@@ -34,6 +33,8 @@ from collector.policy.units import parse_signal, quote, show_duration, show_size
 from collector.redact.types import Redact
 from collector.signals import CORE_SIGNALS, signal_name
 from collector.store.encoding import json_text
+
+_OF_POD, _OF_PODS = "of_pod", ("namespace", "pod", "image", "labels", "annotations")
 
 
 class PolicyVerb:
@@ -163,12 +164,12 @@ def _number(text: str) -> int:
 
 def _report(facts: Facts, decision: Decision, trials: tuple[Trial, ...]) -> list[str]:
     """The answer for people, one line per fact, rule and setting."""
+    plain = [fact for fact in facts.__struct_fields__ if fact != _OF_POD]
+    given = {fact: getattr(facts, fact) for fact in (*plain, *_OF_PODS)}
     shown = {
-        fact: _show_fact(fact, value)
-        for fact, value in msgspec.structs.asdict(facts).items()
-        if value is not None
+        fact: _show_fact(fact, value) for fact, value in given.items() if value not in (None, {})
     }
-    unknown = [fact for fact in facts.__struct_fields__ if fact not in shown]
+    unknown = [fact for fact in plain if fact not in shown]
     lines = ["facts"]
     lines += [f"  {fact:<13}{text}" for fact, text in shown.items()]
     if unknown:
@@ -213,6 +214,8 @@ def _show_fact(fact: str, value: Any) -> str:
         return signal_name(int(value))
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        value = ", ".join(f"{key}={text}" for key, text in value.items())
     text = str(value)
     return text if text.isprintable() else quote(text, most=4096)
 

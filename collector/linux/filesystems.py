@@ -23,6 +23,7 @@ _SYS_STATX, _SYS_OPENAT2 = 332, 437  # x86-64; the second is the same everywhere
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _STATX_BASIC = 0x1000, 0x4000, 0x7FF  # <linux/stat.h>
 # <linux/openat2.h>; the last: only what needs no question to a file system (Linux >= 5.12)
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT, _RESOLVE_CACHED = 0x02, 0x10, 0x20
+_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
 _STATX = struct.Struct("<28xH2xQ88x8xII112x")  # mode, inode, device's major and minor
 _MAX_MOUNTS = 64 << 20  # bytes
 
@@ -51,7 +52,28 @@ def open_beneath(root_fd: int, path: str) -> int:
 
     OSError as openat2(2) (Linux 5.6); its file systems may keep us waiting.
     """
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _open(root_fd, path, os.O_PATH, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+
+
+def read_beneath(root_fd: int, path: str, limit: int) -> bytes | None:
+    """A plain file below the folder `root_fd` to which no link leads; None if there is none, or it
+    is longer than `limit` bytes. Its file system may keep us waiting."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
+    try:
+        fd = _open(root_fd, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            data = procfs.read_all(fd, limit + 1)
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+    return data if len(data) <= limit else None
+
+
+def _open(root_fd: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     found = int(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), ctypes.byref(how), size))
     if found < 0:

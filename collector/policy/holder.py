@@ -44,6 +44,7 @@ class PolicyHolder:
             hold=self.policy.hold,
             capture=self.policy.capture,
             health=self.policy.health,
+            kubernetes=replace(new.kubernetes, root=self.policy.kubernetes.root),
         )
         return True
 
@@ -70,6 +71,7 @@ def _fixed_changes(old: Policy, new: Policy) -> tuple[str, ...]:
         "hold.group": (old.hold.group, new.hold.group),
         "health.socket": (old.health.socket, new.health.socket),
         "health.group": (old.health.group, new.health.group),
+        "kubernetes.root": (old.kubernetes.root, new.kubernetes.root),
         "capture.workers": (old.capture.workers, new.capture.workers),
         "capture.queue": (old.capture.queue, new.capture.queue),
     }

@@ -40,6 +40,7 @@ from collector.policy.types import (
     HealthSettings,
     HoldSettings,
     Hook,
+    KubernetesSettings,
     Limit,
     MappingKind,
     Match,
@@ -159,6 +160,12 @@ def _absolute_path(doc: Document, node: yaml.Node, path: str) -> Path:
     if not value.is_absolute() or ".." in value.parts or len(value.parts) < 2:
         raise Problem(node, path, f"{quote(str(value))} is not an absolute path of a directory")
     return Path(value)
+
+
+def _root(doc: Document, node: yaml.Node, path: str) -> Path:
+    if isinstance(node, yaml.ScalarNode) and node.value == "/":
+        return Path("/")
+    return _absolute_path(doc, node, path)
 
 
 def _socket(doc: Document, node: yaml.Node, path: str) -> Path | None:
@@ -844,6 +851,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     },
     "sinks": {"journal": nodes.boolean, "otlp": otlp},
     "health": {"socket": _socket, "group": _group},
+    "kubernetes": {"root": _root},
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},
@@ -894,6 +902,7 @@ def _policy(given: dict[str, Any], source: str) -> Policy:
         recorder=RecorderSettings(**given.get("recorder", {})),
         sinks=SinkSettings(**given.get("sinks", {})),
         health=HealthSettings(**given.get("health", {})),
+        kubernetes=KubernetesSettings(**given.get("kubernetes", {})),
         defaults=defaults,
         rules=rules,
         watch=tuple(Watch(**rule) for rule in given.get("watch", ())),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from collector.circumstances import Pod
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
 from collector.redact.types import Redact
 from collector.signature.types import SignatureRules
@@ -280,6 +281,12 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
     group: int | None = None  # gid whose members may ask beside root
 
 
+class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Pods of this node: docs/kubernetes.md."""
+
+    root: Path = Path("/")  # where the files of the node's container runtime are looked up from
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A whole configuration. `source` is where it came from, for messages."""
 
@@ -292,6 +299,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     recorder: RecorderSettings = RecorderSettings()
     sinks: SinkSettings = SinkSettings()
     health: HealthSettings = HealthSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     defaults: Action = Action()
     rules: tuple[Rule, ...] = ()
     watch: tuple[Watch, ...] = ()
@@ -313,6 +321,29 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     signal: int | None = None
     container: bool | None = None
+    of_pod: Pod | None = None  # None: it is in none, or that is not known
+
+    @property
+    def namespace(self) -> str | None:
+        return self.of_pod.namespace if self.of_pod else None
+
+    @property
+    def pod(self) -> str | None:
+        """Its name."""
+        return self.of_pod.name if self.of_pod else None
+
+    @property
+    def image(self) -> str | None:
+        return self.of_pod.image if self.of_pod else None
+
+    @property
+    def labels(self) -> dict[str, str] | None:
+        """Those that are known; the same of annotations."""
+        return self.of_pod.labels if self.of_pod else None
+
+    @property
+    def annotations(self) -> dict[str, str] | None:
+        return self.of_pod.annotations if self.of_pod else None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

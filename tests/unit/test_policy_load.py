@@ -366,7 +366,7 @@ def rule(match: str) -> str:
 
 
 KNOWN = (
-    "store, metrics, hold, release, capture, signature, recorder, sinks, health, "
+    "store, metrics, hold, release, capture, signature, recorder, sinks, health, kubernetes, "
     "defaults, rules, watch, arm, trace, dumpers, hooks"
 )
 RULE_KEYS = (
