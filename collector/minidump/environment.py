@@ -45,7 +45,8 @@ def environment(auxv: bytes, read: Read) -> bytes:
         text = _text(pointer, read)
         if text is None or len(found) + len(text) > _MOST:
             break
-        found += text + b"\0"
+        if text:  # else it was redacted, or is gone
+            found += text + b"\0"
     return bytes(found)
 
 

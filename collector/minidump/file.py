@@ -40,6 +40,7 @@ _CONTEXT = struct.Struct("<48xII6HI48x17Q512s464x")
 _CONTEXT_FLAGS = 0x10000F  # AMD64, with control, integer, segment and floating point registers
 _FXSAVE = 512
 _BLOCK = 1 << 20
+_U32 = 0xFFFFFFFF  # ids and times may be anything in a damaged core
 _MXCSR_AT = 24  # in the FXSAVE area
 
 # Words of struct user_regs_struct (<sys/user.h>), in which cores have registers
@@ -169,11 +170,13 @@ class MinidumpFile:
             self._registers = self._registers if entries else registers
             place = self.memory(one.memory) if one.memory.size else NOWHERE
             entries.append(
-                _THREAD.pack(one.tid, 0, 0, 0, 0, one.memory.address, *place, *registers)
+                _THREAD.pack(one.tid & _U32, 0, 0, 0, 0, one.memory.address, *place, *registers)
             )
         self.stream(THREAD_LIST, _list_of(entries))
         if any(one.name for one in stacks):
-            names = [_NAME.pack(one.tid, self._text(one.name).rva) for one in stacks if one.name]
+            names = [
+                _NAME.pack(one.tid & _U32, self._text(one.name).rva) for one in stacks if one.name
+            ]
             self.stream(THREAD_NAMES, _list_of(names))
 
     def memory(self, memory: Memory) -> Place:
@@ -193,7 +196,9 @@ class MinidumpFile:
 
         signal: or DUMP_REQUESTED.
         """
-        body = _EXCEPTION.pack(*(tid, signal, code & 0xFFFFFFFF, 0, address, 0), *self._registers)
+        body = _EXCEPTION.pack(
+            *(tid & _U32, signal & _U32, code & _U32, 0, address, 0), *self._registers
+        )
         self.stream(EXCEPTION, body)
 
     def modules(self, modules: Sequence[Module]) -> None:
@@ -220,7 +225,8 @@ class MinidumpFile:
     def process(self, pid: int, user_s: int, system_s: int, created: int = 0) -> None:
         """Times in seconds; created: of the epoch, 0 if it is not known."""
         flags = _MISC_PROCESS_ID | _MISC_TIMES
-        self.stream(MISC_INFO, _MISC.pack(_MISC.size, flags, pid, created, user_s, system_s))
+        numbers = (number & _U32 for number in (pid, created, user_s, system_s))
+        self.stream(MISC_INFO, _MISC.pack(_MISC.size, flags, *numbers))
 
     def _text(self, text: str) -> Place:
         """A MINIDUMP_STRING: its length in bytes, UTF-16, and a zero that does not count."""

@@ -95,9 +95,9 @@ class Minidump:
         record, psinfo = self._record, self._core.notes.psinfo
         self._file.process(
             psinfo.pid if psinfo is not None else record.pid,
-            min(sum(one.utime for one in threads) // 1_000_000, 0xFFFFFFFF),
-            min(sum(one.stime for one in threads) // 1_000_000, 0xFFFFFFFF),
-            0 if record.age_s is None else int(record.time.timestamp() - record.age_s) & 0xFFFFFFFF,
+            sum(one.utime for one in threads) // 1_000_000,
+            sum(one.stime for one in threads) // 1_000_000,
+            0 if record.age_s is None else int(record.time.timestamp() - record.age_s),
         )
 
     def _texts(self) -> None:

@@ -281,3 +281,12 @@ def test_records_without_facts(case: Case) -> None:
     read = MinidumpFile.parse_bytes(content)
     assert read.sysinfo.MajorVersion == 0
     assert streams(content)[0x47670006] == b"prog\0"
+
+
+def test_ids_that_no_kernel_gives(tmp_path: Path) -> None:
+    process = Unrun(Loaded(compiled(tmp_path, PROGRAM), BASE))
+    process.thread(-5, BASE, STACK + 0x1000, name="x")
+    with CoreFile(process.core(tmp_path)) as core:
+        read = MinidumpFile.parse_bytes(b"".join(Minidump(core, RECORD).parts()))
+    assert [one.ThreadId for one in read.threads.threads] == [(1 << 32) - 5]
+    assert read.misc_info.ProcessId == (1 << 32) - 5
