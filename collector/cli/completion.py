@@ -1,7 +1,7 @@
 """`coreward completion`: scripts by which shells complete verbs, options and ids.
 
 The scripts are made of the parser that `--help` is made of. What an argument takes is told by its
-name there: FILE, DIR, ID, SIGNATURE. For the last two the shell asks this verb again.
+name there: FILE, DIR, ID, ID|FILE, SIGNATURE. For ids the shell asks this verb again.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def script(shell: str) -> str:
         "FILE": shtab.FILE,
         "DIR": shtab.DIRECTORY,
         "ID": _asked("deaths"),
+        "ID|FILE": _asked("deaths", or_files=True),
         "SIGNATURE": _asked("signatures"),
     }
     whole = whole_parser()
@@ -98,26 +99,31 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
                 yield from _parsers(sub)
 
 
-def _asked(kind: str) -> dict[str, object]:
-    """How each shell asks for words of this kind, in shtab's terms."""
-    function = f"_coreward_{kind}"
+def _asked(kind: str, *, or_files: bool = False) -> dict[str, object]:
+    """How each shell asks for words of this kind, or files as well, in shtab's terms."""
+    function = f"_coreward_{kind}{'_or_files' if or_files else ''}"
+    files = {
+        "bash": '  compgen -f -- "$1"\n' if or_files else "",
+        "zsh": "  _files\n" if or_files else "",
+        "fish": "; __fish_complete_path (commandline -ct)" if or_files else "",
+    }
     return {
         "bash": function,
         "zsh": function,
-        "fish": f"({_ASK} --{kind} (commandline -ct) 2>/dev/null)",
+        "fish": f"({_ASK} --{kind} (commandline -ct) 2>/dev/null{files['fish']})",
         "preamble": {
             # ids alone: compgen expands what it is given
             "bash": f"""\
 {function}() {{
   compgen -W "$({_ASK} --{kind} "$1" 2>/dev/null | cut -f1)" -- "$1"
-}}
+{files["bash"]}}}
 """,
             "zsh": f"""\
 {function}() {{
   local -a found=("${{(@f)$({_ASK} --{kind} "$PREFIX" 2>/dev/null)}}")
   found=("${{(@)found/$'\\t'/:}}")
   _describe -V '{kind}' found
-}}
+{files["zsh"]}}}
 """,
         },
     }

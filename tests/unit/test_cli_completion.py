@@ -57,6 +57,8 @@ def test_bash_completes_verbs_options_choices_and_ids(store: Path, tmp_path: Pat
         "list --cause k": "killed",
         "policy ''": "check test",
         "info 00000000000000a": "00000000000000ab",
+        "debug 00000000000000a": "00000000000000ab",
+        "debug pyproj": "pyproject.toml",  # a bundle is a file
         "completion ''": "bash zsh fish",
     }
     lines = [f"complete_words coreward {words}" for words in asked]
