@@ -7,12 +7,23 @@ each into one line and the exit status of its class; nothing else decides an exi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 
 class CorewardError(Exception):
     """Anything that went wrong and that the user can be told in one line."""
 
     exit_status = 1
+    advice: str | None = None  # what to do next; for people, who see it behind the message
+
+    def advised(self, advice: str | None) -> Self:
+        """This error, with what to do next."""
+        self.advice = advice
+        return self
+
+    def told(self) -> str:
+        """The whole line for people."""
+        return f"{self}; {self.advice}" if self.advice else str(self)
 
 
 class UsageError(CorewardError):

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return int(status)
     except CorewardError as error:
-        print(f"coreward: {error}", file=sys.stderr)
+        print(f"coreward: {error.told()}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
         # the reader of our output left (`| head`): not an error

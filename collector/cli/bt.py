@@ -13,7 +13,13 @@ import msgspec
 
 from collector.cli import render, threads
 from collector.cli.choice import id_argument, json_argument, reading
-from collector.cli.cores import being_worked_on, core_of, plain_core, warn_incomplete
+from collector.cli.cores import (
+    being_worked_on,
+    core_of,
+    plain_core,
+    warn_incomplete,
+    what_there_is,
+)
 from collector.cli.opened import bundle_of
 from collector.errors import NotFound, UsageError
 from collector.explain import kept_threads
@@ -69,7 +75,12 @@ class BtVerb:
                 return _all(store, record, root, full=args.full, as_json=args.json)
         if record.frames is None:
             why = record.lost.get("frames") or being_worked_on(record) or "nobody has unwound it"
-            raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}")
+            advice = what_there_is(record)
+            if record.core is not None:
+                advice = f"`coreward bt {record.id} --all` reads its core"
+            raise NotFound(f"record {record.id} has no backtrace: {render.clean(why)}").advised(
+                advice
+            )
         if args.json:
             render.print_json(_backtrace(record, record.frames))
         else:
@@ -138,7 +149,9 @@ def _from_core(
         lost["symbols"] += "; the process was in a container, which had files of its own"
     if not explanation.threads:
         why = lost.get("threads") or lost.get("frames") or "not said why"
-        raise NotFound(f"record {record.id}: no thread could be unwound: {render.clean(why)}")
+        raise NotFound(
+            f"record {record.id}: no thread could be unwound: {render.clean(why)}"
+        ).advised(f"`coreward debug {record.id}` opens its core in gdb")
     return explanation.threads, lost
 
 

@@ -36,20 +36,29 @@ def core_of(store: Store, record: Record) -> Path:
     if path is not None:
         return path
     if record.core is not None:
-        raise NotFound(f"record {record.id}: its core ({record.core}) is gone from the store")
+        raise NotFound(
+            f"record {record.id}: its core ({record.core}) is gone from the store"
+        ).advised(what_there_is(record))
     why = (
         record.lost.get("core")
         or being_worked_on(record)
         or f"what was captured is `{record.capture.value}`"
     )
-    raise NotFound(f"record {record.id} has no core: {clean(why)}")
+    raise NotFound(f"record {record.id} has no core: {clean(why)}").advised(what_there_is(record))
+
+
+def what_there_is(record: Record) -> str | None:
+    """Advice for somebody who wants what is not there; None: it may still come."""
+    return f"`coreward info {record.id}` tells what is known" if record.reason else None
 
 
 def samples_of(store: Store, record: Record) -> Flight:
     """The samples of the minutes before a death. NotFound says why there are none."""
     if record.samples is None:
         why = record.lost.get("samples", "no `watch` rule of the policy named it")
-        raise NotFound(f"record {record.id} has no samples: {clean(why)}")
+        raise NotFound(f"record {record.id} has no samples: {clean(why)}").advised(
+            what_there_is(record)
+        )
     return read(store.place(record))
 
 
@@ -57,7 +66,9 @@ def calls_of(store: Store, record: Record) -> KeptCalls:
     """The last system calls of a death's threads. NotFound says why there are none."""
     if record.calls is None:
         why = record.lost.get("calls", "no `trace` rule of the policy named it")
-        raise NotFound(f"record {record.id} has no system calls: {clean(why)}")
+        raise NotFound(f"record {record.id} has no system calls: {clean(why)}").advised(
+            what_there_is(record)
+        )
     return kept.read(store.place(record))
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from collector.cli import render
 from collector.cli.choice import id_argument, json_argument, reading
-from collector.cli.cores import core_of, warn_incomplete
+from collector.cli.cores import core_of, warn_incomplete, what_there_is
 from collector.errors import NotFound
 from collector.model import Allocator, Frame, HeapArena, HeapProfile, HeapSite, Record
 from collector.store.store import Store
@@ -64,7 +64,9 @@ def _profiles(store: Store, record: Record) -> list[HeapProfile]:
     profiles = [*report.profiles, *(one for one in kept if one.allocator not in read)]
     if not profiles:
         why = report.lost.get("heap", _NO_ALLOCATOR)
-        raise NotFound(f"record {record.id} has no heap: {render.clean(why)}")
+        raise NotFound(f"record {record.id} has no heap: {render.clean(why)}").advised(
+            what_there_is(record)
+        )
     if not kept:
         for part, why in sorted(report.lost.items()):
             print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)

@@ -47,7 +47,9 @@ class LastVerb:
         with reading(args.store) as store:
             found = last_of(store, unit)
         if found is None:
-            raise NotFound(f"no end of a process of {unit} is on record in {args.store}")
+            raise NotFound(f"no end of a process of {unit} is on record in {args.store}").advised(
+                "`coreward list --unit 'GLOB'` and `--routine` show those of others"
+            )
         if args.json:
             render.print_json(found)
         else:

@@ -48,7 +48,7 @@ def print_json_array(values: Iterable[object]) -> None:
 def print_lost(damage: Iterable[StoreError]) -> None:
     """Say on stderr what could not be shown."""
     for error in damage:
-        print(f"coreward: lost: {clean(error)}", file=sys.stderr)
+        print(f"coreward: lost: {clean(error.told())}", file=sys.stderr)
 
 
 def size(count: int | None) -> str:

@@ -89,7 +89,9 @@ def known(store: Store, id: str, rules: Rules, damage: list[StoreError]) -> Know
     """NotFound if all of its deaths were removed."""
     counts = counted(store, rules, id)
     if not counts:
-        raise NotFound(f"no death on record has signature {id} any more")
+        raise NotFound(f"no death on record has signature {id} any more").advised(
+            "`coreward signatures` shows those that there are"
+        )
     records = store.list(signature=id, limit=_EXAMPLES, on_damage=damage.append)
     near = similar(id, _stacks(store, id, records, rules, damage))
     texts = store.signatures.texts()

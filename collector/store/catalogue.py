@@ -256,7 +256,8 @@ class Catalogue:
             return self._folders.read(id)
         except NotFound:  # removed meanwhile, or not yet written
             if self._folders.orphan(id):
-                tell(StoreError(f"{self._folders.path / id}: has a core but no record.json"))
+                error = StoreError(f"{self._folders.path / id}: has a core but no record.json")
+                tell(error.advised(f"`coreward rm {id}` removes it"))
         except StoreError as error:
             tell(error)
         return None

@@ -203,17 +203,20 @@ class Folders:
             with self._folder(id) as folder:
                 data = _contents(folder, RECORD, file)
         except FileNotFoundError:
-            raise NotFound(f"no record {id} in {self.path.parent}") from None
+            raise NotFound(f"no record {id} in {self.path.parent}").advised(
+                "`coreward list` shows all"
+            ) from None
         except OSError as error:
             raise StoreError(f"{file}: cannot be read: {_why(error)}") from error
         try:
             record = encoding.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{file}: damaged: {error}") from error
+            raise StoreError(f"{file}: damaged: {error}").advised(_removes(id)) from error
         if record.id != id:
-            raise StoreError(f"{file}: damaged: it says that it is record {record.id!r}")
+            why = f"it says that it is record {record.id!r}"
+            raise StoreError(f"{file}: damaged: {why}").advised(_removes(id))
         if record.time.tzinfo is None:
-            raise StoreError(f"{file}: damaged: its time has no zone")
+            raise StoreError(f"{file}: damaged: its time has no zone").advised(_removes(id))
         return record
 
     def orphan(self, id: str) -> bool:
@@ -365,6 +368,10 @@ def _contents(folder: int, name: str, file: Path) -> bytes:
     if len(data) > MAX_RECORD:
         raise StoreError(f"{file}: damaged: larger than {MAX_RECORD} bytes")
     return data
+
+
+def _removes(id: str) -> str:
+    return f"`coreward rm {id}` removes it, and its core"
 
 
 def _why(error: OSError) -> str:

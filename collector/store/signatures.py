@@ -107,12 +107,14 @@ class Signatures:
             )
             for (signature,) in newest:
                 return str(signature)
-            raise NotFound("no signatures on record")
+            raise NotFound("no signatures on record").advised("`coreward list` shows deaths")
         prefix = name.lower()
         found = sorted(id for id in self.texts() if prefix and id.startswith(prefix))
         if not found:
             raise NotFound(f"no signature begins with {name!r}; `coreward signatures` shows all")
         if len(found) > 1:
             shown = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
-            raise Ambiguous(f"{len(found)} signatures begin with {name!r}: {shown}")
+            raise Ambiguous(f"{len(found)} signatures begin with {name!r}: {shown}").advised(
+                "give more digits"
+            )
         return found[0]

@@ -46,6 +46,7 @@ from collector.store.victims import Victims
 LATEST = "latest"
 Records = list[Record]
 _log = logging.getLogger(__name__)
+_ARE_THEY_CAUGHT = "`coreward doctor` says whether deaths are caught here"
 _CANDIDATES = 8  # ids that an Ambiguous names
 _TOGETHER = 64  # records that are removed at a time: others wait meanwhile to write theirs
 
@@ -98,7 +99,8 @@ class Store:
             )
         except OSError as error:
             kind = StoreOfOthers if isinstance(error, PermissionError) else StoreError
-            raise kind(_no_store(path, error)) from error
+            advice = _ARE_THEY_CAUGHT if isinstance(error, FileNotFoundError) else None
+            raise kind(_no_store(path, error)).advised(advice) from error
         try:
             self._catalogue = Catalogue(
                 path,
@@ -248,7 +250,7 @@ class Store:
         """
         for _, freed in self.remove_all([id]):
             return freed
-        raise NotFound(f"no record {id} in {self.path}")
+        raise NotFound(f"no record {id} in {self.path}").advised("`coreward list` shows all")
 
     def remove_all(self, ids: Iterable[str]) -> Iterator[tuple[str, int]]:
         """The same for many: those that there were, with the bytes of disk freed.
@@ -379,7 +381,7 @@ class Store:
         if name == LATEST:
             newest = self.list(limit=1)
             if not newest:
-                raise NotFound(f"no deaths on record in {self.path}")
+                raise NotFound(f"no deaths on record in {self.path}").advised(_ARE_THEY_CAUGHT)
             return newest[0].id
         prefix = name.lower()
         if not prefix or len(prefix) > ID_DIGITS or set(prefix) - set("0123456789abcdef"):
@@ -392,7 +394,9 @@ class Store:
             raise NotFound(f"no record begins with {prefix!r}; `coreward list` shows all")
         if len(found) > 1:
             names = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
-            raise Ambiguous(f"{len(found)} records begin with {prefix!r}: {names}")
+            raise Ambiguous(f"{len(found)} records begin with {prefix!r}: {names}").advised(
+                "give more digits"
+            )
         return found[0]
 
     def get(self, name: str) -> Record:

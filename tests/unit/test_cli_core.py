@@ -194,7 +194,8 @@ def test_there_is_no_core(store: Store) -> None:
         f"coreward: record {numbered(1).id} has no core: rule `quiet` asks\\nfor a record\n"
     )
     assert run("core", PLAIN.id)[2] == (
-        f"coreward: record {PLAIN.id}: its core (core) is gone from the store\n"
+        f"coreward: record {PLAIN.id}: its core (core) is gone from the store; "
+        f"`coreward info {PLAIN.id}` tells what is known\n"
     )
 
 

@@ -170,7 +170,10 @@ def test_no_core(store: Store, said: list[HeapReport], capsys: pytest.CaptureFix
     record = put(store, core=False)
     status, out, err = shown(capsys, "heap")
     assert (status, out) == (1, "")
-    assert err == f"coreward: record {record.id}: its core (core) is gone from the store\n"
+    assert err == (
+        f"coreward: record {record.id}: its core (core) is gone from the store; `coreward info "
+        f"{record.id}` tells what is known\n"
+    )
 
 
 def test_info_has_the_top(

@@ -54,7 +54,8 @@ def test_a_failure_is_one_line_and_an_exit_status(
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == (
         "",
-        f"coreward: {store}: no store there: nothing was ever recorded, or --store names another\n",
+        f"coreward: {store}: no store there: nothing was ever recorded, or --store names another; "
+        "`coreward doctor` says whether deaths are caught here\n",
     )
 
 

@@ -489,7 +489,8 @@ def test_bt_says_why_there_is_none(store: Store, capsys: pytest.CaptureFixture[s
     assert shown(capsys, "bt", "latest") == (
         1,
         "",
-        f"coreward: record {KILLED.id} has no backtrace: no core\\n, no stack\n",
+        f"coreward: record {KILLED.id} has no backtrace: no core\\n, no stack; "
+        f"`coreward info {KILLED.id}` tells what is known\n",
     )
 
 
@@ -613,7 +614,8 @@ def test_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "list", "--store", str(path)) == (
         1,
         "",
-        f"coreward: {path}: no store there: nothing was ever recorded, or --store names another\n",
+        f"coreward: {path}: no store there: nothing was ever recorded, or --store names another; "
+        "`coreward doctor` says whether deaths are caught here\n",
     )
 
 
@@ -663,6 +665,48 @@ def test_repair(store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert '"replaced": false' in shown(capsys, *words, "--json")[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "next_step"),
+    [
+        (["info", "latest"], "`coreward doctor` says whether deaths are caught here"),
+        (["info", "abc"], "`coreward list` shows all"),
+        (["signature", "latest"], "`coreward list` shows deaths"),
+        (["signature", "abc"], "`coreward signatures` shows all"),
+        (["note", "abc", "text"], "`coreward signatures` shows all"),
+        (["last", "--unit", "x"], "`coreward list --unit 'GLOB'` and `--routine` show those of"),
+        (["completion"], "give a shell: bash, zsh, fish"),
+    ],
+)
+def test_a_failure_says_what_to_do_next(
+    store: Store, capsys: pytest.CaptureFixture[str], words: list[str], next_step: str
+) -> None:
+    status, out, err = shown(capsys, *words)
+    assert status != 0 and out == "" and next_step in err and err.count("\n") == 1
+
+
+def test_failures_with_records_say_what_to_do_next(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN two records whose ids begin alike, and a third one that is damaged
+    for id in ("aa00000000000000", "aa10000000000000", "bb00000000000000"):
+        store.put(msgspec.structs.replace(KILLED, id=id))
+    (store.path / "crashes" / "bb00000000000000" / "record.json").write_text("{")
+    # THEN each verb says how to go on
+    removes = "; `coreward rm bb00000000000000` removes it, and its core\n"
+    for words, ends in (
+        (["info", "aa"], "; give more digits\n"),
+        (["info", "bb"], removes),
+        (["list"], removes),
+        (["bt", "aa0"], "; `coreward info aa00000000000000` tells what is known\n"),
+        (["core", "aa0"], "; `coreward info aa00000000000000` tells what is known\n"),
+        (["calls", "aa0"], "; `coreward info aa00000000000000` tells what is known\n"),
+    ):
+        assert shown(capsys, *words)[2].endswith(ends), words
+    # AND that does what it says
+    assert shown(capsys, "rm", "bb00000000000000")[0] == 0
+    assert shown(capsys, "list")[2] == ""
+
+
 def test_routine_ends(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     one = RoutineEnd(
         time=TIME,
@@ -708,7 +752,8 @@ def test_last(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, *words) == (
         1,
         "",
-        f"coreward: no end of a process of victim.service is on record in {store.path}\n",
+        f"coreward: no end of a process of victim.service is on record in {store.path}; "
+        "`coreward list --unit 'GLOB'` and `--routine` show those of others\n",
     )
     # GIVEN a death of the unit, one of another, an open record, a snapshot
     store.put(SEGFAULT)
