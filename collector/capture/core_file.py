@@ -22,6 +22,7 @@ from collector.ranges import Range, union
 
 _MAX_EXPLAINED = 256  # threads that are explained
 _OTHER_STACK = 64 << 10  # bytes of the stack of one that did not die
+FILL = b"*"  # for what is redacted: a message does not end there
 _MOST_MEMORY = 64 << 20  # bytes; 256 threads, with a page for each register, have 40 MiB
 
 

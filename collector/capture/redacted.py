@@ -77,9 +77,10 @@ class Redactor:
                 self.spans.append((start + len(data), end, rule))
         self.spans.sort()
 
-    def view(self, memory: Memory) -> RedactedMemory:
-        """That memory as one core of the process may have it."""
-        return RedactedMemory(memory, self)
+    def view(self, memory: Memory, fill: bytes = b"\0") -> RedactedMemory:
+        """That memory as one core of the process may have it. fill: the byte that is put in the
+        place of texts; mappings are zero."""
+        return RedactedMemory(memory, self, fill)
 
     def image(self, image: ProcessImage) -> ProcessImage:
         """What the notes may say."""
@@ -108,15 +109,23 @@ class Redactor:
             fpregs=_without_vectors(thread.fpregs),
         )
 
-    def clear(self, data: bytearray, counts: Counter[str], within: Range | None = None) -> bool:
-        """Make zero what the rules find in some bytes; False: they could not be looked through,
-        and are zero. within: only of hits that begin there the number is counted."""
+    def clear(
+        self,
+        data: bytearray,
+        counts: Counter[str],
+        within: Range | None = None,
+        fill: bytes = b"\0",
+    ) -> bool:
+        """Make zero, or another byte, what the rules find in some bytes; False: they could not be
+        looked through, and are zero. within: only of hits that begin there the number is counted.
+        """
         low, high = within or (0, len(data))
         try:
             for hit in self.rules.hits(bytes(data)):
-                if not any(data[hit.start : hit.end]):
+                filled = fill * (hit.end - hit.start)
+                if data[hit.start : hit.end] == filled:
                     continue  # another rule has found it
-                data[hit.start : hit.end] = bytes(hit.end - hit.start)
+                data[hit.start : hit.end] = filled
                 counts[hit.rule] += low <= hit.start < high
         except OutOfTime:
             data[:] = bytes(len(data))
@@ -139,8 +148,8 @@ class Redactor:
 class RedactedMemory:
     """A `MemorySource` over `Memory`, for writing one core; it counts what it redacts."""
 
-    def __init__(self, memory: Memory, redactor: Redactor) -> None:
-        self._memory, self._redactor = memory, redactor
+    def __init__(self, memory: Memory, redactor: Redactor, fill: bytes = b"\0") -> None:
+        self._memory, self._redactor, self._fill = memory, redactor, fill
         self._starts = [m.start for m in redactor.mappings]
         self._found: Counter[str] = Counter()
         self.unseen = 0  # bytes that were zeroed because nobody looked through them
@@ -199,9 +208,9 @@ class RedactedMemory:
         for start, stop, rule in self._redactor.spans:
             low, high = max(start, base), min(stop, base + len(data))
             if low < high:
-                data[low - base : high - base] = bytes(high - low)
+                data[low - base : high - base] = self._fill * (high - low)
                 self._found[rule] += address <= start < end
-        if not self._redactor.clear(data, self._found, own):
+        if not self._redactor.clear(data, self._found, own, self._fill):
             self.unseen += len(view)
         view[:] = data[own[0] : own[1]]
 

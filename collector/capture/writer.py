@@ -21,7 +21,7 @@ import msgspec
 from collector import __version__
 from collector.arch.x86_64 import IP, NO_32_BIT, SP, is_32_bit
 from collector.capture.copy import CopiedMemory, HeldMemory, parts_of
-from collector.capture.core_file import core_name, core_writer, write_explain_core
+from collector.capture.core_file import FILL, core_name, core_writer, write_explain_core
 from collector.capture.environment import attributes
 from collector.capture.helper import become_helper, yield_to_services
 from collector.capture.image import coredump_filter, image_of_evidence, lost_names
@@ -220,7 +220,7 @@ class Core:
         first = self._image.threads[0]
         source, patches = None, self._patches
         if self._redactor is not None:
-            source = self._redactor.view(self._memory)
+            source = self._redactor.view(self._memory, FILL)
             patches = source.pieces(patches)
         fd = self._job.explain_fd
         write_explain_core(fd, self._image, self._memory, patches, STACK, source)

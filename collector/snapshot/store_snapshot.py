@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector.capture.core_file import core_name, core_writer, write_explain_core
+from collector.capture.core_file import FILL, core_name, core_writer, write_explain_core
 from collector.capture.image import lost_names
 from collector.capture.job import MAX_EXPLAIN_CORE
 from collector.capture.space import SpaceWatch, free_bytes, unseen
@@ -114,7 +114,7 @@ def store_snapshot(
                     size = os.fstat(fd).st_blocks * 512
                 # while its memory is still there
                 with reading(found):
-                    image, memory, pieces, *_ = redacted(found, contents)
+                    image, memory, pieces, *_ = redacted(found, contents, FILL)
                     write_explain_core(small, image, found.memory, pieces, source=memory)
                 hidden.update(core.secrets)
                 return _with_core(record, core, name, size)

@@ -64,8 +64,8 @@ class Redacted(NamedTuple):
     secrets: dict[str, list[str]] = {}  # noqa: RUF012 (nobody changes it)
 
 
-def redacted(found: Found, contents: CoreContents) -> Redacted:
-    """What of it may be written. Raises as the memory does."""
+def redacted(found: Found, contents: CoreContents, fill: bytes = b"\0") -> Redacted:
+    """What of it may be written. fill: as `Redactor.view` has it. Raises as the memory does."""
     if not contents.redact.anything:
         return Redacted(found.image, found.memory, found.pieces)
     from collector.capture.redacted import Redactor  # noqa: PLC0415 - it loads RE2
@@ -73,7 +73,7 @@ def redacted(found: Found, contents: CoreContents) -> Redacted:
     if found.in_file is not None:
         raise CaptureError("its memory was staged in the core's file before it was redacted")
     whose = Redactor(contents.redact, found.image.mappings, found.opened.text, found.memory.read)
-    view = whose.view(found.memory)
+    view = whose.view(found.memory, fill)
     return Redacted(whose.image(found.image), view, view.pieces(found.pieces), view, whose.told())
 
 

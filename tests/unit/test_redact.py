@@ -270,6 +270,16 @@ def test_notes_have_neither_arguments_nor_vector_registers() -> None:
     assert redactor(Redact(mappings=("heap",)), memory).image(image) == image
 
 
+def test_a_message_goes_on_behind_what_is_redacted() -> None:
+    said = b"card " + NUMBER + b" is no good"
+    memory = Memory({NEXT.start: said})
+    view = redactor(Redact(patterns=(CARD,), mappings=("heap",)), memory).view(memory, b"*")
+    buffer = bytearray(PAGE)
+    view.read_into(NEXT.start, memoryview(buffer))
+    assert buffer.rstrip(b"\0") == b"card " + b"*" * 16 + b" is no good"
+    assert view.counts([]) == {"card": 1}
+
+
 def test_the_note_counts() -> None:
     redact = Redact(patterns=(CARD,), mappings=("heap",), environment=("A",), arguments=("b",))
     assert redact.uncounted == dict.fromkeys(("card", "environment", "arguments", "mappings"))
