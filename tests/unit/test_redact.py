@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +16,8 @@ from collector.arch.x86_64 import PAGE
 from collector.capture.process import ProcText
 from collector.capture.redacted import RedactedMemory, Redactor
 from collector.circumstances import LogLine
+from collector.cli import redaction
+from collector.cli.redaction import redaction_by
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
 from collector.model import Record
@@ -414,3 +418,23 @@ def test_a_backreference_is_refused() -> None:
 def test_binary_numbers_are_bytes() -> None:
     rules = Rules(Redact(patterns=(Pattern(name="key", regex=r"\xff\x00.{2}"),)))
     assert [tuple(hit) for hit in rules.hits(struct.pack("<IH", 0x0100FF, 7))] == [("key", 0, 4)]
+
+
+def test_what_is_redacted_of_a_process_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "coreward.yaml"
+    rule = "{{name: {0}, match: {{{1}}}, redact: {{environment: {0}}}}}"
+    config.write_text(
+        f"rules: [{rule.format('A', 'cause: signal')}, {rule.format('B', f'uid: {os.getuid()}')}]"
+    )
+    # GIVEN rules, the first of which is only for what has died
+    assert redaction_by(config)(os.getpid()).environment == ("B",)
+    # AND the usual file, which is there, is not, or is not for us
+    monkeypatch.setattr(redaction, "DEFAULT_CONFIG", config)
+    assert redaction_by()(os.getpid()).environment == ("B",)
+    monkeypatch.setattr(redaction, "_may_read", lambda _: False)
+    assert not redaction_by()(os.getpid()).anything
+    assert capsys.readouterr().err == f"coreward: {config} cannot be read: nothing is redacted\n"
+    monkeypatch.setattr(redaction, "DEFAULT_CONFIG", tmp_path / "none")
+    assert not redaction_by()(os.getpid()).anything
