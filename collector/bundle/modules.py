@@ -11,7 +11,8 @@ import contextlib
 import os
 import posixpath
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -67,14 +68,14 @@ class FoundFiles:
         return next((file.build_id for file in self.files if file.name == name), None)
 
 
-def find_files(core: CoreFile, *, changed: float, most: int, root: str = "/") -> FoundFiles:
+def find_files(core: CoreFile, *, changed: float, most: int, root: Path) -> FoundFiles:
     """Open the objects of a core's process. To be closed.
 
     changed: seconds of the epoch; a file without a build-id that was changed later is not believed.
     most: descriptors that may be open at a time. root: where paths are looked up.
     """
     found = FoundFiles()
-    root_fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     finder = Finder(Root(root_fd), None, {}, changed)
     try:
         search = _Search(core, finder, found, min(most - _SPARE, MAX_FILES - _SPARE))
@@ -209,8 +210,3 @@ def _supplementary_of(fd: int) -> tuple[str, str] | None:
     except (ValueError, struct.error):
         return None
     return (os.fsdecode(name), build_id.hex()) if zero and name and build_id else None
-
-
-def missing(modules: Sequence[BundledModule]) -> list[BundledModule]:
-    """Those of which there is no file."""
-    return [module for module in modules if module.missing is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple
@@ -25,7 +25,6 @@ from collector.bundle.format import (
     MAX_MANIFEST,
     RECORD,
     BundledFile,
-    BundledModule,
     Manifest,
 )
 from collector.bundle.modules import FoundFiles, find_files
@@ -54,8 +53,9 @@ class _Member(NamedTuple):
 class Bundle:
     """What a bundle will have, all of it open. A context manager."""
 
-    def __init__(self, record: Record, folder: Path, core: Path, most: int) -> None:
-        """folder: of the record. core: in it. most: descriptors that may be open at a time.
+    def __init__(self, record: Record, folder: Path, core: Path, root: Path, most: int) -> None:
+        """folder: of the record. core: in it. root: where the process's files are looked for.
+        most: descriptors that may be open at a time.
 
         StoreError if a file cannot be opened, CoreFormatError if the core is none.
         """
@@ -68,10 +68,13 @@ class Bundle:
                     self._open(name, folder / name)
             self._open(core.name, core)
             with CoreFile(core) as opened:
-                self._found = find_files(opened, changed=_began(record, core), most=most)
+                self._found = find_files(opened, changed=_began(record, core), most=most, root=root)
             for file in self._found.files:
-                fd = os.dup(self._found.fds[file.name])
+                fd = self._found.fds.pop(file.name)
                 self._members.append(_Member(file.name, fd, file.size, [(0, file.size)]))
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{root}: cannot be looked into: {error.strerror}") from error
         except BaseException:
             self.close()
             raise
@@ -107,9 +110,6 @@ class Bundle:
     def size(self) -> int:
         """Bytes that are read for it."""
         return sum(stop - start for member in self._members for start, stop in member.runs)
-
-    def modules(self) -> Sequence[BundledModule]:
-        return self.manifest.modules
 
     def write(self, out: IO[bytes], tell: Callable[[int], None]) -> None:
         """Put it out, compressed. tell: is told how many bytes were read, each time.

@@ -34,6 +34,14 @@ class ExportVerb:
         form.add_argument(
             "--anonymous", action="store_true", help="a report that tells of no person or host"
         )
+        parser.add_argument(
+            "--root",
+            type=Path,
+            default=Path("/"),
+            metavar="DIR",
+            help="with --bundle: where the process's root is now, as /proc/PID/root of another "
+            "process in its container (default: /)",
+        )
         parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="a new file")
         parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
         parser.epilog = "example: coreward export latest --bundle -o crash.tar.zst"

@@ -29,7 +29,7 @@ def export_bundle(args: argparse.Namespace) -> int:
     with reading(args.store) as store:
         record = store.get(args.id)
         core = core_of(store, record)
-        bundle = Bundle(record, store.place(record), core, _allow_files())
+        bundle = Bundle(record, store.place(record), core, args.root, _allow_files())
     with bundle:
         with output(args.output, force=args.force) as fd:
             _write(bundle, fd)

@@ -16,9 +16,11 @@ import pytest
 from collector.bundle import format as bundles
 from collector.bundle.format import BundledFile, BundledModule, Manifest, debug_member
 from collector.bundle.linked import linked_names
+from collector.bundle.modules import find_files
 from collector.bundle.sparse import MAX_RUNS, end, few, padding, plain_head, sparse_head
 from collector.bundle.unpack import unpack
 from collector.cli import main
+from collector.elfcore.reader import CoreFile
 from collector.elfcore.zeros import data_runs
 from collector.errors import CoreFormatError
 from collector.explain import kept_threads
@@ -66,6 +68,10 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     (tmp_path / "tmp").mkdir()
     with Store(tmp_path / "store", create=True) as store:
         yield Case(tmp_path, store)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def build_id(path: Path) -> str:
@@ -138,6 +144,34 @@ def test_what_is_not_there_is_said(case: Case, capsys: pytest.CaptureFixture[str
         f"coreward: not in the bundle: {case.program}: No such file or directory",
         f"coreward: not in the bundle: {case.library}: {why}",
     ]
+
+
+def test_files_of_another_root(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    # GIVEN a process in a container, whose files are below another folder
+    root = case.folder / "root"
+    for path in (case.program, case.library):
+        place = root / str(path)[1:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    words = ["export", RECORD.id, "--bundle", "-o", str(case.bundle)]
+    assert main([*words, "--root", str(root)]) == 0
+    program, library = case.manifest().modules
+    assert (program.file, library.file) == (f"sysroot{case.program}", f"sysroot{case.library}")
+    # AND one that is not there is said
+    assert main([*words, "--force", "--root", str(root / "none")]) == 1
+    assert f"{root}/none: cannot be looked into: No such file" in capsys.readouterr().err
+
+
+def test_more_files_than_may_be_open(case: Case) -> None:
+    with CoreFile(case.core) as core:
+        before = open_files()
+        with find_files(core, changed=0, most=65, root=Path("/")) as found:
+            assert [module.missing for module in found.modules] == [
+                None,
+                "there are too many files: a higher limit (ulimit -n) takes more",
+            ]
+            assert open_files() == before + 1
+        assert open_files() == before
 
 
 def test_separate_debug_files_are_in_it(case: Case) -> None:
