@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -43,10 +44,10 @@ RECORD = msgspec.structs.replace(
 class Case:
     """A record with a core of a program and a library, in a store."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store, built: Path) -> None:
         self.folder, self.store = folder, store
-        self.program = compiled(folder, PROGRAM)
-        self.library = compiled(folder, PROGRAM, "-shared", name="lib one.so")
+        self.program = shutil.copy(built / "prog", folder / "prog")
+        self.library = shutil.copy(built / "lib one.so", folder / "lib one.so")
         process = Unrun(Loaded(self.program, BASE), Loaded(self.library, LIBRARY))
         process.area(0x1000_0000, b"a" * 4096 + bytes(HOLE) + b"z")
         process.thread(815, BASE, 0x7FFE00008000)
@@ -61,13 +62,22 @@ class Case:
         return bundles.parse(members(self.bundle)["manifest.json"])
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program and a library."""
+    folder = tmp_path_factory.mktemp("built")
+    compiled(folder, PROGRAM)
+    compiled(folder, PROGRAM, "-shared", name="lib one.so")
+    return folder
+
+
 @pytest.fixture
-def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path) -> Iterator[Case]:
     monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     with Store(tmp_path / "store", create=True) as store:
-        yield Case(tmp_path, store)
+        yield Case(tmp_path, store, built)
 
 
 def open_files() -> int:

@@ -42,20 +42,29 @@ RECORD = msgspec.structs.replace(
 )
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program and a library."""
+    folder = tmp_path_factory.mktemp("built")
+    compiled(folder, PROGRAM)
+    compiled(folder, PROGRAM, "-shared", name="lib.so")
+    return folder
+
+
 @pytest.fixture
-def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path) -> Iterator[Case]:
     monkeypatch.setenv("COREWARD_STORE", str(tmp_path / "store"))
     with Store(tmp_path / "store", create=True) as store:
-        yield Case(tmp_path, store)
+        yield Case(tmp_path, store, built)
 
 
 class Case:
     """A record with a core of two threads, a program and a library, in a store."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store, built: Path) -> None:
         self.folder = folder
-        self.library = Loaded(compiled(folder, PROGRAM, "-shared", name="lib.so"), LIBRARY)
-        self.program = Loaded(compiled(folder, PROGRAM), BASE)
+        self.library = Loaded(built / "lib.so", LIBRARY)
+        self.program = Loaded(built / "prog", BASE)
         process = Unrun(self.library, self.program)
         process.thread(815, BASE + 5, STACK + 0x1000, rbp=7, rsi=8, name="worker-3")
         process.thread(816, LIBRARY + 6, STACK + 0x8000, name="other")
@@ -283,8 +292,8 @@ def test_records_without_facts(case: Case) -> None:
     assert streams(content)[0x47670006] == b"prog\0"
 
 
-def test_ids_that_no_kernel_gives(tmp_path: Path) -> None:
-    process = Unrun(Loaded(compiled(tmp_path, PROGRAM), BASE))
+def test_ids_that_no_kernel_gives(tmp_path: Path, built: Path) -> None:
+    process = Unrun(Loaded(built / "prog", BASE))
     process.thread(-5, BASE, STACK + 0x1000, name="x")
     with CoreFile(process.core(tmp_path)) as core:
         read = MinidumpFile.parse_bytes(b"".join(Minidump(core, RECORD).parts()))
