@@ -24,9 +24,8 @@ from collector.agent.events import take_events
 from collector.errors import ProbeError
 from collector.linux.pidfd import has_ended
 from collector.model import Cause, ProcessKey
-from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
-from collector.policy.types import ArmRule, ArmSettings
+from collector.policy.types import USUAL_PODS, ArmRule, ArmSettings, KubernetesSettings
 from collector.probe.armed import FOLLOW_CHILDREN, TELL_EXIT, ArmedProbe, Started
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Arming:
         self._active = False
         self._ending = False
 
-    def apply(self, settings: ArmSettings) -> None:
+    def apply(self, settings: ArmSettings, kubernetes: KubernetesSettings = USUAL_PODS) -> None:
         """These rules are in force. What no rule names any more is given up."""
         if self._probe is None and not (settings.rules and self._begin()):
             return
@@ -68,10 +67,10 @@ class Arming:
             self._probe.begin()
         with self._lock:
             self._rules = settings.rules  # nobody is taken in any more by a rule that is gone
-        self._finder.apply(settings)
-        rules = Watcher(settings.rules)
+        self._finder.apply(settings, kubernetes)
+        rules = Watcher(settings.rules, kubernetes)
         for one in self._armed.all():
-            rule = rules.rule(facts_of_living(one.key.pid))
+            rule = rules.rule_of(one.key.pid)
             follows = one.rule.children and one.rule in settings.rules
             if rule != one.rule and not follows:
                 self._give_up(one, "its rule was changed just before")

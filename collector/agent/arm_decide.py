@@ -14,6 +14,7 @@ from collector.linux import procfs
 from collector.model import Capture
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
+from collector.policy.match import OPTED_OUT
 from collector.policy.match import decide as match
 from collector.policy.types import Action, ArmRule, Decision, Facts
 
@@ -51,7 +52,9 @@ def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
     found = match(policy, facts)
     # an exit falls under no rule unless one names exits; then the defaults say the rest
     base = policy.defaults if found.action.capture is Capture.NONE else found.action
-    action = msgspec.structs.replace(base, capture=rule.capture, collect=None)
+    # its pod may have opted out by a policy that came after it was armed
+    capture = Capture.RECORD if found.rule == OPTED_OUT else rule.capture
+    action = msgspec.structs.replace(base, capture=capture, collect=None)
     return Decision(rule=rule.name, action=action, why=f"armed by {rule.name}")
 
 

@@ -20,7 +20,7 @@ from collector.errors import CaptureError, CorewardError
 from collector.linux import procfs
 from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
-from collector.policy.types import ArmRule, ArmSettings
+from collector.policy.types import USUAL_PODS, ArmRule, ArmSettings, KubernetesSettings
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class Finder:
         self._since: float | None = None  # when it began to look at a process
         self._credit, self._rested = _BURST_S, time.monotonic()
 
-    def apply(self, settings: ArmSettings) -> None:
+    def apply(self, settings: ArmSettings, kubernetes: KubernetesSettings = USUAL_PODS) -> None:
         """These rules are in force, and every process is looked at."""
         with self._lock:
             self._settings = settings
-            self._rules = Watcher(settings.rules)
+            self._rules = Watcher(settings.rules, kubernetes)
             self._most = min(settings.max, room_for_descriptors())
             if self._most < settings.max and settings.rules:
                 log.warning("arm.max: there are descriptors for %d processes only", self._most)
@@ -97,7 +97,7 @@ class Finder:
 
     def rule_for(self, pid: int) -> ArmRule | None:
         """The first rule that names a process which lives."""
-        return self._rules.rule(facts_of_living(pid))
+        return self._rules.rule_of(pid)
 
     def started(self, pid: int, rule: ArmRule | None = None, *, forked: bool = False) -> None:
         """A process is another one now, or new. rule: that of its parent, which goes for it."""

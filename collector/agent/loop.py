@@ -164,7 +164,7 @@ class Agent:
             from collector.agent.arm import Arming  # noqa: PLC0415 - few policies have such rules
 
             self._arming = Arming(self._context)
-        self._arming.apply(settings)
+        self._arming.apply(settings, self._context.policy.policy.kubernetes)
 
     def _wait(self) -> None:
         """Wait until there is something to do.

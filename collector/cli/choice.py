@@ -55,6 +55,8 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comm", metavar="GLOB", help="name of the process")
     parser.add_argument("--exe", metavar="GLOB", help="path of its executable")
     parser.add_argument("--unit", metavar="GLOB", help="systemd unit")
+    parser.add_argument("--namespace", metavar="GLOB", help="of its pod of Kubernetes")
+    parser.add_argument("--pod", metavar="GLOB", help="name of that pod")
     parser.add_argument("--kept", action="store_true", help="those that `coreward keep` has marked")
 
 
@@ -72,6 +74,8 @@ def filter_of(args: argparse.Namespace, now: datetime.datetime) -> Filter:
         comm=args.comm,
         exe=args.exe,
         unit=args.unit,
+        namespace=args.namespace,
+        pod=args.pod,
         kept=args.kept or None,
     )
 

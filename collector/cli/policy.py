@@ -11,10 +11,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from collector.circumstances import Pod, PodSource
 from collector.cli.choice import parsed
 from collector.errors import UsageError
 from collector.model import Capture, Cause
-from collector.policy.facts import facts_of, is_container, unit_of_cgroup
+from collector.pods.cgroup import in_pod
+from collector.policy.facts import facts_of_living, is_container, unit_of_cgroup
 from collector.policy.limit import FALLBACK_FACTOR
 from collector.policy.load import PolicyErrors, load
 from collector.policy.match import DEFAULTS, Trial, arm_rule, matcher, watch_rule
@@ -75,6 +77,18 @@ class PolicyVerb:
             help="whether it runs in a container",
         )
 
+        test.add_argument("--namespace", help="of its pod of Kubernetes; so are the next ones")
+        test.add_argument("--pod", help="name of the pod")
+        test.add_argument("--image", help="of its container")
+        for kind in ("label", "annotation"):
+            test.add_argument(
+                f"--{kind}",
+                action="append",
+                type=_pair,
+                metavar="NAME=VALUE",
+                help=f"{'an' if kind[0] == 'a' else 'a'} {kind} of the pod; as often as there are",
+            )
+
         for action in (check, test):
             action.add_argument("file", type=Path, metavar="FILE", help="the configuration")
             action.add_argument("--json", action="store_true", help="print JSON")
@@ -107,8 +121,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
-    facts = _facts(args)
     policy = load(args.file)
+    facts = _facts(args, policy.kubernetes.root)
     ready = matcher(policy)
     decision = ready.decide(facts)
     trials = ready.trials(facts)
@@ -125,14 +139,14 @@ def _test(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(args: argparse.Namespace) -> Facts:
+def _facts(args: argparse.Namespace, root: Path) -> Facts:
     """The facts of --pid, if it is given, with the explicit arguments over them."""
     cause = Cause(args.cause)
     if args.signal is not None and cause is Cause.EXIT:
         raise UsageError("--signal: an exit has no signal; leave it out, or choose another --cause")
     facts = Facts(cause=cause)
     if args.pid is not None:
-        facts = facts_of(args.pid, cause, None)
+        facts = replace(facts_of_living(args.pid, root), cause=cause)
         if facts == Facts(cause=cause):
             raise UsageError(f"--pid {args.pid}: there is no such process")
     given: dict[str, Any] = {}
@@ -146,7 +160,27 @@ def _facts(args: argparse.Namespace) -> Facts:
         given["uid"] = _uid(args.user)
     if args.signal is not None:
         given["signal"] = parsed("--signal", parse_signal, args.signal)
-    return replace(facts, **given)
+    return replace(facts, **given, of_pod=_pod(args, facts.of_pod))
+
+
+def _pod(args: argparse.Namespace, known: Pod | None) -> Pod | None:
+    """The pod that the arguments describe, over the one that is known."""
+    one = None if args.cgroup is None else in_pod(args.cgroup)
+    if one is not None:
+        known = Pod(uid=one.uid, container_id=one.container_id, source=PodSource.CGROUP)
+    given: dict[str, Any] = {"name": args.pod, "namespace": args.namespace, "image": args.image}
+    given |= {"labels": dict(args.label or ()), "annotations": dict(args.annotation or ())}
+    given = {key: value for key, value in given.items() if value}
+    if not given:
+        return known
+    return replace(known or Pod(uid="", source=PodSource.BUNDLE), **given)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{quote(text)}: expected NAME=VALUE")
+    return name, value
 
 
 def _uid(name: str) -> int:

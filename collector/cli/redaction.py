@@ -45,7 +45,7 @@ def redaction_by(config: Path | None = None) -> RedactionOf:
     from collector.policy.match import redacts_of_living  # noqa: PLC0415
 
     policy = load(config or DEFAULT_CONFIG)
-    return lambda pid: redacts_of_living(policy, facts_of_living(pid))
+    return lambda pid: redacts_of_living(policy, facts_of_living(pid, policy.kubernetes.root))
 
 
 def _may_read(path: Path) -> bool:

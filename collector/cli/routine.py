@@ -38,6 +38,8 @@ def show_routine(store: Store, wanted: Filter, args: argparse.Namespace) -> int:
     """Print them, the newest first."""
     if args.kept or args.cause:
         raise UsageError("list: routine ends have no cause, and none can be kept")
+    if args.namespace or args.pod:
+        raise UsageError("list: of routine ends the pod is not known")
     found = _matching(store, wanted)
     if args.json:
         render.print_json_array(itertools.islice(found, args.limit))
@@ -56,7 +58,8 @@ def show_routine(store: Store, wanted: Filter, args: argparse.Namespace) -> int:
 
 
 def _matching(store: Store, wanted: Filter) -> Iterator[RoutineEnd]:
-    if wanted.cause is not None or wanted.kept is not None:
+    given = (wanted.cause, wanted.kept, wanted.namespace, wanted.pod)
+    if any(one is not None for one in given):  # of which a routine end says nothing
         return
     for end in store.routine.each():
         if (

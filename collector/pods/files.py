@@ -23,7 +23,7 @@ from collector.circumstances import Pod, PodSource
 from collector.linux.filesystems import open_beneath, read_beneath
 from collector.pods import bundle
 from collector.pods.bundle import Names
-from collector.pods.cgroup import InPod, in_pod
+from collector.pods.cgroup import InPod
 
 _TASKS = "io.containerd.runtime.v2.task/k8s.io"
 _SPECS: dict[str, str] = {
@@ -73,12 +73,6 @@ class PodFiles:
                 bare = Pod(uid=names.uid, container_id=id, source=PodSource.CGROUP)
                 return _named(root, bare, names)
         return None
-
-
-def pod_in(cgroup: str | None) -> Pod | None:
-    """The pod of a process of this node that is in this cgroup; None: it is in none."""
-    one = None if cgroup is None else in_pod(cgroup)
-    return None if one is None else PodFiles().read(one)
 
 
 @contextlib.contextmanager

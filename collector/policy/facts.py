@@ -15,11 +15,14 @@ import os
 import re
 from pathlib import Path
 
+import msgspec
+
 from collector.linux import cgroupfs as cgroups
 from collector.linux import procfs
 from collector.linux.procfs import thread_with_memory
 from collector.linux.statx import link_count
 from collector.model import Cause
+from collector.pods.cgroup import in_pod
 from collector.policy.types import Facts
 
 # systemd.unit(5): "Unit names"; the types that can hold processes
@@ -48,9 +51,18 @@ _CONTAINER = re.compile(
 )
 
 
-def facts_of_living(pid: int) -> Facts:
-    """Those by which rules for processes that live match (`watch`, `arm`, `trace`)."""
-    return facts_of(pid, Cause.SNAPSHOT, None)
+def facts_of_living(pid: int, root: Path = Path("/")) -> Facts:
+    """Those by which rules for processes that live match (`watch`, `arm`, `trace`).
+
+    root: where the files of this node are, by which the pod is named that it is in.
+    """
+    facts = facts_of(pid, Cause.SNAPSHOT, None)
+    one = None if facts.cgroup is None else in_pod(facts.cgroup)
+    if one is None:
+        return facts
+    from collector.pods.files import PodFiles  # noqa: PLC0415 - most hosts have no pods
+
+    return msgspec.structs.replace(facts, of_pod=PodFiles(root).read(one))
 
 
 def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str = "/proc") -> Facts:

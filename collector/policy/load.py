@@ -24,7 +24,9 @@ from msgspec.structs import replace
 
 from collector.errors import PolicyError
 from collector.model import Backend, Capture, Cause, Release, SnapshotMode
+from collector.policy import podkeys
 from collector.policy import yamlnodes as nodes
+from collector.policy.opted import COLLECT
 from collector.policy.sinks import OTLP, otlp
 from collector.policy.types import (
     WATCH_MEMORY,
@@ -420,6 +422,8 @@ def _rule_name(doc: Document, node: yaml.Node, path: str) -> str:
     name = nodes.text(doc, node, path)
     if len(name) > 64 or not name.isprintable() or name != name.strip():
         raise Problem(node, path, "must be at most 64 printable characters, no space at the ends")
+    if name == COLLECT:
+        raise Problem(node, path, f'"{COLLECT}" is reserved for what pods say')
     if name == "defaults":
         raise Problem(node, path, '"defaults" is reserved for deaths that no rule matches')
     return name
@@ -649,6 +653,15 @@ def _module(text: str) -> str:
     return text
 
 
+def _refuse_pods(doc: Document, node: yaml.Node | None, path: str) -> None:
+    """A dumper is asked by what it has registered with, which knows nothing of pods."""
+    given = {} if node is None else _present(node)
+    for key in podkeys.OF_PODS:
+        if key in given:
+            right = "a dumper is not chosen by pod; its probe() may look at `cgroup`"
+            doc.problem(given[key], f"{path}.{key}", right)
+
+
 def _dumper(
     doc: Document, node: yaml.Node, path: str, given: dict[str, Any]
 ) -> dict[str, Any] | None:
@@ -656,6 +669,7 @@ def _dumper(
     present = _present(node)
     if "module" in present and "entry_point" in present:
         doc.problem(node, path, "give either module or entry_point, not both")
+    _refuse_pods(doc, present.get("match"), f"{path}.match")
     match = given.get("match")
     if match is not None and not {Cause.SIGNAL, Cause.KILLED} >= set(match.cause or ()):
         where = _present(present["match"])["cause"]
@@ -730,6 +744,7 @@ _MATCH: Mapping[str, Parser] = {
     "signal": _any_of(nodes.written(parse_signal, "a signal such as SIGSEGV")),
     "cause": _any_of(nodes.choice({str(cause): cause for cause in Cause})),
     "container": nodes.boolean,
+    **podkeys.MATCH,
 }
 _RULE: Mapping[str, Parser] = {"name": _rule_name, "match": _match, **_ACTION}
 _PART = nodes.written(_part, "a share such as 10%")
@@ -851,7 +866,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
     },
     "sinks": {"journal": nodes.boolean, "otlp": otlp},
     "health": {"socket": _socket, "group": _group},
-    "kubernetes": {"root": _root},
+    "kubernetes": {"root": _root, "default": podkeys.DEFAULT},
 }
 _TOP: Mapping[str, Parser] = {
     **{name: _section(fields) for name, fields in _SECTIONS.items()},

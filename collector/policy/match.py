@@ -5,7 +5,8 @@ without FNM_PATHNAME: `*` matches `/` too, case counts, the whole text must matc
 not known (None) satisfies no condition on it. Exits are different: they are recorded only if a
 rule that names `cause: exit` matches.
 
-Pure and fast (the dying process is waiting): a policy's globs are compiled once.
+Pure, but for `Watcher.rule_of`, and fast (the dying process is waiting): a policy's globs are
+compiled once.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from collector.model import Capture, Cause, Release
+from collector.policy.facts import facts_of_living
+from collector.policy.opted import COLLECT, opted_out
 from collector.policy.types import (
+    USUAL_PODS,
     Action,
     ArmRule,
     Decision,
     Facts,
+    KubernetesSettings,
     Match,
     Policy,
     Rule,
@@ -32,6 +37,7 @@ from collector.redact.types import Redact
 from collector.signals import signal_name
 
 DEFAULTS = "defaults"
+OPTED_OUT = COLLECT  # in place of a rule's name, of what a pod has opted out of
 
 _EXIT_UNNAMED = Decision(
     rule=DEFAULTS,
@@ -75,6 +81,10 @@ class Matcher:
 
     def decide(self, facts: Facts) -> Decision:
         """What policy says of a death with these facts."""
+        return self._opted_out(facts) or self.by_rules(facts)
+
+    def by_rules(self, facts: Facts) -> Decision:
+        """The same, whatever its pod says of itself."""
         for compiled in self._exit_rules if facts.cause is Cause.EXIT else self._rules:
             for condition in compiled.conditions:
                 value = getattr(facts, condition.fact)
@@ -84,8 +94,20 @@ class Matcher:
                 return compiled.decision
         return _EXIT_UNNAMED if facts.cause is Cause.EXIT else self._defaults
 
+    def _opted_out(self, facts: Facts) -> Decision | None:
+        """Where its pod wants nothing collected."""
+        if facts.of_pod is None:
+            return None
+        why = opted_out(self.policy.kubernetes, facts.of_pod)
+        if why is None:
+            return None
+        action = msgspec.structs.replace(self.policy.defaults, capture=Capture.NONE, collect=None)
+        return Decision(rule=OPTED_OUT, action=action, why=why)
+
     def trials(self, facts: Facts) -> tuple[Trial, ...]:
         """Each rule that was looked at, the matching one last; for explaining a decision."""
+        if out := self._opted_out(facts):
+            return (Trial(rule=out.rule, matched=True, why=out.why),)
         tried = []
         for compiled in self._rules:
             trial = _try(compiled, facts)
@@ -103,7 +125,7 @@ def decide(policy: Policy, facts: Facts) -> Decision:
 def redacts_of_living(policy: Policy, facts: Facts) -> Redact:
     """What is redacted in a core of a process that goes on: as of a death that no condition on
     `signal` or `cause` is true of."""
-    return decide(policy, facts).action.redact
+    return matcher(policy).by_rules(facts).action.redact
 
 
 def all_instant(policy: Policy) -> bool:
@@ -131,12 +153,19 @@ R = TypeVar("R", bound=OfTheLiving)
 
 
 class Watcher(Generic[R]):
-    """Such rules made ready: which of them, the first, names a live process."""
+    """Such rules made ready: which of them, the first, names a live process; none does that is in a
+    pod which has opted out."""
 
-    def __init__(self, rules: Iterable[R]) -> None:
+    def __init__(self, rules: Iterable[R], kubernetes: KubernetesSettings = USUAL_PODS) -> None:
         self._rules = {rule.name: rule for rule in rules}
         named = (Rule(name=r.name, match=r.match, action=Action()) for r in self._rules.values())
-        self._matcher = Matcher(Policy(rules=tuple(named)))
+        self._matcher = Matcher(Policy(rules=tuple(named), kubernetes=kubernetes))
+
+    def rule_of(self, pid: int) -> R | None:
+        """The same of a process by its pid, if there are rules; its files are read for it."""
+        if not self._rules:
+            return None
+        return self.rule(facts_of_living(pid, self._matcher.policy.kubernetes.root))
 
     def rule(self, facts: Facts) -> R | None:
         """None: no rule names it. What it would die of does not matter."""
@@ -146,12 +175,12 @@ class Watcher(Generic[R]):
 
 def watch_rule(policy: Policy, facts: Facts) -> Watch | None:
     """The `watch` rule of a policy for a process with these facts."""
-    return Watcher(policy.watch).rule(facts)
+    return Watcher(policy.watch, policy.kubernetes).rule(facts)
 
 
 def arm_rule(policy: Policy, facts: Facts) -> ArmRule | None:
     """The `arm` rule of a policy for a process with these facts."""
-    return Watcher(policy.arm.rules).rule(facts)
+    return Watcher(policy.arm.rules, policy.kubernetes).rule(facts)
 
 
 _last: Matcher | None = None
@@ -204,10 +233,14 @@ def _conditions(match: Match) -> Iterable[_Condition]:
         wanted = match.container
         text = "true" if wanted else "false"
         yield _Condition(fact="container", test=wanted.__eq__, wanted=text)
-    for fact in ("comm", "unit", "exe", "cgroup"):
+    for fact in ("comm", "unit", "exe", "cgroup", "namespace", "pod", "image"):
         globs: tuple[str, ...] | None = getattr(match, fact)
         if globs is not None:
             yield _Condition(fact=fact, test=_globs(globs), wanted=_alternatives(globs))
+    for fact in ("labels", "annotations"):
+        for name, globs in getattr(match, fact) or ():
+            text = f"{name}={_alternatives(globs)}"
+            yield _Condition(fact=fact, test=_value_of(name, _globs(globs)), wanted=text)
 
 
 def _one_of(fact: str, values: tuple[Any, ...], show: Callable[[Any], str]) -> _Condition:
@@ -218,6 +251,10 @@ def _one_of(fact: str, values: tuple[Any, ...], show: Callable[[Any], str]) -> _
 def _globs(globs: tuple[str, ...]) -> Callable[[str], bool]:
     matches = re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
     return lambda text: matches(text) is not None
+
+
+def _value_of(name: str, matches: Callable[[str], bool]) -> Callable[[dict[str, str]], bool]:
+    return lambda given: name in given and matches(given[name])
 
 
 def _alternatives(texts: tuple[str, ...]) -> str:

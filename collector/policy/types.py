@@ -101,6 +101,12 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     signal: tuple[int, ...] | None = None
     cause: tuple[Cause, ...] | None = None
     container: bool | None = None
+    # of the pod of Kubernetes that it is in
+    namespace: tuple[str, ...] | None = None  # globs
+    pod: tuple[str, ...] | None = None  # globs on its name
+    image: tuple[str, ...] | None = None  # globs
+    labels: tuple[tuple[str, tuple[str, ...]], ...] | None = None  # name and globs; all must hold
+    annotations: tuple[tuple[str, tuple[str, ...]], ...] | None = None
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,10 +287,21 @@ class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
     group: int | None = None  # gid whose members may ask beside root
 
 
+class PodDefault(enum.StrEnum):
+    """What is done with pods that do not say themselves whether their deaths are collected."""
+
+    IN = "in"
+    OUT = "out"
+
+
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Pods of this node: docs/kubernetes.md."""
 
     root: Path = Path("/")  # where the files of the node's container runtime are looked up from
+    default: PodDefault = PodDefault.IN
+
+
+USUAL_PODS = KubernetesSettings()
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

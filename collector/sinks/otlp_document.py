@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from collector import __version__
+from collector.circumstances import Pod
 from collector.model import Record
 from collector.sinks.text import category, clean, is_crash, signature, stack_trace
 
@@ -88,3 +89,15 @@ def _facts(record: Record) -> Iterator[tuple[str, Value]]:
     yield "thread.id", record.tid
     yield "thread.name", record.thread_name
     yield "systemd.unit", record.unit
+    if record.pod is not None:
+        yield from _pod(record.pod)
+
+
+def _pod(pod: Pod) -> Iterator[tuple[str, Value]]:
+    """The semantic conventions of k8s.* and container.*."""
+    yield "k8s.namespace.name", pod.namespace
+    yield "k8s.pod.name", pod.name
+    yield "k8s.pod.uid", pod.uid
+    yield "k8s.container.name", pod.container
+    yield "container.id", pod.container_id
+    yield "container.image.name", pod.image

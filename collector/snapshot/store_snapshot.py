@@ -35,7 +35,6 @@ from collector.linux.filesystems import own_devices
 from collector.linux.host import age_s, read_host
 from collector.linux.open_files import MOST, open_files
 from collector.model import CallsFacts, Capture, Cause, Outcome, ProcessKey, Record, SnapshotFacts
-from collector.pods.files import pod_in
 from collector.policy.facts import facts_of_living
 from collector.policy.types import Compress
 from collector.policy.units import show_size
@@ -181,7 +180,7 @@ def _record(identity: str, found: Found, capture: Capture) -> Record:
         cgroup=facts.cgroup,
         unit=facts.unit,
         container=facts.container,
-        pod=pod_in(facts.cgroup),
+        pod=facts.of_pod,
         thread_name=found.image.threads[0].name or None,
         threads=len(found.image.threads),
         resident_bytes=opened.resident,

@@ -21,6 +21,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     comm: str | None = None
     exe: str | None = None
     unit: str | None = None
+    namespace: str | None = None  # of its pod of Kubernetes
+    pod: str | None = None  # name of that
     signature: str | None = None  # its id
     closed: bool | None = None  # whether its writer has closed it: `reason` is its last word
     kept: bool | None = None  # whether somebody has marked it so; no record says that
@@ -34,6 +36,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
             and glob(self.comm, record.comm)
             and glob(self.exe, record.exe)
             and glob(self.unit, record.unit)
+            and glob(self.namespace, None if record.pod is None else record.pod.namespace)
+            and glob(self.pod, None if record.pod is None else record.pod.name)
             and (self.signature is None or self.signature == signature_of(record))
             and (self.closed is None or self.closed == (record.reason is not None))
         )

@@ -35,6 +35,7 @@ _COLUMNS = (
     *("id", "time", "cause", "signal", "comm", "exe", "unit"),
     *("closed", "inode", "mtime", "owner", "held"),
     *("other", "service", "kind", "kept"),
+    *("namespace", "pod"),
     *COLUMNS,
 )
 _VALUES = ", ".join("?" * len(_COLUMNS))
@@ -278,7 +279,8 @@ def _row(record: Record, on_disk: OnDisk) -> tuple[object, ...]:
     owner, service = owner_of(record), service_of(record)
     of_whom = (on_disk.other, service, kind_of(record, owner, service), on_disk.kept)
     row = record.id, time, *fields, closed, *on_disk.stamp, owner, held, *of_whom
-    return *row, *signature_columns(record)
+    pod = (None, None) if record.pod is None else (record.pod.namespace, record.pod.name)
+    return *row, *pod, *signature_columns(record)
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
@@ -294,6 +296,8 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[object]]:
         (_glob("comm", wanted.comm), wanted.comm),
         (_glob("exe", wanted.exe), wanted.exe),
         (_glob("unit", wanted.unit), wanted.unit),
+        (_glob("namespace", wanted.namespace), wanted.namespace),
+        (_glob("pod", wanted.pod), wanted.pod),
     ):
         if value is not None:
             conditions.append(condition)

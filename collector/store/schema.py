@@ -114,8 +114,14 @@ CREATE TRIGGER tally_is AFTER UPDATE OF signature, facets, time ON deaths
 END;
 """
 
+# Of records that an older version made there were no pods: the columns are right as they are.
+_PODS = """
+ALTER TABLE deaths ADD COLUMN namespace TEXT;
+ALTER TABLE deaths ADD COLUMN pod TEXT;
+"""
+
 # The first leads from nothing to version OLDEST, each other one to the version after.
-STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES, _TALLIES)
+STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES, _TALLIES, _PODS)
 VERSION = OLDEST + len(STEPS) - 1
 
 

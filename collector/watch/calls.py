@@ -23,9 +23,8 @@ from collector.errors import CorewardError, ProbeError, ProcessGone
 from collector.linux import procfs
 from collector.linux.procfs import PF_KTHREAD
 from collector.model import ProcessKey
-from collector.policy.facts import facts_of_living
 from collector.policy.match import Watcher
-from collector.policy.types import Trace
+from collector.policy.types import USUAL_PODS, KubernetesSettings, Trace
 from collector.trace import RECORD, KeptEvent, Rule, Tracer
 from collector.watch import kept
 from collector.watch.messages import AskCalls, Calls
@@ -77,6 +76,7 @@ class CallKeeper:
         self._tell = tell
         self._rules: tuple[Trace, ...] = ()
         self._watcher: Watcher[Trace] = Watcher(())
+        self._kubernetes = KubernetesSettings()
         self._tracer: Tracer | None = None
         self._seen: dict[int, tuple[int, str]] = {}  # pid -> start and comm when looked at
         self._dead: OrderedDict[ProcessKey, Told] = OrderedDict()  # to the tick
@@ -86,13 +86,15 @@ class CallKeeper:
         self._why_not: str | None = None
         self.threads = 0  # that were traced when it looked last
 
-    def configure(self, rules: tuple[Trace, ...]) -> None:
+    def configure(
+        self, rules: tuple[Trace, ...], kubernetes: KubernetesSettings = USUAL_PODS
+    ) -> None:
         """Trace by these from now on; calls that are kept by rules that changed are dropped."""
-        if rules == self._rules:
+        if (rules, kubernetes) == (self._rules, self._kubernetes):
             return
         self.close()
-        self._rules = rules
-        self._watcher = Watcher(rules)
+        self._rules, self._kubernetes = rules, kubernetes
+        self._watcher = Watcher(rules, kubernetes)
 
     def close(self) -> None:
         """Trace nobody any more."""
@@ -123,7 +125,7 @@ class CallKeeper:
             if self._seen.get(pid) == seen or stat.flags & PF_KTHREAD:
                 continue
             self._seen[pid] = seen
-            rule = self._watcher.rule(facts_of_living(pid))
+            rule = self._watcher.rule_of(pid)
             if rule is not None:
                 self._trace(pid, rule)
         threads = self._tracer.present() if self._tracer is not None else []

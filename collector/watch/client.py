@@ -78,6 +78,7 @@ class FlightRecorder:
                 min_free=policy.store.min_free,
                 defaults=policy.defaults,
                 rules=policy.rules,
+                kubernetes=policy.kubernetes,
             )
             if self._channel is None:
                 if self._is_wanted:

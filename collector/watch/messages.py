@@ -11,7 +11,7 @@ import msgspec
 
 from collector.errors import CorewardError
 from collector.model import CallsFacts, SamplesFacts
-from collector.policy.types import Action, RecorderSettings, Rule, Trace, Watch
+from collector.policy.types import Action, KubernetesSettings, RecorderSettings, Rule, Trace, Watch
 
 MAX_PACKET = 4 << 20  # bytes; a policy file has 1 MiB at most
 _SO_SNDBUFFORCE = 32  # <asm-generic/socket.h>
@@ -26,6 +26,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     trace: tuple[Trace, ...] = ()
     defaults: Action = Action()  # what is redacted in snapshots, by these and `rules`
     rules: tuple[Rule, ...] = ()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -211,7 +211,7 @@ class Recorder:
             message = to_recorder.decode(packet)
             if isinstance(message, Rules):
                 self._take_rules(message)
-                self._calls.configure(message.trace)
+                self._calls.configure(message.trace, message.kubernetes)
                 if message.trace:
                     self._door.open()
                 else:
@@ -230,8 +230,10 @@ class Recorder:
         self._rules = {watch.name: watch for watch in rules.watch}
         self._settings = rules.settings
         self._min_free = rules.min_free
-        self._policy = Policy(defaults=rules.defaults, rules=rules.rules)
-        self._watcher = Watcher(rules.watch)
+        self._policy = Policy(
+            defaults=rules.defaults, rules=rules.rules, kubernetes=rules.kubernetes
+        )
+        self._watcher = Watcher(rules.watch, rules.kubernetes)
         self._known.clear()
         self._left_out.clear()
         for watched in list(self._live.values()):
@@ -333,7 +335,7 @@ class Recorder:
 
     def _consider(self, pid: int) -> None:
         self._left_out.pop(pid, None)
-        watch = self._watcher.rule(facts_of_living(pid))
+        watch = self._watcher.rule_of(pid)
         old = self._live.get(pid)
         if old is not None and not old.process.alive:  # the pid is another's already
             self._has_ended(old)
@@ -469,7 +471,9 @@ class Recorder:
             mode=trigger.mode,
             capture=trigger.capture,
             min_free=self._min_free,
-            redact=redacts_of_living(self._policy, facts_of_living(watched.process.pid)),
+            redact=redacts_of_living(
+                self._policy, facts_of_living(watched.process.pid, self._policy.kubernetes.root)
+            ),
         )
         if not self._snapshots.submit(partial(self._snapshot, order, fired)):
             self._tell(_failed(fired, "too many snapshots were waiting"))

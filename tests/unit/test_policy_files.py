@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from collector.model import Capture, Cause, Release
 from collector.policy.load import keys, load, loads
 from collector.policy.match import arm_rule, decide, watch_rule
 from collector.policy.types import Facts, Policy
 from collector.redact.rules import Rules
+from tests.unit.test_pods_files import NAMED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ROOT / "config/default.yaml"
@@ -65,6 +67,11 @@ def test_the_default_file_names_every_setting() -> None:
             "kubernetes-node",
             Facts(cause=Cause.SIGNAL, cgroup="/kubepods/pod1/c", container=True),
             ("guaranteed-pods", Capture.FULL),
+        ),
+        (
+            "kubernetes-node",
+            Facts(cause=Cause.SIGNAL, cgroup=POD, of_pod=replace(NAMED, namespace="payment-eu")),
+            ("payment", Capture.RECORD),
         ),
         (
             "kubernetes-node",

@@ -5,9 +5,30 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from collector.circumstances import Pod, PodSource
 from collector.model import Capture, Cause
-from collector.policy.match import Trial, decide, matcher, wants_exits
-from collector.policy.types import Action, Decision, Facts, Match, Policy, Rule
+from collector.policy.match import (
+    OPTED_OUT,
+    Trial,
+    Watcher,
+    decide,
+    matcher,
+    redacts_of_living,
+    wants_exits,
+)
+from collector.policy.opted import COLLECT
+from collector.policy.types import (
+    Action,
+    Decision,
+    Facts,
+    KubernetesSettings,
+    Match,
+    PodDefault,
+    Policy,
+    Rule,
+    Watch,
+)
+from collector.redact.types import Redact
 
 STACKS = Action(capture=Capture.STACKS)
 FACTS = Facts(
@@ -66,10 +87,90 @@ def test_a_rule_matches_if_all_its_conditions_hold(match: Match, holds: bool) ->
         Match(uid=(0,)),
         Match(signal=(11,)),
         Match(container=False),
+        Match(namespace=("*",)),
+        Match(pod=("*",)),
+        Match(image=("*",)),
+        Match(labels=(("app", ("*",)),)),
+        Match(annotations=(("app", ("*",)),)),
     ],
 )
 def test_an_unknown_fact_satisfies_no_condition(match: Match) -> None:
     assert decide(policy(match), Facts(cause=Cause.SIGNAL)).rule == "defaults"
+    bare = Facts(cause=Cause.SIGNAL, of_pod=Pod(uid="1", source=PodSource.CGROUP))
+    assert decide(policy(match), bare).rule == "defaults"
+
+
+POD = Pod(
+    uid="1",
+    source=PodSource.BUNDLE,
+    name="web-0",
+    namespace="shop",
+    image="registry.example/shop/web:1.4",
+    labels={"app": "web", "tier": "front"},
+    annotations={"team": "cart"},
+)
+
+
+@pytest.mark.parametrize(
+    ("match", "holds"),
+    [
+        (Match(namespace=("shop", "x")), True),
+        (Match(namespace=("sho",)), False),
+        (Match(pod=("web-*",)), True),
+        (Match(pod=("db-*",)), False),
+        (Match(image=("*/shop/web:*",)), True),
+        (Match(image=("web",)), False),
+        (Match(labels=(("app", ("api", "w*")), ("tier", ("front",)))), True),
+        (Match(labels=(("app", ("web",)), ("tier", ("back",)))), False),
+        (Match(labels=(("ap", ("*",)),)), False),
+        (Match(labels=(("team", ("*",)),)), False),  # an annotation is no label
+        (Match(annotations=(("team", ("c?rt",)),)), True),
+        (Match(namespace=("shop",), comm=("other",)), False),
+    ],
+)
+def test_rules_match_by_what_is_known_of_a_pod(match: Match, holds: bool) -> None:
+    facts = replace(FACTS, of_pod=POD)
+    assert decide(policy(match), facts).rule == ("r0" if holds else "defaults")
+    # AND nothing that is in no pod
+    assert decide(policy(match), FACTS).rule == "defaults"
+
+
+@pytest.mark.parametrize(
+    ("default", "said", "collected"),
+    [
+        ("in", {}, True),
+        ("in", {"annotations": {COLLECT: "true"}}, True),
+        ("in", {"annotations": {COLLECT: "false"}}, False),
+        ("in", {"labels": {COLLECT: "false"}}, False),
+        ("in", {"annotations": {COLLECT: "no"}}, True),
+        ("out", {}, False),
+        ("out", {"annotations": {COLLECT: "true"}}, True),
+        ("out", {"labels": {COLLECT: "true"}}, True),
+        ("out", {"annotations": {COLLECT: "True"}}, False),
+        # the annotation goes before the label
+        ("in", {"annotations": {COLLECT: "true"}, "labels": {COLLECT: "false"}}, True),
+    ],
+)
+def test_pods_say_whether_they_are_collected(
+    default: str, said: dict[str, dict[str, str]], collected: bool
+) -> None:
+    settings = KubernetesSettings(default=PodDefault(default))
+    rules = replace(policy(Match(comm=("db",))), kubernetes=settings)
+    facts = replace(FACTS, of_pod=replace(POD, **{"annotations": {}, **said}))
+    decided = decide(rules, facts)
+    assert (decided.rule, decided.action.capture) == (
+        ("r0", Capture.STACKS) if collected else (OPTED_OUT, Capture.NONE)
+    )
+    # AND the same goes for processes that live, and is said
+    watcher = Watcher((Watch(name="w", match=Match(comm=("db",))),), settings)
+    assert (watcher.rule(facts) is not None) == collected
+    assert (matcher(rules).trials(facts)[0].rule == OPTED_OUT) != collected
+    # AND what is redacted is what is redacted of it, if somebody takes a snapshot
+    secret = replace(STACKS, redact=Redact(environment=("KEY",)))
+    rules = replace(rules, rules=(replace(rules.rules[0], action=secret),))
+    assert redacts_of_living(rules, facts).environment == ("KEY",)
+    # AND nothing else is touched by it
+    assert decide(rules, FACTS).rule == "r0"
 
 
 def test_a_newline_in_a_name_does_not_end_it() -> None:

@@ -20,6 +20,7 @@ from collector.sinks.tally import Tally
 from collector.store.store import Store
 from tests.otlp_collector import Collector, attributes
 from tests.unit.store_samples import SEGFAULT
+from tests.unit.test_pods_files import NAMED
 
 PATIENCE = 60.0
 DIAGNOSIS = Diagnosis(category=Category.NULL_DEREFERENCE)
@@ -83,6 +84,19 @@ def test_a_crash_by_the_semantic_conventions() -> None:
     assert {name: found.get(name) for name in wanted} == wanted
     # AND nothing of its arguments, which may hold passwords
     assert not any("command" in name for name in found)
+
+
+def test_a_death_in_a_pod_names_it() -> None:
+    (resource,) = document([death(7, pod=NAMED)], "host-1")["resourceLogs"]
+    found = attributes(resource["scopeLogs"][0]["logRecords"][0])
+    assert {k: v for k, v in found.items() if k.startswith(("k8s.", "container."))} == {
+        "k8s.namespace.name": "shop",
+        "k8s.pod.name": "web-0",
+        "k8s.pod.uid": NAMED.uid,
+        "k8s.container.name": "app",
+        "container.id": NAMED.container_id,
+        "container.image.name": NAMED.image,
+    }
 
 
 def test_a_kill_is_another_event() -> None:
