@@ -11,7 +11,7 @@ import datetime
 import logging
 from types import TracebackType
 
-from collector.store.encoding import HOSTILE, json_line, spell
+from collector.store.encoding import json_line, spelled
 
 _FORMAT = "%(levelname)s %(name)s: %(message)s"
 
@@ -27,7 +27,7 @@ class CleanFormatter(logging.Formatter):
     """Spells out hostile characters in all that is logged."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return HOSTILE.sub(spell, super().formatMessage(record))
+        return spelled(super().formatMessage(record))
 
     def formatException(
         self,
@@ -61,4 +61,4 @@ def utc(time: datetime.datetime) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join("  " + HOSTILE.sub(spell, line) for line in text.split("\n"))
+    return "\n".join("  " + spelled(line) for line in text.split("\n"))

@@ -6,13 +6,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-
-import msgspec
+from typing import NamedTuple
 
 _behind_a_pager: Terminal | None = None
 
 
-class Terminal(msgspec.Struct, frozen=True):
+class Terminal(NamedTuple):
     """What people look at."""
 
     width: int  # columns

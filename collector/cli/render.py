@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from collector.cli.output import terminal
 from collector.errors import StoreError
 from collector.model import Frame, Outcome, Record
-from collector.store.encoding import HOSTILE, json_text, spell
+from collector.store.encoding import json_text, spelled
 
 GAP = "  "
 _RED, _DIM, _BOLD, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -26,7 +26,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 def clean(text: object) -> str:
     """The text with everything that a terminal would obey, or hide, spelled out: \\n, \\x1b."""
-    return HOSTILE.sub(spell, str(text))
+    return spelled(str(text))
 
 
 def print_json(value: object) -> None:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from collector.cli import DEFAULT_CONFIG
-from collector.policy.holder import PolicyHolder
 from collector.signature.rules import Rules, rules
 
 
@@ -22,4 +21,8 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
 def rules_in_force(args: argparse.Namespace) -> Rules:
     """PolicyError if the configuration is wrong."""
     config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
-    return rules(PolicyHolder(config).policy.signature)
+    if config is None:
+        return rules()
+    from collector.policy.load import load  # noqa: PLC0415 (not before there is a file to read)
+
+    return rules(load(config).signature)

@@ -18,7 +18,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -118,7 +118,7 @@ def rules(more: SignatureRules = SignatureRules()) -> Rules:  # noqa: B008 - it 
 
 @functools.cache
 def _built_in() -> tuple[RuleFile, ...]:
-    folder = resources.files("collector.signature") / "rules"
+    folder = Path(__file__).parent / "rules"  # importlib.resources takes 10 ms more
     names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".toml"))
     return tuple(parse((folder / name).read_text("utf-8"), name) for name in names)
 

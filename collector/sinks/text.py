@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collector.model import Cause, Frame, Record
-from collector.store.encoding import HOSTILE, spell
+from collector.store.encoding import spelled
 
 MOST_FRAMES = 64
 MOST = 4096  # characters of one value
@@ -11,7 +11,7 @@ MOST = 4096  # characters of one value
 
 def clean(text: object) -> str:
     """Without anything that a terminal would obey, and of bounded length."""
-    shown = HOSTILE.sub(spell, str(text))
+    shown = spelled(str(text))
     return shown if len(shown) <= MOST else shown[:MOST] + "…"
 
 

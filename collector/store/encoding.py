@@ -17,7 +17,7 @@ import msgspec
 from collector.model import Record
 
 # Characters that a terminal obeys or hides instead of showing them.
-HOSTILE = re.compile(
+_HOSTILE = (
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
     "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # blanks that are no space
     "\u00ad\u034f\u061c"  # soft hyphen, grapheme joiner, Arabic letter mark
@@ -62,7 +62,9 @@ def json_text(value: object) -> str:
         data = msgspec.json.encode(_spelled(msgspec.to_builtins(value)))
     text = msgspec.json.format(data, indent=2).decode()
     # Strings hold no raw newline any more, so those left are the layout's.
-    return _hostile_but_newline().sub(_json_escape, text) + "\n"
+    if not _is_plain(text.replace("\n", "")):
+        text = _hostile_but_newline().sub(_json_escape, text)
+    return text + "\n"
 
 
 def json_line(value: object) -> str:
@@ -71,12 +73,29 @@ def json_line(value: object) -> str:
         data = msgspec.json.encode(value)
     except UnicodeEncodeError:
         data = msgspec.json.encode(_spelled(msgspec.to_builtins(value)))
-    return HOSTILE.sub(_json_escape, data.decode()) + "\n"
+    text = data.decode()
+    return (text if _is_plain(text) else _hostile().sub(_json_escape, text)) + "\n"
 
 
-@functools.cache  # it takes milliseconds, and most verbs print no JSON
+def spelled(text: str) -> str:
+    """The text with each hostile character as visible text."""
+    return text if _is_plain(text) else _hostile().sub(spell, text)
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII, as nearly all is: then the expressions, which take 10 ms to compile, are not
+    needed."""
+    return text.isascii() and text.isprintable()
+
+
+@functools.cache
+def _hostile() -> re.Pattern[str]:
+    return re.compile(_HOSTILE)
+
+
+@functools.cache
 def _hostile_but_newline() -> re.Pattern[str]:
-    return re.compile(HOSTILE.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
+    return re.compile(_HOSTILE.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 
 
 def _json_escape(match: re.Match[str]) -> str:
