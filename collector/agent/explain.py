@@ -101,6 +101,7 @@ def _explain(context: Context, crash: Crash, core: int, files: Files, cut: str |
             mapped=files.code,
             keep=context.store.place(crash.record),
             began=boot_to_utc(crash.record.start_ns).timestamp(),
+            timeout=context.policy.policy.capture.explain_time,
             nice=_NICE,
         )
     except Exception as error:  # its record must be closed all the same

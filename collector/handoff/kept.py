@@ -17,7 +17,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 3600.0  # until it looks again, where nobody waits
-_NICE = -10  # before all other threads of ours that are Python's
+_NICE = -8  # before all other threads of ours that are Python's
 
 
 class Kept:

@@ -88,6 +88,7 @@ _LEAST_BIDS, _MOST_BIDS = 0.005, 1.0  # seconds
 _LEAST_HELD, _MOST_HELD = 0.1, 3600.0
 _LEAST_SHARED = 0.01  # seconds
 _LONGEST_CAPTURE = 86400.0
+_LONGEST_EXPLANATION = 3600.0
 _LEAST_WITHIN, _MOST_WITHIN = 0.01, 1.5  # seconds; 2 s after the kill the kernel takes the memory
 _MOST_ARMED = 1024
 _SHORTEST, _MAX_EVERY = 0.01, 3600.0  # seconds between two samples
@@ -852,6 +853,7 @@ _SECTIONS: Mapping[str, Mapping[str, Parser]] = {
         "queue": nodes.integer(1, 100_000, "a number of captures"),
         "max_time": _between(1.0, _LONGEST_CAPTURE, "1s to 1d", "10m"),
         "max_read": _size_or_auto,
+        "explain_time": _between(1.0, _LONGEST_EXPLANATION, "1s to 1h", "20s"),
     },
     "signature": {
         "sentinels": _function_globs,

@@ -159,6 +159,7 @@ class CaptureSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 256  # captures that may wait; beyond it deaths are recorded without a core
     max_time: float = 600.0  # seconds that one capture may take
     max_read: int | None = None  # bytes of memory read for one; None: the host's memory and swap
+    explain_time: float = 20.0  # seconds of CPU time and waiting that one explanation may take
 
 
 class Condition(enum.StrEnum):

@@ -272,6 +272,8 @@ def agent(
     listen = f'"127.0.0.1:{port}"' if port else "off"
     takes = f"backend: {backend}, takeover: {str(takeover).lower()}, patience: {patience}"
     config = config if routine else with_routine(config)
+    if not re.search(r"^capture:", config, re.MULTILINE):
+        config += "\ncapture: {explain_time: 10m}"  # likewise
     file.write_text(f"hold: {{{takes}, {hold}}}\nmetrics: {{listen: {listen}}}\n{config}")
     pins = Path("/sys/fs/bpf") / NAME
     arguments = [

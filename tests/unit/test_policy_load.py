@@ -579,6 +579,10 @@ PROBLEMS = [
         'f:1: capture.max_time: expected a duration from 1s to 1d, not "2d"',
     ),
     (
+        "capture: {explain_time: 2h}",
+        'f:1: capture.explain_time: expected a duration from 1s to 1h, not "2h"',
+    ),
+    (
         "defaults: {limit: {fallback: full}}",
         'f:1: defaults.limit.fallback: "full" is not one of stacks, threads, record',
     ),
