@@ -17,6 +17,9 @@ SYMBOLS := $(BUILD)/trace-symbols.json
 # For tests only, and unpacked instead of installed: the package would start a service.
 PROMETHEUS := $(BUILD)/prometheus/prometheus $(BUILD)/prometheus/promtool
 
+# The same: schemas of Kubernetes, three files of a package of hundred megabytes
+KUBERNETES := $(BUILD)/kubernetes/.ready
+
 .DELETE_ON_ERROR:
 .PHONY: setup demo run test lint types unit system sanitize fuzz kernels kernel-tests package-test bench man wheel deb clean
 
@@ -30,7 +33,7 @@ run: setup
 
 test: $(BIN)/.ready
 	@$(MAKE) --no-print-directory -j2 --output-sync=target \
-	    lint types setup $(PROMETHEUS) $(BUILD)/.kernel-debs
+	    lint types setup $(PROMETHEUS) $(KUBERNETES) $(BUILD)/.kernel-debs
 	@MAKEFLAGS= $(BIN)/python -m tests
 
 lint: $(BIN)/.ready
@@ -41,7 +44,7 @@ lint: $(BIN)/.ready
 types: $(BIN)/.ready
 	$(BIN)/mypy
 
-unit: $(BIN)/.ready $(PROMETHEUS)
+unit: $(BIN)/.ready $(PROMETHEUS) $(KUBERNETES)
 	MAKEFLAGS= $(BIN)/pytest -q tests/unit
 
 system: setup $(PROMETHEUS)
@@ -145,6 +148,16 @@ $(PROMETHEUS) &: | $(BUILD)/.debs
 	        2>apt.log || { cat apt.log >&2; exit 1; }
 	@cd $(BUILD)/prometheus && dpkg-deb -x prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool . \
 	    && touch prometheus promtool && rm -rf etc lib usr var prometheus_*.deb
+
+$(KUBERNETES): $(BIN)/.ready
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/pip download -q --disable-pip-version-check --no-deps -d $(@D) kubernetes-validate==1.30.0
+	@cd $(@D) && $(PYTHON) -c 'import glob, zipfile; \
+	    wheel = zipfile.ZipFile(glob.glob("*.whl")[0]); \
+	    [wheel.extract(name) for name in wheel.namelist() for version in ("v1.22.0", "v1.30.0") \
+	        for file in ("_definitions", "daemonset-apps-v1", "namespace-v1") \
+	        if name.endswith(f"/{version}-local-strict/{file}.json")]'
+	@rm $(@D)/*.whl && touch $@
 
 # Names of constants, as the kernel's headers have them.
 $(SYMBOLS): collector/trace/headers.py collector/trace/groups.py $(BIN)/.ready

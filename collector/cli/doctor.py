@@ -27,6 +27,7 @@ from collector.handoff.settings import SYSCTL, SettingsGuard
 from collector.linux import systemd
 from collector.model import Backend
 from collector.native import library
+from collector.policy.types import Takeover
 from collector.probe import pins
 from collector.store.store import Store
 
@@ -72,6 +73,13 @@ class DoctorVerb:
             "--repair",
             action="store_true",
             help="make the store's index anew from its folders, and say what was found",
+        )
+        parser.add_argument(
+            "--before-run",
+            type=Path,
+            metavar="FILE",
+            help="say whether an agent with this configuration could start: no other one is at work"
+            " here, and another crash handler matters only where it is not to be replaced",
         )
         parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, metavar="DIR")
         parser.add_argument("--pin-dir", type=Path, default=DEFAULT_PIN_DIR, metavar="DIR")
@@ -165,6 +173,15 @@ def _unpin_one(pin_dir: Path) -> list[str]:
 
 
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
+    takeover = False
+    if args.before_run is not None:
+        from collector.policy.load import load  # noqa: PLC0415 - PyYAML
+
+        takeover = load(args.before_run).hold.takeover is not Takeover.NO
+        alone = _alone(args.run_dir, args.pin_dir)
+        yield alone
+        if not alone.ok:
+            return  # what is tried would be in its way
     # the compiler's loader, and what only snapshots need: just for this verb
     from collector.probe.features import probe_features  # noqa: PLC0415
 
@@ -172,13 +189,14 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     for feature in probe_features():
         yield Check(name=feature.name, ok=feature.ok, detail=feature.detail, needed=False)
         bpf |= feature.ok and feature.name.startswith("BPF, ")
-    tried = [_handoff(backend, args.run_dir) for backend in (Backend.SOCKET, Backend.PIPE)]
+    ways = (Backend.SOCKET, Backend.PIPE)
+    tried = [_handoff(backend, args.run_dir, takeover) for backend in ways]
     yield from tried
     yield _deaths(bpf, tried)
     yield _pin()
     yield _precopy()
     yield _native()
-    yield from _settings(args.run_dir)
+    yield from _settings(args.run_dir, takeover)
     yield _store(args.store)
     for name in _LIBRARIES:
         yield Check(name=name, ok=True, detail=importlib.metadata.version(name))
@@ -191,7 +209,20 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     )
 
 
-def _handoff(backend: Backend, run_dir: Path) -> Check:
+def _alone(run_dir: Path, pin_dir: Path) -> Check:
+    """Whether no other agent is at work on this host, in whatever mount namespace."""
+    guard = SettingsGuard(run_dir)
+    try:
+        if pin_dir.is_dir():
+            os.close(pins.lock(pin_dir))
+        guard.lock()
+        guard.unlock()
+    except CorewardError as error:
+        return Check(name="other agents", ok=False, detail=str(error))
+    return Check(name="other agents", ok=True, detail="none is at work")
+
+
+def _handoff(backend: Backend, run_dir: Path, takeover: bool) -> Check:
     """Let the kernel hand over a crash of ours, as at the start of an agent."""
     name = f"hand-off by {backend.value}"
     guard = SettingsGuard(run_dir)
@@ -200,7 +231,7 @@ def _handoff(backend: Backend, run_dir: Path) -> Check:
         if guard.file.exists():  # and nobody has the lock
             detail = "a killed agent's settings are in force: `coreward doctor --restore` first"
             return Check(name=name, ok=False, detail=detail, needed=False)
-        open_backend(backend, run_dir, guard, Native(), takeover=False).close()
+        open_backend(backend, run_dir, guard, Native(), takeover=takeover).close()
     except TakeoverRefused as error:
         return Check(name=name, ok=False, detail=f"{_NOT_TRIED}: {error}", needed=False)
     except CorewardError as error:
@@ -258,7 +289,7 @@ def _native() -> Check:
     return Check(name="native", ok=True, detail=f"{detail}: takes crashes without the interpreter")
 
 
-def _settings(run_dir: Path) -> Iterator[Check]:
+def _settings(run_dir: Path, takeover: bool) -> Iterator[Check]:
     pattern = _core_pattern()
     other = _run_dir_of(pattern)
     guard = SettingsGuard(run_dir)
@@ -281,6 +312,8 @@ def _settings(run_dir: Path) -> Iterator[Check]:
         )
     elif other is not None and other != run_dir:
         detail = f"{pattern!r}: that of an agent with --run-dir {other}, which has the crashes"
+    elif foreign and takeover:
+        foreign, detail = False, f"{pattern!r}: another crash handler's, which is to be replaced"
     elif foreign:
         detail = f"{pattern!r}: another crash handler's; see hold.takeover"
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from collector.circumstances import HostFacts
 from collector.linux.clock import boot_to_utc
 
+NAME = "COREWARD_HOST"  # a variable for where uname(2) has the name of a container
 _ENOUGH = 4096  # bytes of /proc/cpuinfo that have the first CPU's model
 _MODEL = "model name"
 
@@ -17,10 +18,11 @@ _MODEL = "model name"
 def read_host() -> HostFacts:
     """What does not change until the next boot; but for the name, which hardly does."""
     names = os.uname()
+    name = os.environ.get(NAME) or names.nodename
     boot_id = None
     with contextlib.suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return HostFacts(name=names.nodename, kernel=names.release, boot_id=boot_id, cpu=_cpu())
+    return HostFacts(name=name, kernel=names.release, boot_id=boot_id, cpu=_cpu())
 
 
 def _cpu() -> str | None:

@@ -26,6 +26,7 @@ import msgspec
 
 from collector import __version__, logs
 from collector.errors import CorewardError
+from collector.linux.host import read_host
 from collector.model import Record
 from collector.policy.types import OtlpSettings
 from collector.sinks.otlp import ID_SIZE
@@ -151,7 +152,7 @@ class Pump:
             log.error("%s", error)
 
     def _deliver(self, records: list[Record]) -> None:
-        data = msgspec.json.encode(document(records, os.uname().nodename))
+        data = msgspec.json.encode(document(records, read_host().name))
         wait, told = FIRST_S, False
         while True:
             try:
