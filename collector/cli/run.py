@@ -33,7 +33,7 @@ from collector.handoff.backends import NoBackend, OpenBackend, open_backend, own
 from collector.handoff.native import Native
 from collector.handoff.settings import SettingsGuard
 from collector.linux import descriptors
-from collector.model import Record
+from collector.model import Backend, Record
 from collector.policy.holder import PolicyHolder
 from collector.policy.types import Policy, Takeover
 from collector.probe import pins
@@ -134,6 +134,8 @@ class RunVerb:
         config = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
         holder = PolicyHolder(config)
         policy = holder.policy
+        if policy.hold.backend is not Backend.NONE:
+            _refuse_beside_another(args.run_dir)
         with contextlib.ExitStack() as parts:
             path = args.store if args.store_given else policy.store.path
             made = parts.enter_context(contextlib.ExitStack())
@@ -209,6 +211,14 @@ class RunVerb:
             made.pop_all()
             agent.run()
         return 0
+
+
+def _refuse_beside_another(run_dir: Path) -> None:
+    """Before the store is opened, which may be the other agent's: what that has begun would be
+    taken for what a killed one has left. TakeoverRefused."""
+    guard = SettingsGuard(run_dir)
+    guard.lock()
+    guard.unlock()
 
 
 def _service_manager() -> ServiceManager | None:

@@ -163,6 +163,8 @@ def test_two_agents(tmp_path: Path) -> None:
         # THEN it refuses and the first is not disturbed
         assert status == 1
         assert "another coreward agent has the hand-off; stop it first" in line
+        # AND it has looked into no store, which may be that of the first
+        assert not (other / "var").exists()
         assert one.settings.read("core_pattern") == pattern
 
 

@@ -116,6 +116,13 @@ def test_beside_an_agent(tmp_path: Path) -> None:
         # WHEN doctor has looked
         with begun(other, "--json") as looking:
             found = by_name(looking.communicate(timeout=PATIENCE)[0])
+        # AND whether another agent could start here: quickly, and without trying anything
+        (other / "coreward.yaml").write_text("hold: {takeover: keep}")
+        asked = doctor(other, "--json", "--before-run", str(other / "coreward.yaml"))
+        assert asked.returncode == 1
+        (alone,) = json.loads(asked.stdout)
+        assert (alone["name"], alone["ok"]) == ("other agents", False)
+        assert alone["detail"] == f"another process uses {one.pins}: only one agent can run"
         # THEN the agent kept the hand-off, and has no record of the deaths that were made for it
         assert not found["hand-off by pipe"]["ok"]
         assert found["hand-off by pipe"]["detail"].startswith("not tried: another coreward")

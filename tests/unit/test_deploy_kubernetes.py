@@ -26,7 +26,8 @@ HERE = ROOT / "deploy/kubernetes"
 SCHEMAS = ROOT / "build/kubernetes/kubernetes_validate/kubernetes-json-schema"
 VERSIONS = ("v1.22.0", "v1.30.0")
 FILES = {"DaemonSet": "daemonset-apps-v1", "Namespace": "namespace-v1"}
-SOCKET = "/run/coreward/health.sock"
+RUN_DIR = "/run/coreward.kubernetes"  # not that of the service, which goes with the service
+SOCKET = f"{RUN_DIR}/health.sock"
 
 
 def document(name: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def test_what_it_runs_takes_its_arguments(spec: dict[str, Any]) -> None:
     for name, *arguments in calls:
         parser = argparse.ArgumentParser(exit_on_error=False)
         verb(name).arguments(parser)
-        assert parser.parse_args(arguments) is not None
+        assert str(parser.parse_args(arguments).run_dir) == RUN_DIR
     # AND the agent that is checked has the configuration of the one that runs
     assert calls[0][-1] == calls[1][-1]
 
@@ -121,19 +122,19 @@ def test_it_has_of_the_host_what_it_needs_and_no_more(spec: dict[str, Any]) -> N
     # GIVEN what is checked and what runs, THEN both have the same of the node
     for key in ("image", "securityContext", "resources", "volumeMounts"):
         assert check[key] == agent[key]
-    # AND at the same place, for the kernel names the host's paths
+    # AND at the same place, for the kernel names the host's paths; but for what it writes
     mounts = {one["name"]: one for one in agent["volumeMounts"]}
     of_host = {one["name"]: one["hostPath"] for one in spec["volumes"] if "hostPath" in one}
     assert {one["path"] for one in of_host.values()} == {
         "/run",
         "/sys/fs/bpf",
         "/sys/fs/cgroup",
-        "/var/lib/coreward",
+        "/var/lib/coreward-kubernetes",
         "/var/log/pods",
         "/var/log/containers",
     }
     for name, path in of_host.items():
-        assert mounts[name]["mountPath"] == path["path"]
+        assert mounts[name]["mountPath"] == path["path"].removesuffix("-kubernetes")
         assert mounts[name].get("readOnly", False) == path["path"].startswith("/var/log/")
     assert mounts.keys() == {one["name"] for one in spec["volumes"]}
     # AND of its namespaces that of pids alone
