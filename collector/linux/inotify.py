@@ -34,10 +34,10 @@ class Inotify:
     def fileno(self) -> int:
         return self._fd
 
-    def watch(self, folder: str) -> int:
-        """Tell what is made in a folder; the number of that watch. OSError."""
-        mask = CREATE | MOVED_TO | _ONLYDIR
-        return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(folder), mask))
+    def watch(self, folder: str, mask: int = CREATE | MOVED_TO) -> int:
+        """Tell what is made in a folder, or what `mask` says; the number of that watch. OSError."""
+        name = os.fsencode(folder)
+        return _checked(_libc.inotify_add_watch(self._fd, name, mask | _ONLYDIR))
 
     def read(self) -> Iterator[Told]:
         """What waits, without waiting for more."""

@@ -211,7 +211,7 @@ class Pods:
                 if not self._asked:
                     return
                 asked = self._asked.pop(0)
-            pod = self._files.read(asked.one)
+            pod = self._known(asked.one) or self._files.read(asked.one)
             with self._lock:
                 if pod.source is PodSource.CGROUP:
                     self._missed[asked.one] = time.monotonic() + _LOOK_AGAIN_S
