@@ -7,6 +7,7 @@ an ELF file that is not newer than the process is believed. What is not found is
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import posixpath
@@ -48,6 +49,7 @@ class FoundFiles:
         self.modules: list[BundledModule] = []
         self.files: list[BundledFile] = []
         self.fds: dict[str, int] = {}
+        self._build_ids: dict[str, str | None] = {}
 
     def __enter__(self) -> FoundFiles:
         return self
@@ -62,10 +64,11 @@ class FoundFiles:
             os.close(fd)
             return
         self.fds[name] = fd
+        self._build_ids[name] = build_id
         self.files.append(BundledFile(name=name, size=os.fstat(fd).st_size, build_id=build_id))
 
     def build_id(self, name: str) -> str | None:
-        return next((file.build_id for file in self.files if file.name == name), None)
+        return self._build_ids.get(name)
 
 
 def find_files(core: CoreFile, *, changed: float, most: int, root: Path) -> FoundFiles:
@@ -127,7 +130,9 @@ class _Search:
 
     def _linked(self, mapped: MappedFile, name: str) -> list[str]:
         """What the linker calls it, if that is another name than that of its file."""
-        names = [text for at, text in self._names if mapped.start <= at < mapped.end]
+        first = bisect.bisect_left(self._names, (mapped.start, ""))
+        last = bisect.bisect_left(self._names, (mapped.end, ""))
+        names = (text for _, text in self._names[first:last])
         return [text for text in dict.fromkeys(names) if text != name and is_path(text)][:16]
 
     def _object(self, mapped: MappedFile, name: str, build_id: str | None) -> str:
