@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from minidump.minidumpfile import MinidumpFile
 
+from collector.arch.x86_64 import Reg
+from collector.elfcore.reader import CoreFile
 from tests.bundles import members
 from tests.system.victims import PATIENCE, ROOT, build, running, wait_until
 
@@ -26,6 +29,7 @@ asm(".pushsection \".debug_gdb_scripts\", \"MS\", @progbits, 1\n.byte 4\n"
 static void inner(int depth) { if (depth) inner(depth - 1); else pause(); }
 void outer(void) { inner(1); }
 """
+_REGISTERS = Reg.RIP, Reg.RSP, Reg.RBP
 _FRAMES = ["inner", "inner", "outer", "main"]
 
 
@@ -142,3 +146,14 @@ def test_a_minidump_of_the_same_process(elsewhere: Elsewhere, tmp_path: Path) ->
     listed = re.findall(r"Module Name: +'?(\S+?)'?\n +CodeView Record: 4C457042(\w+)", shown)
     assert elsewhere.modules() <= {(name, own.lower()) for name, own in listed}
     assert "linux-gate.so" in dict(listed)
+    # AND one of Python has the threads of the core, with their registers and stacks
+    read = MinidumpFile.parse(str(dump))
+    with CoreFile(next(folder.glob("core*"))) as core:
+        assert [one.ThreadId for one in read.threads.threads] == [one.tid for one in core.threads]
+        for one, real in zip(read.threads.threads, core.threads, strict=True):
+            seen = one.ContextObject
+            assert (seen.Rip, seen.Rsp, seen.Rbp) == tuple(real.regs[n] for n in _REGISTERS)
+            place = one.Stack.MemoryLocation
+            start, size = one.Stack.StartOfMemoryRange, place.DataSize
+            assert start <= seen.Rsp < start + size
+            assert dump.read_bytes()[place.Rva :][:size] == core.read(start, size)
