@@ -2,7 +2,8 @@
 
 The native part says who it is (native/owner.c). A user is his uid, whatever ids his namespaces
 give him. What root has made goes by its cgroup there, whose number is another one after each
-restart of a service: here it is the unit, or the cgroup's path.
+restart of a service: here it is the unit, or the cgroup's path. A pod of Kubernetes goes by its
+uid: each container that is started again in it has a unit, and a cgroup, of its own.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ def reader_of(dying: OpenProcess) -> int | None:
 
 
 def name_of(owner: LevelKey | None, facts: Facts) -> str | None:
-    """`uid 1000`, `db.service`, or `/docker/0123…`; None: not known."""
+    """`uid 1000`, `db.service`, `pod 0b9a…`, or `/docker/0123…`; None: not known."""
     user = user_of(owner)
     if user is not None:
         return f"uid {user}"
+    if owner is not None and facts.of_pod is not None:
+        return f"pod {facts.of_pod.uid}"
     uid = None if facts.uid is None else f"uid {facts.uid}"
     return uid if owner is None else facts.unit or facts.cgroup or uid

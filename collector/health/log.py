@@ -24,6 +24,11 @@ def _short(text: str | None) -> str | None:
     return text if text is None or len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
 
 
+def _service(death: Death) -> str | None:
+    """What is started again when it dies: in a pod that has another unit then."""
+    return death.unit if death.pod is None else f"{death.namespace or '?'}/{death.pod}"
+
+
 class EventLog:
     """Any thread may call its methods."""
 
@@ -56,6 +61,8 @@ class EventLog:
                 uid=record.uid,
                 late=record.late,
                 count=record.count or 1,
+                namespace=None if record.pod is None else record.pod.namespace,
+                pod=None if record.pod is None else record.pod.name,
             )
         )
 
@@ -109,11 +116,12 @@ class EventLog:
         with self._lock:
             events = list(self._events)
         for event in events:
-            if not isinstance(event, Death) or event.unit is None or event.time < since:
+            if not isinstance(event, Death) or event.time < since:
                 continue
-            if event.cause in (Cause.SIGNAL, Cause.OOM):
-                count[event.unit] += event.count
-                last[event.unit] = event
+            service = _service(event)
+            if service is not None and event.cause in (Cause.SIGNAL, Cause.OOM):
+                count[service] += event.count
+                last[service] = event
         found = [
             Loop(
                 unit=unit,

@@ -30,6 +30,8 @@ class Death(msgspec.Struct, frozen=True, kw_only=True, tag="death", tag_field="e
     uid: int | None = None
     late: bool = False  # it happened while no agent was there
     count: int = 1  # deaths that its record stands for
+    namespace: str | None = None  # of the pod of Kubernetes that it was in
+    pod: str | None = None  # name of that
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True, tag="trigger", tag_field="event"):
@@ -59,7 +61,7 @@ class Events(msgspec.Struct, frozen=True, kw_only=True):
 class Loop(msgspec.Struct, frozen=True, kw_only=True):
     """A service that crashes again and again."""
 
-    unit: str
+    unit: str  # of a pod NAMESPACE/NAME
     crashes: int  # in the last `window_s`
     last: datetime.datetime
     last_id: str

@@ -27,7 +27,10 @@ def owner_of(record: Record) -> str:
 
 
 def service_of(record: Record) -> str:
-    """The unit, else the cgroup of a container or of another manager, else the program."""
+    """The unit, else the cgroup of a container or of another manager, else the program. In a pod
+    each start of a container has a unit of its own: there it is the container's name."""
+    if record.pod is not None and record.pod.namespace and record.pod.container:
+        return f"pod {record.pod.namespace}/{record.pod.container}"
     return record.unit or record.cgroup or record.exe or record.comm
 
 

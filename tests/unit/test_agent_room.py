@@ -16,6 +16,7 @@ from collector.model import Cause
 from collector.policy.types import Facts
 from collector.store.store import Store
 from tests.unit.store_samples import numbered
+from tests.unit.test_pods_files import NAMED
 
 FREE = 1000
 CGROUP = 7 << 32  # of native/owner.c: the cgroup 7, root in it
@@ -78,6 +79,8 @@ FACTS = Facts(cause=Cause.SIGNAL, uid=100_123, unit="docker-0.scope", cgroup="/s
         (CGROUP, FACTS, "docker-0.scope", None),
         (CGROUP | 5, FACTS, "docker-0.scope", None),
         (CGROUP, replace(FACTS, unit=None), "/s/docker-0.scope", None),
+        (CGROUP, replace(FACTS, of_pod=NAMED), f"pod {NAMED.uid}", None),
+        (1000, replace(FACTS, of_pod=NAMED), "uid 1000", 1000),
         (0, replace(FACTS, uid=0, unit=None, cgroup=None), "uid 0", None),
         (None, FACTS, "uid 100123", None),
         (None, replace(FACTS, uid=None), None, None),

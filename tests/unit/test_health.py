@@ -31,6 +31,7 @@ from tests.health_schema import SCHEMA, made
 from tests.unit.agent_fakes import FakeAgent, agents
 from tests.unit.event_samples import ended, fatal
 from tests.unit.store_samples import SEGFAULT, TIME
+from tests.unit.test_pods_files import BARE, NAMED
 
 CLIENT = Path(__file__).resolve().parents[2] / "examples" / "health" / "client.py"
 STATE = State(
@@ -128,6 +129,19 @@ def test_a_crash_loop() -> None:
     # THEN the first is in a loop
     (loop,) = events.loops(now).services
     assert (loop.unit, loop.crashes, loop.last_id) == ("db.service", 5, death(4).id)
+
+
+def test_a_pod_is_in_a_crash_loop_although_each_of_its_containers_is_another_unit() -> None:
+    events = EventLog("a", lambda: None)
+    for number in range(5):
+        unit = f"cri-containerd-{number:064x}.scope"
+        events.died(death(number, unit=unit, pod=NAMED, time=TIME))
+        events.died(death(10 + number, unit=unit, pod=BARE, time=TIME))
+    (loop,) = events.loops(TIME).services
+    assert (loop.unit, loop.crashes) == ("shop/web-0", 5)
+    told = events.after(None, 1).events[0]
+    assert isinstance(told, Death)
+    assert (told.namespace, told.pod) == ("shop", "web-0")
 
 
 # ---- the socket

@@ -17,6 +17,7 @@ from collector.policy.load import loads
 from collector.policy.match import OPTED_OUT
 from collector.policy.types import KubernetesSettings, Match, PodDefault
 from collector.store.store import Store
+from collector.store.whose import service_of
 from tests.unit.pod_samples import CGROUP, containerd
 from tests.unit.store_samples import SEGFAULT
 from tests.unit.test_pods_files import BARE, NAMED
@@ -152,3 +153,13 @@ def test_list_finds_deaths_by_their_pod(tmp_path: Path, capsys: pytest.CaptureFi
         in shown
     )
     assert "  image         registry.example/shop/web:1.4\n" in shown
+
+
+def test_a_service_of_a_cluster_is_one_whatever_its_containers_are_called() -> None:
+    # GIVEN a container that was started twice, in two pods of one deployment
+    first = replace(SEGFAULT, uid=0, unit="cri-containerd-1.scope", pod=NAMED)
+    other = replace(NAMED, name="web-1", uid="1")
+    second = replace(first, unit="cri-containerd-2.scope", pod=other)
+    # THEN their crashes are one service's in the store; of a pod without names there is the unit
+    assert service_of(first) == service_of(second) == "pod shop/app"
+    assert service_of(replace(first, pod=BARE)) == "cri-containerd-1.scope"
