@@ -5,7 +5,8 @@ PYTHON := /usr/bin/python3
 BIN    := .venv/bin
 BUILD  := build
 DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gcc g++ libc6-dev make \
-          gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl groff-base
+          gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl \
+          runc groff-base
 # Only for `make package-test`
 PACKAGE_DEBS := debootstrap
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
