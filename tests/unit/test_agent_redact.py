@@ -92,3 +92,11 @@ def test_an_agent_that_stops_leaves_out_what_nobody_has_looked_through(make: Mak
     record = agent.record()
     assert record.abort_message is None
     assert "the agent was stopped" in record.lost["redaction"]
+
+
+@pytest.mark.parametrize(("strings", "kept"), [(0, True), (8, False)])
+def test_texts_of_system_calls_are_not_kept(make: Make, strings: int, kept: bool) -> None:
+    trace = f"trace: [{{name: all, match: {{uid: [0, 1000]}}, strings: {strings}}}]"
+    agent = prepared(make, POLICY + trace)
+    agent.settle()
+    assert ("calls" not in agent.record().lost) is kept
