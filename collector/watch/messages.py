@@ -6,6 +6,7 @@ One message, one packet, msgpack. Neither side waits for the other.
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import msgspec
 
@@ -86,8 +87,20 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 ToRecorder = Rules | Ask | AskCalls
 ToAgent = Samples | Calls | Fired | Counts
 
-_encoder = msgspec.msgpack.Encoder()
-to_recorder = msgspec.msgpack.Decoder(ToRecorder)
+
+def _as_text(value: object) -> str:
+    """A path, the only thing in a policy that msgspec has no form for."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} in a message")
+
+
+def _from_text(kind: type, value: object) -> object:
+    return kind(value)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_as_text)
+to_recorder = msgspec.msgpack.Decoder(ToRecorder, dec_hook=_from_text)
 to_agent = msgspec.msgpack.Decoder(ToAgent)
 
 
