@@ -99,8 +99,8 @@ def test_readme(workplace: Path, command: str) -> None:
     [
         f"docs/{n}.md"
         for n in (
-            *("armed", "bundles", "heap", "operating", "policy", "record", "redaction", "runbook"),
-            *("signatures", "snapshot", "trace", "watch"),
+            *("armed", "bundles", "heap", "kubernetes", "operating", "policy", "record"),
+            *("redaction", "runbook", "signatures", "snapshot", "trace", "watch"),
         )
     ],
 )
