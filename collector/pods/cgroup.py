@@ -30,6 +30,7 @@ _COLONS = re.compile(rf"(?:cri-containerd|crio|docker):(?P<id>{_HEX_ID})")
 _RUNTIME = re.compile(r"(?:containerd|docker|crio|k3s(?:-agent)?|rke2-(?:server|agent))\.service")
 _ANY_ID = re.compile(rf"(?<![0-9a-f]){_HEX_ID}(?![0-9a-f])")
 _UNITS = (".service", ".scope")  # of systemd, that may have made what is below them
+_DELETED = " (deleted)"  # says the kernel of a cgroup that a process has outlived: cgroups(7)
 _LONGEST = 4096  # characters of a path, PATH_MAX
 
 
@@ -45,7 +46,7 @@ def in_pod(path: str) -> InPod | None:
     """None: it is no pod's."""
     if "pod" not in path or len(path) > _LONGEST:
         return None
-    parts = path.strip("/").split("/")
+    parts = path.removesuffix(_DELETED).strip("/").split("/")
     for index, part in enumerate(parts):
         found = _POD.fullmatch(part)
         if found is None or not _is_kubelets(found["above"] or "", parts[:index]):

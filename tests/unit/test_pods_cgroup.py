@@ -42,6 +42,8 @@ OWN = InPod(UID, ID, nested=False)
         # a kubelet with a root of its own, as in a node that sees its own hierarchy only
         f"/kubelet/kubepods/burstable/pod{UID}/{ID}",
         f"{KIND}/cri-containerd-{ID}.scope",
+        # removed while a process that has ended was not reaped
+        f"/kubepods/burstable/pod{UID}/{ID} (deleted)",
         # from another cgroup namespace
         f"/../../kubepods-burstable-pod{UID_}.slice/cri-containerd-{ID}.scope",
         f"/../../pod{UID}/{ID}",
