@@ -140,7 +140,7 @@ class Context:
         """Those of this node, from the first one on."""
         from collector.pods.known import Pods  # noqa: PLC0415 - most hosts have none
 
-        return Pods(self.policy.policy.kubernetes.root)
+        return Pods(Path(self.policy.policy.kubernetes.root))
 
     @property
     def has_handoff(self) -> bool:

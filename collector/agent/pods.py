@@ -6,6 +6,8 @@ release nothing else is looked at; names that are missing then are looked for wh
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec.structs import replace
 
 from collector.agent.context import Context
@@ -20,7 +22,7 @@ _OF_A_NODE = "var/log/pods"  # the kubelet makes it
 
 def learn_of_pods(context: Context) -> None:
     """On a node of Kubernetes: know the containers that there are, and those that begin."""
-    if (context.policy.policy.kubernetes.root / _OF_A_NODE).is_dir():
+    if Path(context.policy.policy.kubernetes.root, _OF_A_NODE).is_dir():
         context.pods.start()
 
 

@@ -139,7 +139,7 @@ def _test(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(args: argparse.Namespace, root: Path) -> Facts:
+def _facts(args: argparse.Namespace, root: str) -> Facts:
     """The facts of --pid, if it is given, with the explicit arguments over them."""
     cause = Cause(args.cause)
     if args.signal is not None and cause is Cause.EXIT:

@@ -51,7 +51,7 @@ _CONTAINER = re.compile(
 )
 
 
-def facts_of_living(pid: int, root: Path = Path("/")) -> Facts:
+def facts_of_living(pid: int, root: str = "/") -> Facts:
     """Those by which rules for processes that live match (`watch`, `arm`, `trace`).
 
     root: where the files of this node are, by which the pod is named that it is in.
@@ -62,7 +62,7 @@ def facts_of_living(pid: int, root: Path = Path("/")) -> Facts:
         return facts
     from collector.pods.files import PodFiles  # noqa: PLC0415 - most hosts have no pods
 
-    return msgspec.structs.replace(facts, of_pod=PodFiles(root).read(one))
+    return msgspec.structs.replace(facts, of_pod=PodFiles(Path(root)).read(one))
 
 
 def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str = "/proc") -> Facts:

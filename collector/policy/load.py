@@ -165,10 +165,10 @@ def _absolute_path(doc: Document, node: yaml.Node, path: str) -> Path:
     return Path(value)
 
 
-def _root(doc: Document, node: yaml.Node, path: str) -> Path:
+def _root(doc: Document, node: yaml.Node, path: str) -> str:
     if isinstance(node, yaml.ScalarNode) and node.value == "/":
-        return Path("/")
-    return _absolute_path(doc, node, path)
+        return "/"
+    return str(_absolute_path(doc, node, path))
 
 
 def _socket(doc: Document, node: yaml.Node, path: str) -> Path | None:

@@ -298,7 +298,7 @@ class PodDefault(enum.StrEnum):
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Pods of this node: docs/kubernetes.md."""
 
-    root: Path = Path("/")  # where the files of the node's container runtime are looked up from
+    root: str = "/"  # absolute: where the files of the node's container runtime are looked up from
     default: PodDefault = PodDefault.IN
 
 

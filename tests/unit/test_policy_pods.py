@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -14,10 +15,11 @@ from collector.errors import PolicyError
 from collector.model import Cause
 from collector.policy.facts import facts_of_living
 from collector.policy.load import loads
-from collector.policy.match import OPTED_OUT
-from collector.policy.types import KubernetesSettings, Match, PodDefault
+from collector.policy.match import OPTED_OUT, Watcher
+from collector.policy.types import KubernetesSettings, Match, PodDefault, RecorderSettings, Watch
 from collector.store.store import Store
 from collector.store.whose import service_of
+from collector.watch.messages import Rules
 from tests.unit.pod_samples import CGROUP, containerd
 from tests.unit.store_samples import SEGFAULT
 from tests.unit.test_pods_files import BARE, NAMED
@@ -37,7 +39,7 @@ def test_all_that_may_be_said() -> None:
         "watch: [{name: w, match: {namespace: shop}}]\n",
         "f",
     )
-    assert policy.kubernetes == KubernetesSettings(root=Path("/host"), default=PodDefault.OUT)
+    assert policy.kubernetes == KubernetesSettings(root="/host", default=PodDefault.OUT)
     assert policy.rules[0].match == Match(
         namespace=("shop",),
         pod=("web-*", "api-*"),
@@ -99,9 +101,17 @@ def test_facts_of_the_living_have_the_names_of_their_pod(
     # GIVEN a process in a pod
     containerd(tmp_path)
     monkeypatch.setattr("collector.linux.cgroupfs.path_in", lambda _: CGROUP)
-    assert facts_of_living(os.getpid(), tmp_path).of_pod == NAMED
+    assert facts_of_living(os.getpid(), str(tmp_path)).of_pod == NAMED
+    # AND rules match by them, in the flight recorder's process as well
+    settings = KubernetesSettings(root=str(tmp_path))
+    watch = Watch(name="w", match=Match(namespace=("shop",), labels=None))
+    told = Rules(watch=(watch,), settings=RecorderSettings(), min_free=0, kubernetes=settings)
+    rules = msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Rules)
+    assert Watcher(rules.watch, rules.kubernetes).rule_of(os.getpid()) == watch
+    out = replace(rules.kubernetes, default=PodDefault.OUT)
+    assert Watcher(rules.watch, out).rule_of(os.getpid()) is None
     # AND one whose pod left nothing to read
-    assert facts_of_living(os.getpid(), tmp_path / "none").of_pod == BARE
+    assert facts_of_living(os.getpid(), str(tmp_path / "none")).of_pod == BARE
 
 
 def test_policy_test_says_what_would_happen_in_a_pod(
