@@ -118,6 +118,9 @@ END;
 _PODS = """
 ALTER TABLE deaths ADD COLUMN namespace TEXT;
 ALTER TABLE deaths ADD COLUMN pod TEXT;
+DROP INDEX deaths_by_time;  -- which has all that filters look at
+CREATE INDEX deaths_by_time ON deaths
+  (time, id, cause, signal, comm, exe, unit, closed, kept, signature, deaths, namespace, pod);
 """
 
 # The first leads from nothing to version OLDEST, each other one to the version after.
