@@ -45,6 +45,7 @@ def kept(core: str | None) -> Kept:
         core_memory=2,
         capture_s=0.5,
         attributes={},
+        redacted={},
     )
 
 
