@@ -29,6 +29,7 @@ def run(lane: tuple[str, ...], over: threading.Event) -> list[str]:
     for part in lane:
         if over.is_set():
             break
+        print(f"-- {part}: begun", flush=True)
         begun = time.monotonic()
         done = subprocess.run(
             f"{sys.executable} -m pytest -q {part}",
