@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -251,6 +252,51 @@ def test_more_values_than_are_looked_for() -> None:
     rules = Rules(Redact(), {"environment": [b"x" * 1500 + b"y" * 1500]})
     ends = [hit.end for hit in rules.hits(b"x" * 1500 + b"y" * 1500)]
     assert ends == [1024, 2048, 3000]
+
+
+def test_a_huge_value_costs_no_other_its_place() -> None:
+    # GIVEN a variable that is longer than all that is looked for together, and a password
+    huge = b"x" * (100 << 10)
+    environment = b"BIG_TOKEN=" + huge + b"\0A_TOKEN=hunter22\0"
+    memory = Memory({STACK.start: environment, HEAP.start: b"hunter22"})
+    redact = Redact(environment=("*_TOKEN",))
+    whose = text(environment=environment)
+    # THEN the password is found wherever it is, and that the other one is not is said
+    out, counts = written(redact, memory, HEAP.start, PAGE, whose)
+    assert (out, counts) == (bytes(PAGE), {"environment": 1})
+    found = redactor(redact, memory, whose)
+    assert found.told() == {"environment": ["hunter22"]}
+    assert found.view(memory).why_unseen == (
+        "1 values are too much to be looked for elsewhere in memory"
+    )
+
+
+def test_hundreds_of_values_are_found_and_have_no_more_time() -> None:
+    # GIVEN many values, of which some lie over the borders of steps
+    random = Random(1)
+    values = [b"%04d" % number + random.randbytes(8) for number in range(300)]
+    rules = Rules(Redact(time=1000.0), {"environment": values})
+    data = bytearray(64 << 10)
+    places = [(number * 211 + 5, value) for number, value in enumerate(values)]
+    for at, value in places:
+        data[at : at + len(value)] = value
+    hits = [(hit.start, hit.end) for hit in rules.hits(bytes(data))]
+    assert hits == [(at, at + len(value)) for at, value in places]
+    # AND a time that is over, where none is found
+    rules.left = 1e-6
+    with pytest.raises(OutOfTime):
+        list(rules.hits(random.randbytes(4096)))
+
+
+def test_arguments_and_variables_that_reach_into_a_piece() -> None:
+    arguments = b"x\0-p\0ab\0-p\0cd\0-p\0ef\0"
+    memory = Memory({STACK.start: arguments})
+    found = redactor(Redact(arguments=("-p",)), memory, text(arguments))
+    first, second, third = found.spans
+    assert [*found.spans_in(STACK.start, STACK.end)] == [first, second, third]
+    assert [*found.spans_in(second[1] - 1, third[0])] == [second]
+    assert [*found.spans_in(second[0] + 1, third[0] + 1)] == [second, third]
+    assert [*found.spans_in(third[1], STACK.end)] == []
 
 
 def test_notes_have_neither_arguments_nor_vector_registers() -> None:
