@@ -21,13 +21,13 @@ from collector.cli import redaction
 from collector.cli.redaction import redaction_by
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
-from collector.model import Record
+from collector.model import KilledBy, Killer, Record
 from collector.policy.load import PolicyErrors, loads
 from collector.ranges import Range
 from collector.redact import ask
 from collector.redact.__main__ import answer
 from collector.redact.ask import Question, redacted
-from collector.redact.record import HIDDEN, withheld
+from collector.redact.record import HIDDEN, concealed, withheld
 from collector.redact.rules import OutOfTime, Rules, compiled
 from collector.redact.types import REACH, Pattern, Redact
 from collector.redact.words import argument_spans, environment_spans, hidden_arguments
@@ -356,6 +356,14 @@ def secret_record() -> Record:
 
 REDACT = Redact(patterns=(CARD,), environment=("*_TOKEN",), arguments=("--password",))
 SECRETS = {"environment": ["hunter22"]}
+
+
+def test_arguments_of_the_killer_are_hidden_as_well() -> None:
+    killer = Killer(by=KilledBy.PROCESS, cmdline=["kill", "--password", "x", "card"])
+    record = msgspec.structs.replace(numbered(1), killer=killer)
+    found = concealed(record, REDACT, lambda text: text.replace("card", "-"))
+    assert found.killer is not None
+    assert found.killer.cmdline == ["kill", "--password", HIDDEN, "-"]
 
 
 def test_a_record_has_its_texts_without_the_secrets() -> None:
