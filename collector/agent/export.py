@@ -131,19 +131,32 @@ def ask_recorder(context: Context, crash: Crash) -> None:
         ("samples", context.recorder.ask),
         ("calls", context.recorder.ask_calls),
     ):
-        if why := _why_unkept(context, crash, part):
-            crash.lose(part, why)
+        if not _may_be_kept(context, crash, part):
+            if why := _why_unkept(context, crash, part):
+                crash.lose(part, why)
             continue
         crash.begin(part)
         if not ask(crash.record, partial(_answered, context, crash, part)):
             end(context, crash, part)
 
 
+def _may_be_kept(context: Context, crash: Crash, part: str) -> bool:
+    """Whether these may be on the disk: they have memory of the process as it was.
+
+    The recorder may have some even if no rule names the process any more: it may have had another
+    name, or program, when they were taken.
+    """
+    if part == "samples":
+        return not crash.redact.anything
+    has_texts = any(rule.strings for rule in context.policy.policy.trace)
+    return not (crash.redact.texts and has_texts)
+
+
 def _why_unkept(context: Context, crash: Crash, part: str) -> str:
-    """Why these must not be on the disk: they have memory of the process as it was; else empty."""
+    """What is said of these, if there would have been any; else empty."""
     policy, record = context.policy.policy, crash.record
-    if not crash.redact.anything:
-        return ""
+    if part == "calls":
+        return "not kept: the texts in them cannot be redacted"
     facts = Facts(
         cause=Cause.SNAPSHOT,
         exe=record.exe,
@@ -152,12 +165,11 @@ def _why_unkept(context: Context, crash: Crash, part: str) -> str:
         unit=record.unit,
         uid=record.uid,
         container=record.container,
+        of_pod=record.pod,
     )
-    if part == "samples" and watch_rule(policy, facts) is not None:
-        return "not kept: the stacks in them cannot be redacted"
-    if part == "calls" and crash.redact.texts and any(rule.strings for rule in policy.trace):
-        return "not kept: the texts in them cannot be redacted"
-    return ""
+    if watch_rule(policy, facts) is None:
+        return ""
+    return "not kept: the stacks in them cannot be redacted"
 
 
 def _answered(context: Context, crash: Crash, part: str, answer: Answer) -> None:

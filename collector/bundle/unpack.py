@@ -34,6 +34,9 @@ _MAX_WINDOW = 128 << 20  # bytes that a decompressor remembers
 _MAX_HEAD = 1 << 20  # bytes of a member's heads, with a map of holes
 _FULL = 1 << 20  # bytes that must stay free on the disk
 _NO_BUNDLE = "no bundle of coreward's"
+# what `tarfile` raises: IndexError where a map of holes is cut off, RecursionError for a head
+# before a head before a head, and so on
+_DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
 
 
 class Unpacked:
@@ -96,7 +99,7 @@ def unpack(path: Path, folder: Path, *, whole: bool) -> Unpacked:
             raise BundleError(f"{path}: {error}") from None
         except zstandard.ZstdError as error:
             raise BundleError(f"{path}: {_NO_BUNDLE}, or damaged: {error}") from None
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except _DAMAGED as error:
             raise BundleError(f"{path}: {_NO_BUNDLE}, or damaged: {error}") from None
 
 

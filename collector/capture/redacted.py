@@ -11,8 +11,10 @@ Registers of 8 bytes stay; vector registers, through which copies of texts go, d
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -25,7 +27,7 @@ from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Thread
 from collector.linux.procfs import parse_stat
 from collector.policy.types import MappingKind
 from collector.ranges import Range, inside, outside, union
-from collector.redact.rules import LEAST_SECRET, OutOfTime, Rules
+from collector.redact.rules import OutOfTime, Rules, fitting
 from collector.redact.types import ARGUMENTS, ENVIRONMENT, MAPPINGS, REACH, Redact
 from collector.redact.words import argument_spans, environment_spans
 
@@ -53,6 +55,7 @@ class Redactor:
         self.secrets: dict[str, list[bytes]] = {}
         if redact.texts:
             self._find_words(text.stat, read)
+        self._reach = [*accumulate((span[1] for span in self.spans), max)]  # how far the first do
         self.rules = Rules(redact, self.secrets)
         self._cmdline = text.cmdline
 
@@ -76,6 +79,14 @@ class Redactor:
             if start + len(data) < end:  # nobody knows what is there
                 self.spans.append((start + len(data), end, rule))
         self.spans.sort()
+
+    def spans_in(self, start: int, end: int) -> Iterator[tuple[int, int, str]]:
+        """Those that reach into [start, end)."""
+        index = bisect.bisect_right(self._reach, start)
+        while index < len(self.spans) and self.spans[index][0] < end:
+            if self.spans[index][1] > start:
+                yield self.spans[index]
+            index += 1
 
     def view(self, memory: Memory, fill: bytes = b"\0") -> RedactedMemory:
         """That memory as one core of the process may have it. fill: the byte that is put in the
@@ -138,10 +149,10 @@ class Redactor:
         room = _MOST_TOLD
         found: dict[str, list[str]] = {}
         for rule, values in self.secrets.items():
-            for value in values:
-                room -= len(value)
-                if len(value) >= LEAST_SECRET and room >= 0:
-                    found.setdefault(rule, []).append(value.decode("latin-1"))
+            chosen, _ = fitting(values, room)
+            room -= sum(len(value) for value in chosen)
+            if chosen:
+                found[rule] = [value.decode("latin-1") for value in chosen]
         return found
 
 
@@ -182,9 +193,16 @@ class RedactedMemory:
 
     @property
     def why_unseen(self) -> str:
-        """What is said of these bytes."""
-        most = self._redactor.redact.time
-        return f"{self.unseen} bytes were not looked through in time, and are zero ({most:g} s)"
+        """What is said of these bytes, and of values that are not looked for; else empty."""
+        most, unwatched = self._redactor.redact.time, self._redactor.rules.unwatched
+        parts = []
+        if self.unseen:
+            parts.append(
+                f"{self.unseen} bytes were not looked through in time, and are zero ({most:g} s)"
+            )
+        if unwatched:
+            parts.append(f"{unwatched} values are too much to be looked for elsewhere in memory")
+        return "; ".join(parts)
 
     def counts(self, held: Iterable[Range]) -> dict[str, int]:
         """How often each rule was found, by its name. held: what the core has of the process."""
@@ -205,11 +223,10 @@ class RedactedMemory:
         before, behind = self._before(address), self._behind(end)
         data = bytearray(b"".join((before, view, behind)))
         base, own = address - len(before), (len(before), len(before) + len(view))
-        for start, stop, rule in self._redactor.spans:
+        for start, stop, rule in self._redactor.spans_in(base, base + len(data)):
             low, high = max(start, base), min(stop, base + len(data))
-            if low < high:
-                data[low - base : high - base] = self._fill * (high - low)
-                self._found[rule] += address <= start < end
+            data[low - base : high - base] = self._fill * (high - low)
+            self._found[rule] += address <= start < end
         if not self._redactor.clear(data, self._found, own, self._fill):
             self.unseen += len(view)
         view[:] = data[own[0] : own[1]]

@@ -286,9 +286,8 @@ class Core:
         return source, patches, lambda note: source.note(note, held)
 
     def _unseen(self, source: RedactedMemory | None) -> dict[str, str]:
-        if source is None or not source.unseen:
-            return {}
-        return {"redaction": source.why_unseen}
+        why = "" if source is None else source.why_unseen
+        return {"redaction": why} if why else {}
 
     def _note(self, capture: Capture, plan: Plan) -> CorewardNote:
         note = CorewardNote(

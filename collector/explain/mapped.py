@@ -6,6 +6,7 @@ process: paths are names, not permissions, and memory may be absent or nonsense.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import struct
@@ -17,6 +18,7 @@ from collector.arch.x86_64 import PAGE
 from collector.elfcore.notes import iter_notes
 from collector.elfcore.types import FileEntry, Prot, Segment
 from collector.errors import CoreFormatError
+from collector.ranges import union
 
 _NT_GNU_BUILD_ID = 3  # elf(5)
 _MAX_NOTE_SEGMENT = 4096  # bytes of an object's notes that are looked at
@@ -36,12 +38,13 @@ def mapped_objects(files: Sequence[FileEntry], segments: Sequence[Segment]) -> l
 
     A small core may have no segment for code at all: then any mapped file may be an object.
     """
-    code = [s for s in segments if s.flags & Prot.X and s.memsz]
-    return [
-        file
-        for file in _join(files)
-        if not code or any(s.vaddr < file.end and file.start < s.vaddr + s.memsz for s in code)
-    ]
+    code = union((s.vaddr, s.vaddr + s.memsz) for s in segments if s.flags & Prot.X and s.memsz)
+
+    def has_code(file: MappedFile) -> bool:
+        first = bisect.bisect_right(code, file.start, key=lambda area: area[1])
+        return first < len(code) and code[first][0] < file.end
+
+    return [file for file in _join(files) if not code or has_code(file)]
 
 
 def _join(entries: Sequence[FileEntry]) -> Iterator[MappedFile]:
@@ -49,7 +52,7 @@ def _join(entries: Sequence[FileEntry]) -> Iterator[MappedFile]:
     current: MappedFile | None = None
     for entry in entries:
         if current is not None and entry.path == current.path and entry.offset != 0:
-            current = current._replace(end=entry.end)
+            current = current._replace(end=max(current.end, entry.end))
             continue
         if current is not None:
             yield current

@@ -19,6 +19,7 @@ _REACH = 4 << 20  # bytes below it that are looked at: there may be as many poin
 _MOST = 256 << 10  # bytes of variables
 _MOST_ONE = 32 << 10  # bytes of one
 _MOST_COUNT = 4096
+_MAX_AUXV = 1024  # bytes; the kernel's has 416 at most. What is looked for in all of that memory
 
 
 def environment(auxv: bytes, read: Read) -> bytes:
@@ -28,7 +29,7 @@ def environment(auxv: bytes, read: Read) -> bytes:
     """
     whole = auxv[: len(auxv) & -16]
     mark = dict(struct.iter_unpack("<QQ", whole)).get(_AT_RANDOM)
-    if not mark or not whole:
+    if not mark or not 0 < len(whole) <= _MAX_AUXV:
         return b""
     below = _below(mark, read)
     at = below.rfind(whole)

@@ -42,6 +42,10 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
     def all_of(words: list[str] | None) -> list[str] | None:
         return None if words is None else [hide(word) for word in words]
 
+    def arguments(words: list[str] | None) -> list[str] | None:
+        hidden = None if words is None else hidden_arguments(words, redact.arguments, HIDDEN)
+        return all_of(hidden)
+
     attributes = {
         name: HIDDEN if is_named(name, redact.environment) else hide(value)
         for name, value in record.attributes.items()
@@ -49,7 +53,10 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
     killer, diagnosis = record.killer, record.diagnosis
     if killer is not None:
         killer = replace(
-            killer, cmdline=all_of(killer.cmdline), comm=maybe(killer.comm), exe=maybe(killer.exe)
+            killer,
+            cmdline=arguments(killer.cmdline),
+            comm=maybe(killer.comm),
+            exe=maybe(killer.exe),
         )
     if diagnosis is not None:
         evidence = diagnosis.evidence
@@ -64,14 +71,11 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
         diagnosis = replace(diagnosis, evidence=evidence)
     logs = record.logs and [replace(line, message=hide(line.message)) for line in record.logs]
     opened = record.descriptors
-    cmdline = record.cmdline
-    if cmdline is not None:
-        cmdline = hidden_arguments(cmdline, redact.arguments, HIDDEN)
     return replace(
         record,
         comm=hide(record.comm),
         exe=maybe(record.exe),
-        cmdline=all_of(cmdline),
+        cmdline=arguments(record.cmdline),
         thread_name=maybe(record.thread_name),
         reason=maybe(record.reason),
         trigger=maybe(record.trigger),

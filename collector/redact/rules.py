@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import re2
 
+from collector.ranges import Range
 from collector.redact.types import ENVIRONMENT, Redact
 from collector.redact.words import assignment_regex
 
@@ -20,6 +21,8 @@ LEAST_SECRET = 6  # bytes of a value that is looked for wherever it may be
 _PIECE = 1024  # bytes of a value that are looked for together
 _MOST_SECRETS = 64 << 10  # bytes of all values
 _AT_ONCE = 2.0  # seconds for one piece of memory; more are a piece that is made to take long
+_FEW = 32  # values of one rule that are looked for in one pass with all else
+_STEP = 16 << 10  # bytes in which more are looked for at a time: these may take seconds for a MiB
 _ENGINE = 64 << 20  # bytes of memory that RE2 may take for one expression
 
 
@@ -35,6 +38,14 @@ class Hit(NamedTuple):
     end: int
 
 
+class _Rule(NamedTuple):
+    """An expression, and whether it is looked for in steps: of texts that are as they are."""
+
+    name: str
+    regex: Any
+    in_steps: bool = False
+
+
 class Rules:
     """Not thread-safe: one thread looks at a time."""
 
@@ -43,27 +54,24 @@ class Rules:
     ) -> None:
         """secrets: by the rule that found them, values which are redacted wherever they are."""
         self.left = redact.time  # seconds
-        self._rules: list[tuple[str, Any]] = []
+        self._rules: list[_Rule] = []
         self.unwatched = 0  # values that are too many to be looked for
         if redact.environment:
-            self._rules.append((ENVIRONMENT, compiled(assignment_regex(redact.environment))))
+            regex = compiled(assignment_regex(redact.environment))
+            self._rules.append(_Rule(ENVIRONMENT, regex))
         # apart from that: a name that it takes in may have one of the values
         for name, values in (secrets or {}).items():
             if pieces := self._pieces(values):
-                self._rules.append((name, compiled(b"|".join(map(re2.escape, pieces)))))
-        self._rules += [(p.name, compiled(p.regex.encode())) for p in redact.patterns]
-        self._any = _any_of([regex for _, regex in self._rules])
+                regex = compiled(b"|".join(map(re2.escape, pieces)))
+                self._rules.append(_Rule(name, regex, in_steps=len(pieces) > _FEW))
+        self._rules += [_Rule(p.name, compiled(p.regex.encode())) for p in redact.patterns]
+        self._any = _any_of([rule.regex for rule in self._rules if not rule.in_steps])
 
     def _pieces(self, values: Iterable[bytes]) -> list[bytes]:
-        room = _MOST_SECRETS
+        chosen, left_out = fitting(values, _MOST_SECRETS)
+        self.unwatched += left_out
         found: dict[bytes, None] = {}
-        for value in sorted(set(values), key=len, reverse=True):
-            if len(value) < LEAST_SECRET:
-                continue
-            room -= len(value)
-            if room < 0:
-                self.unwatched += 1
-                continue
+        for value in reversed(chosen):  # of two that begin alike the longer one is found
             parts = (value[at : at + _PIECE] for at in range(0, len(value), _PIECE))
             found.update((part, None) for part in parts if len(part) >= LEAST_SECRET)
         return list(found)
@@ -77,16 +85,13 @@ class Rules:
             if self.left <= 0:
                 raise OutOfTime
             most = min(self.left, _AT_ONCE)
-            if self._any is not None and self._any.search(data) is None:
-                return
-            for name, regex in self._rules:
-                group = 1 if regex.groups else 0
-                for match in regex.finditer(data):
-                    start, end = match.span(group)
-                    if start < 0:  # the group took no part: what matched is redacted
-                        start, end = match.span()
-                    if start < end:
-                        yield Hit(name, start, end)
+            nothing = self._any is not None and self._any.search(data) is None
+            for rule in self._rules:
+                if nothing and not rule.in_steps:
+                    continue
+                for span in _spans_in_steps(rule, data) if rule.in_steps else _spans(rule, data):
+                    if span[0] < span[1]:
+                        yield Hit(rule.name, *span)
                     if time.thread_time() - began > most:
                         raise OutOfTime
         finally:
@@ -103,6 +108,40 @@ class Rules:
             at = max(at, hit.end)
         parts.append(data[at:])
         return b"".join(parts).decode("utf-8", "surrogateescape")
+
+
+def _spans(rule: _Rule, data: bytes) -> Iterator[Range]:
+    """What is redacted of each match."""
+    group = 1 if rule.regex.groups else 0
+    for match in rule.regex.finditer(data):
+        start, end = match.span(group)
+        yield (start, end) if start >= 0 else match.span()  # the group took no part: all of it
+
+
+def _spans_in_steps(rule: _Rule, data: bytes) -> Iterator[Range]:
+    """The same of texts of at most _PIECE bytes; an empty span after each step, for the clock."""
+    at = 0
+    while at < len(data):
+        following = at + _STEP
+        for match in rule.regex.finditer(data, at, min(following + _PIECE - 1, len(data))):
+            start, end = match.span()
+            if start >= following:
+                break
+            yield start, end
+            following = max(following, end)
+        at = following
+        yield at, at
+
+
+def fitting(values: Iterable[bytes], room: int) -> tuple[list[bytes], int]:
+    """The values that are looked for in other places, the shortest first, as many as have `room`
+    bytes together; and how many others there are. One that is huge costs no other its place."""
+    found = sorted((v for v in set(values) if len(v) >= LEAST_SECRET), key=lambda v: (len(v), v))
+    for number, value in enumerate(found):
+        room -= len(value)
+        if room < 0:
+            return found[:number], len(found) - number
+    return found, 0
 
 
 def compiled(regex: bytes) -> Any:

@@ -51,7 +51,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True):
     lost: str | None = None  # of a truncated core: what it lacks
     redacted: dict[str, int] = {}  # rule -> how often the core has zeros for it
     secrets: dict[str, list[str]] = {}  # by rule, what is to be hidden in texts as well
-    unseen: str = ""  # what was zeroed because there was no time to look through it
+    unseen: str = ""  # what there was no time to look through, or too much to look for
 
 
 class Redacted(NamedTuple):
@@ -224,5 +224,5 @@ def _write(
         core,
         redacted=view.counts(held),
         secrets=secrets,
-        unseen=view.why_unseen if view.unseen else "",
+        unseen=view.why_unseen,
     )

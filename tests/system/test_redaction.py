@@ -80,7 +80,10 @@ def explained_slowly(running_agent: RunningAgent, folder: Path) -> tuple[Victim,
             victim.go()
             victim.wait()
         wanted = rf"^\S+ [0-9a-f]{{16}} pid {victim.pid} "
-        while not any(re.search(wanted, line) for line in running_agent.lines):
+        while (
+            not any(re.search(wanted, line) for line in running_agent.lines)
+            and time.monotonic() < deadline
+        ):
             child = stop_one_that_explains(running_agent)
             if child is not None:
                 return victim, child

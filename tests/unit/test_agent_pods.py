@@ -53,6 +53,17 @@ def test_a_crash_that_was_released(make: Make, tmp_path: Path) -> None:
     assert agent.record().pod == NAMED
 
 
+def test_samples_of_a_pod_whose_rule_redacts(make: Make, tmp_path: Path) -> None:
+    # GIVEN a policy that watches a namespace, and redacts what dies
+    containerd(tmp_path)
+    agent = make(
+        "defaults: {redact: {mappings: [heap]}}\nwatch: [{name: w, match: {namespace: shop}}]\n"
+    )
+    # THEN its samples are not kept, which is said
+    dies(agent)
+    assert agent.record().lost["samples"] == "not kept: the stacks in them cannot be redacted"
+
+
 def test_names_of_one_that_is_held_are_looked_for_when_it_has_ended(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

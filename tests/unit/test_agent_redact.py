@@ -69,6 +69,22 @@ def test_no_record_on_disk_has_what_is_redacted(make: Make) -> None:
         assert not any(word in msgspec.json.encode(one) for one in agent.writes)
 
 
+@pytest.mark.parametrize(("redact", "asked"), [("{mappings: [heap]}", []), ("{}", ["asked"])])
+def test_samples_of_what_had_another_name_are_not_asked_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, redact: str, asked: list[str]
+) -> None:
+    # GIVEN a process that no `watch` rule names when it dies; the recorder may have samples of it
+    agent = make(f"defaults: {{redact: {redact}}}\nwatch: [{{name: w, match: {{uid: 7}}}}]")
+    said: list[str] = []
+    monkeypatch.setattr(agent.context.recorder, "ask", lambda *_: bool(said.append("asked")))
+    # WHEN it dies, THEN nobody asks for them where something is redacted
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    assert (said, "samples" in agent.record().lost) == (asked, False)
+
+
 def test_a_policy_that_redacts_nothing_leaves_all_as_it_was(make: Make) -> None:
     agent = prepared(make, "")
     agent.settle()

@@ -99,6 +99,23 @@ def endless_map() -> bytes:
     return archive(manifest(), [*map_(FILES)[:1], head])
 
 
+def heads_of_heads() -> bytes:
+    """A member with a thousand extended headers, each before the next."""
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 11
+    one = head.tobuf() + b"11 path=ab\n" + padding(11)
+    return archive(manifest(), [*map_(FILES)[:1], one * 1000, member("core", FILES["core"])])
+
+
+def cut_off_map() -> bytes:
+    """A core with GNU's old map of holes, which is to go on, and does not."""
+    head = bytearray(tarfile.TarInfo("core").tobuf(tarfile.GNU_FORMAT))
+    head[156:157], head[482] = tarfile.GNUTYPE_SPARSE, 1
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return member("manifest.json", manifest()) + map_(FILES)[0] + bytes(head)
+
+
 def backwards() -> bytes:
     head = sparse_head("core", 1000, [(500, 510), (0, 10)], 0)
     return archive(manifest(), [*map_(FILES)[:1], head + bytes(20) + padding(20)])
@@ -148,6 +165,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "file as a folder": (renamed("sysroot/lib/a.so/b"), "Not a directory|File exists"),
     "endless names": (endless_names, "endless heads"),
     "endless map": (endless_map, "endless heads"),
+    "heads of heads": (heads_of_heads, "damaged: maximum recursion"),
+    "map that is cut off": (cut_off_map, "no bundle of coreward's, or damaged"),
     "map that goes back": (backwards, "a map of holes that is impossible"),
     "build-id": (
         lambda: archive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -108,6 +109,27 @@ def test_in_a_core_without_code_segments_any_mapped_file_may_be_an_object() -> N
         MappedFile("/lib/a.so", 0x1000, 0x5000),
         MappedFile("/usr/share/data", 0x7000, 0x8000),
     ]
+
+
+def test_pieces_that_go_back_do_not_end_an_object_before_it_begins() -> None:
+    # GIVEN a damaged list, and code that lies around all of it
+    back = [entry(0x2000, 0x3000, 0, "/lib/a.so"), entry(0x500, 0x1000, 4096, "/lib/a.so")]
+    assert mapped_objects(back, [code(0, 0x9000)]) == [MappedFile("/lib/a.so", 0x2000, 0x3000)]
+
+
+def test_objects_are_found_among_overlapping_code_in_no_order() -> None:
+    random = Random(2)
+    files = [entry(at, at + 8, 0, "/lib/a.so") for at in range(1, 400, 9)]
+    for _ in range(50):
+        places = [random.randrange(400) for _ in range(12)]
+        areas = [code(at, at + random.randrange(20)) for at in places]
+        found = {file.start for file in mapped_objects(files, [*areas, code(500, 501)])}
+        assert found == {
+            file.start
+            for file in files
+            for at in areas
+            if at.memsz and at.vaddr < file.end and file.start < at.vaddr + at.memsz
+        }
 
 
 def test_the_build_id_is_found_in_the_mapped_object() -> None:

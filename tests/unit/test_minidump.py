@@ -270,6 +270,8 @@ def test_an_environment_that_leads_nowhere() -> None:
         assert environment(auxv, read) == b""
     assert environment(auxv[:16] + bytes(16), lambda *_: b"") == b""
     assert environment(b"", read) == b""
+    # AND one that is longer than any kernel's is not looked for
+    assert environment(auxv * 40, lambda *_: pytest.fail("it was")) == b""
 
 
 def test_a_core_without_threads_is_refused(case: Case) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -20,13 +21,13 @@ from collector.cli import redaction
 from collector.cli.redaction import redaction_by
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
-from collector.model import Record
+from collector.model import KilledBy, Killer, Record
 from collector.policy.load import PolicyErrors, loads
 from collector.ranges import Range
 from collector.redact import ask
 from collector.redact.__main__ import answer
 from collector.redact.ask import Question, redacted
-from collector.redact.record import HIDDEN, withheld
+from collector.redact.record import HIDDEN, concealed, withheld
 from collector.redact.rules import OutOfTime, Rules, compiled
 from collector.redact.types import REACH, Pattern, Redact
 from collector.redact.words import argument_spans, environment_spans, hidden_arguments
@@ -253,6 +254,51 @@ def test_more_values_than_are_looked_for() -> None:
     assert ends == [1024, 2048, 3000]
 
 
+def test_a_huge_value_costs_no_other_its_place() -> None:
+    # GIVEN a variable that is longer than all that is looked for together, and a password
+    huge = b"x" * (100 << 10)
+    environment = b"BIG_TOKEN=" + huge + b"\0A_TOKEN=hunter22\0"
+    memory = Memory({STACK.start: environment, HEAP.start: b"hunter22"})
+    redact = Redact(environment=("*_TOKEN",))
+    whose = text(environment=environment)
+    # THEN the password is found wherever it is, and that the other one is not is said
+    out, counts = written(redact, memory, HEAP.start, PAGE, whose)
+    assert (out, counts) == (bytes(PAGE), {"environment": 1})
+    found = redactor(redact, memory, whose)
+    assert found.told() == {"environment": ["hunter22"]}
+    assert found.view(memory).why_unseen == (
+        "1 values are too much to be looked for elsewhere in memory"
+    )
+
+
+def test_hundreds_of_values_are_found_and_have_no_more_time() -> None:
+    # GIVEN many values, of which some lie over the borders of steps
+    random = Random(1)
+    values = [b"%04d" % number + random.randbytes(8) for number in range(300)]
+    rules = Rules(Redact(time=1000.0), {"environment": values})
+    data = bytearray(64 << 10)
+    places = [(number * 211 + 5, value) for number, value in enumerate(values)]
+    for at, value in places:
+        data[at : at + len(value)] = value
+    hits = [(hit.start, hit.end) for hit in rules.hits(bytes(data))]
+    assert hits == [(at, at + len(value)) for at, value in places]
+    # AND a time that is over, where none is found
+    rules.left = 1e-6
+    with pytest.raises(OutOfTime):
+        list(rules.hits(random.randbytes(4096)))
+
+
+def test_arguments_and_variables_that_reach_into_a_piece() -> None:
+    arguments = b"x\0-p\0ab\0-p\0cd\0-p\0ef\0"
+    memory = Memory({STACK.start: arguments})
+    found = redactor(Redact(arguments=("-p",)), memory, text(arguments))
+    first, second, third = found.spans
+    assert [*found.spans_in(STACK.start, STACK.end)] == [first, second, third]
+    assert [*found.spans_in(second[1] - 1, third[0])] == [second]
+    assert [*found.spans_in(second[0] + 1, third[0] + 1)] == [second, third]
+    assert [*found.spans_in(third[1], STACK.end)] == []
+
+
 def test_notes_have_neither_arguments_nor_vector_registers() -> None:
     arguments = b"x\0--password=hunter22\0" + NUMBER + b"\0"
     area = bytes(range(256)) * 4
@@ -310,6 +356,14 @@ def secret_record() -> Record:
 
 REDACT = Redact(patterns=(CARD,), environment=("*_TOKEN",), arguments=("--password",))
 SECRETS = {"environment": ["hunter22"]}
+
+
+def test_arguments_of_the_killer_are_hidden_as_well() -> None:
+    killer = Killer(by=KilledBy.PROCESS, cmdline=["kill", "--password", "x", "card"])
+    record = msgspec.structs.replace(numbered(1), killer=killer)
+    found = concealed(record, REDACT, lambda text: text.replace("card", "-"))
+    assert found.killer is not None
+    assert found.killer.cmdline == ["kill", "--password", HIDDEN, "-"]
 
 
 def test_a_record_has_its_texts_without_the_secrets() -> None:
