@@ -27,7 +27,6 @@ MAX_PROBLEMS = 100  # reported; more would help nobody
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_KEY = re.compile("[A-Za-z_][A-Za-z0-9_-]{0,39}")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # YAML's escapes can write one; UTF-8 cannot
 _INTEGER = re.compile("0|-?[1-9][0-9]{0,18}|0x[0-9a-fA-F]{1,16}")
 
 Parser = Callable[["Document", yaml.Node, str], Any]
@@ -126,9 +125,6 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, problem, self._here())
         node = super().compose_node(parent, index)
         self.depth -= 1
-        if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
-            problem = "half of a character (\\ud800 to \\udfff), which no text can have"
-            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
         return node
 
     def _here(self) -> Any:

@@ -400,7 +400,7 @@ PROBLEMS = [
         "known here: backend, takeover, patience, bids, max, group",
     ),
     ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
-    ('"\\e[2J\\ue000": 1', f'f:1: unknown key "\\x1b[2J\\ue000"; known here: {KNOWN}'),
+    ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
     ("[a]: 1", "f:1: a key must be text, not a list"),
     (f"? {'k' * 9000}", f'f:1: unknown key "{"k" * 80}…"; known here: {KNOWN}'),
     ("hold: {}\nhold: {}", "f:2: hold: already given on line 1"),
@@ -676,10 +676,6 @@ PROBLEMS = [
     ("\n\x01", "f:2: not YAML: character U+0001 is not allowed"),
     ("\n" + "[" * 3000, "f:2: not YAML: nested more than 20 deep"),
     ("[" + "1," * 60_000 + "]", "f:1: not YAML: more than 50000 values"),
-    (
-        '\na: ["\\ud800"]',
-        "f:2: not YAML: half of a character (\\ud800 to \\udfff), which no text can have",
-    ),
     ("#" * (1 << 20) + "#", "f: is larger than 1 MiB"),
     ("&a [*a]", "f: more than 50000 values once its aliases are followed"),
     (
