@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from collector.cli import main, render
+from collector.cli.live import _Page, live
 from collector.cli.top import lines, top_of
 from collector.model import Cause
 from collector.store.index import NAME
@@ -190,6 +191,24 @@ def test_a_terminal_is_given_back(store: Store) -> None:
         one.verb.kill()
         os.close(one.main)
         os.close(one.other)
+
+
+def test_a_line_as_wide_as_the_terminal_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(_Page, "_write", lambda _, text: written.append(text))
+    # WHEN lines are drawn
+    _Page.__new__(_Page).show(["x" * 80, "y" * 80])
+    # THEN nothing is erased where the cursor may still be on a line's last character
+    assert written == [f"\x1b[H\x1b[K{'x' * 80}\n\x1b[J{'y' * 80}"]
+
+
+def test_a_terminal_that_is_gone_before_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    main_side, other = pty.openpty()
+    with open(other, "w", closefd=True) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stdin", None)
+        os.close(main_side)
+        live(lambda _key, _height: pytest.fail("it is drawn"), 1.0)
 
 
 def test_a_terminal_that_goes_ends_it_without_a_word(store: Store) -> None:
