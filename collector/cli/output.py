@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+_DIGITS = 6  # of a width that somebody may mean
 _behind_a_pager: Terminal | None = None
 
 
@@ -43,7 +44,7 @@ def through_a_pager(shown: Terminal) -> Iterator[None]:
 
 def _columns() -> int:
     told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told) > 0:
+    if told.isdecimal() and len(told) <= _DIGITS and int(told) > 0:
         return int(told)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80

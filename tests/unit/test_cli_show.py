@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.cli import main, render
+from collector.cli import main, output, pager, render
 from collector.cli.pager import command_of
 from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
@@ -59,7 +59,7 @@ def on_terminal(columns: int, *words: str, **variables: str) -> str:
     """What the command prints on a terminal of this width, by default without a pager."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    unset = ("COLUMNS", "NO_COLOR", "COREWARD_PAGER", "SUDO_UID")
+    unset = ("COLUMNS", "NO_COLOR", "COREWARD_PAGER", *pager._LENT)
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     environment |= {"TERM": "xterm", "PAGER": "cat", **variables}
     subprocess.run([*COMMAND, *words], stdout=its, cwd=ROOT, env=environment, check=True)
@@ -204,7 +204,14 @@ def test_which_pager_it_is() -> None:
     assert command_of({"PAGER": "no-such-program -x"}) is command_of({"PAGER": "'"}) is None
     assert command_of({"PAGER": "cat -n", "COREWARD_PAGER": "head -n 5"}) == "head -n 5"
     # AND whoever may run this alone as root chooses no program
-    assert command_of({"PAGER": "sh", "SUDO_UID": "1000"}) in ("less", None)
+    for lent in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+        assert command_of({"PAGER": "sh", lent: "1000"}) in ("less", None)
+
+
+@pytest.mark.parametrize("told", ["", "0", "-3", "x", "9" * 5000])
+def test_a_width_that_makes_no_sense_is_none(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", told)
+    assert 0 < output._columns() < 1_000_000
 
 
 def test_list_json_is_the_records(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
