@@ -21,7 +21,7 @@ import pytest
 
 from collector.cli import main, render
 from collector.cli.live import _Page, live
-from collector.cli.top import lines, top_of
+from collector.cli.top import Deaths, lines, top_of
 from collector.model import Cause
 from collector.store.index import NAME
 from collector.store.store import Store
@@ -102,6 +102,15 @@ def test_deaths_that_one_record_stands_for_come_evenly(store: Store) -> None:
     assert (deaths.minute, deaths.hour, deaths.day) == (60, 3600, 7200)
     # AND none of them counts when it is over for a day
     assert top_of(store, NOW + datetime.timedelta(days=2), "hour").units == []
+
+
+def test_what_a_wrong_clock_has_left_in_the_future_does_not_count(store: Store) -> None:
+    # GIVEN deaths of tomorrow, a storm that begins there, and one death of now
+    store.put(death(1, COUNT, time=ago(-86400)))
+    store.put(death(2, COUNT, time=ago(-60), last=ago(-120), count=50))
+    store.put(death(3, COUNT, time=NOW))
+    # THEN the last minute has one
+    assert top_of(store, NOW, "hour").deaths == Deaths(minute=1, hour=1, day=1)
 
 
 def test_json_once_and_line_by_line(
