@@ -52,6 +52,22 @@ def _columns() -> int:
         return 80
 
 
+def open_closed() -> None:
+    """Have those of the three standard descriptors that were closed lead nowhere.
+
+    Else the next file that is opened, of the store say, would be one, and get what is printed.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (for good)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def say_no_more() -> None:
     """What is printed from now on, or waits to be, goes nowhere, and is no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
