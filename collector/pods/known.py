@@ -38,6 +38,7 @@ _EACH_BYTES = 1024  # of one beside its texts
 _PAIR_BYTES = 32  # of a label or an annotation beside its texts
 _MOST_WAITING = 1024  # that have begun, or were asked for
 _LOOK_AGAIN_S = 10.0  # for what was not there
+_SELDOM_S = 60.0  # the same of runtimes, where there is one
 _ID = re.compile("[0-9a-f]{64}")
 
 
@@ -152,8 +153,8 @@ class Pods:
             if self._asked:
                 return 0
             times = [at for at, _ in self._begun.values()]
-        if watches and not self._watched:  # after a boot we may be there before the runtime is
-            times.append(self._watch_at)
+        if watches:  # after a boot we may be there before the runtime is, or after another one
+            times.append(self._watch_at + (_SELDOM_S if self._watched else 0))
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _watch(self, notify: Inotify) -> None:
@@ -171,7 +172,10 @@ class Pods:
             except OSError:
                 continue
             try:
-                self._watched[notify.watch(f"/proc/self/fd/{fd}")] = folder
+                number = notify.watch(f"/proc/self/fd/{fd}")
+                if number in self._watched:  # another one's, by a link
+                    continue
+                self._watched[number] = folder
                 with os.scandir(fd) as entries:
                     for entry in entries:
                         self._begins(entry.name, now)

@@ -19,7 +19,7 @@ from collector.circumstances import PodSource
 from collector.linux import inotify
 from collector.pods import known
 from collector.pods.known import Pods, _size
-from tests.unit.pod_samples import CGROUP, CONTAINERD, ID, OTHER_UID, UID, containerd, logs
+from tests.unit.pod_samples import CGROUP, CONTAINERD, DOCKER, ID, OTHER_UID, UID, containerd, logs
 from tests.unit.test_pods_files import BARE, BY_LOGS, NAMED, OPTED_OUT
 
 PATIENCE = 60.0  # seconds, for what takes milliseconds on an idle machine
@@ -75,11 +75,15 @@ def test_a_container_that_has_begun_and_ended_is_known(pods: Pods, tmp_path: Pat
     assert pods.find(cgroup, 0) == named
 
 
+@pytest.mark.parametrize("others", [False, True])
 def test_a_runtime_that_comes_after_the_agent_is_watched(
-    pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
 ) -> None:
-    # GIVEN a node that boots: the agent is there, and no folder of a runtime
+    # GIVEN a node that boots: the agent is there, and no folder of this runtime
     monkeypatch.setattr(known, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(known, "_SELDOM_S", 0.01)
+    if others:
+        (tmp_path / DOCKER).mkdir(parents=True)
     pods.start()
     # WHEN the runtime has started a container, THEN that is known before anybody asks
     containerd(tmp_path)
