@@ -171,7 +171,9 @@ def _died(store: Store, now: datetime.datetime) -> tuple[list[Died], dict[str | 
         texts.update(store.signatures.texts())
     except StoreError:  # a user's own, or no index: the records are read
         since = now - datetime.timedelta(seconds=WINDOWS[-1])
-        records = list(store.each(Filter(since=since), lambda _: None))
+        # a storm that goes on may have begun before
+        every = store.each(Filter(), lambda _: None)
+        records = [one for one in every if max(one.time, one.last or one.time) >= since]
         texts = {one.signature.id: one.signature.text or "" for one in records if one.signature}
         return of_records(records, now), texts
     return [*single, *of_records(_read(store, storms), now)], texts

@@ -163,12 +163,15 @@ def test_ages_and_moments() -> None:
         (7200, "2 h ago"),
         (30 * 86400, "30 d ago"),
         (31 * 86400, "2026-11-21 03:00:00"),
-        (-5, "0 s ago"),  # a clock that was put back
+        (-5, "0 s ago"),  # it came while we looked
+        (-3600, "2026-11-21 03:00:00"),  # a clock that was put back
     ):
         screen.now = TIME + datetime.timedelta(seconds=seconds)
         assert screen.when(TIME) == when
     screen.now = TIME + datetime.timedelta(days=40)
     assert screen.moment(TIME) == "2026-11-21 03:00:00 (40 d ago)"
+    screen.now = TIME - datetime.timedelta(days=1)
+    assert screen.moment(TIME) == "2026-11-21 03:00:00"
 
 
 def test_a_backtrace_has_colours_where_they_are_understood(store: Store) -> None:

@@ -102,6 +102,13 @@ def test_deaths_that_one_record_stands_for_come_evenly(store: Store) -> None:
     assert (deaths.minute, deaths.hour, deaths.day) == (60, 3600, 7200)
     # AND none of them counts when it is over for a day
     assert top_of(store, NOW + datetime.timedelta(days=2), "hour").units == []
+    # AND half of them when the first one was a day and an hour ago, also without an index
+    later = NOW + datetime.timedelta(hours=23)
+    assert top_of(store, later, "hour").deaths.day == 3600
+    store.close()
+    (store.path / NAME).unlink()
+    with Store(store.path, create=False, readonly=True) as without:
+        assert top_of(without, later, "hour").deaths.day == 3600
 
 
 def test_what_a_wrong_clock_has_left_in_the_future_does_not_count(store: Store) -> None:
