@@ -144,7 +144,9 @@ def test_json_once_and_line_by_line(
     assert "web.service" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--every", "1ms"], ["--every", "x"], ["-n", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--every", "1ms"], ["--every", "99999999999w"], ["--every", "x"], ["-n", "0"]]
+)
 def test_what_makes_no_sense_is_refused(store: Store, words: list[str]) -> None:
     assert main(["top", *words]) == 2
 
