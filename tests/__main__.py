@@ -4,7 +4,7 @@
 
 One lane has the system tests that are marked `alone`. The other one has those that are not, then
 those of tests/unit, then the kernels in virtual machines. What a part says is shown when it is
-over. FOLDER: those parts only. Exit status 1 if any failed.
+over. FOLDER: those parts only. Exit status 1 if any failed, 2 if there is no such part.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ LANES = (
     ("tests/system -m alone",),
     ("tests/system -m 'not alone'", "tests/unit", "tests/kernels"),
 )
+FOLDERS = sorted({part.split()[0] for lane in LANES for part in lane})
 
 
 def run(lane: tuple[str, ...], over: threading.Event) -> list[str]:
@@ -47,6 +48,9 @@ def run(lane: tuple[str, ...], over: threading.Event) -> list[str]:
 
 
 def main(folders: list[str]) -> int:
+    if unknown := set(folders) - set(FOLDERS):
+        print(f"{min(unknown)}: none of {', '.join(FOLDERS)}", file=sys.stderr)
+        return 2
     over = threading.Event()
     lanes = [
         tuple(part for part in lane if not folders or part.split()[0] in folders) for lane in LANES

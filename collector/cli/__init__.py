@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from collector import __version__
-from collector.cli.output import say_no_more, terminal
+from collector.cli.output import open_closed, say_no_more, terminal
 from collector.errors import CorewardError
 
 DEFAULT_STORE = Path("/var/lib/coreward")
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [*(sys.argv[1:] if argv is None else argv)]
     if argv is None and Path(sys.argv[0]).name == "gcore":
         words = ["gcore", "--", *words]  # which parses them as that script does
+    open_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the locale lacks is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -21,6 +21,7 @@ from types import FrameType
 _ENTER = "\x1b[?1049h\x1b[?25l"  # the other screen, without a cursor (xterm's ctlseqs)
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME, _TO_END_OF_LINE, _TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
+_USUAL_HEIGHT = 24
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 Draw = Callable[[str | None, int], list[str]]  # the key that was pressed, lines; the page
@@ -29,7 +30,7 @@ Draw = Callable[[str | None, int], list[str]]  # the key that was pressed, lines
 def live(draw: Draw, every: float) -> None:
     """Returns when `q` was pressed, or the terminal is gone."""
     page = _Page()
-    with page:
+    with contextlib.suppress(_TerminalGone), page:
         key: str | None = None
         due = time.monotonic() + every
         while True:
@@ -66,21 +67,23 @@ class _Page:
             self._ends = ends.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
+    def __exit__(self, *_: object) -> None:
         self._ends.close()
-        return kind is not None and issubclass(kind, _TerminalGone)
 
     def height(self) -> int:
-        """In lines."""
+        """In lines. 0, says a terminal that was never told its size."""
         try:
-            return os.get_terminal_size(self._out).lines
+            return os.get_terminal_size(self._out).lines or _USUAL_HEIGHT
         except OSError as error:
             raise _TerminalGone from error
 
     def show(self, lines: list[str]) -> None:
         """The page, each line as wide as the terminal at most."""
-        drawn = "\n".join(f"{line}{_TO_END_OF_LINE}" for line in lines)
-        self._write(f"{_HOME}{drawn}{_TO_END}")
+        # what was there goes first: behind a line that is full, the cursor is still on its last
+        # character, which would go instead
+        *others, last = lines or [""]
+        drawn = "".join(f"{_TO_END_OF_LINE}{line}\n" for line in others)
+        self._write(f"{_HOME}{drawn}{_TO_END}{last}")
 
     def wait(self, seconds: float) -> str | None:
         """The key that is pressed meanwhile; None after a change of size, or so many seconds."""
@@ -99,8 +102,11 @@ class _Page:
 
     def _enter(self) -> None:
         if self._in is not None:
-            self._modes = termios.tcgetattr(self._in)
-            tty.setcbreak(self._in)
+            try:
+                self._modes = termios.tcgetattr(self._in)
+                tty.setcbreak(self._in)
+            except termios.error as error:
+                raise _TerminalGone from error
         self._write(_ENTER)
 
     def _leave(self) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+_DIGITS = 6  # of a width that somebody may mean
 _behind_a_pager: Terminal | None = None
 
 
@@ -43,12 +44,28 @@ def through_a_pager(shown: Terminal) -> Iterator[None]:
 
 def _columns() -> int:
     told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told) > 0:
+    if told.isdecimal() and len(told) <= _DIGITS and int(told) > 0:
         return int(told)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+def open_closed() -> None:
+    """Have those of the three standard descriptors that were closed lead nowhere.
+
+    Else the next file that is opened, of the store say, would be one, and get what is printed.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (for good)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def say_no_more() -> None:

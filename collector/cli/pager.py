@@ -1,8 +1,9 @@
 """Long output on a terminal goes through a pager, as git's does.
 
 `$COREWARD_PAGER`, `$PAGER` or less(1), which ends by itself where one screen is enough. Not in a
-pipe, not with --no-pager, not on a terminal that can do nothing (`TERM=dumb`). Under sudo it is
-less(1) that starts no other program: whoever may run this command as root may not run a shell.
+pipe, not with --no-pager, not on a terminal that can do nothing (`TERM=dumb`). Under sudo, doas
+and pkexec it is less(1) that starts no other program: whoever may run this command as root may not
+run a shell.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 
 from collector.cli.output import Terminal, say_no_more, terminal, through_a_pager
 
+_LENT = frozenset(("SUDO_UID", "DOAS_USER", "PKEXEC_UID"))
 _LESS = {"LESS": "FRX", "LV": "-c"}  # colours, and no screen of its own
 
 
@@ -35,7 +37,7 @@ def paged() -> Iterator[None]:
 
 def command_of(environment: Mapping[str, str]) -> str | None:
     """What the shell runs; None: no pager."""
-    if "SUDO_UID" in environment:
+    if _is_lent(environment):
         return "less" if shutil.which("less") else None
     command = environment.get("COREWARD_PAGER", environment.get("PAGER", "less")).strip()
     try:
@@ -45,10 +47,15 @@ def command_of(environment: Mapping[str, str]) -> str | None:
     return command if words and words != ["cat"] and shutil.which(words[0]) else None
 
 
+def _is_lent(environment: Mapping[str, str]) -> bool:
+    """Whether somebody may run us as another user, and perhaps nothing else."""
+    return not _LENT.isdisjoint(environment)
+
+
 @contextlib.contextmanager
 def _running(command: str, shown: Terminal) -> Iterator[None]:
     environment = {**_LESS, **os.environ}
-    if "SUDO_UID" in environment:
+    if _is_lent(environment):
         environment = {**environment, **_LESS, "LESSSECURE": "1"}
     sys.stdout.flush()
     pager = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, env=environment)

@@ -21,6 +21,7 @@ GAP = "  "
 _RED, _DIM, _BOLD, _PLAIN = "\x1b[31m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 _AGES = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _OLD = datetime.timedelta(days=30)  # of which a date says more than an age
+_AHEAD = datetime.timedelta(minutes=1)  # more is no death that came while we looked
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -153,15 +154,17 @@ class Screen:
         self._colours = shown is not None and shown.colours
 
     def when(self, time: datetime.datetime) -> str:
-        """A time in a table: its age, for a month; in a pipe local time."""
-        if self.now is None or self.now - time > _OLD:
+        """A time in a table: its age, for a month; in a pipe, and of the future, local time."""
+        if self.now is None or not -_AHEAD <= self.now - time <= _OLD:
             return local_time(time)
         return age(time, self.now)
 
     def moment(self, time: datetime.datetime, *, exact: bool = False) -> str:
         """A time that somebody will look for elsewhere: on a terminal with its age."""
         told = local_time(time, exact=exact)
-        return told if self.now is None else f"{told} ({age(time, self.now)})"
+        if self.now is None or time - self.now > _AHEAD:
+            return told
+        return f"{told} ({age(time, self.now)})"
 
     def red(self, text: str) -> str:
         return self._in(_RED, text)

@@ -24,6 +24,7 @@ from collector.store.store import Store
 
 _EVERY = "2s"
 _FEWEST_S = 0.1
+_MOST_S = 86400.0
 _USUAL = 10  # of each kind, in a pipe
 _LONGEST = 200  # characters of a name that a table shows
 _AROUND = 5  # lines that are no rows: the head, two headings, blank ones
@@ -89,6 +90,8 @@ class TopVerb:
         every = parsed("--every", parse_duration, args.every)
         if every < _FEWEST_S:
             raise UsageError(f"--every {args.every}: must be at least {_FEWEST_S * 1000:.0f}ms")
+        if every > _MOST_S:
+            raise UsageError(f"--every {args.every}: must be at most 1d")
         if args.limit is not None and args.limit < 1:
             raise UsageError(f"--limit {args.limit}: must be at least 1")
 
@@ -171,7 +174,9 @@ def _died(store: Store, now: datetime.datetime) -> tuple[list[Died], dict[str | 
         texts.update(store.signatures.texts())
     except StoreError:  # a user's own, or no index: the records are read
         since = now - datetime.timedelta(seconds=WINDOWS[-1])
-        records = list(store.each(Filter(since=since), lambda _: None))
+        # a storm that goes on may have begun before
+        every = store.each(Filter(), lambda _: None)
+        records = [one for one in every if max(one.time, one.last or one.time) >= since]
         texts = {one.signature.id: one.signature.text or "" for one in records if one.signature}
         return of_records(records, now), texts
     return [*single, *of_records(_read(store, storms), now)], texts

@@ -46,14 +46,14 @@ class _Saved(msgspec.Struct):
 class SettingsGuard:
     """A context manager: leaving it restores. Only one guard on the machine can have taken over."""
 
-    def __init__(self, state_dir: Path, sysctl: Path = SYSCTL, lock: Path = LOCK) -> None:
+    def __init__(self, state_dir: Path, sysctl: Path = SYSCTL, lock: Path | None = None) -> None:
         """`settings.json` is kept in `state_dir`, which is made (0700) when first needed.
 
         lock: a file that no other user can open, so that none can lock it.
         """
         self.file = state_dir / "settings.json"
         self._sysctl = sysctl
-        self._lock_file = lock
+        self._lock_file = lock or LOCK
         self._lock: int | None = None
         self._spare: Spare | None = None  # so that a restore can open what it needs
 

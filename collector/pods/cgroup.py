@@ -30,6 +30,7 @@ _COLONS = re.compile(rf"(?:cri-containerd|crio|docker):(?P<id>{_HEX_ID})")
 _RUNTIME = re.compile(r"(?:containerd|docker|crio|k3s(?:-agent)?|rke2-(?:server|agent))\.service")
 _ANY_ID = re.compile(rf"(?<![0-9a-f]){_HEX_ID}(?![0-9a-f])")
 _UNITS = (".service", ".scope")  # of systemd, that may have made what is below them
+_LXC = re.compile(r"lxc(?:\..*)?")  # its containers have names of people, and a cgroup of their own
 _DELETED = " (deleted)"  # says the kernel of a cgroup that a process has outlived: cgroups(7)
 _LONGEST = 4096  # characters of a path, PATH_MAX
 
@@ -61,9 +62,13 @@ def in_pod(path: str) -> InPod | None:
         return InPod(
             uid=found["uid"].replace("_", "-"),
             container_id=None if container is None else container["id"],
-            nested=any(_ANY_ID.search(one) or one.endswith(_UNITS) for one in above),
+            nested=any(_others_make_cgroups_in(one) for one in above),
         )
     return None
+
+
+def _others_make_cgroups_in(part: str) -> bool:
+    return bool(_ANY_ID.search(part) or part.endswith(_UNITS) or _LXC.fullmatch(part))
 
 
 def _is_kubelets(prefix: str, above: list[str]) -> bool:

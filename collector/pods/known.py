@@ -16,9 +16,11 @@ import logging
 import os
 import re
 import select
+import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 from collector.circumstances import Pod, PodSource
@@ -33,8 +35,10 @@ PATIENCE_S = 0.2  # that somebody waits for names, usually a tenth of a millisec
 _TRIES_S = (0.05, 0.25, 1.0, 4.0)  # after its folder was made: its files come a little later
 _MOST_BYTES = 512 << 10  # of all that is kept
 _EACH_BYTES = 1024  # of one beside its texts
+_PAIR_BYTES = 32  # of a label or an annotation beside its texts
 _MOST_WAITING = 1024  # that have begun, or were asked for
 _LOOK_AGAIN_S = 10.0  # for what was not there
+_SELDOM_S = 60.0  # the same of runtimes, where there is one
 _ID = re.compile("[0-9a-f]{64}")
 
 
@@ -59,6 +63,7 @@ class Pods:
         self._begun: OrderedDict[str, tuple[float, int]] = OrderedDict()  # id -> when, which try
         self._asked: list[_Asked] = []
         self._watched: dict[int, str] = {}
+        self._unwatched: set[str] = set()  # folders that are there, and of which nothing is told
         self._watch_at = 0.0
         self._wake: int | None = None
         self._thread: threading.Thread | None = None
@@ -121,17 +126,20 @@ class Pods:
     def _run(self) -> None:
         assert self._wake is not None
         try:
-            with Inotify() as notify, contextlib.closing(select.epoll()) as ready:
-                ready.register(notify, select.EPOLLIN)
+            with _inotify() as notify, contextlib.closing(select.epoll()) as ready:
+                if notify is not None:
+                    ready.register(notify, select.EPOLLIN)
                 ready.register(self._wake, select.EPOLLIN)
                 while not self._closed:
-                    self._watch(notify)
+                    if notify is not None:
+                        self._watch(notify)
                     self._answer()
                     self._read_begun()
-                    ready.poll(self._timeout_s())
+                    ready.poll(self._timeout_s(watches=notify is not None))
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
-                    self._take(notify)
+                    if notify is not None:
+                        self._take(notify)
         except Exception:
             log.exception("pods: names of containers are not read any more")
             self._closed = True
@@ -140,11 +148,13 @@ class Pods:
                 wake, self._wake = self._wake, None
             os.close(wake)
 
-    def _timeout_s(self) -> float | None:
+    def _timeout_s(self, *, watches: bool) -> float | None:
         with self._lock:
             if self._asked:
                 return 0
             times = [at for at, _ in self._begun.values()]
+        if watches:  # after a boot we may be there before the runtime is, or after another one
+            times.append(self._watch_at + (_SELDOM_S if self._watched else 0))
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _watch(self, notify: Inotify) -> None:
@@ -162,12 +172,18 @@ class Pods:
             except OSError:
                 continue
             try:
-                self._watched[notify.watch(f"/proc/self/fd/{fd}")] = folder
+                number = notify.watch(f"/proc/self/fd/{fd}")
+                if number in self._watched:  # another one's, by a link
+                    continue
+                self._watched[number] = folder
                 with os.scandir(fd) as entries:
                     for entry in entries:
                         self._begins(entry.name, now)
+                self._unwatched.discard(folder)
             except OSError as error:
-                log.warning("pods: %s cannot be watched: %s", folder, error.strerror)
+                if folder not in self._unwatched:
+                    log.warning("pods: %s cannot be watched: %s", folder, error.strerror)
+                self._unwatched.add(folder)
             finally:
                 os.close(fd)
 
@@ -232,11 +248,28 @@ class Pods:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
 
 
+@contextlib.contextmanager
+def _inotify() -> Iterator[Inotify | None]:
+    """None: a user has so many of them only. Names are read for those that ask then."""
+    with contextlib.ExitStack() as ends:
+        try:
+            notify = ends.enter_context(Inotify())
+        except OSError as error:
+            log.warning("pods: new containers are not told: inotify(7): %s", error.strerror)
+            notify = None
+        yield notify
+
+
 def _bare(one: InPod) -> Pod:
     return Pod(uid=one.uid, container_id=one.container_id, source=PodSource.CGROUP)
 
 
 def _size(pod: Pod) -> int:
-    texts = (pod.name, pod.namespace, pod.container, pod.image)
+    """As it lies in memory, where a character takes up to four bytes."""
+    texts = (pod.uid, pod.name, pod.namespace, pod.container, pod.container_id, pod.image)
     pairs = (*pod.labels.items(), *pod.annotations.items())
-    return _EACH_BYTES + sum(len(t or "") for t in texts) + sum(len(k + v) + 128 for k, v in pairs)
+    return (
+        _EACH_BYTES
+        + sum(sys.getsizeof(text) for text in texts if text is not None)
+        + sum(sys.getsizeof(k) + sys.getsizeof(v) + _PAIR_BYTES for k, v in pairs)
+    )

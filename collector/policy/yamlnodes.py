@@ -27,6 +27,7 @@ MAX_PROBLEMS = 100  # reported; more would help nobody
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_KEY = re.compile("[A-Za-z_][A-Za-z0-9_-]{0,39}")
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16: "\ud800" in YAML is one
 _INTEGER = re.compile("0|-?[1-9][0-9]{0,18}|0x[0-9a-fA-F]{1,16}")
 
 Parser = Callable[["Document", yaml.Node, str], Any]
@@ -284,12 +285,14 @@ def choice(values: Mapping[str, Any]) -> Parser:
 
 
 def scalar(node: yaml.Node, path: str, what: str) -> str:
-    """The characters of a scalar that has a value."""
+    """The characters of a scalar that has a value; they can be encoded."""
     if is_null(node):
         raise Problem(node, path, f"has no value; expected {what}")
     if not isinstance(node, yaml.ScalarNode) or not node.tag.startswith(_TAG):
         raise Problem(node, path, f"expected {what}, not {describe(node)}")
     value: str = node.value
+    if _HALF.search(value):
+        raise Problem(node, path, f"{quote(value)}: U+D800 to U+DFFF are no characters")
     return value
 
 

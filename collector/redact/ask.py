@@ -55,7 +55,7 @@ def wrong(regexes: Sequence[str], timeout: float = _TIME) -> list[str | None]:
     try:
         answer = _ask("collector.redact.check", msgspec.json.encode(regexes), timeout)
         return msgspec.json.decode(answer[:_MOST], type=list[str | None])
-    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError) as error:
+    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError, UnicodeError) as error:
         return [f"cannot be checked: {error}" for _ in regexes]
 
 

@@ -1,7 +1,8 @@
 """Who died in the last minute, hour and day: numbers of one look at the index.
 
 A record that stands for many deaths, of a storm, does not say when each of them was: they count as
-if they had come evenly between the first and the last one.
+if they had come evenly between the first and the last one. What a clock that was put back has left
+in the future does not count.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Recent:
         minute, hour, day = (end - window * _SECOND for window in WINDOWS)
         found = self._query(
             "SELECT unit, exe, comm, signature, sum(time >= :minute), sum(time >= :hour), "
-            "count(*), max(time) FROM deaths WHERE time >= :day AND deaths = 1 AND cause != :not "
+            "count(*), max(time) FROM deaths WHERE time BETWEEN :day AND :end "
+            "AND deaths = 1 AND cause != :not "
             "GROUP BY unit, exe, comm, signature ORDER BY max(time) DESC",
-            {"minute": minute, "hour": hour, "day": day, "not": Cause.SNAPSHOT.value},
+            {"minute": minute, "hour": hour, "day": day, "end": end, "not": Cause.SNAPSHOT.value},
         )
         return [Died(*row) for row in found]
 
@@ -76,7 +78,7 @@ def _of_record(record: Record, now: datetime.datetime) -> Died:
     first, last = record.time, max(record.last or record.time, record.time)
     count, end = record.count or 1, microseconds(now)
     minute, hour, day = (
-        count * _part(microseconds(first), microseconds(last), end - window * _SECOND)
+        count * _part(microseconds(first), microseconds(last), end - window * _SECOND, end)
         for window in WINDOWS
     )
     return Died(
@@ -91,8 +93,7 @@ def _of_record(record: Record, now: datetime.datetime) -> Died:
     )
 
 
-def _part(first: int, last: int, since: int) -> float:
-    """What part of the time from first to last comes after `since`."""
-    if last < since:
-        return 0.0
-    return 1.0 if first >= since else (last - since + 1) / (last - first + 1)
+def _part(first: int, last: int, since: int, until: int) -> float:
+    """What part of the time from first to last is in these bounds."""
+    begin, end = max(first, since), min(last, until)
+    return max(end - begin + 1, 0) / (last - first + 1)

@@ -123,8 +123,16 @@ CREATE INDEX deaths_by_time ON deaths
   (time, id, cause, signal, comm, exe, unit, closed, kept, signature, deaths, namespace, pod);
 """
 
+# Whether a death is of an episode that is counted: without its facets in the index each record of a
+# bug looked into all others of its hour, which took ever longer while many came.
+_EPISODES = f"""
+DROP INDEX deaths_by_hour;
+CREATE INDEX deaths_by_hour ON deaths (signature, time / {_HOUR}, facets)
+  WHERE signature IS NOT NULL;
+"""
+
 # The first leads from nothing to version OLDEST, each other one to the version after.
-STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES, _TALLIES, _PODS)
+STEPS = (_DEATHS, _STATE, _RETENTION, _SIGNATURES, _TALLIES, _PODS, _EPISODES)
 VERSION = OLDEST + len(STEPS) - 1
 
 

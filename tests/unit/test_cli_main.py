@@ -46,6 +46,17 @@ def test_what_makes_no_sense_is_refused(
     assert captured.err.startswith("usage: coreward")
 
 
+def test_closed_descriptors_are_no_error(tmp_path: Path) -> None:
+    Store(tmp_path / "store", create=True).close()
+    # WHEN nobody wants to read anything
+    words = f"exec {sys.executable} -m collector list --store {tmp_path}/store <&- >&-"
+    done = subprocess.run(
+        words, shell=True, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True
+    )
+    # THEN that is said to nobody
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_failure_is_one_line_and_an_exit_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

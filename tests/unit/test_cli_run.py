@@ -41,6 +41,7 @@ def test_the_past_is_caught_up_with_before_anything_is_handed_over(
     monkeypatch.setattr(run.logs, "set_up", lambda _, **__: None)
     monkeypatch.setattr(run.descriptors, "use_all", lambda: None)
     monkeypatch.setattr(run.descriptors, "make_room", lambda: None)
+    monkeypatch.setattr("collector.handoff.settings.LOCK", tmp_path / "lock")
     monkeypatch.setattr(run, "Native", Native)
     monkeypatch.setattr(run, "Pins", lambda _: None)
     monkeypatch.setattr(

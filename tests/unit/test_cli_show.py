@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.cli import main, render
+from collector.cli import main, output, pager, render
 from collector.cli.pager import command_of
 from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
@@ -59,7 +59,7 @@ def on_terminal(columns: int, *words: str, **variables: str) -> str:
     """What the command prints on a terminal of this width, by default without a pager."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    unset = ("COLUMNS", "NO_COLOR", "COREWARD_PAGER", "SUDO_UID")
+    unset = ("COLUMNS", "NO_COLOR", "COREWARD_PAGER", *pager._LENT)
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     environment |= {"TERM": "xterm", "PAGER": "cat", **variables}
     subprocess.run([*COMMAND, *words], stdout=its, cwd=ROOT, env=environment, check=True)
@@ -163,12 +163,15 @@ def test_ages_and_moments() -> None:
         (7200, "2 h ago"),
         (30 * 86400, "30 d ago"),
         (31 * 86400, "2026-11-21 03:00:00"),
-        (-5, "0 s ago"),  # a clock that was put back
+        (-5, "0 s ago"),  # it came while we looked
+        (-3600, "2026-11-21 03:00:00"),  # a clock that was put back
     ):
         screen.now = TIME + datetime.timedelta(seconds=seconds)
         assert screen.when(TIME) == when
     screen.now = TIME + datetime.timedelta(days=40)
     assert screen.moment(TIME) == "2026-11-21 03:00:00 (40 d ago)"
+    screen.now = TIME - datetime.timedelta(days=1)
+    assert screen.moment(TIME) == "2026-11-21 03:00:00"
 
 
 def test_a_backtrace_has_colours_where_they_are_understood(store: Store) -> None:
@@ -204,7 +207,14 @@ def test_which_pager_it_is() -> None:
     assert command_of({"PAGER": "no-such-program -x"}) is command_of({"PAGER": "'"}) is None
     assert command_of({"PAGER": "cat -n", "COREWARD_PAGER": "head -n 5"}) == "head -n 5"
     # AND whoever may run this alone as root chooses no program
-    assert command_of({"PAGER": "sh", "SUDO_UID": "1000"}) in ("less", None)
+    for lent in ("SUDO_UID", "DOAS_USER", "PKEXEC_UID"):
+        assert command_of({"PAGER": "sh", lent: "1000"}) in ("less", None)
+
+
+@pytest.mark.parametrize("told", ["", "0", "-3", "x", "9" * 5000])
+def test_a_width_that_makes_no_sense_is_none(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", told)
+    assert 0 < output._columns() < 1_000_000
 
 
 def test_list_json_is_the_records(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from collector.cli import main, render
-from collector.cli.top import lines, top_of
+from collector.cli.live import _Page, live
+from collector.cli.top import Deaths, lines, top_of
 from collector.model import Cause
 from collector.store.index import NAME
 from collector.store.store import Store
@@ -101,6 +102,22 @@ def test_deaths_that_one_record_stands_for_come_evenly(store: Store) -> None:
     assert (deaths.minute, deaths.hour, deaths.day) == (60, 3600, 7200)
     # AND none of them counts when it is over for a day
     assert top_of(store, NOW + datetime.timedelta(days=2), "hour").units == []
+    # AND half of them when the first one was a day and an hour ago, also without an index
+    later = NOW + datetime.timedelta(hours=23)
+    assert top_of(store, later, "hour").deaths.day == 3600
+    store.close()
+    (store.path / NAME).unlink()
+    with Store(store.path, create=False, readonly=True) as without:
+        assert top_of(without, later, "hour").deaths.day == 3600
+
+
+def test_what_a_wrong_clock_has_left_in_the_future_does_not_count(store: Store) -> None:
+    # GIVEN deaths of tomorrow, a storm that begins there, and one death of now
+    store.put(death(1, COUNT, time=ago(-86400)))
+    store.put(death(2, COUNT, time=ago(-60), last=ago(-120), count=50))
+    store.put(death(3, COUNT, time=NOW))
+    # THEN the last minute has one
+    assert top_of(store, NOW, "hour").deaths == Deaths(minute=1, hour=1, day=1)
 
 
 def test_json_once_and_line_by_line(
@@ -127,7 +144,9 @@ def test_json_once_and_line_by_line(
     assert "web.service" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--every", "1ms"], ["--every", "x"], ["-n", "0"]])
+@pytest.mark.parametrize(
+    "words", [["--every", "1ms"], ["--every", "99999999999w"], ["--every", "x"], ["-n", "0"]]
+)
 def test_what_makes_no_sense_is_refused(store: Store, words: list[str]) -> None:
     assert main(["top", *words]) == 2
 
@@ -190,6 +209,24 @@ def test_a_terminal_is_given_back(store: Store) -> None:
         one.verb.kill()
         os.close(one.main)
         os.close(one.other)
+
+
+def test_a_line_as_wide_as_the_terminal_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(_Page, "_write", lambda _, text: written.append(text))
+    # WHEN lines are drawn
+    _Page.__new__(_Page).show(["x" * 80, "y" * 80])
+    # THEN nothing is erased where the cursor may still be on a line's last character
+    assert written == [f"\x1b[H\x1b[K{'x' * 80}\n\x1b[J{'y' * 80}"]
+
+
+def test_a_terminal_that_is_gone_before_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    main_side, other = pty.openpty()
+    with open(other, "w", closefd=True) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stdin", None)
+        os.close(main_side)
+        live(lambda _key, _height: pytest.fail("it is drawn"), 1.0)
 
 
 def test_a_terminal_that_goes_ends_it_without_a_word(store: Store) -> None:

@@ -93,6 +93,8 @@ def test_a_pod_of_a_node_that_is_a_container(path: str) -> None:
         "/user.slice/user-1000.slice/user@1000.service/app.slice/k3s-rootless.service",
         "/user.slice/user-1000.slice/session-3.scope",
         "/system.slice/delegated.service",
+        "/lxc.payload.web",
+        "/lxc/web",
     ],
 )
 @pytest.mark.parametrize(

@@ -3,18 +3,23 @@ for."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from collector.circumstances import PodSource
-from collector.pods.known import Pods
-from tests.unit.pod_samples import CGROUP, CONTAINERD, ID, OTHER_UID, UID, containerd, logs
+from collector.linux import inotify
+from collector.pods import known
+from collector.pods.known import Pods, _size
+from tests.unit.pod_samples import CGROUP, CONTAINERD, DOCKER, ID, OTHER_UID, UID, containerd, logs
 from tests.unit.test_pods_files import BARE, BY_LOGS, NAMED, OPTED_OUT
 
 PATIENCE = 60.0  # seconds, for what takes milliseconds on an idle machine
@@ -70,6 +75,42 @@ def test_a_container_that_has_begun_and_ended_is_known(pods: Pods, tmp_path: Pat
     assert pods.find(cgroup, 0) == named
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_a_runtime_that_comes_after_the_agent_is_watched(
+    pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    # GIVEN a node that boots: the agent is there, and no folder of this runtime
+    monkeypatch.setattr(known, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(known, "_SELDOM_S", 0.01)
+    if others:
+        (tmp_path / DOCKER).mkdir(parents=True)
+    pods.start()
+    # WHEN the runtime has started a container, THEN that is known before anybody asks
+    containerd(tmp_path)
+    wait_until(lambda: pods.known(CGROUP) == NAMED)
+
+
+def test_names_are_asked_for_where_inotify_is_used_up(
+    pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # GIVEN a user whose inotify instances are all taken
+    def used_up(_: int) -> int:
+        ctypes.set_errno(errno.EMFILE)
+        return -1
+
+    monkeypatch.setattr(inotify, "_libc", SimpleNamespace(inotify_init1=used_up))
+    containerd(tmp_path)
+    # THEN names are still read for those who ask
+    assert pods.find(CGROUP, PATIENCE) == NAMED
+    assert "inotify" in caplog.text
+
+
+def test_a_size_is_what_lies_in_memory() -> None:
+    # GIVEN texts with one character that makes all the others wide
+    wide = replace(NAMED, annotations={f"k{n}": "\U0001f4a5" + "a" * 255 for n in range(32)})
+    assert _size(wide) > 32 * 4 * 256
+
+
 def test_nobody_waits_longer_than_he_says(
     pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,8 +133,10 @@ def test_what_was_not_there_is_not_looked_for_again_at_once(
     assert pods.find(CGROUP, PATIENCE) == BARE
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
-    pods = Pods(tmp_path, most_bytes=4096)
+def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN room for three, and nobody who reads them in an order of his own
+    monkeypatch.setattr(Pods, "_watch", lambda *_: None)
+    pods = Pods(tmp_path, most_bytes=3 * _size(NAMED))
     ids = [f"{n:04x}" * 16 for n in range(5)]
     for id in ids:
         containerd(tmp_path, id)

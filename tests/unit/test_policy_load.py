@@ -401,6 +401,18 @@ PROBLEMS = [
     ),
     ("a b: 1", f'f:1: unknown key "a b"; known here: {KNOWN}'),
     ('"\\e[2J\\ud800": 1', f'f:1: unknown key "\\x1b[2J\\ud800"; known here: {KNOWN}'),
+    (
+        'store: {path: "/a\\ud800"}',
+        'f:1: store.path: "/a\\ud800": U+D800 to U+DFFF are no characters',
+    ),
+    (
+        'defaults: {redact: {patterns: [{name: a, regex: "\\udfff"}]}}',
+        'f:1: defaults.redact.patterns[0].regex: "\\udfff": U+D800 to U+DFFF are no characters',
+    ),
+    (
+        rule('user: "\\ud800"'),
+        'f:1: rules[0].match.user: "\\ud800": U+D800 to U+DFFF are no characters',
+    ),
     ("[a]: 1", "f:1: a key must be text, not a list"),
     (f"? {'k' * 9000}", f'f:1: unknown key "{"k" * 80}…"; known here: {KNOWN}'),
     ("hold: {}\nhold: {}", "f:2: hold: already given on line 1"),

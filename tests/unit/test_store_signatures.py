@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import random
 import sqlite3
@@ -13,6 +14,7 @@ import pytest
 
 from collector.errors import Ambiguous, NotFound
 from collector.signature.facets import facets_of
+from collector.store import schema
 from collector.store.filter import Filter, microseconds, signature_of
 from collector.store.schema import OLDEST, STEPS
 from collector.store.signatures import SignatureRow
@@ -157,3 +159,14 @@ def test_what_deaths_have_in_common_is_counted_as_they_come_and_go(tmp_path: Pat
             assert sorted(store.signatures.tallies(id)) == expected
             assert store.signatures.others(id) == sum(signature_of(r) != id for r in left)
         assert 20 < len(left) < 60
+
+
+def test_an_episode_is_found_without_a_look_at_others(store: Store) -> None:
+    fill(store)
+    # WHEN a trigger asks whether a death of the same hour has the same facets
+    with contextlib.closing(sqlite3.connect(store.path / "index.db")) as db:
+        asked = schema._SAME_EPISODE.format("one")
+        query = f"EXPLAIN QUERY PLAN SELECT {asked} FROM deaths AS one"
+        plan = " ".join(row[3] for row in db.execute(query))
+    # THEN only those are looked at, however many others there are
+    assert "deaths_by_hour (signature=? AND <expr>=? AND facets=?)" in plan
