@@ -45,7 +45,7 @@ rules:
 
 
 @pytest.fixture(
-    scope="module", params=[("core", "pipe"), by_socket(("bcc", "socket"))], ids="-".join
+    scope="module", params=[("core", "pipe"), by_socket(("core", "socket"))], ids="-".join
 )
 def ruled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

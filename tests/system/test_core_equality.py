@@ -32,7 +32,7 @@ GDB = ["gdb", "-batch", "-nx", "-ex", "thread apply all bt", "-ex", "info shared
 GDB += [str(build("mixed")), "-c"]
 
 
-@pytest.fixture(scope="module", params=["core", "bcc"])
+@pytest.fixture(scope="module", params=["core"])  # the other loader: test_probe_iterators.py
 def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
     with opened(request.param, "equality") as one:
         yield one
