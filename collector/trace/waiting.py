@@ -32,7 +32,7 @@ class Waiting:
         One alone can fill the ring before the next has been resumed, and wait again; were it
         resumed again before anything is read, what it tells would be lost.
         """
-        if not self._turns:
+        if not self._turns and has_room():
             self._turns.extend(self._stopped)
         while self._turns and has_room():
             key = self._turns.popleft()
