@@ -58,7 +58,11 @@ def test_a_crash_record_has_the_last_samples(
     assert crashed["samples"].items() >= {"count": 25, "rule": "service"}.items()
     assert crashed["samples"]["seconds"] > 0.4
     history = crashed["history"]
-    names = {t["name"]: p for p in history["places"] for t in p["threads"]}
+    # Where it was most of the time: the first samples may be from before it was ready
+    seen = sorted(
+        (t["samples"], t["name"], n) for n, p in enumerate(history["places"]) for t in p["threads"]
+    )
+    names = {name: history["places"][number] for _, name, number in seen}
     assert set(names) == {"watched", "waiter", "ticker"}
     where = {
         name: [history["frames"][number]["function"] for number in place["frames"]]
@@ -71,7 +75,7 @@ def test_a_crash_record_has_the_last_samples(
     # AND people are shown the same
     shown = watching.command("info", crashed["id"])
     assert "Before it died\n" in shown
-    assert re.search(r"sleeping .*25/25 .* waiter +futex .*< wait_for_lock", shown)
+    assert re.search(r"sleeping .*\d+/\d+ .* waiter +futex .*< wait_for_lock", shown)
 
 
 @pytest.mark.parametrize("number", ["-1", "-3", "1"])
