@@ -10,7 +10,7 @@ from collector.agent.crash import Crash, Decided
 from collector.agent.decide import NO_CORE_WANTED
 from collector.agent.owner import name_of
 from collector.agent.pods import with_pod
-from collector.linux import procfs
+from collector.linux import cgroupfs, procfs
 from collector.model import Capture
 from collector.policy.facts import exe_of, facts_from
 from collector.policy.limit import Admission
@@ -59,6 +59,7 @@ def _decision(context: Context, facts: Facts, rule: ArmRule) -> Decision:
 
 
 def groups_of(one: Armed) -> bytes:
-    """Its /proc/PID/cgroup: as long as it was not waited for that is how it is now."""
+    """Its /proc/PID/cgroup: as it is now as far as the kernel still tells, else as it was armed."""
     path = f"/proc/self/fd/{one.opened.dir_fd}/cgroup"
-    return procfs.read(path, _MOST_GROUPS) or one.opened.text.cgroup
+    now = procfs.read(path, _MOST_GROUPS) or b""
+    return cgroupfs.of_exiting(now, one.opened.text.cgroup)

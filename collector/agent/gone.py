@@ -10,7 +10,9 @@ from collector.policy.types import Facts
 
 def facts_of(who: Identity, cause: Cause, signo: int | None) -> Facts:
     """What policy may look at of a process that nobody held."""
-    group = _live_cgroup(who) or cgroupfs.path_of(who.cgroup_id)
+    group = _live_cgroup(who)
+    if group in (None, "/"):  # the hierarchies of v1 say so of whoever has exited
+        group = cgroupfs.path_of(who.cgroup_id) or group
     return Facts(
         cause=cause,
         exe=who.exe,

@@ -90,3 +90,21 @@ def path_in(text: bytes) -> str | None:
     order = ("", "name=systemd", "memory")
     paths = [found[name] for name in order if name in found]
     return next((path for path in paths if path != "/"), paths[0] if paths else None)
+
+
+def of_exiting(now: bytes, before: bytes) -> bytes:
+    """/proc/PID/cgroup of a process that is exiting: its v2 line as it is, those of v1 as before.
+
+    The hierarchies of v1 name the root for whoever is exiting, wherever it was and its memory still
+    is (proc_cgroup_show() in kernel/cgroup/cgroup.c). now: empty if it is gone.
+    """
+    if not now:
+        return before
+    unified = [line for line in now.split(b"\n") if line.startswith(b"0::")]
+    return b"\n".join(
+        [
+            *(line for line in before.split(b"\n") if line and not line.startswith(b"0::")),
+            *unified,
+            b"",
+        ]
+    )

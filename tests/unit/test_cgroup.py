@@ -54,3 +54,24 @@ def test_which_hierarchies_are_mounted(
 def test_no_id_is_no_cgroup() -> None:
     assert cgroupfs.path_of(0) is None
     assert cgroupfs.path_of(cgroupfs.V1) is None
+
+
+_BEFORE = b"12:memory:/shop\n1:name=systemd:/shop.service\n0::/old\n"
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [
+        # a zombie: v1 says the root, v2 the truth
+        (b"12:memory:/\n1:name=systemd:/\n0::/new\n", {"memory": "/shop", "": "/new"}),
+        # waited for
+        (b"", {"memory": "/shop", "": "/old"}),
+        # no v2
+        (b"12:memory:/\n", {"memory": "/shop"}),
+    ],
+)
+def test_the_cgroup_of_a_process_that_exits(now: bytes, found: dict[str, str]) -> None:
+    lines = cgroupfs.of_exiting(now, _BEFORE).decode().splitlines()
+    told = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
+    told.pop("name=systemd")
+    assert told == found
