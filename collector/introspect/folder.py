@@ -109,12 +109,16 @@ class ProcFolder:
         """Whether its core is being dumped, or it is on its way out after that."""
         return bool(self.stat().flags & _DIES) or procfs.is_dumping(self.read("status"))
 
+    def cgroup(self) -> bytes:
+        """Its /proc/PID/cgroup (cgroups(7)); of a thread that has ended v1 names the root."""
+        return self.read(self._of_memory("cgroup"))
+
     def resident_bytes(self) -> int:
         return procfs.size(self.read(self._of_memory("status")), b"VmRSS") or 0
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read(self._of_memory("status"))
-        path = cgroupfs.path_in(text) if (text := self._read_or_none("cgroup")) else None
+        path = cgroupfs.path_in(text) if (text := self._cgroup_or_none()) else None
         nested = len((procfs.field(status, b"NSpid") or b"").split()) > 1
         words = self._cmdline().rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
@@ -148,6 +152,11 @@ class ProcFolder:
     def _read_or_none(self, name: str) -> bytes | None:
         with contextlib.suppress(ProcessError):
             return self.read(name)
+        return None
+
+    def _cgroup_or_none(self) -> bytes | None:
+        with contextlib.suppress(ProcessError):
+            return self.cgroup()
         return None
 
     def _exe(self) -> str | None:

@@ -190,7 +190,7 @@ class Process:
 
     def cgroup(self) -> bytes:
         """Its cgroup in each hierarchy, the text of /proc/PID/cgroup (cgroups(7))."""
-        return self._folder.read("cgroup")
+        return self._folder.cgroup()
 
     def descriptors(self) -> int:
         """How many file descriptors are open."""

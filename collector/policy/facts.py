@@ -72,12 +72,15 @@ def facts_of(pid: int, cause: Cause, signal: int | None, proc_root: Path | str =
     given ones.
     """
     folder = f"{proc_root}/{pid}"
+    exe = exe_of(f"{folder}/exe")
+    # where the main thread has ended another one says it; v1 names the root for that one's cgroup
+    other = folder if exe is not None else f"{proc_root}/{thread_with_memory(pid)}"
     return facts_from(
         cause,
         signal,
         status=procfs.read(f"{folder}/status"),
-        groups=procfs.read(f"{folder}/cgroup"),
-        exe=exe_of(f"{folder}/exe") or exe_of(f"{proc_root}/{thread_with_memory(pid)}/exe"),
+        groups=procfs.read(f"{other}/cgroup"),
+        exe=exe or exe_of(f"{other}/exe"),
     )
 
 

@@ -15,8 +15,10 @@ from collector.capture.image import decode_maps
 from collector.errors import ProcessError, ProcessGone, Unreadable
 from collector.introspect import LiveProbe, Process, Source, ThreadState, open_live
 from collector.model import ProcessKey
+from collector.policy.facts import facts_of_living
 from collector.probe.stacks import ThreadStack
 from tests.system.live_victims import rows, wait_blocked
+from tests.system.memory_cgroups import memory_cgroup
 from tests.system.probe_support import LOADERS, key_of
 from tests.system.victims import ROOT, running, wait_until
 
@@ -236,6 +238,19 @@ def test_a_process_that_has_ended_stays_ended(use_bpf: bool) -> None:
                     question()
         with pytest.raises(ProcessGone):
             Process(child.pid)
+
+
+def test_the_cgroup_of_a_process_whose_main_thread_has_ended(tmp_path: Path) -> None:
+    # GIVEN a process in a cgroup, of which only another thread is left
+    with (
+        memory_cgroup(64 << 20) as group,
+        running("probe_leaderless", cwd=tmp_path, cgroup=group.path) as victim,
+    ):
+        # THEN it is still there, although v1 says of an ended thread that it is in the root
+        with Process(victim.pid) as process:
+            assert f"/{group.path.name}\n" in process.cgroup().decode()
+            assert process.identity().cgroup == f"/{group.path.name}"
+        assert facts_of_living(victim.pid).cgroup == f"/{group.path.name}"
 
 
 def test_what_is_no_process_is_refused(tmp_path: Path) -> None:
