@@ -165,7 +165,7 @@ def left_of(record: dict[str, Any], store: Path) -> list[Path]:
 
 def test_a_core_that_does_not_fit(small_disk: Path, tmp_path: Path) -> None:
     # GIVEN a disk that is smaller than the process
-    config = "store: {min_free: 0B}\ndefaults: {limit: none, compress: none}"
+    config = "store: {min_free: 4MiB}\ndefaults: {limit: none, compress: none}"
     with agent(tmp_path, config=config) as one:
         # WHEN the process dies
         record = large_death(one, tmp_path)
