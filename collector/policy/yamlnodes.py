@@ -316,3 +316,9 @@ def describe(node: yaml.Node) -> str:
     if node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
         return f"a value with the tag {quote(node.tag)}"
     return "a mapping" if isinstance(node, yaml.MappingNode) else "a list"
+
+
+def present(node: yaml.Node) -> dict[str, yaml.Node]:
+    """The keys that a mapping node has, whether or not their values were good."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
