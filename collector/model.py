@@ -544,7 +544,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     package: Package | None = None  # of its executable
     attributes: dict[str, str] = {}  # of its environment, those that policy names
     logs: list[LogLine] | None = None  # the last lines of its unit, the oldest first
-    descriptors: list[Descriptor] | None = None  # of a snapshot; the lowest first, not all of many
+    descriptors: list[Descriptor] | None = None  # the lowest first, not all of many
+    descriptors_open: int | None = None  # how many there were, where the kernel tells
     count: int | None = None  # deaths that it stands for, if more than one; the first is described
     last: datetime.datetime | None = None  # of these: when the last one happened, UTC
     pids: list[int] | None = None  # and the pids of the last ones

@@ -18,6 +18,7 @@ from collector.agent.pods import name_pod
 from collector.errors import CorewardError
 from collector.linux.ancestry import with_ancestors
 from collector.linux.host import age_s
+from collector.linux.open_files import decode
 from collector.model import (
     CallsFacts,
     Capture,
@@ -66,6 +67,7 @@ def open_held(context: Context, crash: Crash) -> None:
         lost["event"] = blind if context.blind else silent
     else:
         record = seen.record(record_id(context.boot_id, seen.who.key), late=False, lost={})
+    descriptors, count = decode(gathered.descriptors) if gathered.descriptors else (None, None)
     crash.redact = action.redact
     crash.open(record, "exit")
     at_once = crash.release.mode is Release.INSTANT
@@ -87,6 +89,8 @@ def open_held(context: Context, crash: Crash) -> None:
             release=crash.release.mode,
             release_reason=crash.release.reason,
             held_ms=round(gathered.handoff.release(), 3) if at_once else None,
+            descriptors=descriptors,
+            descriptors_open=count,
         )
     )
     for part, why in lost.items():

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.circumstances import LogLine, Pod
+from collector.circumstances import Descriptor, LogLine, Pod
 from collector.model import (
     CallsFacts,
     Capture,
@@ -68,6 +68,8 @@ class Opened(Placed, frozen=True, kw_only=True):
     release: Release
     release_reason: str
     held_ms: float | None
+    descriptors: list[Descriptor] | None
+    descriptors_open: int | None
 
 
 class Descended(Facts, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ class Gathered:
     code_fds: Mapping[int, int] = dataclasses.field(default_factory=dict)  # of code without a name
     in_haste: str = "while others waited (release.shared)"  # of what a copy lacks
     resident: int | None = None  # bytes, of one that had ended before; else `dying` tells
+    descriptors: bytes = b""  # see collector.linux.open_files.decode; empty: not listed
 
     def close(self) -> None:
         self.open.close()
@@ -90,11 +91,12 @@ def gather(taken: Taken) -> Gathered:
         levels=taken.levels,
         owner=taken.owner,
         open=open_,
+        descriptors=taken.texts["descriptors"],
     )
 
 
 def _text(taken: Taken) -> ProcText:
     """Only where there is no BPF the mappings come from /proc."""
-    texts = dict(taken.texts)
+    texts = {name: text for name, text in taken.texts.items() if name != "descriptors"}
     maps = texts.pop("maps")
     return ProcText(**texts, maps=maps if taken.mappings is None else None)

@@ -25,7 +25,7 @@ def around_lines(record: Record) -> Iterator[tuple[str, object]]:
         yield "boot", host.boot_id
     files = record.descriptors
     if files is not None:
-        yield "open files", len(files)
+        yield "open files", record.descriptors_open or len(files)
         for one in files[:_MOST_FILES]:
             yield f"fd {one.fd}", f"{one.kind}, {one.target}"
 

@@ -30,6 +30,20 @@ def open_files(pid: int) -> tuple[list[Descriptor], int]:
     return found, len(numbers)
 
 
+def decode(listed: bytes) -> tuple[list[Descriptor], int | None]:
+    """The same of what list_descriptors() in native/descriptors.c has written.
+
+    None: the kernel does not tell how many there are (before 6.2).
+    """
+    count, *lines = listed.removesuffix(b"\0").split(b"\0")
+    found = []
+    for line in lines:
+        number, _, target = os.fsdecode(line).partition(" ")
+        found.append(Descriptor(fd=int(number), kind=kind_of(target), target=target))
+    found.sort(key=lambda one: one.fd)
+    return found, int(count) or None
+
+
 def kind_of(target: str) -> str:
     """By the link alone: `file`, `device`, `memfd`, `pipe`, `socket`, `eventfd`, ..."""
     if target.startswith("/memfd:"):

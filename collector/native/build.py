@@ -28,7 +28,17 @@ LIBRARY_SOURCES = tuple(
     for name in (
         *("serve", "pool", "results", "watchdog", "watch"),
         *("accept", "accept_socket", "accept_pipe"),
-        *("owner", "proc", "process", "counted", "area", "gather", "iterate", "shared"),
+        *(
+            "owner",
+            "proc",
+            "process",
+            "descriptors",
+            "counted",
+            "area",
+            "gather",
+            "iterate",
+            "shared",
+        ),
         *("exit_words", "headroom", "bidders", "admit", "pin", "spared", "priority"),
     )
 )

@@ -23,7 +23,11 @@ BIDDER_COMM, BIDDER_PATH = 64, 256  # bytes of a pattern, with its zero
 OWNER_DEVICE = 0  # of a level that is an owner, with a number of pins
 OWNER_BYTES = (1 << 32) - 1  # the same with their bytes
 
-TEXTS = ("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter", "maps")
+TEXTS = (
+    *("stat", "status", "cmdline", "auxv", "cgroup", "coredump_filter"),
+    "descriptors",  # as collector.linux.open_files.decode takes them
+    "maps",
+)
 FILES = ("dir_fd", "mem", "pagemap", "root", "exe", "mounts")
 EMPTY, READY, TAKEN = 0, 1, 2  # enum pin_state
 

@@ -31,7 +31,7 @@
 #define BIDDER_PATH 256      /* the same */
 #define OWNER_BYTES UINT32_MAX /* the same with their bytes: nor is one this */
 
-enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, MAPS, TEXTS };
+enum text { STAT, STATUS, CMDLINE, AUXV, CGROUP, FILTER, DESCRIPTORS, MAPS, TEXTS };
 enum file { DIR_FD, MEM, PAGEMAP, ROOT, EXE, MOUNTS, FDS };
 enum pin_state { EMPTY, READY, TAKEN };
 enum answer { CLOSED = -1, REFUSED, PROCESS, LATE, NOBODY };

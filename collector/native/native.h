@@ -90,13 +90,14 @@ bool is_there(struct taken *t);
 /* area.c */
 bool make_area(struct taken *t);
 
-/* gather.c, and its parts: process, iterate, shared, exit_words, headroom, bidders, admit,
+/* gather.c, and its parts: process, descriptors, iterate, shared, exit_words, headroom, bidders, admit,
  * pin */
 bool gather(struct orders *o, struct taken *t);
 void discard(struct taken *t);
 bool open_process(struct taken *t, bool maps);
 struct bytes iterate(int program, int pid, bool single, char *to, size_t room);
 void open_shared(struct taken *t);
+void list_descriptors(int folder, char *to, size_t room, struct bytes *text);
 void keep_words(struct taken *t);
 void keep_robust(struct taken *t, uint64_t head, const struct robust_head *list);
 bool find_levels(struct taken *t, const char *groups, int64_t enough);

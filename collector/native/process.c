@@ -119,7 +119,7 @@ static bool open_files(struct taken *t)
 static bool read_texts(struct taken *t, bool maps)
 {
 	static const char *const names[TEXTS] = { "stat",   "status",          "cmdline", "auxv",
-						  "cgroup", "coredump_filter", "maps" };
+						  "cgroup", "coredump_filter", NULL,      "maps" };
 	char *area = (char *)(uintptr_t)t->area.at, stat[STAT_SIZE];
 	size_t used = t->texts[STAT].size;
 
@@ -133,8 +133,10 @@ static bool read_texts(struct taken *t, bool maps)
 
 		if ((i == MAPS && !maps) || (i == CMDLINE && !has_arguments(t, stat)))
 			continue;
-		if (!read_text(openat(t->fds[DIR_FD], names[i], O_RDONLY | O_CLOEXEC), limit, to, room,
-			       &t->texts[i]))
+		if (!names[i])
+			list_descriptors(t->fds[DIR_FD], to, t->spared ? 0 : room, &t->texts[i]);
+		else if (!read_text(openat(t->fds[DIR_FD], names[i], O_RDONLY | O_CLOEXEC), limit,
+				    to, room, &t->texts[i]))
 			return because(t, "%s cannot be read", names[i]);
 		if (i != MAPS)
 			used += t->texts[i].size;

@@ -223,7 +223,7 @@ def _with_surroundings(record: Record) -> Record:
         return msgspec.structs.replace(record, lost={**record.lost, "ancestry": "it has gone"})
     ancestry, why = with_ancestors([], stat.ppid, stat.start_ns)
     lost = {} if why is None else {"ancestry": why}
-    descriptors = None
+    descriptors = count = None
     try:
         descriptors, count = open_files(record.pid)
         if count > MOST:
@@ -235,6 +235,7 @@ def _with_surroundings(record: Record) -> Record:
         ppid=stat.ppid,
         ancestry=ancestry,
         descriptors=descriptors,
+        descriptors_open=count,
         lost={**record.lost, **lost},
     )
 

@@ -392,6 +392,9 @@ def test_a_process_without_its_main_thread(watching: RunningAgent, tmp_path: Pat
     assert (record["capture"], record["threads"], record["lost"]) == ("full", 1, {})
     core = watching.core(record, tmp_path / "core")
     assert "in survivor (" in debugger(record, core, "thread apply all bt")
+    # AND what it had open is told, as far as there was time for that
+    assert record["descriptors_open"] in (3, None)  # Linux tells since 6.2
+    assert {one["kind"] for one in record["descriptors"]} <= {"pipe", "device"}
 
 
 def test_a_limit_of_one_byte_for_its_core(watching: RunningAgent, tmp_path: Path) -> None:

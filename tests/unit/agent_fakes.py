@@ -44,6 +44,7 @@ _TEXTS = {  # of a process that started at tick 5000
     "auxv": b"",
     "cgroup": b"0::/system.slice/victim.service\n",
     "coredump_filter": b"33",
+    "descriptors": b"3\x000 /dev/null\x001 pipe:[7]\x00",
     "maps": b"",
 }
 

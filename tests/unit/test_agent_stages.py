@@ -45,6 +45,8 @@ def test_a_crash_from_its_signal_to_its_closed_record(make: Make) -> None:
     assert kept(record) == (Capture.FULL, Outcome.COMPLETE, Release.INSTANT, {})
     assert (record.rule, record.unit, record.held_ms) == ("defaults", "victim.service", 1.5)
     assert (record.core_bit, record.threads) == (True, 3)
+    assert record.descriptors_open == 3
+    assert [one.target for one in record.descriptors or []] == ["/dev/null", "pipe:[7]"]
     assert record.reason is not None
     # AND it was announced and counted once, and BPF may forget it
     assert agent.announced == [record]
