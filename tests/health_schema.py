@@ -7,10 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from collector.health.types import Events, Loops, Problem, State
+from collector.health.types import Events, Last, Loops, Problem, State
 
 SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "health.schema.json"
-DOCUMENTS = {"/v1/state": State, "/v1/loops": Loops, "/v1/events": Events, "error": Problem}
+DOCUMENTS = {
+    "/v1/state": State,
+    "/v1/loops": Loops,
+    "/v1/last": Last,
+    "/v1/events": Events,
+    "error": Problem,
+}
 
 
 def made() -> str:

@@ -9,17 +9,11 @@ from collections.abc import Iterator
 from collector.cli import render
 from collector.errors import StoreError, UsageError
 from collector.store.filter import Filter, glob
-from collector.store.routine import RoutineEnd, Way
+from collector.store.routine import BY, RoutineEnd, Way
 from collector.store.store import Store
 
 _HEAD = ["TIME", "SIGNAL", "PROCESS", "PID", "ENDED BY", "UNIT"]
 _USUAL = 100  # that are shown if nobody says how many
-BY = {
-    Way.PARENT: "its parent",
-    Way.MANAGER: "systemd, which was told to stop it",
-    Way.TERMINAL: "its terminal",
-    Way.PIPE: "a pipe that nobody reads",
-}
 
 
 def routine_line(store: Store, wanted: Filter) -> str | None:

@@ -14,7 +14,7 @@ import msgspec
 
 from collector.errors import HoldError
 from collector.export.server import BACKLOG, LONGEST_S, Reply, Request, Server
-from collector.health.log import EventLog
+from collector.health.log import MOST_TEXT, EventLog
 from collector.health.types import Problem, State
 from collector.store.encoding import json_line
 
@@ -51,6 +51,8 @@ class HealthInterface:
             given = dict(urllib.parse.parse_qsl(query, strict_parsing=bool(query)))
             if path == "/v1/events":
                 return self._events(given, request.waited)
+            if path == "/v1/last":
+                return self._last(given)
             if given:
                 raise ValueError(f"{path} takes no parameters")
         except ValueError as error:
@@ -59,8 +61,17 @@ class HealthInterface:
             return _reply(self._state())
         if path == "/v1/loops":
             return _reply(self.log.loops(datetime.datetime.now(datetime.UTC)))
-        known = "/v1/state, /v1/loops, /v1/events?after=CURSOR&limit=N&wait=SECONDS"
+        known = (
+            "/v1/state, /v1/loops, /v1/last?unit=UNIT, /v1/events?after=CURSOR&limit=N&wait=SECONDS"
+        )
         return _reply(Problem(error=f"there are {known}"), "404 Not Found")
+
+    def _last(self, given: dict[str, str]) -> Reply:
+        if given.keys() != {"unit"}:
+            raise ValueError("the parameter unit is wanted, and no other: /v1/last?unit=UNIT")
+        if len(given["unit"]) > MOST_TEXT:
+            raise ValueError(f"unit: at most {MOST_TEXT} characters are wanted")
+        return _reply(self.log.last(given["unit"]))
 
     def _events(self, given: dict[str, str], waited: float) -> Reply | None:
         """None while there is none, and somebody waits for one."""

@@ -11,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
-from collector.health.types import Death, Event, Events, Loop, Loops, Trigger
+from collector.health.types import Death, Event, Events, Last, Loop, Loops, Trigger
 from collector.model import Cause, Record
 
 MOST = 512  # events that are kept
@@ -107,6 +107,13 @@ class EventLog:
             return None
         after = int(number) + 1
         return after if after <= self._next else None
+
+    def last(self, unit: str) -> Last:
+        """The newest death of a unit."""
+        with self._lock:
+            events = list(self._events)
+        deaths = (one for one in reversed(events) if isinstance(one, Death))
+        return Last(unit=unit, death=next((one for one in deaths if one.unit == unit), None))
 
     def loops(self, now: datetime.datetime) -> Loops:
         """Services that crash again and again, those first that do it most."""

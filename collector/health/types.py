@@ -77,6 +77,14 @@ class Loops(msgspec.Struct, frozen=True, kw_only=True):
     services: list[Loop]
 
 
+class Last(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process of one unit last died, as far as it is known here."""
+
+    version: int = VERSION
+    unit: str
+    death: Death | None  # None: not among the last events
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """The collector itself."""
 

@@ -40,6 +40,14 @@ class Way(enum.StrEnum):
     PIPE = "pipe"  # nobody reads any more what it writes
 
 
+BY = {  # who ended it, for people
+    Way.PARENT: "its parent",
+    Way.MANAGER: "systemd, which was told to stop it",
+    Way.TERMINAL: "its terminal",
+    Way.PIPE: "a pipe that nobody reads",
+}
+
+
 class RoutineEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who was ended, by whom and when."""
 

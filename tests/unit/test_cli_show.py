@@ -20,6 +20,7 @@ from collector.cli import main, output, pager, render
 from collector.cli.pager import command_of
 from collector.cli.threads import with_record
 from collector.explain.types import Explanation, ThreadFrames
+from collector.introspect.last import last_end
 from collector.model import Capture, Cause, Frame, Outcome, Record, SnapshotFacts
 from collector.store.routine import RoutineEnd, Way
 from collector.store.store import Store
@@ -780,6 +781,11 @@ def test_last(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     )
     found = msgspec.json.decode(shown(capsys, *words, "--json")[1])
     assert (found["id"], found["signal_name"], found["routine"]) == (SEGFAULT.id, "SIGSEGV", False)
+    assert found["signature"] == (SEGFAULT.signature and SEGFAULT.signature.text)
+    # AND a program is told the same
+    told = last_end("victim.service", store.path)
+    assert msgspec.json.decode(msgspec.json.encode(told)) == found
+    assert last_end("none.service", store.path) is None
     # WHEN its successor was stopped
     store.routine.add(
         RoutineEnd(

@@ -24,7 +24,7 @@ from collector.export.server import MOST as PLACES
 from collector.health import interface, log
 from collector.health.interface import HealthInterface
 from collector.health.log import EventLog
-from collector.health.types import Death, Events, Loops, State, Trigger
+from collector.health.types import Death, Events, Last, Loops, State, Trigger
 from collector.model import Cause, Record
 from collector.policy.types import HealthSettings
 from tests.health_schema import SCHEMA, made
@@ -165,7 +165,12 @@ def test_all_documents_are_as_the_schema_says(health: HealthInterface, asked: An
         health.log.died(death(number, time=datetime.datetime.now(datetime.UTC)))
     health.log.fired("api", "hangs", "limited", "why", None)
     # THEN each answer is what its type decodes, and the schema is that of the types
-    for path, kind in (("/v1/state", State), ("/v1/loops", Loops), ("/v1/events", Events)):
+    for path, kind in (
+        ("/v1/state", State),
+        ("/v1/loops", Loops),
+        ("/v1/last?unit=victim.service", Last),
+        ("/v1/events", Events),
+    ):
         found = asked._get(path)
         assert found["version"] == 1
         strict = msgspec.convert(found, kind)
@@ -333,3 +338,20 @@ def test_an_agent_tells_its_deaths_and_its_state(
     assert state["store_free_bytes"] > 0
     context.health.close()
     assert not path.exists()
+
+
+def test_why_a_unit_last_died(health: HealthInterface, asked: Any) -> None:
+    # GIVEN two deaths of a unit, and one of another
+    for number, unit in ((1, "db.service"), (2, "db.service"), (3, "web.service")):
+        health.log.died(death(number, unit=unit))
+    # THEN the newer one is told
+    assert asked._get("/v1/last?unit=db.service")["death"]["id"] == death(2).id
+    assert asked._get("/v1/last?unit=none.service") == {
+        "version": 1,
+        "unit": "none.service",
+        "death": None,
+    }
+    # AND who asks for something else is told what there is
+    for query in ("", "?unit=a&after=b", "?name=x", "?unit=" + "x" * 513):
+        with pytest.raises(Exception, match=r"unit: at most|parameter unit"):
+            asked._get(f"/v1/last{query}")
