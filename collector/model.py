@@ -390,6 +390,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     # pc as the object's file counts addresses: for addr2line, with build_id, on another machine
     module_offset: int | None = None
     inline: bool = False  # part of the function in the next frame that is not
+    # "python": no code of the CPU's; the interpreter's function in the next frame without runs it
+    language: str | None = None
     scanned: bool = False  # without unwind information, found by looking through the stack
 
 

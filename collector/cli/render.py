@@ -124,6 +124,8 @@ def _frame_line(number: str, frame: Frame, screen: Screen | None) -> str:
         where += f" [{frame.module}+{frame.module_offset:#x}]" if nameless else f" [{frame.module}]"
     if frame.inline:
         where += " (inlined)"
+    if frame.language:
+        where += f" ({frame.language.capitalize()})"
     if frame.scanned:
         where += " (found on the stack)"
     if screen is not None:

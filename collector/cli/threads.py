@@ -38,7 +38,10 @@ def with_record(
             other = own or other
         if not _begins(groups, other):  # it goes another way, or ends before
             groups = other
-        better = [_better(group, known) for group in groups]
+        better = [
+            _better(group, known, other[place] if place < len(other) else [])
+            for place, group in enumerate(groups)
+        ]
         found.append(
             msgspec.structs.replace(
                 thread,
@@ -76,20 +79,33 @@ def died(record: Record, thread: ThreadFrames, number: int) -> bool:
 
 
 def _physical(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """The frames, those of inlined functions together with the function that they are in."""
+    """The frames, those of inlined and interpreted functions together with that which has them."""
     groups: list[list[Frame]] = []
     for frame in frames:
-        if groups and groups[-1][-1].inline:
+        if groups and (groups[-1][-1].inline or groups[-1][-1].language):
             groups[-1].append(frame)
         else:
             groups.append([frame])
     return groups
 
 
-def _better(group: list[Frame], known: dict[int, list[Frame]]) -> list[Frame]:
-    """The frames of one place as the record has them, where it knows more."""
+def _better(
+    group: list[Frame], known: dict[int, list[Frame]], same: Sequence[Frame]
+) -> list[Frame]:
+    """The frames of one place as the record has them, where it knows more.
+
+    known: of any thread. same: of this frame; only there are the functions of an interpreter the
+    same ones.
+    """
+    run = _interpreted(group) or _interpreted(same)
     other = known.get(group[-1].pc)
-    return other if other is not None and _score(other[-1]) > _score(group[-1]) else group
+    if other is not None and _score(other[-1]) > _score(group[-1]):
+        group = other
+    return [*run, *(frame for frame in group if frame.language is None)]
+
+
+def _interpreted(group: Sequence[Frame]) -> list[Frame]:
+    return [frame for frame in group if frame.language is not None]
 
 
 def _score(frame: Frame) -> tuple[bool, bool, bool, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from collector.model import SIGNAL_FRAME, Frame
@@ -36,9 +36,28 @@ THROWING = frozenset(["__cxa_throw", "__cxa_rethrow"])
 OUTERMOST = frozenset(["_start", "__clone", "clone", "__clone3", "clone3"])
 
 
+# The interpreter, and what its programs call by it, as objects of Python's own.
+_INTERPRETER = ("python3", "libpython", "_ctypes", "libffi")
+_STANDARD = re.compile(r"(?:.*/lib/python3\.\d+/(?!(?:site|dist)-packages/)|<frozen ).*")
+
+
 def program_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost frame of the program's own; generated code (a JIT's) has nothing to show."""
-    return next((f for f in frames if (f.function or f.module) and not is_runtime(f)), None)
+    passed = passed_over(frames)
+    return next((f for f in frames if (f.function or f.module) and not passed(f)), None)
+
+
+def passed_over(frames: Sequence[Frame]) -> Callable[[Frame], bool]:
+    """What tells the frames of a backtrace that are not the program's own. With functions of an
+    interpreter in it, it is these that tell where the program was."""
+    return _is_interpreter if any(frame.language for frame in frames) else is_runtime
+
+
+def _is_interpreter(frame: Frame) -> bool:
+    if is_runtime(frame):
+        return True
+    path = PurePosixPath(frame.module or "")
+    return path.name.startswith(_INTERPRETER) or path.parent.name == "lib-dynload"
 
 
 def library_frame(frames: Sequence[Frame], caller: Frame) -> Frame | None:
@@ -52,6 +71,8 @@ def library_frame(frames: Sequence[Frame], caller: Frame) -> Frame | None:
 
 def is_runtime(frame: Frame) -> bool:
     """Whether it is of a library that every program has."""
+    if frame.language is not None:
+        return _STANDARD.fullmatch(frame.file or "") is not None
     if frame.function is not None:
         if frame.function in _RUNTIME_FUNCTIONS:
             return True

@@ -27,7 +27,8 @@ def folded(threads: Sequence[ThreadFrames]) -> list[list[ThreadFrames]]:
     """
     groups: dict[object, list[ThreadFrames]] = {}
     for number, thread in enumerate(threads):
-        pcs = tuple(frame.pc for frame in thread.frames)
+        # functions of an interpreter have its address
+        pcs = tuple((f.pc, f.function, f.line) if f.language else f.pc for f in thread.frames)
         values = msgspec.json.encode(thread.values)
         groups.setdefault((pcs, values, thread.lost) if pcs else number, []).append(thread)
     return list(groups.values())

@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from collector.arch import elf as arch
@@ -44,10 +44,10 @@ def mapped_objects(files: Sequence[FileEntry], segments: Sequence[Segment]) -> l
         first = bisect.bisect_right(code, file.start, key=lambda area: area[1])
         return first < len(code) and code[first][0] < file.end
 
-    return [file for file in _join(files) if not code or has_code(file)]
+    return [file for file in joined(files) if not code or has_code(file)]
 
 
-def _join(entries: Sequence[FileEntry]) -> Iterator[MappedFile]:
+def joined(entries: Iterable[FileEntry]) -> Iterator[MappedFile]:
     """Entries of the same file that follow each other, the first of them mapped at offset 0."""
     current: MappedFile | None = None
     for entry in entries:

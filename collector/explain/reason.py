@@ -16,7 +16,13 @@ import msgspec
 from collector.arch.x86_64 import is_canonical
 from collector.diagnosis import Access, Category, Diagnosis, Evidence
 from collector.explain import names
-from collector.explain.blame import THROWING, in_header, is_runtime, library_frame, program_frame
+from collector.explain.blame import (
+    THROWING,
+    in_header,
+    library_frame,
+    passed_over,
+    program_frame,
+)
 from collector.explain.diagnose import diagnosed, is_from_hardware
 from collector.model import Cause, Fault, Frame, KilledBy, Killer, Record, SnapshotFacts
 from collector.signals import signal_name
@@ -354,7 +360,8 @@ def _where(record: Record) -> str:
     if not frames:
         return ""
     place = f" in {_describe(frames[0])}"
-    return place + (_called_from(frames[1:], "called from", ",") if is_runtime(frames[0]) else "")
+    passed = passed_over(frames)(frames[0])
+    return place + (_called_from(frames[1:], "called from", ",") if passed else "")
 
 
 def _called_from(frames: Sequence[Frame], word: str, comma: str = "") -> str:

@@ -24,6 +24,7 @@ from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle, is_mangled
 from collector.explain.evidence import evidence_of
 from collector.explain.find import Finder
+from collector.explain.interpreted import Interpreted
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
 from collector.explain.values import Values
@@ -63,7 +64,7 @@ def explain(
         except Exception as error:
             raise CoreFormatError(f"the core cannot be read: {error}") from error
         with Modules(program, core, finder) as modules:
-            unwinder = Unwinder(program, modules)
+            unwinder = Unwinder(program, modules, Interpreted(core, modules.code))
             frames = unwinder.dying_thread(core.threads)
             values = Values(program, core, modules) if full else None
             threads = unwinder.all_threads(core.threads, values) if all_threads else None
@@ -104,9 +105,13 @@ def _fault_access(core: CoreFile, modules: Modules) -> Access | None:
 class Unwinder:
     """Backtraces of one program, with the names of what is in them."""
 
-    def __init__(self, program: drgn.Program, modules: Modules) -> None:
+    def __init__(
+        self, program: drgn.Program, modules: Modules, interpreted: Interpreted | None = None
+    ) -> None:
+        """interpreted: what adds the functions of an interpreter; None: they are not asked for."""
         self._program = program
         self._modules = modules
+        self._interpreted = interpreted
         self._walker = Walker(program, modules)
         self.lost: dict[str, str] = {}
 
@@ -121,6 +126,10 @@ class Unwinder:
         try:
             self._modules.load_debug(self.places(threads[0].regs))
             frames = self.frames(threads[0].regs, MAX_FRAMES + 1)
+            if self._interpreted is not None:
+                frames, why = self._interpreted.added(threads[0].regs, frames)
+                if why is not None:
+                    self.lost["interpreted_frames"] = text(why)
         except Exception as error:  # drgn has many, and the core is hostile
             self.lost["frames"] = text(f"the dying thread cannot be unwound: {error}")
             return None
@@ -185,11 +194,21 @@ class Unwinder:
         except Exception as error:
             return without(str(error))
         cut = f"only the innermost {most} frames are kept" if len(steps) > most else None
-        found = msgspec.structs.replace(found, frames=frames, lost=cut)
+        native = len(frames)
+        if self._interpreted is not None:
+            frames, why = self._interpreted.added(thread.regs, frames)
+            cut = cut or why
+        if len(frames) > most:
+            cut = f"only the innermost {most} frames are kept"
+        found = msgspec.structs.replace(found, frames=frames[:most], lost=cut)
         if values is None:
             return found
         registers = values.of_registers(steps[0]) if steps else []
         shown = values.of_frames(steps)
+        if len(frames) > native:
+            places = [number for number, frame in enumerate(frames) if frame.language is None]
+            shown = [msgspec.structs.replace(one, frame=places[one.frame]) for one in shown]
+            shown = [one for one in shown if one.frame < most]
         return msgspec.structs.replace(found, values=shown, registers=registers)
 
     def places(self, registers: Sequence[int]) -> set[int]:

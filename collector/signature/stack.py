@@ -55,6 +55,9 @@ def names(frames: Sequence[Frame], rules: Rules) -> list[str]:
 
 def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
     for number, frame in enumerate(frames):
+        if frame.language is not None:
+            yield _interpreted(frame, rules)
+            continue
         if frame.function is None and frame.module is None:
             continue  # nowhere: a wild call goes to another address each time
         # an inlined function is in the object of the function that it was inlined into
@@ -68,6 +71,15 @@ def _places(frames: Sequence[Frame], rules: Rules) -> Iterator[_Place]:
         name = rules.alias(normal(frame.function))[:_LONGEST]
         text = f"{module}!{name}" if rules.common.has(name, module) and module else name
         yield _Place(name, module, text, library)
+
+
+def _interpreted(frame: Frame, rules: Rules) -> _Place:
+    """A function of an interpreter: its names have brackets of their own, and its file is what an
+    object is for others."""
+    name = (frame.function or "+")[:_LONGEST]
+    module = _file_name(frame.file or "")[:_LONGEST]
+    text = f"{module}!{name}" if rules.common.has(name, module) and module else name
+    return _Place(name, module, text, rules.is_library_source(frame.file))
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ dies under each. The other two pairs are those of test_agent_policy.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -23,7 +24,7 @@ import pytest
 from tests.system.agents import RunningAgent, agent, functions
 from tests.system.needs import by_socket
 from tests.system.snapshots import NO_32_BIT
-from tests.system.victims import Victim, build, descendants, running
+from tests.system.victims import SOURCES, Victim, build, descendants, running
 
 NOBODY = 65534
 CONFIG = """
@@ -591,12 +592,13 @@ def has(program: str) -> pytest.MarkDecorator:
     [
         pytest.param(
             *("py_crash.py", ["segv"], "python3", "SIGSEGV"),
-            r"SIGSEGV: read from address 0x10 in `__strlen_\w+` \(.+\), called from _ctypes.+",
+            r"SIGSEGV: read from address 0x10 in `__strlen_\w+` \(.+\), called from `crash`"
+            r" \(py_crash\.py:12\)",
             id="python-segv",
         ),
         pytest.param(
             *("py_crash.py", ["abort"], "python3", "SIGABRT"),
-            r"SIGABRT: abort\(\) called from python3\.\d+ at 0x[0-9a-f]+",
+            r"SIGABRT: abort\(\) called from `crash` \(py_crash\.py:11\)",
             id="python-abort",
         ),
         pytest.param(
@@ -639,6 +641,28 @@ def test_a_runtime(
         "release": "instant",
         "lost": {},
     }
+
+
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_functions_of_python(watching: RunningAgent, thread: str, tmp_path: Path) -> None:
+    # GIVEN a Python program WHEN it dies in C code, called by one function through another in C
+    with running("py_crash.py", thread, cwd=tmp_path) as victim:
+        record = die(watching, victim)
+    # THEN its functions are in the record, each with its line, before the native frame that runs it
+    script = str(SOURCES / "py_crash.py")
+    frames = record["frames"]
+    own = [(f["function"], f["line"]) for f in frames if f["file"] == script]
+    outer = [("in_thread", 20)] if thread == "other" else [("main", 28), ("<module>", 35)]
+    assert own == [("crash", 12), ("through_c.<locals>.<lambda>", 16), ("through_c", 16), *outer]
+    told = [number for number, frame in enumerate(frames) if frame["language"] == "python"]
+    assert {frames[number]["file"] for number in told} >= {script}
+    runs = [frames[n + 1]["function"] for n in told if frames[n + 1]["language"] is None]
+    assert set(runs) == {"_PyEval_EvalFrameDefault"}
+    assert record["signature"]["text"].endswith("| crash")
+    assert record["lost"] == {}
+    # AND `bt --all`, from the core, has the same ones
+    shown = json.loads(watching.command("bt", record["id"], "--all", "--json"))
+    assert shown["threads"][0]["frames"] == frames
 
 
 def test_a_32_bit_process(watching: RunningAgent, tmp_path: Path) -> None:
