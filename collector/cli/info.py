@@ -25,12 +25,21 @@ from collector.cli.why import diagnosis_lines
 from collector.errors import StoreError
 from collector.explain import kept_threads
 from collector.explain.names import code_name
-from collector.model import Capture, DumpFacts, Fault, Outcome, Record, Sender, SnapshotFacts
+from collector.model import (
+    Capture,
+    DumpFacts,
+    Fault,
+    Frame,
+    Outcome,
+    Record,
+    Sender,
+    SnapshotFacts,
+)
 from collector.signals import signal_name
 from collector.store.store import Store
 from collector.watch.flight import Flight
 
-_TOP_FRAMES = 8
+_TOP_FRAMES, _MOST_TOP_FRAMES = 8, 20
 _TOP_LINES = 8  # of threads, and of areas
 _LABEL = 12  # columns
 
@@ -217,12 +226,19 @@ def _registers(ip: int, sp: int | None) -> str:
     return f"ip {ip:#x}" + ("" if sp is None else f", sp {sp:#x}")
 
 
+def _top(frames: Sequence[Frame]) -> int:
+    """How many are shown: as far as the first functions of an interpreter, if there are any."""
+    first = next((n for n, frame in enumerate(frames) if frame.language), 0)
+    return max(_TOP_FRAMES, min(first + 3, _MOST_TOP_FRAMES))
+
+
 def _where(record: Record, screen: render.Screen) -> list[str]:
     frames: Sequence[str] = render.frame_lines(record.frames or [], screen)
-    shown = [f"  {line}" for line in frames[:_TOP_FRAMES]]
-    if len(frames) > _TOP_FRAMES:
-        shown.append(f"  and {len(frames) - _TOP_FRAMES} more: coreward bt {record.id}")
-    nameless = render.nameless_lines((record.frames or [])[:_TOP_FRAMES])
+    top = _top(record.frames or [])
+    shown = [f"  {line}" for line in frames[:top]]
+    if len(frames) > top:
+        shown.append(f"  and {len(frames) - top} more: coreward bt {record.id}")
+    nameless = render.nameless_lines((record.frames or [])[:top])
     return [*shown, *(f"  {line}" for line in nameless)]
 
 

@@ -50,3 +50,32 @@ def test_a_frame_of_a_library_is_passed_over(library: Frame) -> None:
     own = Frame(pc=2, function="std::string make<int>(int)", file=f"{HEADERS}/x.h", module=EXE)
     assert program_frame([library, own]) is own
     assert program_frame([library]) is None
+
+
+PYTHON, CTYPES = "/usr/bin/python3.11", "/usr/lib/python3.11/lib-dynload/_ctypes.cpython-311.so"
+STANDARD = "/usr/lib/python3.11/ctypes/__init__.py"
+
+
+def python(function: str, file: str) -> Frame:
+    return Frame(pc=9, function=function, file=file, line=12, language="python")
+
+
+def test_of_an_interpreter_the_function_that_it_runs_is_told() -> None:
+    # GIVEN a crash in C code that Python's own library has called
+    native = [
+        Frame(pc=1, function="__strlen_evex", module=LIBC),
+        Frame(pc=2, module=CTYPES),
+        Frame(pc=3, function="_PyObject_MakeTpCall", module=PYTHON),
+    ]
+    loop = Frame(pc=9, function="_PyEval_EvalFrameDefault", module=PYTHON)
+    own = python("crash", "/srv/app.py")
+    # THEN it is the program's own function in Python
+    assert program_frame([*native, python("string_at", STANDARD), own, loop]) is own
+    # AND of an installed package as well
+    other = python("load", "/usr/lib/python3.11/site-packages/some/load.py")
+    assert program_frame([*native, other, own, loop]) is other
+    # AND without functions of Python the native one
+    assert program_frame([*native, loop]) is native[1]
+    # AND a library that crashes by itself comes before who called it
+    extension = Frame(pc=4, function="resize", module="/srv/imaging.cpython-311.so")
+    assert program_frame([extension, own, loop]) is extension

@@ -199,3 +199,26 @@ def test_hostile_stacks_take_no_time() -> None:
     assert time.process_time() - started < 1
     assert key is not None
     assert sum(map(len, key.frames)) < 2000
+
+
+def test_functions_of_python_are_the_programs_own() -> None:
+    # GIVEN a crash in C code below Python's own library, below a program in Python
+    interpreter = "/usr/bin/python3.11"
+    loop = frame("_PyEval_EvalFrameDefault", interpreter)
+    library = "/usr/lib/python3.11/ctypes/__init__.py"
+    frames = [
+        *libc("__strlen_evex"),
+        frame("ffi_call", "/usr/lib/libffi.so.8"),
+        Frame(pc=9, function="string_at", file=library, line=1, language="python"),
+        Frame(pc=9, function="Shop.<lambda>", file="/srv/shop.py", line=3, language="python"),
+        Frame(pc=9, function="<module>", file="/srv/shop.py", line=7, language="python"),
+        loop,
+    ]
+    # THEN the first function of the program is the signature's, with its name as it is
+    key = stack_key(frames, rules())
+    assert key is not None
+    assert key.frames == ("strlen", "Shop.<lambda>")
+    # AND one that many programs have is named with its file
+    key = stack_key([frames[4], loop], rules())
+    assert key is not None
+    assert key.frames == ("shop.py!<module>",)
