@@ -8,7 +8,7 @@ DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gc
           gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl \
           runc groff-base
 # Only for `make package-test`
-PACKAGE_DEBS := debootstrap
+PACKAGE_DEBS := debootstrap lintian
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o

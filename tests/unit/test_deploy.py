@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,20 @@ def test_systemd_understands_the_unit_and_what_it_gives_up(tmp_path: Path) -> No
     # AND its exposure is no higher than root over all processes needs
     judged = analyze("security", "--offline=yes", f"--threshold={EXPOSURE}", str(unit_file))
     assert judged.returncode == 0, judged.stdout
+
+
+def test_documents_name_all_that_the_package_brings() -> None:
+    # GIVEN the libraries that the package does not take from Debian
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split("[<>=]", one)[0] for one in project["dependencies"]}
+    build = (ROOT / "deploy" / "debian" / "build").read_text()
+    from_debian = re.search(r"^debian=\((.*?)\)", build, re.MULTILINE)
+    assert from_debian is not None
+    inside = sorted(names - set(from_debian[1].split()))
+    # THEN its copyright names each of them with a licence, and so does the document on installing
+    copyright_ = (ROOT / "deploy" / "debian" / "copyright").read_text()
+    assert re.findall(r"([\w-]+) \([^)]+\)[,.]", copyright_) == inside
+    install = (ROOT / "docs" / "install.md").read_text()
+    told = re.search(r"from PyPI ([^.]*?), which", install)
+    assert told is not None
+    assert re.split(r",? and |,\s+", told[1].replace("\n", " ")) == inside
