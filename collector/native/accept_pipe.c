@@ -26,6 +26,22 @@ static bool has_ended(int pidfd)
 	return poll(&(struct pollfd){ pidfd, POLLIN, 0 }, 1, MESSAGE_MS) == 1;
 }
 
+/*
+ * Whether a program is what the kernel starts for a crash: the file that it was when we began to listen,
+ * or the one that is there now. An upgrade puts another one in its place while we go on. The kernel
+ * looks for it in the root of process 1, whatever is mounted in ours. */
+static bool is_helper(const struct orders *o, const struct stat *program)
+{
+	char path[sizeof("/proc/1/root") + HELPER_PATH];
+	struct stat now;
+
+	if (program->st_dev == o->helper_device && program->st_ino == o->helper_inode)
+		return true;
+	snprintf(path, sizeof(path), "/proc/1/root%s", o->helper_path);
+	return *o->helper_path && !stat(path, &now) && !now.st_uid && !(now.st_mode & 022) &&
+	       now.st_dev == program->st_dev && now.st_ino == program->st_ino;
+}
+
 /* Whether the helper at the other end is what it should be. */
 static int authenticate(int conn, struct orders *o, struct taken *t, int *helper)
 {
@@ -44,7 +60,7 @@ static int authenticate(int conn, struct orders *o, struct taken *t, int *helper
 	if (stat(path, &about))
 		return LATE;
 	/* a helper that ended meanwhile may have left its pid to another program */
-	if (about.st_dev == o->helper_device && about.st_ino == o->helper_inode)
+	if (is_helper(o, &about))
 		return PROCESS;
 	because(t, "pid %d is not the program of the pipe hand-off", who.pid);
 	return has_ended(*helper) ? LATE : REFUSED;

@@ -17,6 +17,7 @@ DEPTH = 16  # memory cgroups with a limit above one process
 LIMITS = DEPTH + 2  # of one process: these, and the two shares of its owner
 LEVELS = 256  # and of all that are pinned
 HANDFUL = 8  # deaths of one owner at a time that are no storm, whatever is slow
+HELPER_PATH = 256  # bytes, with the zero
 BIDDERS = 64  # rows of what dumpers want to see
 BIDDER_UIDS = 8
 BIDDER_COMM, BIDDER_PATH = 64, 256  # bytes of a pattern, with its zero
@@ -105,6 +106,7 @@ class Orders(ctypes.Structure):
         ("heard", c_uint64),
         ("helper_device", c_uint64),
         ("helper_inode", c_uint64),
+        ("helper_path", c_char * HELPER_PATH),
         ("patience_ns", c_int64),
         ("capture_ns", c_int64),
         ("left_behind", c_int32),

@@ -25,6 +25,7 @@
 #define LEVELS 256           /* and of all that are pinned */
 #define HANDFUL 8            /* deaths of one owner at a time that are no storm, whatever is slow */
 #define OWNER_DEVICE 0       /* of a level that is an owner, with a number of pins: no file system is 0 */
+#define HELPER_PATH 256      /* bytes, with the zero */
 #define BIDDERS 64           /* rows of what dumpers want to see */
 #define BIDDER_UIDS 8
 #define BIDDER_COMM 64       /* bytes of a pattern, with its zero */
@@ -98,6 +99,7 @@ struct orders {
 	uint64_t heard;            /* address of a number that pipe helpers see: ours; 0: none; see pipe.py */
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;
+	char helper_path[HELPER_PATH]; /* where the kernel finds it; empty: longer than that */
 	_Atomic int64_t patience_ns; /* a process waits no longer, unless Python wants it to; 0: it may */
 	_Atomic int64_t capture_ns; /* until the next core is written, if all writers are at work */
 	_Atomic int32_t left_behind; /* ours: threads that a process keeps waiting */

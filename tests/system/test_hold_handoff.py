@@ -161,6 +161,22 @@ def test_a_pipe_helper_and_a_store_that_no_core_pattern_can_name(here: Place, fo
     assert set(Path("/run").glob("coreward-*")) == short
 
 
+def test_a_pipe_helper_that_was_upgraded_is_taken_for_what_it_is(here: Place) -> None:
+    """
+    GIVEN an agent that listens
+    WHEN another file comes in the place of the helper, as in an upgrade, and a process crashes
+    THEN it is handed over
+    """
+    with here.backend(Backend.PIPE) as backend, Victim(here) as victim:
+        shutil.copy(here.helper, here.helper.with_suffix(".new"))
+        here.helper.with_suffix(".new").rename(here.helper)
+        victim.crash()
+        with accept(backend) as held:
+            assert held.pid == victim.pid
+        assert victim.process.wait() == -signal.SIGSEGV
+        assert backend.refused == 0
+
+
 @pytest.mark.parametrize("kind", EITHER)
 def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
     with here.backend(kind) as backend, contextlib.ExitStack() as alive:

@@ -32,6 +32,7 @@ CONSTANTS = {
     "HANDS": contract.HANDS,
     "TAKERS": contract.TAKERS,
     "BIDDERS": contract.BIDDERS,
+    "HELPER_PATH": contract.HELPER_PATH,
     "BIDDER_UIDS": contract.BIDDER_UIDS,
     "BIDDER_COMM": contract.BIDDER_COMM,
     "BIDDER_PATH": contract.BIDDER_PATH,
