@@ -8,7 +8,7 @@ DEBS   := python3-bpfcc python3-venv clang libclang-rt-14-dev llvm libbpf-dev gc
           gdb elfutils binutils dwz xz-utils strace redis-tools linux-libc-dev fuse3 curl openssl \
           runc groff-base
 # Only for `make package-test`
-PACKAGE_DEBS := debootstrap lintian
+PACKAGE_DEBS := debootstrap e2fsprogs lintian qemu-system-x86
 # To boot other kernels: only for `make kernels` and `make kernel-tests`
 KERNEL_DEBS := qemu-system-x86 busybox-static cpio kmod
 OBJECT := $(BUILD)/coreward.bpf.o
@@ -73,8 +73,8 @@ kernels: setup $(BUILD)/.kernel-debs
 kernel-tests: setup $(BUILD)/.kernel-debs
 	$(BIN)/pytest -q tests/kernels
 
-# The package in a fresh Debian: installed, a crash on record, purged. Two minutes, and some downloads
-# the first time: not part of `make test`.
+# The package in a fresh Debian: installed, a crash on record, purged; and where KVM is, on a machine of
+# its own with systemd as process 1. Minutes, and downloads the first time: not part of `make test`.
 package-test: deb $(BUILD)/.package-debs
 	$(BIN)/pytest -q tests/package
 
