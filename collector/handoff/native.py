@@ -29,7 +29,7 @@ from collector.handoff.pipe import HelperGone, PipeBackend, PipeHandOff, parse_l
 from collector.linux.memory import LevelKey
 from collector.model import TICK_NS, ProcessKey
 from collector.native import contract, library
-from collector.native.contract import EMPTY, HELPER_PATH, OWNER_DEVICE, PINS, READY, SHARED, WORD, Answer
+from collector.native.contract import EMPTY, OWNER_DEVICE, PINS, READY, SHARED, WORD, Answer
 
 _NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY of <sys/resource.h>
 _HAND_INTS = ctypes.sizeof(contract.Hand) // 4
@@ -218,7 +218,7 @@ class Native:
             heard = listener.heard
             self._orders.helper_device, self._orders.helper_inode = listener.helper_id
             path = bytes(listener.helper)
-            self._orders.helper_path = path if len(path) < HELPER_PATH else b""
+            self._orders.helper_path = path if len(path) < contract.HELPER_PATH else b""
             self._orders.heard = 0 if heard is None else ctypes.addressof(heard)
         listener.block()
         self.leave()
