@@ -176,6 +176,8 @@ def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> 
             context.metrics.crowded.inc()
             return REASON
         return "the agent did not answer the kernel in time"
+    if seen.time_ns < context.backend.opened_ns:
+        return "the agent was still starting"
     if seen.fatal is not None and seen.fatal.core_byte and context.backend.backend == "pipe":
         return "the kernel did not hand it over: its RLIMIT_CORE is one byte"
     return "the kernel did not hand it over: not dumpable, as after a change of user"

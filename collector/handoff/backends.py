@@ -55,6 +55,7 @@ class OpenBackend:
         self.backend = listener.backend
         self.pattern = listener.pattern
         self.reason = ""  # why not a better one
+        self.opened_ns = 0  # since when it works, CLOCK_BOOTTIME
         self._guard = guard
         self.overwrites = Overwrites(self.pattern, self._take_again)
         self._early: collections.deque[Taken] = collections.deque()
@@ -187,6 +188,7 @@ class NoBackend:
 
     backend = "none"
     pattern = None
+    opened_ns = 0
     is_kept = False
     refused = 0
     late = 0
@@ -260,6 +262,7 @@ def open_backend(
             reasons.append(f"{name}: {error}")
             continue
         backend.reason = "; ".join(reasons)
+        backend.opened_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return backend
     return NoBackend("; ".join(reasons))
 

@@ -330,3 +330,24 @@ def test_a_hand_off_that_is_looked_at_too_late_is_no_second_death(make: Make) ->
     assert agent.log == ["released"]
     assert agent.record().lost["core"] == "the agent did not answer the kernel in time"
     assert not agent.context.registry.waits
+
+
+@pytest.mark.parametrize(
+    ("opened_ns", "why"),
+    [
+        (0, "the kernel did not hand it over: not dumpable, as after a change of user"),
+        (fatal().time_ns + 1, "the agent was still starting"),
+    ],
+)
+def test_why_there_is_no_core_depends_on_whether_it_could_be_handed_over(
+    make: Make, opened_ns: int, why: str
+) -> None:
+    # GIVEN an agent that looks for a way by which the kernel hands crashes over, until `opened_ns`
+    agent = make()
+    backend = SimpleNamespace(backend="pipe", opened_ns=opened_ns)
+    agent.context.backend = backend  # type: ignore[assignment]
+    # WHEN a process dies, and nobody hands it over
+    agent.probe.tell(fatal(), ended(status=11))
+    agent.settle()
+    # THEN its record does not call it what it is not
+    assert agent.record().lost["core"] == why
