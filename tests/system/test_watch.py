@@ -41,10 +41,10 @@ def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]
         assert not [line for line in one.lines if "Traceback" in line]
 
 
-@pytest.fixture
-def crashed(watching: RunningAgent, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def crashed(watching: RunningAgent, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a watched process that crashed."""
-    with running("watched", cwd=tmp_path) as victim:
+    with running("watched", cwd=tmp_path_factory.mktemp("crashed")) as victim:
         sampled(watching)
         victim.go()
         assert victim.wait() == -signal.SIGSEGV
@@ -128,6 +128,7 @@ def test_samples_that_are_damaged(watching: RunningAgent, crashed: dict[str, Any
             assert done.returncode != 0
             assert str(file) in done.stderr
             assert "Traceback" not in done.stderr
+    file.write_bytes(whole)
 
 
 def test_a_killed_process_leaves_its_samples(watching: RunningAgent, tmp_path: Path) -> None:

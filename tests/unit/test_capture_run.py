@@ -98,8 +98,9 @@ def test_the_small_core_is_memory_that_nobody_changes_any_more(
 
 
 def test_a_writer_that_lingers_after_its_last_answer_is_not_waited_for(
-    writers: Callable[..., list[Job]],
+    writers: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run, "_GRACE", 0.05)
     # the pipe stays open, as where a thread of it hangs in the kernel
     writers(f"echo '{WRITTEN}'; exec sleep infinity")
     assert list(run_writer(job())) == [Written(capture=Capture.THREADS, name="core")]
@@ -111,7 +112,10 @@ def test_a_writer_without_an_answer_is_told(writers: Callable[..., list[Job]]) -
     assert answer == Failed("the writer ended with status 3 and no answer")
 
 
-def test_nonsense_is_told(writers: Callable[..., list[Job]]) -> None:
+def test_nonsense_is_told(
+    writers: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_GRACE", 0.05)
     writers("echo nonsense; exec sleep infinity")
     (answer,) = run_writer(job())
     assert isinstance(answer, Failed) and "cannot be read" in answer.why
