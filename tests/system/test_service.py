@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def test_one_that_cannot_start_says_why(tmp_path: Path, manager: ServiceManager)
 
 
 @pytest.mark.parametrize("policy", ["keep", "true"])
-def test_what_others_write_to_core_pattern_is_noticed_within_a_second(
+def test_what_others_write_to_core_pattern_is_noticed(
     tmp_path: Path, manager: ServiceManager, policy: str
 ) -> None:
     # GIVEN an agent whose kernel setting is its own
@@ -91,10 +90,8 @@ def test_what_others_write_to_core_pattern_is_noticed_within_a_second(
              f"> {tmp_path}/sys/kernel/core_pattern"],
             check=True,
         )  # fmt: skip
-        begun = time.monotonic()
+        # THEN the agent says so (how soon: test_handoff_overwrites), and does what its policy says
         line = one.wait_line("by someone else's hand")
-        # THEN the agent says so within a second, and does what its policy says
-        assert time.monotonic() - begun < 3.0  # on a busy machine
         assert FOREIGN in line
         kept = policy == "keep"
         assert one.settings.read("core_pattern") == (ours if kept else FOREIGN)

@@ -12,6 +12,10 @@ from collector.handoff.overwrites import EVERY_S, Overwrites
 OURS, THEIRS = "@@/run/coreward/core.sock", "|/usr/lib/systemd/systemd-coredump %P"
 
 
+def test_it_is_noticed_within_a_second() -> None:
+    assert 2 * EVERY_S <= 1.0
+
+
 class Setting:
     """A core_pattern, a clock, and who looks at it."""
 
