@@ -395,6 +395,25 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     scanned: bool = False  # without unwind information, found by looking through the stack
 
 
+class GoroutineGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Goroutines of a Go program that are at the same place, in the same state."""
+
+    state: str  # `waiting`, `runnable`, `running`, `in a system call`, ...
+    count: int
+    ids: list[int]  # of the first ones
+    frames: list[Frame]  # of one of them; empty of one that runs: they are its thread's
+
+
+class Goroutines(msgspec.Struct, frozen=True, kw_only=True):
+    """The goroutines of a Go program."""
+
+    version: str  # of Go: `go1.19.8`
+    count: int  # all that its runtime has, also ended ones that it will use again
+    states: dict[str, int]  # state -> how many; of those that were looked at, without ended ones
+    groups: list[GoroutineGroup]  # the largest first; not all of many
+    lost: str | None = None
+
+
 class Allocator(enum.StrEnum):
     """What hands memory out inside a process."""
 
@@ -529,8 +548,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     site: CrashSite | None = None
     reason: str | None = None  # one sentence, made of the diagnosis
     diagnosis: Diagnosis | None = None  # None: it did not die, or the record is older than that
-    abort_message: str | None = None  # what the C library said before it aborted
+    abort_message: str | None = None  # what the C library, or Go, said before it aborted
     frames: list[Frame] | None = None
+    goroutines: Goroutines | None = None  # None: it is no Go program that is known
     signature: Signature | None = None  # None: of a snapshot, or of an older coreward
     rule: str | None = None
     snapshot: SnapshotFacts | None = None  # for cause `snapshot`

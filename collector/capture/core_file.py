@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from collector.capture.goroutines import select_goroutines
 from collector.capture.interpreted import select_interpreted
 from collector.capture.memory import Memory
 from collector.capture.select import MAX_STACK, carve, select_none, select_stacks
@@ -63,6 +64,7 @@ def write_explain_core(
     keep = select_stacks(image.mappings, first, image.auxv, memory.read, max_stack=max_stack)
     more = select_stacks(image.mappings, others, b"", _nothing, max_stack=_OTHER_STACK)
     said = [*select_thrown(image, memory.read), *select_interpreted(image, memory.read)]
+    said += select_goroutines(image, memory.read)
     keep = _bounded(keep, union([*keep, *more, *said]))
     segments = carve(select_none(image.mappings), keep)
     write_core(image, segments, source or memory, InPlaceWriter(fd), overrides=pieces)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from collector.capture.goroutines import select_goroutines
 from collector.capture.interpreted import select_interpreted
 from collector.capture.memory import Memory
 from collector.capture.select import (
@@ -58,7 +59,8 @@ def plan_core(
     if capture is Capture.THREADS:
         return Plan(segments=everything, left_out=[])
     keep = select_stacks(image.mappings, image.threads, image.auxv, memory.read)
-    keep = union([*keep, *select_interpreted(image, memory.read)])
+    keep += [*select_interpreted(image, memory.read), *select_goroutines(image, memory.read)]
+    keep = union(keep)
     plan = Plan(segments=carve(everything, keep), left_out=[])
     return plan if limit is None else _bounded(plan, keep, memory, limit)
 

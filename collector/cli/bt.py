@@ -20,11 +20,12 @@ from collector.cli.cores import (
     warn_incomplete,
     what_there_is,
 )
+from collector.cli.goroutines import goroutine_lines
 from collector.cli.opened import bundle_of
 from collector.errors import NotFound, UsageError
 from collector.explain import kept_threads
 from collector.explain.types import ThreadFrames
-from collector.model import Frame, Record
+from collector.model import Frame, Goroutines, Record
 from collector.store.store import Store
 
 _TIMEOUT_S = 120.0  # somebody waits for it and can interrupt, so longer than the agent would
@@ -48,6 +49,7 @@ class AllBacktraces(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     threads: list[ThreadFrames]
     lost: dict[str, str]
+    goroutines: Goroutines | None = None  # of a Go program
 
 
 class BtVerb:
@@ -116,14 +118,22 @@ def _all(store: Store, record: Record, root: Path | None, *, full: bool, as_json
             raise
         lost = {"core": f"these are as they were recorded; {error}"}
         found: Sequence[ThreadFrames] = kept
+        goroutines = record.goroutines
     else:
-        found, lost = _from_core(core, record, root, full=full)
+        found, goroutines, lost = _from_core(core, record, root, full=full)
         warn_incomplete(record)
     all_ = threads.with_record(found, record, kept)
     if as_json:
-        render.print_json(AllBacktraces(id=record.id, pid=record.pid, threads=all_, lost=lost))
+        render.print_json(
+            AllBacktraces(
+                id=record.id, pid=record.pid, threads=all_, lost=lost, goroutines=goroutines
+            )
+        )
         return 0
-    print(threads.text(all_, record, render.Screen()))
+    screen = render.Screen()
+    print(threads.text(all_, record, screen))
+    if goroutines is not None:
+        print("\n" + "\n".join(goroutine_lines(goroutines, screen)))
     for part, why in sorted(lost.items()):
         print(f"coreward: lost: {render.clean(part)}: {render.clean(why)}", file=sys.stderr)
     return 0
@@ -131,8 +141,9 @@ def _all(store: Store, record: Record, root: Path | None, *, full: bool, as_json
 
 def _from_core(
     path: Path, record: Record, root: Path | None, *, full: bool
-) -> tuple[list[ThreadFrames], dict[str, str]]:
-    """All threads as the core tells them now, and what is missing. NotFound: there are none."""
+) -> tuple[list[ThreadFrames], Goroutines | None, dict[str, str]]:
+    """All threads and goroutines as the core tells them now, and what is missing. NotFound: there
+    are no threads."""
     from collector.explain.run import explain_core  # noqa: PLC0415 (only --all needs it)
 
     with plain_core(path) as core, _opened(root) as root_fd:
@@ -152,7 +163,7 @@ def _from_core(
         raise NotFound(
             f"record {record.id}: no thread could be unwound: {render.clean(why)}"
         ).advised(f"`coreward debug {record.id}` opens its core in gdb")
-    return explanation.threads, lost
+    return explanation.threads, explanation.goroutines or record.goroutines, lost
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from collector.cli.around import around_lines, log_lines
 from collector.cli.calls import last_calls, lost_lines
 from collector.cli.choice import id_argument, json_argument, reading
 from collector.cli.cores import calls_of, samples_of
+from collector.cli.goroutines import goroutines_in_short
 from collector.cli.heap import top_lines
 from collector.cli.killer import killer_lines
 from collector.cli.oom import oom_lines
@@ -113,6 +114,9 @@ def described(record: Record, core: Path | None, screen: render.Screen) -> list[
         lines += ["", screen.bold(title), *shown] if shown else []
         if title == "Why" and record.frames:
             lines += ["", screen.bold("Where"), *_where(record, screen)]
+        if title == "Why" and record.goroutines is not None:
+            shown = goroutines_in_short(record.goroutines)
+            lines += ["", screen.bold("Goroutines"), *shown]
         if title == "Around it" and (said := log_lines(record)):
             lines += ["", screen.bold("The last lines of its unit"), *said]
         if title == "What ran out of memory" and (heap := top_lines(record)):

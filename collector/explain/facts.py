@@ -27,6 +27,7 @@ def with_explanation(record: Record, explanation: Explanation) -> Record:
     return msgspec.structs.replace(
         record,
         frames=explanation.frames,
+        goroutines=explanation.goroutines,
         signature=from_stack(explanation.stack) or record.signature,
         abort_message=record.abort_message or explanation.abort_message,
         fault_access=record.fault_access or explanation.fault_access,

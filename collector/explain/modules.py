@@ -181,6 +181,10 @@ class Modules:
             return os.pread(fd, size, address - file.start + file.offset)
         return b""
 
+    def file(self, module: drgn.Module) -> int | None:
+        """A descriptor of its file, borrowed; None: there is none, or it was not needed so far."""
+        return self._opened.get(_key(module))
+
     def report(self) -> list[ModuleFile]:
         """The modules that were needed."""
         return [self._describe(module) for module in self._asked.values()]

@@ -299,8 +299,9 @@ def _uncaught(record: Record, evidence: Evidence) -> str:
 def _panic(record: Record, evidence: Evidence) -> str:
     category = record.diagnosis.category if record.diagnosis else Category.RUST_PANIC
     caller = program_frame(record.frames or ())
-    said = f": {_printable(evidence.message)}," if evidence.message and caller else ""
-    return f"{_LANGUAGES[category]}{said}" + (f" in {_describe(caller)}" if caller else "")
+    said = f": {_printable(evidence.message)}" if evidence.message else ""
+    where = f"{',' if said else ''} in {_describe(caller)}" if caller else ""
+    return f"{_LANGUAGES[category]}{said}{where}"
 
 
 def _other(record: Record, evidence: Evidence) -> str:

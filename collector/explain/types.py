@@ -6,7 +6,7 @@ import msgspec
 
 from collector.circumstances import Package
 from collector.diagnosis import Diagnosis
-from collector.model import Access, Frame
+from collector.model import Access, Frame, Goroutines
 from collector.signature.types import StackKey
 
 MAX_FRAMES = 256  # of one thread; the innermost are kept
@@ -80,6 +80,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     frames: list[Frame] | None = None  # of the dying thread
     stack: StackKey | None = None  # what its signature takes from them; only if asked for
     threads: list[ThreadFrames] | None = None  # only if asked for
+    goroutines: Goroutines | None = None
     modules: list[ModuleFile] = []
     abort_message: str | None = None
     fault_access: Access | None = None

@@ -24,6 +24,8 @@ from collector.errors import CoreFormatError
 from collector.explain.demangle import demangle, is_mangled
 from collector.explain.evidence import evidence_of
 from collector.explain.find import Finder
+from collector.explain.go_names import GoNames
+from collector.explain.goroutines import Golang
 from collector.explain.interpreted import Interpreted
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
@@ -66,13 +68,15 @@ def explain(
         with Modules(program, core, finder) as modules:
             unwinder = Unwinder(program, modules, Interpreted(core, modules.code))
             frames = unwinder.dying_thread(core.threads)
+            golang = Golang(core, modules.code)
             values = Values(program, core, modules) if full else None
             threads = unwinder.all_threads(core.threads, values) if all_threads else None
             explanation = Explanation(
                 frames=frames,
                 threads=threads,
                 modules=modules.report(),
-                abort_message=unwinder.abort_message(frames or []),
+                goroutines=golang.goroutines(unwinder.frames, whole=all_threads),
+                abort_message=unwinder.abort_message(frames or []) or golang.message(),
                 fault_access=_fault_access(core, modules),
                 diagnosis=ask(lambda: evidence_of(core, modules.code)),
                 seconds=time.monotonic() - started,
@@ -113,6 +117,7 @@ class Unwinder:
         self._modules = modules
         self._interpreted = interpreted
         self._walker = Walker(program, modules)
+        self._go_names = GoNames(modules)
         self.lost: dict[str, str] = {}
 
     def dying_thread(self, threads: Sequence[Thread]) -> list[Frame] | None:
@@ -242,6 +247,12 @@ class Unwinder:
         name = ask(lambda: symbol.name) if symbol is not None else None
         source = ask(step.frame.source)
         function = ask(lambda: step.frame.function_name)
+        if function is None and name is None and module is not None:
+            place = self._go_names.at(module, step.place)
+            if place is not None:
+                return msgspec.structs.replace(
+                    frame, function=text(place.function), file=place.file, line=place.line
+                )
         if name is not None and (function is None or is_mangled(name)):
             function = demangle(name)  # its words say more than the bare name
         return msgspec.structs.replace(

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from collector.explain.elf_file import ElfFile
+from collector.explain.pclntab import LineTable
 from collector.heap.memory import Memory, NotInCore, OutOfBudget
 from collector.heap.moduledata import ModuleData, find_buckets, find_module
 from collector.heap.objects import Data, Object, Objects, OpenObject
-from collector.heap.pclntab import LineTable
 from collector.model import Allocator, Frame, HeapProfile, HeapSite
 
 _BUILD_INFO = ".go.buildinfo"

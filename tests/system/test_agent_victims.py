@@ -665,6 +665,41 @@ def test_functions_of_python(watching: RunningAgent, thread: str, tmp_path: Path
     assert shown["threads"][0]["frames"] == frames
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("panic", "Go panic: no order 7, in `main.place` (gopanic.go:18)"),
+        (
+            "nil",
+            "Go panic: runtime error: invalid memory address or nil pointer dereference,"
+            " in `main.place` (gopanic.go:20)",
+        ),
+        ("deadlock", "Go panic: all goroutines are asleep - deadlock!"),
+    ],
+)
+@has("go")
+def test_a_go_program_without_symbols(
+    watching: RunningAgent, how: str, reason: str, tmp_path: Path
+) -> None:
+    # GIVEN a Go program with goroutines WHEN it panics
+    with running("gopanic", how, cwd=tmp_path) as victim:
+        record = die(watching, victim)
+    # THEN the record has what it said, and where, by the names that its runtime has
+    assert record["reason"] == f"SIGABRT: {reason}"
+    assert (record["diagnosis"]["category"], record["lost"]) == ("go-panic", {})
+    # AND its goroutines, those at one place together
+    found = record["goroutines"]
+    most = found["groups"][0]
+    assert (most["state"], most["count"]) == ("waiting", 20)
+    names = [frame["function"] for frame in most["frames"]]
+    assert names[:4] == ["runtime.gopark", "runtime.chanrecv", "runtime.chanrecv1", "main.worker"]
+    assert names[-1] == "runtime.goexit"
+    assert found["states"].get("running", 0) == (how != "deadlock")
+    # AND `bt --all`, from the core, has the same ones
+    shown = json.loads(watching.command("bt", record["id"], "--all", "--json"))
+    assert shown["goroutines"] == found
+
+
 def test_a_32_bit_process(watching: RunningAgent, tmp_path: Path) -> None:
     # GIVEN a 32-bit process WHEN it dies
     with running("bits32", cwd=tmp_path) as victim:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collector.explain.pclntab import LineTable
 from collector.heap.golang import sampled_sites
 from collector.heap.memory import OutOfBudget
-from collector.heap.pclntab import LineTable
 from tests.unit.heap_samples import FakeCore
 
 HEAD = 0x500000  # mbuckets

@@ -59,14 +59,15 @@ class _Function(NamedTuple):
 class LineTable:
     """A table, as the file has it, which must be placed before something is looked up.
 
-    names: how far behind its begin the names of functions begin. ValueError if it is of another
+    names: how far behind its begin the names of functions begin. text: the address of the code, as
+    the file has it; 0 where the loader would fill it in. ValueError if it is of another
     version or damaged; looking something up may also raise struct.error or IndexError.
     """
 
     def __init__(self, data: bytes) -> None:
         if len(data) < _HEADER.size:
             raise ValueError("there is none")
-        magic, unit, pointer, functions, _, _, *offsets = _HEADER.unpack_from(data)
+        magic, unit, pointer, functions, _, self.text, *offsets = _HEADER.unpack_from(data)
         if magic not in _FORMS or unit != 1 or pointer != 8:
             raise ValueError(f"its form {magic:#x} is not known")
         if functions > _MAX_FUNCTIONS or max(offsets) > len(data):
