@@ -187,6 +187,9 @@ class Walker:
             target = self._word(words[_RSP] + 8 * number)
             if target is None:
                 return None
+            if entry is None and self._is_trampoline(target):  # the handler of a signal
+                found = _changed(words, rip=target, rsp=words[_RSP] + 8 * (number + 1))
+                return _Start(found, interrupted=False)
             if not self._is_return(target):
                 continue
             code = self._modules.code(target - LONGEST_CALL, LONGEST_CALL)
@@ -209,6 +212,11 @@ class Walker:
             return False
         code = self._modules.code(target - LONGEST_CALL, LONGEST_CALL)
         return follows_call(code) if code else None
+
+    def _is_trampoline(self, target: int) -> bool:
+        if target < 1 << 12 or not self._modules.is_code(target):
+            return False
+        return is_trampoline(self._modules.code(target, TRAMPOLINE))
 
     def _word(self, address: int) -> int | None:
         return ask(lambda: int(self._program.read_u64(address)))

@@ -557,6 +557,7 @@ Thread 812:
         "id": SEGFAULT.id,
         "pid": 812,
         "threads": msgspec.to_builtins([with_record([died], record)[0], sleeper]),
+        "goroutines": None,
         "lost": {"modules": "/usr/bin/victim is gone"},
     }
     assert asked == [core, core]
