@@ -2,7 +2,7 @@
 
 Without symbols and files: the runtime's slice of all goroutines (`runtime.allgs`) is the one in its
 uninitialised data whose elements are goroutines, and a goroutine has a word that leads to itself
-(`g.sched.g`), from which the other fields are counted (src/runtime/runtime2.go, Go 1.17 to 1.24).
+(`g.sched.g`), from which the other fields are counted (src/runtime/runtime2.go, Go 1.18 to 1.25).
 So the writer finds them as the explaining child does. Pure. The process may have written anything
 there: each loop is bounded, and so are the goroutines that are looked at.
 """
@@ -31,6 +31,7 @@ _MAX_MESSAGE = 1024  # bytes
 _MAX_STACK = 1 << 30  # of a goroutine
 _MAX_CALLERS = 12
 _AT_ENTRY = 9  # <linux/auxvec.h>
+_MINORS = range(18, 26)  # of Go 1.x whose goroutines are known
 _G = 240  # bytes of a struct g that are read
 _PANIC, _M = 32, 48  # in it
 _SELF = range(56, 97, 8)  # where `sched.g` may be
@@ -70,6 +71,7 @@ class _Fields(NamedTuple):
     own: int  # sched.g; sp and pc are before it
     bp: int
     call_sp: int  # syscallsp; syscallpc is behind it
+    has_call_bp: bool  # and then syscallbp
     status: int
     id: int
 
@@ -84,15 +86,7 @@ class Go:
         `runtime.allgs` is. Absent: it is not there."""
         self._read, self._search, self._bss, self.version = read, search, bss, version
         self._array, self.count, _ = struct.unpack("<QQQ", exactly(read, slots, 24))
-        first = _word(read, self._array)
-        own = own_word(first, exactly(read, first, _G))
-        if own is None:
-            raise Absent("its goroutines have a form that is not known")
-        minor = re.match(r"go1\.(\d{1,3})", version)
-        self._has_call_bp = minor is not None and int(minor[1]) >= 23
-        bp = own + 32  # behind ctxt, ret, lr
-        end = bp + 8 + 8 * self._has_call_bp
-        self._fields = _Fields(own=own, bp=bp, call_sp=bp + 8, status=end + 32, id=end + 40)
+        self._fields = _fields_of(read, _word(read, self._array), version)
 
     def goroutines(self, most: int) -> Iterator[Goroutine]:
         """The first ones that are not dead. Absent: memory is missing."""
@@ -130,7 +124,7 @@ class Go:
         bp = _word_in(data, fields.bp)
         if status == 3:
             sp, pc, bp = (_word_in(data, fields.call_sp + at) for at in (0, 8, 16))
-            bp = bp if self._has_call_bp else 0
+            bp = bp if fields.has_call_bp else 0
         low, high = _word_in(data, 0), _word_in(data, 8)
         return Goroutine(number, state, pc, sp, bp, tuple(self._callers(bp, low, high)))
 
@@ -175,10 +169,26 @@ class Go:
         return None
 
 
+def _fields_of(read: Read, first: int, version: str) -> _Fields:
+    """first: the goroutine of main(), whose number is 1 in each program. Absent: it is not."""
+    data = exactly(read, first, _G)
+    own = own_word(first, data)
+    minor = re.match(r"go1\.(\d{1,3})\b", version)
+    if own is not None and minor is not None and int(minor[1]) in _MINORS:
+        bp = own + (24 if int(minor[1]) >= 25 else 32)  # behind ctxt, until 1.24 ret, and lr
+        end = bp + (16 if int(minor[1]) >= 23 else 8)  # syscallbp
+        found = _Fields(
+            own=own, bp=bp, call_sp=bp + 8, has_call_bp=end > bp + 8, status=end + 32, id=end + 40
+        )
+        if _word_in(data, found.id) == 1:
+            return found
+    raise Absent(f"those of {version} have a form that is not known")
+
+
 def find_go(
     read: Read, mappings: Iterable[Mapping], auxv: bytes, kept: Read | None = None
 ) -> Go | None:
-    """The runtime of a Go process; None: it is none, or its goroutines are not found.
+    """The runtime of a Go process; None: it is none. Absent: why its goroutines are not found.
 
     kept: what is read through it is all that finding it again needs, in a core that has no more.
     """
@@ -190,9 +200,9 @@ def find_go(
         return None
     writable = union((m.start, m.end) for m in mappings if m.prot & Prot.W)
     slots = _find_slots(read, data, writable)
-    with contextlib.suppress(Absent, struct.error):
-        return None if slots is None else Go(kept, read, bss, slots, version)
-    return None
+    if slots is None:
+        raise Absent(f"those of {version} are not in the core, or have another form")
+    return Go(kept, read, bss, slots, version)
 
 
 def _data_of(mappings: list[Mapping], auxv: bytes) -> tuple[list[Range], list[Range]]:

@@ -38,8 +38,11 @@ class Golang:
     def __init__(self, core: CoreFile, code: Callable[[int, int], bytes]) -> None:
         self._core, self._code = core, code
         self._go: Go | None = None
-        with contextlib.suppress(Absent, struct.error):
+        self.lost: dict[str, str] = {}
+        try:
             self._go = find_go(self._memory, core.mappings, core.auxv or b"")
+        except (Absent, struct.error) as error:
+            self.lost["goroutines"] = text(str(error))
 
     def _memory(self, address: int, size: int) -> bytes:
         with contextlib.suppress(CoreFormatError, OverflowError):

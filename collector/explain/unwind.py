@@ -80,7 +80,7 @@ def explain(
                 fault_access=_fault_access(core, modules),
                 diagnosis=ask(lambda: evidence_of(core, modules.code)),
                 seconds=time.monotonic() - started,
-                lost={**modules.lost, **unwinder.lost},
+                lost={**modules.lost, **unwinder.lost, **golang.lost},
             )
             if then is not None:
                 then(explanation, [])

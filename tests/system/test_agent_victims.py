@@ -671,8 +671,9 @@ def test_functions_of_python(watching: RunningAgent, thread: str, tmp_path: Path
         ("panic", "Go panic: no order 7, in `main.place` (gopanic.go:18)"),
         (
             "nil",
+            # which has no frame of its own, so that without symbols its caller is found
             "Go panic: runtime error: invalid memory address or nil pointer dereference,"
-            " in `main.place` (gopanic.go:20)",
+            " in `main.main` (gopanic.go:35), after handling SIGSEGV at address 0x0",
         ),
         ("deadlock", "Go panic: all goroutines are asleep - deadlock!"),
     ],
