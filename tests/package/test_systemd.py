@@ -38,15 +38,16 @@ _NOTES = (
 FILES = (
     f"find / -xdev \\( {' -o '.join(f'-path /{at}' for at in _NOTES)} \\) -prune -o -print | sort"
 )
-# one death each second, its pid noted before
-DEATHS = "while :; do sh -c 'echo $$ >>/tmp/pids; kill -SEGV $$'; sleep 1; done"
+# scripts: a death, its pid noted before; one each second
+DEATH = "echo $$ >/tmp/pid; kill -SEGV $$\n"
+DEATHS = "while :; do sh -c 'echo $$ >>/tmp/pids; kill -SEGV $$'; sleep 1; done\n"
 # one that dies as soon as services start, and one whose end takes place while the machine goes down
 UNIT = """[Unit]
 Description={0}
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-{1}=-/bin/sh -c 'echo $$ >/root/{0}; kill -SEGV $$'
+{1}=-/bin/sh -c 'echo $$$$ >/root/{0}; kill -SEGV $$$$'
 [Install]
 WantedBy=multi-user.target
 """
@@ -102,9 +103,7 @@ def records(debian: Machine, pids: list[int]) -> list[dict[str, Any]]:
     end = time.monotonic() + PATIENCE
     while True:
         found = deaths(debian)
-        open_ = [
-            pid for pid in pids if found.get(pid, {"outcome": "pending"})["outcome"] == "pending"
-        ]
+        open_ = [pid for pid in pids if pid not in found or not found[pid]["reason"]]
         if not open_:
             return [found[pid] for pid in pids]
         assert time.monotonic() < end, (open_, found)
@@ -113,16 +112,16 @@ def records(debian: Machine, pids: list[int]) -> list[dict[str, Any]]:
 
 def die(debian: Machine, unit: str) -> int:
     """The pid of a process that has died, the only one of a unit."""
-    debian.run(
-        f"systemd-run -q --wait --unit={unit} sh -c 'echo $$ >/tmp/pid; kill -SEGV $$'", None
-    )
+    (debian.shared / "death").write_text(DEATH)
+    debian.run(f"systemd-run -q --wait --unit={unit} sh {SHARED}/death", None)
     return int(debian.run("cat /tmp/pid"))
 
 
 def while_processes_die(debian: Machine, script: str) -> list[int]:
     """Run a script; the pids of those that have died before, meanwhile and afterwards."""
     debian.run("rm -f /tmp/pids")
-    debian.run(f'systemd-run -q --unit=deaths sh -c "{DEATHS}"'.replace("$$", "\\$\\$"))
+    (debian.shared / "deaths").write_text(DEATHS)
+    debian.run(f"systemd-run -q --unit=deaths sh {SHARED}/deaths")
     debian.run(f"sleep 2; {script}; sleep 2; systemctl stop deaths")
     pids = [int(word) for word in debian.run("cat /tmp/pids").split()]
     assert len(pids) > 2
