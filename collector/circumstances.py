@@ -20,6 +20,17 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str | None = None  # the model of the first one
 
 
+class ManagedRuntime(msgspec.Struct, frozen=True, kw_only=True):
+    """The interpreter or virtual machine that ran the program."""
+
+    name: str  # `python`, `go`, `java`, `node`
+    version: str | None = None
+    # of Java: what its own report of the error is called, as the process sees it
+    report: str | None = None
+    report_file: str | None = None  # a copy of it, inside the record's folder
+    lost: str | None = None  # why there is no report
+
+
 class Package(msgspec.Struct, frozen=True, kw_only=True):
     """What the executable was installed with."""
 

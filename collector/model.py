@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from collector.circumstances import Descriptor, HostFacts, LogLine, Package, Pod
+from collector.circumstances import Descriptor, HostFacts, LogLine, ManagedRuntime, Package, Pod
 from collector.diagnosis import Access as Access  # noqa: PLC0414 - it is one of the model's
 from collector.diagnosis import Diagnosis
 
@@ -564,6 +564,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     host: HostFacts | None = None
     ancestry: list[Relative] | None = None  # all processes above it, the nearest first
     package: Package | None = None  # of its executable
+    runtime: ManagedRuntime | None = None  # None: none that is known
     attributes: dict[str, str] = {}  # of its environment, those that policy names
     logs: list[LogLine] | None = None  # the last lines of its unit, the oldest first
     descriptors: list[Descriptor] | None = None  # the lowest first, not all of many

@@ -100,6 +100,7 @@ def _explain(context: Context, crash: Crash, core: int, files: Files, cut: str |
             root_fd=files.root,
             mapped=files.code,
             keep=context.store.place(crash.record),
+            report=not crash.redact.texts,  # it has the environment, and what registers point to
             began=boot_to_utc(crash.record.start_ns).timestamp(),
             timeout=context.policy.policy.capture.explain_time,
             nice=_NICE,

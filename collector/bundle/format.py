@@ -26,7 +26,8 @@ MAX_FILES = 16384
 MAX_NAMES = 16384  # of the linker's, for all modules
 _MAX_PATH, _MAX_STEP = 4000, 255  # bytes; less than PATH_MAX, to have room for where it is unpacked
 _CORES = ("core", "core.zst")
-BESIDE = ("threads.zst", "samples.zst", "calls.zst")  # what lies beside a record in a store
+# What lies beside a record in a store
+BESIDE = ("threads.zst", "samples.zst", "calls.zst", "hs_err.log")
 _BUILD_ID = re.compile(r"[0-9a-f]{4,128}")
 _RECORD_ID = re.compile(r"[0-9a-f]{16}")
 

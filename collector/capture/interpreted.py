@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collector.arch.x86_64 import FS_BASE, PAGE
 from collector.elfcore.types import FileEntry, ProcessImage
 from collector.explain.exported import Absent
+from collector.explain.managed import is_java, version_of_node, words_before
 from collector.explain.mapped import joined
 from collector.explain.python_frames import find_python
 from collector.ranges import Range
@@ -38,10 +39,14 @@ def select_interpreted(image: ProcessImage, read: Read) -> list[Range]:
         for m in image.mappings
         if m.path is not None and m.path.startswith("/")
     )
+    objects = list(joined(parts))
     with contextlib.suppress(Absent):
-        python, _ = find_python(remembered, joined(parts), image.auxv)
+        if is_java(objects):
+            words_before(remembered, image.auxv)
+        python, _ = find_python(remembered, objects, image.auxv)
         if python is None:
-            return []
+            node = version_of_node(remembered, objects, image.auxv)
+            return [(page, page + PAGE) for page in pages] if node or is_java(objects) else []
         for thread in image.threads[:_MAX_THREADS]:
             python.runs(thread.regs[FS_BASE])
             if len(pages) >= _MAX_PAGES:

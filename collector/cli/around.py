@@ -15,6 +15,7 @@ def around_lines(record: Record) -> Iterator[tuple[str, object]]:
     """Label and value; a value of None is not shown."""
     yield "age", None if record.age_s is None else _duration(record.age_s)
     yield "package", _package(record)
+    yield "runtime", _runtime(record)
     yield from sorted(record.attributes.items())
     if record.ancestry:
         yield "started by", " < ".join(f"{one.comm} ({one.pid})" for one in record.ancestry)
@@ -42,6 +43,17 @@ def log_lines(record: Record) -> list[str]:
 def _package(record: Record) -> str | None:
     found = record.package
     return None if found is None else f"{found.name} {found.version} (by {found.source})"
+
+
+def _runtime(record: Record) -> str | None:
+    found = record.runtime
+    if found is None:
+        return None
+    told = f"{found.name.capitalize()} {found.version or '(version not known)'}"
+    if found.report is not None:
+        told += f", its report was {found.report}"
+        told += f", {found.report_file} beside the record" if found.report_file else ""
+    return told + (f"; {found.lost}" if found.lost else "")
 
 
 def _duration(seconds: float) -> str:

@@ -33,5 +33,6 @@ def with_explanation(record: Record, explanation: Explanation) -> Record:
         fault_access=record.fault_access or explanation.fault_access,
         diagnosis=record.diagnosis or explanation.diagnosis,
         package=explanation.package,
+        runtime=explanation.runtime,
         lost={**record.lost, **explanation.lost},
     )

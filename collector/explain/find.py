@@ -47,6 +47,16 @@ class Finder:
         self._host_fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._host = Root(self._host_fd)  # it has debugging information of others as well
 
+    @property
+    def root(self) -> Root:
+        """Where the process's paths are looked up."""
+        return self._root
+
+    @property
+    def changed(self) -> float:
+        """Seconds of the epoch: what was changed later was so after the process began."""
+        return self._changed
+
     def close(self) -> None:
         os.close(self._host_fd)
 

@@ -205,6 +205,12 @@ def find_go(
     return Go(kept, read, bss, slots, version)
 
 
+def program_version(read: Read, mappings: Iterable[Mapping], auxv: bytes) -> str | None:
+    """`go1.19.8`; None: it is no Go program."""
+    data, _ = _data_of(sorted(mappings, key=lambda one: one.start), auxv)
+    return _version(read, *data[0]) if data else None
+
+
 def _data_of(mappings: list[Mapping], auxv: bytes) -> tuple[list[Range], list[Range]]:
     """The program's writable data; and of that what is in no file, behind it."""
     pairs = struct.iter_unpack("<QQ", auxv[: len(auxv) & -16])

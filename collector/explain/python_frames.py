@@ -174,6 +174,25 @@ def find_python(
 
     objects: path, and [start, end) in memory, of each that is mapped.
     """
+    for runtime, version in _runtimes(read, objects, auxv):
+        try:
+            return Python(read, runtime, layout_of(read, runtime, version)), None
+        except (Absent, struct.error) as error:
+            return None, str(error)
+    return None, None
+
+
+def version_of_python(
+    read: Read, objects: Iterable[tuple[str, int, int]], auxv: bytes
+) -> int | None:
+    """PY_VERSION_HEX of 3.11 and later; None: it is none, or older."""
+    return next((version for _, version in _runtimes(read, objects, auxv)), None)
+
+
+def _runtimes(
+    read: Read, objects: Iterable[tuple[str, int, int]], auxv: bytes
+) -> Iterator[tuple[int, int | None]]:
+    """Where a `_PyRuntime` is, and the `Py_Version` beside it."""
     pairs = struct.iter_unpack("<QQ", auxv[: len(auxv) & -16])
     entry = next((value for kind, value in pairs if kind == _AT_ENTRY), 0)
     looked = 0
@@ -182,17 +201,12 @@ def find_python(
             continue
         looked += 1
         if looked > _MAX_OBJECTS:
-            break
+            return
         runtime = exported(read, start, "_PyRuntime")
-        if runtime is None:
-            continue
-        at = exported(read, start, "Py_Version")
-        try:
-            version = None if at is None else int.from_bytes(exactly(read, at, 4), "little")
-            return Python(read, runtime, layout_of(read, runtime, version)), None
-        except (Absent, struct.error) as error:
-            return None, str(error)
-    return None, None
+        if runtime is not None:
+            at = exported(read, start, "Py_Version")
+            data = b"" if at is None else read(at, 4)
+            yield runtime, int.from_bytes(data, "little") if len(data) == 4 else None
 
 
 def line_at(table: bytes, first: int, unit: int) -> int | None:

@@ -30,6 +30,7 @@ from collector.signature.types import SignatureRules
 
 _CHILD = "collector.explain"
 _MAX_MAPPED = 64  # files that have no path any more
+REPORT = "hs_err.log"  # in the record's folder
 _SLACK = 1.0  # seconds: a process may have begun a moment before its program was run
 _MAX_KEPT = 16 << 20  # bytes of the file of threads
 
@@ -44,6 +45,7 @@ def explain_core(
     root_fd: int | None = None,
     mapped: Mapping[int, int] | None = None,
     keep: Path | None = None,
+    report: bool = True,
     began: float | None = None,
     timeout: float = 20.0,
     memory: int = 1 << 30,
@@ -58,7 +60,8 @@ def explain_core(
     /proc/self/fd is this process's own). root_fd: the folder that the dead process had as its root,
     O_PATH suffices; None: this process's. mapped: address in a mapping -> descriptor of its file,
     for what has no path any more. keep: a folder, to put the backtraces of all threads there, if
-    there are more than one. began: when the process did, seconds of the epoch: a file that was
+    there are more than one, and the report that its virtual machine made; report: whether that may
+    be. began: when the process did, seconds of the epoch: a file that was
     changed since is believed only by its build-id; None: since the core was written. memory: bytes
     of private memory that the child may have. nice: 19 if nobody waits for it. Raises nothing for a
     bad core, or for a child that fails.
@@ -87,7 +90,7 @@ def explain_core(
             unkept = {} if kept is None or keep is None else _keep(kept, keep)
     except (OSError, ChildFailed) as error:
         return _failed(str(error))
-    found = _decode(*answer)
+    found = _with_report(_decode(*answer), keep if report else None)
     return msgspec.structs.replace(found, lost={**found.lost, **unkept}) if unkept else found
 
 
@@ -115,6 +118,23 @@ def _keep(memory: int, folder: Path) -> dict[str, str]:
     except OSError as error:  # the disk is full, or the record was removed
         return {"threads": f"their backtraces cannot be kept: {error.strerror}"}
     return {}
+
+
+def _with_report(found: Explanation, folder: Path | None) -> Explanation:
+    """With the report in a file of the folder, instead of its text."""
+    text, runtime = found.report, found.runtime
+    if text is None or runtime is None:
+        return found
+    changes: dict[str, str] = {"lost": "its report may not be kept"}
+    if folder is not None:
+        try:
+            with atomic_file(folder / REPORT) as fd:
+                _write(fd, text.encode("utf-8", "replace"))
+            changes = {"report_file": REPORT}
+        except OSError as error:
+            changes = {"lost": f"its report cannot be kept: {error.strerror}"}
+    runtime = msgspec.structs.replace(runtime, **changes)
+    return msgspec.structs.replace(found, report=None, runtime=runtime)
 
 
 def _copy(source: int, target: int, size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from collector.circumstances import Package
+from collector.circumstances import ManagedRuntime, Package
 from collector.diagnosis import Diagnosis
 from collector.model import Access, Frame, Goroutines
 from collector.signature.types import StackKey
@@ -86,6 +86,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     fault_access: Access | None = None
     diagnosis: Diagnosis | None = None  # its beginning: what the core alone says of the fault
     package: Package | None = None  # of the main program
+    runtime: ManagedRuntime | None = None
+    report: str | None = None  # the text of what `runtime.report` names
     seconds: float = 0.0  # wall-clock time that it took
     peak_rss: int = 0  # bytes
     lost: dict[str, str] = {}

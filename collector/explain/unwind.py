@@ -27,6 +27,7 @@ from collector.explain.find import Finder
 from collector.explain.go_names import GoNames
 from collector.explain.goroutines import Golang
 from collector.explain.interpreted import Interpreted
+from collector.explain.managed import managed
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
 from collector.explain.values import Values
@@ -71,8 +72,12 @@ def explain(
             golang = Golang(core, modules.code)
             values = Values(program, core, modules) if full else None
             threads = unwinder.all_threads(core.threads, values) if all_threads else None
+            # who asks for all threads has the record already
+            found = None if all_threads else ask(lambda: managed(core, modules.code, finder))
             explanation = Explanation(
                 frames=frames,
+                runtime=None if found is None else found.runtime,
+                report=None if found is None else found.report,
                 threads=threads,
                 modules=modules.report(),
                 goroutines=golang.goroutines(unwinder.frames, whole=all_threads),

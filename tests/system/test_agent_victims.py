@@ -631,6 +631,8 @@ def test_a_runtime(
         record = die(watching, victim)
     # THEN the record tells it by the runtime's own functions, and the whole memory was kept
     assert re.fullmatch(reason, record["reason"])
+    assert record["runtime"]["name"] == comm.rstrip("3")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", record["runtime"]["version"])
     keys = ("cause", "comm", "signal_name", "capture", "outcome", "release", "lost")
     assert {key: record[key] for key in keys} == {
         "cause": "signal",
@@ -641,6 +643,20 @@ def test_a_runtime(
         "release": "instant",
         "lost": {},
     }
+
+
+@has("javac")
+def test_the_report_of_java(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a Java program whose virtual machine writes a report into the current folder
+    with running("Crash", "report", cwd=tmp_path) as victim:
+        # WHEN it dies
+        record = die(watching, victim)
+    # THEN the record names it, and has a copy
+    report = tmp_path / f"hs_err_pid{victim.pid}.log"
+    assert (record["runtime"]["report"], record["runtime"]["lost"]) == (str(report), None)
+    kept = watching.store / "crashes" / record["id"] / record["runtime"]["report_file"]
+    assert kept.read_text() == report.read_text()
+    assert f"its report was {report}" in watching.command("info", record["id"])
 
 
 @pytest.mark.parametrize("thread", ["main", "other"])
@@ -686,7 +702,8 @@ def test_a_go_program_without_symbols(
     with running("gopanic", how, cwd=tmp_path) as victim:
         record = die(watching, victim)
     # THEN the record has what it said, and where, by the names that its runtime has
-    assert record["reason"] == f"SIGABRT: {reason}"
+    said = record["reason"].replace(", thread `gopanic`", "")  # on which one Go decides
+    assert said == f"SIGABRT: {reason}"
     assert (record["diagnosis"]["category"], record["lost"]) == ("go-panic", {})
     # AND its goroutines, those at one place together
     found = record["goroutines"]

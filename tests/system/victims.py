@@ -90,6 +90,7 @@ def command_of(name: str, *arguments: str) -> list[str]:
     if (SOURCES / f"{name}.java").exists():
         # no report file: the JVM's own hs_err would land in the current folder
         quiet = ["-Xmx64m", "-XX:+SuppressFatalErrorMessage"]
+        quiet = quiet[:1] if "report" in arguments else quiet
         return ["java", *quiet, "-cp", str(build(name).parent), name, *arguments]
     return [str(build(name)), *arguments]
 
@@ -171,6 +172,7 @@ def running(
     with subprocess.Popen(
         command,
         cwd=cwd,
+        env={**os.environ, "PWD": str(cwd)},  # as a shell's `cd` leaves it
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
