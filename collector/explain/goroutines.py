@@ -23,7 +23,8 @@ from collector.explain.modules import text
 from collector.model import Frame, GoroutineGroup, Goroutines
 
 _MOST = 1 << 17  # goroutines that are looked at
-_SECONDS = 2.0  # of CPU, for all of them
+_SECONDS, _ALL_SECONDS = 2.0, 10.0  # of CPU, to read them; 100,000 take 4
+_UNWIND_SECONDS = 2.0  # and for the frames of the groups
 _GROUPS, _ALL_GROUPS = 10, 100
 _FRAMES = 24  # of a group
 _IDS = 8
@@ -67,7 +68,7 @@ class Golang:
         core that has all memory, for somebody who asks for it."""
         if self._go is None:
             return None
-        until = time.process_time() + _SECONDS
+        until = time.process_time() + (_ALL_SECONDS if whole else _SECONDS)
         groups: dict[_Place, list[Goroutine]] = {}
         counted: Counter[_Place] = Counter()
         lost = None
@@ -90,6 +91,7 @@ class Golang:
         states: Counter[str] = Counter()
         for (state, _, _), count in counted.items():
             states[state] += count
+        until = time.process_time() + _UNWIND_SECONDS
         shown = counted.most_common(_ALL_GROUPS if whole else _GROUPS)
         return Goroutines(
             version=text(self._go.version),

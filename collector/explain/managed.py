@@ -35,6 +35,7 @@ REPORT = 512 << 10  # bytes of a report that are kept; usual ones have 100 KiB
 _SLACK = 2.0  # seconds: clocks of files are coarse
 _MAX_WORDS = 32 << 10  # bytes of the end of the environment and the command line
 _AT_ENTRY, _AT_EXECFN = 9, 31  # <linux/auxvec.h>
+_UNKNOWN = {"java": "Java", "node": "JavaScript"}  # whose functions are in no form that is kept
 _NODE = "_ZN4node11per_process8metadataE"  # its first member is the version, a std::string
 _VERSION = re.compile(r"\d[\w.+-]{0,40}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -97,6 +98,12 @@ def managed(core: CoreFile, code: Callable[[int, int], bytes], finder: Finder) -
 def is_java(objects: Iterable[MappedFile]) -> MappedFile | None:
     """The mapped virtual machine, if there is one."""
     return next((one for one in objects if _name(one.path) == "libjvm.so"), None)
+
+
+def unknown_frames(found: Managed | None) -> dict[str, str]:
+    """What is lost of a backtrace, as of `Record.lost`."""
+    name = None if found is None else _UNKNOWN.get(found.runtime.name)
+    return {} if name is None else {"interpreted_frames": f"only its runtime knows those of {name}"}
 
 
 def version_of_node(read: Read, objects: Iterable[MappedFile], auxv: bytes) -> str | None:

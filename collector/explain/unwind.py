@@ -27,7 +27,7 @@ from collector.explain.find import Finder
 from collector.explain.go_names import GoNames
 from collector.explain.goroutines import Golang
 from collector.explain.interpreted import Interpreted
-from collector.explain.managed import managed
+from collector.explain.managed import managed, unknown_frames
 from collector.explain.modules import Modules, ask, text
 from collector.explain.types import MAX_FRAMES, MAX_MESSAGE, Explanation, ThreadFrames
 from collector.explain.values import Values
@@ -85,7 +85,7 @@ def explain(
                 fault_access=_fault_access(core, modules),
                 diagnosis=ask(lambda: evidence_of(core, modules.code)),
                 seconds=time.monotonic() - started,
-                lost={**modules.lost, **unwinder.lost, **golang.lost},
+                lost={**modules.lost, **unwinder.lost, **golang.lost, **unknown_frames(found)},
             )
             if then is not None:
                 then(explanation, [])

@@ -147,3 +147,16 @@ def test_a_report_is_kept_beside_the_record(tmp_path: Path) -> None:
         assert found.report is None
         assert found.runtime is not None
         assert why in (found.runtime.lost or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("java", {"interpreted_frames": "only its runtime knows those of Java"}),
+        ("node", {"interpreted_frames": "only its runtime knows those of JavaScript"}),
+        ("go", {}),
+    ],
+)
+def test_functions_that_nobody_knows_are_said(name: str, lost: dict[str, str]) -> None:
+    assert managed.unknown_frames(Managed(ManagedRuntime(name=name))) == lost
+    assert managed.unknown_frames(None) == {}
