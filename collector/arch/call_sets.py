@@ -11,6 +11,7 @@ from collector.arch.x86_64 import CODE_32_BIT
 
 NUMBERS = 512  # of one kind of code; as CW_CALL_NUMBERS in bpf/trace.h
 _WORDS = NUMBERS // 64
+_LONG = 10  # digits; a number of so many is out of range
 _OTHER = NUMBERS - 1  # the bit of numbers that are out of range (x32, nonsense)
 Wanted = tuple[int, ...]  # 8 words of 64-bit code's numbers, 8 of 32-bit code's
 
@@ -93,8 +94,9 @@ def _numbers(word: str, names: dict[tuple[int, int], str]) -> list[tuple[int, in
         return [(code, number) for code in (0, 1) for number in range(NUMBERS)]
     if word == "none":
         return []
-    if word.isdigit():
-        return [(code, min(int(word), _OTHER)) for code in (0, 1)]
+    if word.isascii() and word.isdigit():
+        number = int(word) if len(word) < _LONG else _OTHER
+        return [(code, min(number, _OTHER)) for code in (0, 1)]
     if word.startswith("/"):
         try:
             pattern = re.compile(word[1:])

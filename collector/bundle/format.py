@@ -22,6 +22,9 @@ FORMAT = 1
 MANIFEST, RECORD, SYSROOT = "manifest.json", "record.json", "sysroot"
 DEBUG_FOLDER = "usr/lib/debug/.build-id"  # below the sysroot
 MAX_MANIFEST = 16 << 20  # bytes
+MAX_RECORD = 16 << 20
+# values in either; an object of one may have a hundred times the bytes that it has in JSON
+MAX_VALUES = 1 << 20
 MAX_FILES = 16384
 MAX_NAMES = 16384  # of the linker's, for all modules
 _MAX_PATH, _MAX_STEP = 4000, 255  # bytes; less than PATH_MAX, to have room for where it is unpacked
@@ -70,8 +73,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return next((file.name for file in self.files if file.name in _CORES), None)
 
 
+def check_values(name: str, data: bytes) -> None:
+    """BundleError where a member of JSON has more values than it can have: before they are made.
+
+    What stands in texts counts as well; nothing but a made one comes near.
+    """
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise BundleError(f"{name} is made to fill memory: it has more than {MAX_VALUES} values")
+
+
 def parse(data: bytes) -> Manifest:
     """The manifest, every name in it checked. BundleError."""
+    check_values(MANIFEST, data)
     try:
         about = msgspec.json.decode(data, type=_About)
         if about.format != FORMAT:
@@ -120,6 +133,10 @@ def _check_file(file: BundledFile) -> None:
         root, slash, path = file.name.partition("/")
         if root != SYSROOT or not is_path(slash + path):
             raise BundleError(f"{MANIFEST}: {file.name[:80]!r} is no name for a file of a bundle")
+    if file.name == RECORD and file.size > MAX_RECORD:
+        raise BundleError(
+            f"{MANIFEST}: a record of {file.size >> 20} MiB; it may have {MAX_RECORD >> 20}"
+        )
     if not 0 <= file.size < 1 << 62:
         raise BundleError(f"{MANIFEST}: a file of {file.size} bytes")
     if file.build_id is not None and not _BUILD_ID.fullmatch(file.build_id):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tarfile
 from pathlib import Path
 from typing import IO, Protocol, cast
@@ -22,16 +23,19 @@ from collector.bundle.format import (
     SYSROOT,
     BundledFile,
     Manifest,
+    check_values,
     debug_member,
     in_sysroot,
     parse,
 )
+from collector.elfcore.stored import is_compressed
 from collector.errors import BundleError, CoreFormatError
 from collector.explain.mapped import build_id_of_file
 
 _BLOCK = 1 << 20
 _MAX_WINDOW = 128 << 20  # bytes that a decompressor remembers
 _MAX_HEAD = 1 << 20  # bytes of a member's heads, with a map of holes
+_ELF = b"\x7fELF"
 _FULL = 1 << 20  # bytes that must stay free on the disk
 _NO_BUNDLE = "no bundle of coreward's"
 # what `tarfile` raises: IndexError where a map of holes is cut off, RecursionError for a head
@@ -76,16 +80,33 @@ class Unpacked:
         return list(dict.fromkeys(self.place(file).parent for file in files if file is not None))
 
 
-def unpack(path: Path, folder: Path, *, whole: bool) -> Unpacked:
-    """Unpack the bundle at `path` into the folder, which must be empty, and only ours.
+def open_bundle(path: Path) -> int:
+    """A descriptor of what seems to be a bundle: all that is read of it is read by that, for a name
+    may mean another file a moment later. BundleError says what else it is; OSError as open(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BundleError(f"{path}: not a file")
+        if os.pread(fd, len(_ELF), 0) == _ELF:
+            raise BundleError(f"{path}: no bundle, but an ELF file; a debugger takes it as it is")
+        if not is_compressed(fd):
+            raise BundleError(f"{path}: no bundle: `coreward export ID --bundle -o FILE` makes one")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
-    whole: not only the record and what lies beside it. BundleError, which names the file; OSError
-    if it cannot be read, or the folder cannot be written.
+
+def unpack(path: Path, fd: int, folder: Path, *, whole: bool) -> Unpacked:
+    """Unpack a bundle that is open into the folder, which must be empty, and only ours.
+
+    path: its name, for messages. fd: of `open_bundle`; it is closed. whole: not only the record and
+    what lies beside it. BundleError, which names the file; OSError if it cannot be read, or the
+    folder cannot be written.
     """
-    import zstandard  # noqa: PLC0415 (only who writes or reads one)
-
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     with open(fd, "rb") as file:
+        import zstandard  # noqa: PLC0415 (only who writes or reads one)
+
         bounded = _Bounded(
             zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(
                 file, read_across_frames=True
@@ -194,6 +215,8 @@ class _Unpacking:
         fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             self._copy(member, parts, fd)
+            if file.name == RECORD:
+                check_values(RECORD, os.pread(fd, file.size, 0))
             if file.build_id is not None:
                 _check_build_id(fd, file)
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from collector.cli import copying
 from collector.cli.interrupts import interruptible
 from collector.cli.probing import live_probe
-from collector.cli.redaction import redaction_by
+from collector.cli.redaction import RedactionOf, redaction, redaction_arguments
 from collector.cli.render import clean
 from collector.errors import CorewardError
 from collector.model import SnapshotMode
@@ -19,6 +19,7 @@ from collector.policy.types import MemoryChoice
 from collector.snapshot.take import Found, SnapshotRequest, take
 from collector.snapshot.write import WHOLE_FILTER, Core, CoreContents, write_plain
 
+_MOST_DIGITS = 10  # of a pid
 _USAGE = "usage:  gcore [-a] [-o prefix] pid1 [pid2...pidN]"
 
 
@@ -32,25 +33,28 @@ class GcoreVerb:
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("-a", action="store_true", help="all mappings, excluded ones as well")
         parser.add_argument("-o", default="core", metavar="PREFIX", help="default: core")
+        redaction_arguments(parser)
         parser.add_argument("pids", nargs="*", metavar="PID")
 
     def run(self, args: argparse.Namespace) -> int:
         everything, prefix, pids = args.a, args.o, args.pids
         try:
-            options, more = getopt.getopt(args.passed_on, "ao:")
+            options, more = getopt.getopt(args.passed_on, "ao:", ["config=", "unredacted"])
         except getopt.GetoptError:
             options, more, pids = [], [], []
         pids = [*pids, *more]
         for option, value in options:
             everything = everything or option == "-a"
             prefix = value if option == "-o" else prefix
+            args.config = Path(value) if option == "--config" else args.config
+            args.unredacted = args.unredacted or option == "--unredacted"
         if not pids:
             print(_USAGE)
             return 2
-        return _save(pids, prefix, everything)
+        return _save(pids, prefix, everything, redaction(args))
 
 
-def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
+def _save(pids: Sequence[str], prefix: str, everything: bool, redaction_of: RedactionOf) -> int:
     """One core after the other, up to the first that fails.
 
     As gdb's they have no segments without contents: other tools take those for memory that they
@@ -59,11 +63,10 @@ def _save(pids: Sequence[str], prefix: str, everything: bool) -> int:
     memory = MemoryChoice()
     if everything:
         memory = MemoryChoice(dontdump=True, coredump_filter=WHOLE_FILTER)
-    redaction_of = redaction_by()
     for pid in pids:
         path = Path(f"{prefix}.{pid}")
         try:
-            if not pid.isdigit():
+            if not (pid.isascii() and pid.isdigit() and len(pid) <= _MOST_DIGITS):
                 raise CorewardError(f"Illegal process-id: {pid}.")
             redact = redaction_of(int(pid))
             _write(int(pid), path, CoreContents(memory=memory, only_held=True, redact=redact))
@@ -88,4 +91,9 @@ def _write(pid: int, path: Path, contents: CoreContents) -> None:
         redacts = contents.redact.anything
         request = SnapshotRequest(mode=SnapshotMode.FULL_STOP, unstaged=redacts)
         core = fd if copying.can_be_read(fd) and not redacts else None
-        take(pid, request, write, live, path.parent, core=core)
+        found, _ = take(pid, request, write, live, path.parent, core=core)
+    # on standard error, as scripts read the other
+    if found.lost is not None:
+        print(f"coreward: {clean(str(path))} is truncated: {clean(found.lost)}", file=sys.stderr)
+    if found.unseen:
+        print(f"coreward: of {clean(str(path))} {clean(found.unseen)}", file=sys.stderr)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collector.cli.cores import dying_by_exception
-from collector.elfcore.stored import is_compressed
 from collector.errors import BundleError
 from collector.store.store import LATEST
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"[0-9a-fA-F]{1,16}")
 _PREFIX = "coreward-bundle-"
-_ELF = b"\x7fELF"
+_MOST = 256  # folders that are looked at
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_file(name: str) -> bool:
@@ -40,13 +42,19 @@ def bundle_of(args: argparse.Namespace, *, whole: bool) -> Iterator[Unpacked | N
     if not is_file(args.id):
         yield None
         return
-    from collector.bundle.unpack import unpack  # noqa: PLC0415 (most verbs are given an ID)
+    from collector.bundle.unpack import (  # noqa: PLC0415 (most verbs are given an ID)
+        open_bundle,
+        unpack,
+    )
 
     path = Path(args.id)
-    with dying_by_exception(), _folder() as folder:
+    try:
+        fd = open_bundle(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
+    with dying_by_exception(), _folder(fd) as folder:
         try:
-            _refuse_others(path)
-            found = unpack(path, folder, whole=whole)
+            found = unpack(path, fd, folder, whole=whole)
         except OSError as error:
             where = f"{folder}" if error.filename is None else f"{error.filename}"
             raise BundleError(f"{path}: not unpacked: {where}: {error.strerror}") from error
@@ -54,29 +62,50 @@ def bundle_of(args: argparse.Namespace, *, whole: bool) -> Iterator[Unpacked | N
         yield found
 
 
-def _refuse_others(path: Path) -> None:
-    """BundleError for what is something else, and can be told what to do with."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not path.is_file():
-            raise BundleError(f"{path}: not a file")
-        if os.pread(fd, 4, 0) == _ELF:
-            raise BundleError(f"{path}: no bundle, but an ELF file; a debugger takes it as it is")
-        if not is_compressed(fd):
-            raise BundleError(f"{path}: no bundle: `coreward export ID --bundle -o FILE` makes one")
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """A temporary folder, only ours: in $TMPDIR, else on a disk rather than in memory."""
-    place = os.environ.get("TMPDIR") or ("/var/tmp" if Path("/var/tmp").is_dir() else None)
+def _folder(bundle: int) -> Iterator[Path]:
+    """A temporary folder, only ours: in $TMPDIR, else on a disk rather than in memory.
+
+    It is locked as long as it is used: what a process that was killed has left is removed by the
+    next one. bundle: closed, if there can be no folder.
+    """
+    place = os.environ.get("TMPDIR") or ("/var/tmp" if Path("/var/tmp").is_dir() else "/tmp")
     try:
-        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        _remove_left(place)
+        made, lock = _locked_folder(place)
     except OSError as error:
-        raise BundleError(f"{place or '/tmp'}: no folder can be made: {error.strerror}") from error
+        os.close(bundle)
+        raise BundleError(f"{place}: no folder can be made: {error.strerror}") from error
     try:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(place: str) -> tuple[Path, int]:
+    """A new folder, and the descriptor that locks it. OSError."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        fd = os.open(made, _DIRECTORY)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:  # else somebody has taken it for one that was left
+                return made, fd
+        os.close(fd)
+
+
+def _remove_left(place: str) -> None:
+    """Remove such folders of ours that no living process holds. OSError: the place is none."""
+    with os.scandir(place) as entries:
+        left = islice((entry.name for entry in entries if entry.name.startswith(_PREFIX)), _MOST)
+        for name in list(left):
+            with contextlib.suppress(OSError):  # another user's, a link, or in use
+                fd = os.open(f"{place}/{name}", _DIRECTORY)
+                try:
+                    if os.fstat(fd).st_uid != os.geteuid():
+                        continue
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(f"{place}/{name}", ignore_errors=True)
+                finally:
+                    os.close(fd)

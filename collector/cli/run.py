@@ -9,6 +9,7 @@ import gc
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -51,6 +52,7 @@ DEFAULT_PIN_DIR = Path("/sys/fs/bpf/coreward")
 SWITCH_INTERVAL_S = 0.0005  # a thread with a held process waits for others at most this long
 
 # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in bytes, M_ARENA_MAX
+_MOST_PORT = 65535
 _MALLOC = {-1: 1 << 16, -3: 1 << 16, -8: 2}
 
 log = logging.getLogger("coreward")
@@ -427,8 +429,8 @@ def _serve(
     address = policy.metrics_listen
     if listen is not None:
         host, _, port = listen.rpartition(":")
-        if not host or not port.isdigit():
-            raise HoldError(f"--listen {listen}: HOST:PORT is wanted")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > _MOST_PORT:
+            raise HoldError(f"--listen {listen}: HOST:PORT is wanted, PORT from 0 to {_MOST_PORT}")
         address = (host, int(port))
     if address is not None:
         parts.callback(metrics.serve(*address))

@@ -20,7 +20,7 @@ from collector.model import Frame
 
 FILE = "threads.zst"  # in the record's folder
 _MAX_FILE = 64 << 20  # bytes when unpacked
-_MAX_PACKED = 16 << 20
+_MAX_FRAMES = 4 << 20  # of all threads
 
 
 class _Thread(msgspec.Struct, frozen=True, array_like=True):
@@ -61,15 +61,23 @@ def read(folder: Path) -> list[ThreadFrames]:
         return []
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
-    import zstandard  # noqa: PLC0415  (most records have no such file)
+    from collector import packed as files  # noqa: PLC0415  (it loads zstandard)
 
     with open(fd, "rb") as file:
         try:
-            stream = zstandard.ZstdDecompressor().stream_reader(file.read(_MAX_PACKED))
-            document = msgspec.msgpack.decode(stream.read(_MAX_FILE), type=_Document)
-            return [_unpacked(document, thread) for thread in document.threads]
-        except (OSError, zstandard.ZstdError, msgspec.MsgspecError, IndexError) as error:
+            document = files.decoded(files.unpacked(file, _MAX_FILE), _Document)
+            return _threads(document)
+        except files.DAMAGED as error:
             raise StoreError(f"{path}: damaged: {error}") from error
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _threads(document: _Document) -> list[ThreadFrames]:
+    """IndexError: frames have numbers that there are none of. ValueError: too many in all."""
+    if sum(len(thread.frames) for thread in document.threads) > _MAX_FRAMES:
+        raise ValueError(f"more than {_MAX_FRAMES} frames")
+    return [_unpacked(document, thread) for thread in document.threads]
 
 
 def _unpacked(document: _Document, thread: _Thread) -> ThreadFrames:

@@ -134,7 +134,7 @@ def _parsed(name: str) -> tuple[int, str | None]:
 def _opener(label: str | None) -> int | None:
     """A pidfd of the process that the label names, if it does and there is one."""
     word = (label or "").removeprefix(_BY)
-    if label == _BY + word and word.isdigit():
+    if label == _BY + word and re.fullmatch("[0-9]{1,10}", word):
         with contextlib.suppress(OSError, OverflowError):
             return os.pidfd_open(int(word))
     return None

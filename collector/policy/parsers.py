@@ -149,7 +149,7 @@ def size_or_part(doc: Document, node: yaml.Node, path: str) -> int | float | Non
 def user(doc: Document, node: yaml.Node, path: str) -> int:
     """The uid of a user of this host."""
     name = nodes.scalar(node, path, "a user name")
-    if name.isdigit():
+    if name.isdecimal():
         raise Problem(node, path, f"{quote(name)} is a number; write uid: {name[:12]}")
     try:
         return pwd.getpwnam(name).pw_uid

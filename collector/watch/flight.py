@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from collector import __version__
+from collector import __version__, packed
 from collector.arch.x86_64 import PAGE
 from collector.capture.select import carve, select_none
 from collector.elfcore.reader import CoreFile
@@ -30,7 +30,6 @@ from collector.ranges import union
 from collector.sample.report import ProcessReport, report_of
 from collector.sample.ring import SampleRing
 from collector.sample.types import KeptStack, Sample
-from collector.watch import packed
 
 FILE = "samples.zst"
 VERSION = 1

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from collector import packed
 from collector.arch.syscalls import syscall_number
 from collector.arch.x86_64 import PAGE
 from collector.errors import StoreError
 from collector.model import CallsFacts
 from collector.trace.layout import Call
-from collector.watch import packed
 
 FILE = "calls.zst"
 VERSION = 1

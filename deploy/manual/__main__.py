@@ -30,6 +30,8 @@ or the configuration make no sense, and 128 and the signal's number if a signal 
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m deploy.manual DIR")
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "coreward.1").write_text(verbs())

@@ -19,12 +19,13 @@ from collector.bundle.format import BundledFile, BundledModule, Manifest, debug_
 from collector.bundle.linked import linked_names
 from collector.bundle.modules import find_files
 from collector.bundle.sparse import MAX_RUNS, end, few, padding, plain_head, sparse_head
-from collector.bundle.unpack import unpack
+from collector.bundle.unpack import open_bundle, unpack
 from collector.cli import main
 from collector.elfcore.reader import CoreFile
 from collector.elfcore.zeros import data_runs
 from collector.errors import CoreFormatError
 from collector.explain import kept_threads
+from collector.explain.run import REPORT
 from collector.model import Outcome, Record
 from collector.store.store import Store
 from collector.watch import flight, kept
@@ -124,7 +125,7 @@ def test_it_opens_as_what_it_was(case: Case) -> None:
     case.export()
     (case.folder / "out").mkdir()
     # WHEN it is unpacked
-    found = unpack(case.bundle, case.folder / "out", whole=True)
+    found = unpack(case.bundle, open_bundle(case.bundle), case.folder / "out", whole=True)
     # THEN its files are those that went in, the core with its holes
     core = found.place("core")
     assert core.read_bytes() == case.core.read_bytes()
@@ -201,7 +202,7 @@ def test_separate_debug_files_are_in_it(case: Case) -> None:
 
 def test_what_lies_beside_the_record_is_in_it(case: Case) -> None:
     # (these are all the names that a store has)
-    assert set(bundles.BESIDE) == {kept_threads.FILE, kept.FILE, flight.FILE}
+    assert set(bundles.BESIDE) == {kept_threads.FILE, kept.FILE, flight.FILE, REPORT}
     (case.core.parent / kept_threads.FILE).write_bytes(kept_threads.packed([]))
     (case.core.parent / "other").write_bytes(b"not of the record")
     case.export()

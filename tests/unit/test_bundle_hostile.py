@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import zstandard
 
 from collector.bundle.format import BundledFile, BundledModule, Manifest
 from collector.bundle.sparse import end, padding, plain_head, sparse_head
-from collector.bundle.unpack import Unpacked, unpack
+from collector.bundle.unpack import Unpacked, open_bundle, unpack
 from collector.cli import debugger, main
 from collector.errors import BundleError, CorewardError
 
@@ -59,7 +61,7 @@ def opened(content: bytes, folder: Path) -> Unpacked:
     bundle = folder / "hostile.tar.zst"
     bundle.write_bytes(zstandard.compress(content))
     (folder / "out").mkdir()
-    return unpack(bundle, folder / "out", whole=True)
+    return unpack(bundle, open_bundle(bundle), folder / "out", whole=True)
 
 
 def test_a_good_one_opens(tmp_path: Path) -> None:
@@ -121,6 +123,11 @@ def backwards() -> bytes:
     return archive(manifest(), [*map_(FILES)[:1], head + bytes(20) + padding(20)])
 
 
+def many_values() -> bytes:
+    files = {**FILES, "record.json": b'{"lost":{%s"":""}}' % (b'"":"",' * (1 << 20))}
+    return archive(manifest(files), map_(files))
+
+
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "up": (renamed("sysroot/../../etc/passwd"), "no name for a file of a bundle"),
     "dot": (renamed("sysroot/./x"), "no name"),
@@ -159,8 +166,17 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "another size": (instead(member("sysroot/lib/a.so", b"a" * 701)), "with 701 comes"),
     "another member": (instead(member("sysroot/lib/b.so", b"a" * 700)), "with 700 comes"),
     "more than the disk": (
-        lambda: archive(listing([("record.json", 1 << 60, None), ("core", 0, None)])),
+        lambda: archive(listing([("record.json", 1, None), ("core.zst", 1 << 60, None)])),
         "TMPDIR may name a place with more",
+    ),
+    "a large record": (
+        lambda: archive(listing([("record.json", 17 << 20, None), ("core", 0, None)])),
+        "a record of 17 MiB; it may have 16",
+    ),
+    "a record of many values": (many_values, "record.json is made to fill memory"),
+    "a manifest of many values": (
+        lambda: archive(manifest(names=[0] * (1 << 20))),
+        "manifest.json is made to fill memory",
     ),
     "file as a folder": (renamed("sysroot/lib/a.so/b"), "Not a directory|File exists"),
     "endless names": (endless_names, "endless heads"),
@@ -213,6 +229,43 @@ def test_the_verb_says_it_in_one_line_and_leaves_nothing(
         assert list(tmp_path.iterdir()) == [bundle]
     assert main(["debug", str(tmp_path / "none.zst")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+def test_it_is_opened_once(tmp_path: Path) -> None:
+    # GIVEN a bundle whose name means another file as soon as it is open
+    bundle, other = tmp_path / "b.tar.zst", tmp_path / "other"
+    bundle.write_bytes(zstandard.compress(archive(manifest())))
+    other.write_bytes(b"\x7fELF")
+    fd = open_bundle(bundle)
+    other.rename(bundle)
+    # THEN what was opened is unpacked
+    (tmp_path / "out").mkdir()
+    assert unpack(bundle, fd, tmp_path / "out", whole=True).manifest.id == ID
+    # AND a pipe keeps nobody waiting
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BundleError, match="pipe: not a file"):
+        open_bundle(tmp_path / "pipe")
+
+
+def test_what_a_killed_verb_has_left_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # GIVEN folders of a process that was killed, and of one that goes on; a link
+    for name in ("left", "used"):
+        (tmp_path / f"coreward-bundle-{name}" / "store").mkdir(parents=True)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "coreward-bundle-link").symlink_to(tmp_path / "kept")
+    used = os.open(tmp_path / "coreward-bundle-used", os.O_RDONLY)
+    fcntl.flock(used, fcntl.LOCK_EX)
+    # WHEN another bundle is looked at
+    bundle = tmp_path / "b.tar.zst"
+    bundle.write_bytes(zstandard.compress(archive(manifest())))
+    assert main(["info", str(bundle)]) == 1
+    os.close(used)
+    # THEN only what nobody holds is gone
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"coreward-bundle-used", "coreward-bundle-link", "kept", "b.tar.zst"}
 
 
 def test_further_names_never_replace_files(tmp_path: Path) -> None:

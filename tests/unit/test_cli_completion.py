@@ -15,6 +15,7 @@ import pytest
 from collector.cli import VERBS, main, whole_parser
 from collector.cli.completion import script
 from collector.store.store import Store
+from deploy.manual.__main__ import main as write_manual
 from deploy.manual.__main__ import policy, verbs
 from deploy.manual.roff import of_markdown
 from tests.unit.signature_samples import ENTRY, death, own
@@ -152,3 +153,9 @@ def test_the_manual_is_set_without_a_warning(page) -> None:  # type: ignore[no-u
     )
     assert done.stderr == ""
     assert "SEE ALSO" in re.sub("\x08.", "", done.stdout)  # bold is typed twice
+
+
+def test_the_manual_without_a_folder_is_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy.manual"])
+    with pytest.raises(SystemExit, match=r"usage: python -m deploy.manual DIR"):
+        write_manual()

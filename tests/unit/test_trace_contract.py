@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from collector.arch.call_sets import NUMBERS
+import pytest
+
+from collector.arch.call_sets import NUMBERS, wanted
 from collector.arch.signatures import kinds, signature
 from collector.trace import layout
 from collector.trace.groups import GROUPS
@@ -82,3 +84,9 @@ def test_where_calls_have_their_texts() -> None:
     assert shape("getpid") == shape(None) == 3 * nothing
     assert len(shapes()) == 2 * NUMBERS * layout.SHAPE.size
     assert signature("no such call").kinds == ("x",) * 6
+
+
+def test_numbers_of_calls_are_in_plain_digits() -> None:
+    assert wanted(["9" * 5000]) == wanted([str(NUMBERS)])
+    with pytest.raises(ValueError, match="\u00b2"):
+        wanted(["\u00b2"])

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 import zstandard
 
+from collector import packed
 from collector.errors import NotFound, StoreError
 from collector.sample.ring import SampleRing
-from collector.watch import flight, packed
+from collector.watch import flight
 from tests.unit.sample_builders import IDENTITY, frame, kept, sample, thread
 
 
