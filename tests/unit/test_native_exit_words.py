@@ -26,6 +26,7 @@ UNREADABLE = 8
 BLOCK = 256  # bytes of a Block
 ENTRIES = 16 << 10  # of the robust lists of one process: MAX_ENTRIES of exit_words.c
 AREA = 64 << 20
+NEVER = (1 << 63) - 1  # ns
 Word = tuple[int, bytes]
 
 
@@ -72,10 +73,15 @@ def record(tid_word: int, head: int) -> bytes:
     return bytes(raw)
 
 
-def kept(library: ctypes.CDLL, area: mmap.mmap, *words: tuple[int, int]) -> list[Word]:
-    """What is kept of a process whose threads have these tid words and robust lists."""
+def kept(
+    library: ctypes.CDLL, area: mmap.mmap, *words: tuple[int, int], until_ns: int = NEVER
+) -> list[Word]:
+    """What is kept of a process whose threads have these tid words and robust lists.
+
+    There is all the time for it that a busy machine takes.
+    """
     threads = b"".join(record(*word) for word in words)
-    taken = Taken(pid=os.getpid(), tid=os.getpid())
+    taken = Taken(pid=os.getpid(), tid=os.getpid(), robust_until_ns=until_ns)
     view = ctypes.c_char.from_buffer(area)
     base = ctypes.addressof(view)
     del view
@@ -95,6 +101,14 @@ def test_threads_of_a_c_library(library: ctypes.CDLL, area: mmap.mmap, count: in
     expected = [b.word for b in blocks] + [b.futex for b in blocks[1::2]]
     found = kept(library, area, *((b.tid_word, b.head) for b in blocks))
     assert found == sorted(expected)
+
+
+def test_lists_wait_no_longer_than_there_is_time(library: ctypes.CDLL, area: mmap.mmap) -> None:
+    blocks = [Block(1000 + number, holds=True) for number in range(3)]
+    # GIVEN that the time was over long ago
+    found = kept(library, area, *((b.tid_word, b.head) for b in blocks), until_ns=1)
+    # THEN the words of the threads are there, and no list was looked at
+    assert found == sorted(b.word for b in blocks)
 
 
 def test_unreadable_ones_cost_only_themselves(library: ctypes.CDLL, area: mmap.mmap) -> None:
