@@ -58,7 +58,18 @@ class Python:
     def __init__(self, read: Read, runtime: int, layout: Layout) -> None:
         self._read, self._layout = read, layout
         self._codes: dict[int, _Code] = {}
-        self._threads = dict(self._find_threads(runtime))
+        self._known: dict[int, int] = {}
+        self._others = self._find_threads(runtime)
+
+    def _state_of(self, thread_id: int) -> int | None:
+        """The PyThreadState of a thread. No further than needed: a process may have thousands, and
+        what is read of them is kept in small cores."""
+        while thread_id not in self._known:
+            found = next(self._others, None)
+            if found is None:
+                return None
+            self._known.setdefault(*found)
+        return self._known[thread_id]
 
     def _find_threads(self, runtime: int) -> Iterator[tuple[int, int]]:
         """What pthread_self() gives, and the PyThreadState; as far as they can be read."""
@@ -97,7 +108,7 @@ class Python:
 
     def _calls(self, thread_id: int) -> Iterator[Call | None]:
         """The functions, the innermost first, with None behind the last one of each run."""
-        state = self._threads.get(thread_id)
+        state = self._state_of(thread_id)
         if state is None:
             return
         layout = self._layout

@@ -254,6 +254,28 @@ def test_memory_that_leads_anywhere_ends(version: int, seed: int) -> None:
     # WHEN its threads are looked for THEN it ends, with a bounded number of reads
     with contextlib.suppress(Absent):
         python = Python(read, RUNTIME, layout_of(lambda *_: bytes(24), RUNTIME, version))
-        for thread in list(python._threads)[:8]:
+        for thread in (1, *struct.unpack_from("<8Q", words)):
             python.runs(thread)
     assert count < 20_000
+
+
+def test_of_thousands_of_threads_no_more_are_looked_at_than_needed() -> None:
+    # GIVEN an interpreter with threads that follow each other without end
+    layout = layout_of(lambda *_: bytes(24), RUNTIME, 0x030C0000)
+    seen = set()
+
+    def read(address: int, size: int) -> bytes:
+        seen.add(address)
+        if size != 8:
+            return b""
+        if (address - layout.thread_id) % 0x1000 == 0:  # the number of a thread
+            return struct.pack("<Q", address - layout.thread_id)
+        return struct.pack("<Q", (address + 0x1000) & -0x1000)
+
+    python = Python(read, RUNTIME, layout)
+    # WHEN the first one is asked for
+    python.runs((RUNTIME + 0x3000) & -0x1000)
+    assert len(seen) < 20
+    # THEN one that is not there ends as well
+    assert python.runs(1) == ([], None)
+    assert len(seen) < 10_000
