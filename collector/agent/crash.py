@@ -18,6 +18,7 @@ import enum
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -155,6 +156,15 @@ class Crash:
         """Add what a stage knows."""
         with self._lock:
             self._record = facts.added_to(self.record)
+
+    def hide(self, secrets: Mapping[str, Sequence[str]]) -> None:
+        """Values that are to be hidden in its texts, beside those that are known: a writer that
+        takes another's place may not have them all."""
+        with self._lock:
+            self.secrets = {
+                rule: list(dict.fromkeys((*self.secrets.get(rule, ()), *secrets.get(rule, ()))))
+                for rule in {**self.secrets, **secrets}
+            }
 
     def explained(self, explanation: Explanation) -> None:
         """Add what its core said."""

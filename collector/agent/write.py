@@ -223,6 +223,7 @@ def _job(
 
 def _explain(context: Context, crash: Crash, small: Explainable) -> None:
     """The small core is there; its explanation can go on beside the large one."""
+    crash.hide(small.secrets)  # the rest of the core may fail, or hang
     crash.learn(Counted(threads=small.threads, thread_name=small.thread_name))
     if small.told is not None and crash.seen.fatal is None:
         _learn_told(crash, small.told)
@@ -320,7 +321,7 @@ def _note_core(context: Context, crash: Crash, written: Written, seconds: float)
             redacted=written.redacted,
         )
     )
-    crash.secrets = written.secrets
+    crash.hide(written.secrets)
     for part, why in written.lost.items():
         crash.lose(part, why)
 

@@ -97,6 +97,7 @@ class Explainable(msgspec.Struct, frozen=True, tag="explainable"):
     thread_name: str | None
     told: Told | None  # None: BPF gave the registers
     core: int = -1  # its descriptor, of run_writer's
+    secrets: dict[str, list[str]] = {}  # as Written has them, which may not come
 
 
 class Copied(msgspec.Struct, frozen=True, tag="copied"):

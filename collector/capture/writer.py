@@ -116,9 +116,12 @@ class Core:
             found = self._guarded(lambda: attributes(stat, names, self._memory.read))
         except Stalled as error:
             lost = {**written.lost, "attributes": str(error)}
-            return msgspec.structs.replace(written, lost=lost)
-        secrets = {} if self._redactor is None else self._redactor.told()
-        return msgspec.structs.replace(written, attributes=found, secrets=secrets)
+            return msgspec.structs.replace(written, lost=lost, secrets=self._secrets())
+        return msgspec.structs.replace(written, attributes=found, secrets=self._secrets())
+
+    def _secrets(self) -> dict[str, list[str]]:
+        """What is to be hidden in texts about the process."""
+        return {} if self._redactor is None else self._redactor.told()
 
     def write(self) -> Written:
         """The small core for the explainer first, then the one that policy asked for."""
@@ -227,7 +230,9 @@ class Core:
         told = None
         if self._job.evidence.head is not None:
             told = Told(first.tid, first.regs[IP], first.regs[SP], self._image.siginfo)
-        return Explainable(len(self._image.threads), first.name or None, told)
+        return Explainable(
+            len(self._image.threads), first.name or None, told, secrets=self._secrets()
+        )
 
     def _plan(self, capture: Capture, memory: Memory) -> Plan:
         job = self._job

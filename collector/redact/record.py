@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from collector.model import Record
+from collector.circumstances import Pod
+from collector.model import Record, Relative
 from collector.redact.types import Redact
 from collector.redact.words import hidden_arguments, is_named
 
@@ -30,6 +31,17 @@ def withheld(record: Record) -> Record:
         attributes=dict.fromkeys(record.attributes, HIDDEN),
         logs=None,
         descriptors=None,
+        pod=record.pod and _pod(record.pod, lambda _: HIDDEN),
+        runtime=record.runtime and replace(record.runtime, report=None),
+    )
+
+
+def _pod(pod: Pod, hide: Callable[[str], str]) -> Pod:
+    """Its labels and annotations, which are of whoever made it; its names stay."""
+    return replace(
+        pod,
+        labels={name: hide(value) for name, value in pod.labels.items()},
+        annotations={name: hide(value) for name, value in pod.annotations.items()},
     )
 
 
@@ -50,6 +62,10 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
         name: HIDDEN if is_named(name, redact.environment) else hide(value)
         for name, value in record.attributes.items()
     }
+
+    def relatives(above: list[Relative]) -> list[Relative]:
+        return [replace(one, comm=hide(one.comm)) for one in above]
+
     killer, diagnosis = record.killer, record.diagnosis
     if killer is not None:
         killer = replace(
@@ -57,6 +73,7 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
             cmdline=arguments(killer.cmdline),
             comm=maybe(killer.comm),
             exe=maybe(killer.exe),
+            parents=relatives(killer.parents),
         )
     if diagnosis is not None:
         evidence = diagnosis.evidence
@@ -70,7 +87,12 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
         )
         diagnosis = replace(diagnosis, evidence=evidence)
     logs = record.logs and [replace(line, message=hide(line.message)) for line in record.logs]
-    opened = record.descriptors
+    opened, sender, runtime, oom = (
+        record.descriptors,
+        record.sender,
+        record.runtime,
+        record.oom_facts,
+    )
     return replace(
         record,
         comm=hide(record.comm),
@@ -81,7 +103,12 @@ def concealed(record: Record, redact: Redact, hide: Callable[[str], str]) -> Rec
         trigger=maybe(record.trigger),
         abort_message=maybe(record.abort_message),
         attributes=attributes,
+        sender=sender and replace(sender, comm=maybe(sender.comm)),
         killer=killer,
+        oom_facts=oom and replace(oom, tasks=[replace(t, comm=hide(t.comm)) for t in oom.tasks]),
+        ancestry=record.ancestry and relatives(record.ancestry),
+        pod=record.pod and _pod(record.pod, hide),
+        runtime=runtime and replace(runtime, report=maybe(runtime.report)),
         diagnosis=diagnosis,
         logs=logs,
         descriptors=opened and [replace(one, target=hide(one.target)) for one in opened],

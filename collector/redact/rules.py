@@ -7,6 +7,7 @@ so all looking together has a budget. Who finds it used up must redact the rest 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import re2
 
 from collector.ranges import Range
-from collector.redact.types import ENVIRONMENT, Redact
+from collector.redact.types import ENVIRONMENT, REACH, Redact
 from collector.redact.words import assignment_regex
 
 LEAST_SECRET = 6  # bytes of a value that is looked for wherever it may be
@@ -23,7 +24,11 @@ _MOST_SECRETS = 64 << 10  # bytes of all values
 _AT_ONCE = 2.0  # seconds for one piece of memory; more are a piece that is made to take long
 _FEW = 32  # values of one rule that are looked for in one pass with all else
 _STEP = 16 << 10  # bytes in which more are looked for at a time: these may take seconds for a MiB
+# bytes in which all else is looked for at a time: a search cannot be interrupted, and one that is
+# made to take long needs 8 s for a MiB
+_LONG_STEP = 128 << 10
 _ENGINE = 64 << 20  # bytes of memory that RE2 may take for one expression
+_SPELLED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
 class OutOfTime(Exception):
@@ -44,6 +49,15 @@ class _Rule(NamedTuple):
     name: str
     regex: Any
     in_steps: bool = False
+
+    @property
+    def step(self) -> int:
+        return _STEP if self.in_steps else _LONG_STEP
+
+    @property
+    def reach(self) -> int:
+        """Bytes that a match may have."""
+        return _PIECE if self.in_steps else REACH
 
 
 class Rules:
@@ -85,11 +99,16 @@ class Rules:
             if self.left <= 0:
                 raise OutOfTime
             most = min(self.left, _AT_ONCE)
-            nothing = self._any is not None and self._any.search(data) is None
+            nothing = False
+            if self._any is not None:
+                for so_far in _finds_nothing(self._any, data):
+                    nothing = so_far
+                    if time.thread_time() - began > most:
+                        raise OutOfTime
             for rule in self._rules:
                 if nothing and not rule.in_steps:
                     continue
-                for span in _spans_in_steps(rule, data) if rule.in_steps else _spans(rule, data):
+                for span in _spans(rule, data):
                     if span[0] < span[1]:
                         yield Hit(rule.name, *span)
                     if time.thread_time() - began > most:
@@ -98,39 +117,59 @@ class Rules:
             self.left -= time.thread_time() - began
 
     def hidden(self, text: str, mark: str, counts: dict[str, int]) -> str:
-        """A text with a mark in place of each hit, which is counted. Raises OutOfTime."""
-        data = text.encode("utf-8", "surrogateescape")
+        """A text with a mark in place of each hit, which is counted. Raises OutOfTime.
+
+        In a record bytes that were not UTF-8 are spelled out: where there are any, the text is also
+        looked through as it was before.
+        """
+        found = self._marked(text.encode("utf-8", "surrogateescape"), mark.encode(), counts)
+        text = found.decode("utf-8", "surrogateescape")
+        if "\\x" not in text:
+            return text
+        raw = _SPELLED.sub(lambda match: bytes.fromhex(match[1].decode()), found)
+        hidden = self._marked(raw, mark.encode(), counts)
+        return text if hidden == raw else _spelled(hidden)
+
+    def _marked(self, data: bytes, mark: bytes, counts: dict[str, int]) -> bytes:
         parts, at = [], 0
         for hit in sorted(self.hits(data), key=lambda hit: (hit.start, -hit.end)):
             if hit.start >= at:
                 counts[hit.rule] = counts.get(hit.rule, 0) + 1
-                parts += [data[at : hit.start], mark.encode()]
+                parts += [data[at : hit.start], mark]
             at = max(at, hit.end)
         parts.append(data[at:])
-        return b"".join(parts).decode("utf-8", "surrogateescape")
+        return b"".join(parts)
+
+
+def _spelled(data: bytes) -> str:
+    """As the store's records have it: bytes that are not UTF-8 as \\xNN."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _spans(rule: _Rule, data: bytes) -> Iterator[Range]:
-    """What is redacted of each match."""
+    """What is redacted of each match; an empty span after each step, for the clock."""
     group = 1 if rule.regex.groups else 0
-    for match in rule.regex.finditer(data):
-        start, end = match.span(group)
-        yield (start, end) if start >= 0 else match.span()  # the group took no part: all of it
-
-
-def _spans_in_steps(rule: _Rule, data: bytes) -> Iterator[Range]:
-    """The same of texts of at most _PIECE bytes; an empty span after each step, for the clock."""
     at = 0
     while at < len(data):
-        following = at + _STEP
-        for match in rule.regex.finditer(data, at, min(following + _PIECE - 1, len(data))):
-            start, end = match.span()
-            if start >= following:
+        following = at + rule.step
+        for match in rule.regex.finditer(data, at, min(following + rule.reach, len(data))):
+            if match.start() >= following:
                 break
-            yield start, end
-            following = max(following, end)
+            start, end = match.span(group)
+            yield (start, end) if start >= 0 else match.span()  # the group took no part: all of it
+            following = max(following, match.end())
         at = following
         yield at, at
+
+
+def _finds_nothing(regex: Any, data: bytes) -> Iterator[bool]:
+    """Whether it finds nothing in what was looked through until then; False ends it."""
+    nothing = True
+    for at in range(0, len(data), _LONG_STEP):
+        nothing = regex.search(data, at, min(at + _LONG_STEP + REACH, len(data))) is None
+        yield nothing
+        if not nothing:
+            return
 
 
 def fitting(values: Iterable[bytes], room: int) -> tuple[list[bytes], int]:

@@ -232,6 +232,7 @@ class FakeAgent:
         self.log: list[str] = []
         self.announced: list[Record] = []
         self.answer: Written | Failed = Written(capture=Capture.FULL, name="core.zst", memory=1)
+        self.secrets: dict[str, list[str]] = {}  # that are told with the small core
         self.jobs: list[Job] = []
         self.explanation = Explanation(frames=[])
         self.probe, self.lanes, self.native = FakeProbe(), FakeLanes(), FakeNative()
@@ -270,7 +271,8 @@ class FakeAgent:
         self.jobs.append(job)
         self.log.append(f"written as {job.capture.value}")
         if job.explain:
-            yield Explainable(3, "worker-3", None, core=os.open(os.devnull, os.O_RDONLY))
+            core = os.open(os.devnull, os.O_RDONLY)
+            yield Explainable(3, "worker-3", None, core=core, secrets=self.secrets)
         yield self.answer
 
     def close(self) -> None:

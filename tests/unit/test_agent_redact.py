@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from collector.capture.job import Written
+from collector.capture.job import Failed, Written
 from collector.explain.types import Explanation
 from collector.model import Capture
 from collector.redact.types import Pattern
@@ -67,6 +67,20 @@ def test_no_record_on_disk_has_what_is_redacted(make: Make) -> None:
     assert agent.announced == [record]
     for word in (b"card 1234", b"hunter22"):
         assert not any(word in msgspec.json.encode(one) for one in agent.writes)
+
+
+def test_what_is_to_be_hidden_is_known_though_the_writer_fails_later(make: Make) -> None:
+    # GIVEN a writer that says it with the small core, and then ends without an answer
+    agent = make(POLICY)
+    agent.explanation = Explanation(frames=[], abort_message="card 1234 of hunter22")
+    agent.secrets = {"environment": ["hunter22"]}
+    agent.answer = Failed("it was killed")
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
+    agent.settle()
+    # THEN the record has it not
+    assert agent.record().abort_message == "[redacted] of [redacted]"
 
 
 @pytest.mark.parametrize(("redact", "asked"), [("{mappings: [heap]}", []), ("{}", ["asked"])])

@@ -16,15 +16,16 @@ import pytest
 from collector.arch.x86_64 import PAGE
 from collector.capture.process import ProcText
 from collector.capture.redacted import RedactedMemory, Redactor
-from collector.circumstances import LogLine
+from collector.circumstances import LogLine, ManagedRuntime, Pod, PodSource
 from collector.cli import redaction
 from collector.cli.redaction import redaction_by
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
-from collector.model import KilledBy, Killer, Record
+from collector.model import KilledBy, Killer, OomFacts, OomTask, Record, Relative, Sender
 from collector.policy.load import PolicyErrors, loads
 from collector.ranges import Range
 from collector.redact import ask
+from collector.redact import rules as rules_module
 from collector.redact.__main__ import answer
 from collector.redact.ask import Question, redacted
 from collector.redact.record import HIDDEN, concealed, withheld
@@ -364,6 +365,72 @@ def test_arguments_of_the_killer_are_hidden_as_well() -> None:
     found = concealed(record, REDACT, lambda text: text.replace("card", "-"))
     assert found.killer is not None
     assert found.killer.cmdline == ["kill", "--password", HIDDEN, "-"]
+
+
+def test_names_of_other_processes_and_of_the_pod_are_looked_through() -> None:
+    # GIVEN a record whose every text from elsewhere has the number
+    above, name = [Relative(pid=1, comm="sh card")], {"note": "card"}
+    record = msgspec.structs.replace(
+        numbered(1),
+        killer=Killer(by=KilledBy.PROCESS, parents=above),
+        ancestry=above,
+        sender=Sender(pid=1, uid=0, comm="card"),
+        oom_facts=OomFacts(tasks=[OomTask(pid=1, comm="card", resident=1)]),
+        pod=Pod(uid="u", source=PodSource.CGROUP, labels=name, annotations=name),
+        runtime=ManagedRuntime(name="java", report="/tmp/card"),
+    )
+    # THEN none has it afterwards
+    found = concealed(record, REDACT, lambda text: text.replace("card", "-"))
+    assert b"card" in msgspec.json.encode(record)
+    assert b"card" not in msgspec.json.encode(found)
+    # AND what a pod says of itself is on no disk before
+    assert withheld(record).pod == Pod(
+        uid="u", source=PodSource.CGROUP, labels={"note": HIDDEN}, annotations={"note": HIDDEN}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "counts"),
+    [
+        ("key \\xff\\xfe1234 is it", f"key {HIDDEN} is it", {"environment": 1}),
+        ("\\xe9 id\\xff42 \\xe9", f"\\xe9 {HIDDEN} \\xe9", {"binary": 1}),
+        ("\\xe9 as it was, C:\\x64", "\\xe9 as it was, C:\\x64", {}),
+    ],
+)
+def test_values_that_are_not_utf8_are_found_where_they_are_spelled_out(
+    text: str, shown: str, counts: dict[str, int]
+) -> None:
+    binary = Pattern(name="binary", regex=r"id\xff[0-9]+")
+    rules = Rules(Redact(patterns=(binary,)), {"environment": [b"\xff\xfe1234"]})
+    found: dict[str, int] = {}
+    assert (rules.hidden(text, HIDDEN, found), found) == (shown, counts)
+
+
+def test_a_match_over_the_border_of_two_steps() -> None:
+    # GIVEN a number over such a border, and a longer one of which the step's part looks like one
+    step, rules = 128 << 10, Rules(Redact(patterns=(CARD,)))
+    one = b" " * (step - 8) + NUMBER + b" " * (2 * step)
+    other = b" " * (step - 1) + b"5" + NUMBER + b" " * (2 * step)
+    # THEN it is found, once, and the other is not
+    assert list(rules.hits(one)) == [("card", step - 8, step + 8)]
+    assert list(rules.hits(other)) == []
+
+
+def test_a_search_that_takes_long_is_given_up_in_the_middle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # GIVEN memory in which one search for this takes long (16 s for 4 MiB)
+    monkeypatch.setattr(rules_module, "_AT_ONCE", 0.01)
+    monkeypatch.setattr(rules_module, "_LONG_STEP", 4 << 10)
+    data = bytes(Random(1).choices(b"ab", k=1 << 20))
+    slow = Pattern(name="slow", regex="a[ab]{500}c")
+    for patterns in ((slow,), (slow, CARD)):
+        # WHEN it is looked through
+        rules = Rules(Redact(patterns=patterns))
+        with pytest.raises(OutOfTime):
+            list(rules.hits(data))
+        # THEN most of it has not been
+        assert rules.left > 60 - 2
 
 
 def test_a_record_has_its_texts_without_the_secrets() -> None:
