@@ -18,6 +18,7 @@ from types import TracebackType
 import msgspec
 
 from collector.errors import HoldError, TakeoverRefused
+from collector.linux import initial_mounts
 from collector.linux.descriptors import Spare
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class SettingsGuard:
 
     def _write(self, name: str, value: str) -> None:
         try:
-            (self._sysctl / name).write_text(f"{value}\n")
+            _put(self._sysctl / name, value)
         except OSError as error:
             raise HoldError(f"cannot set kernel.{name} to {value!r}: {error.strerror}") from error
         if (there := self._read(name)) != value:
@@ -265,6 +266,16 @@ class SettingsGuard:
     ) -> None:
         for line in self.restore():
             log.info("%s", line)
+
+
+def _put(path: Path, value: str) -> None:
+    """Write a setting; a coredump socket as from where the kernel takes it. OSError."""
+    try:
+        path.write_text(f"{value}\n")
+    except OSError as error:
+        if error.errno != errno.EINVAL or value[:1] != "@" or initial_mounts.are_ours():
+            raise
+        initial_mounts.write(path, value)
 
 
 def _open_private(path: Path) -> int:

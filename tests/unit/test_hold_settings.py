@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from collector.errors import HoldError, TakeoverRefused
 from collector.handoff.settings import SettingsGuard
+from collector.linux import initial_mounts
 
 OTHER = "|/usr/lib/systemd/systemd-coredump %P"
 
@@ -228,3 +231,44 @@ def test_whether_a_pattern_is_still_set(tmp_path: Path) -> None:
     (kernel.sysctl / "core_pattern").unlink()
     assert not guard.is_set("@@/run/ours")
     guard.unlock()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["initial", "its own"])
+def test_a_coredump_socket_is_set_from_the_initial_mount_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    # GIVEN a kernel that refuses the socket here: in a mount namespace of our own, or at all
+    kernel = Kernel(tmp_path)
+    really = Path.write_text
+
+    def refuse(path: Path, text: str) -> int:
+        if text.startswith("@"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(initial_mounts, "are_ours", lambda: ours)
+    monkeypatch.setattr(initial_mounts, "write", lambda path, line: really(path, f"{line}\n"))
+    guard = kernel.guard()
+    # WHEN it is set THEN it was written from there, if that can help
+    if ours:
+        with pytest.raises(HoldError, match="cannot set kernel"):
+            guard.takeover("@@/sock", None, allow=False)
+    else:
+        guard.takeover("@@/sock", None, allow=False)
+        assert kernel.get() == ("@@/sock", "0")
+    # AND what was there before comes back
+    guard.restore()
+    assert kernel.get() == ("core", "0")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_line_is_written_from_another_mount_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # which is our own here: a sandbox may hide that of process 1
+    monkeypatch.setattr(initial_mounts, "_INITIAL", "/proc/self/ns/mnt")
+    initial_mounts.write(tmp_path / "setting", "@@/run/a b/$(c)")
+    assert (tmp_path / "setting").read_text() == "@@/run/a b/$(c)\n"
+    with pytest.raises(OSError, match=r"nsenter: .*absent"):
+        initial_mounts.write(tmp_path / "absent" / "setting", "x")
