@@ -131,12 +131,10 @@ def _wants_core(crash: Crash) -> bool:
 def ask_recorder(context: Context, crash: Crash) -> None:
     """If a watched or traced process has died its samples, and its last calls, become part of the
     record, which waits for them."""
-    for part, ask in (
-        ("samples", context.recorder.ask),
-        ("calls", context.recorder.ask_calls),
-    ):
-        if not _may_be_kept(context, crash, part):
-            if why := _why_unkept(context, crash, part):
+    ask_calls = partial(context.recorder.ask_calls, texts=not crash.redact.texts)
+    for part, ask in (("samples", context.recorder.ask), ("calls", ask_calls)):
+        if part == "samples" and crash.redact.anything:  # they have memory as it was
+            if why := _why_no_samples(context, crash):
                 crash.lose(part, why)
             continue
         crash.begin(part)
@@ -144,23 +142,13 @@ def ask_recorder(context: Context, crash: Crash) -> None:
             end(context, crash, part)
 
 
-def _may_be_kept(context: Context, crash: Crash, part: str) -> bool:
-    """Whether these may be on the disk: they have memory of the process as it was.
+def _why_no_samples(context: Context, crash: Crash) -> str:
+    """What is said of them, if there would have been any; else empty.
 
     The recorder may have some even if no rule names the process any more: it may have had another
     name, or program, when they were taken.
     """
-    if part == "samples":
-        return not crash.redact.anything
-    has_texts = any(rule.strings for rule in context.policy.policy.trace)
-    return not (crash.redact.texts and has_texts)
-
-
-def _why_unkept(context: Context, crash: Crash, part: str) -> str:
-    """What is said of these, if there would have been any; else empty."""
     policy, record = context.policy.policy, crash.record
-    if part == "calls":
-        return "not kept: the texts in them cannot be redacted"
     facts = Facts(
         cause=Cause.SNAPSHOT,
         exe=record.exe,

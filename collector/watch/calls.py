@@ -35,6 +35,7 @@ _RING = 16 << 20  # bytes: what a process of a thousand threads tells at its end
 _WAIT_S = 2.0  # for the last thread of a process that was asked for
 _DEAD = 32  # processes that ended, and were not asked for yet
 _THREADS = 20_000  # of which calls are kept here, over all of these
+_TEXTS = "not kept: the texts in them cannot be redacted"
 _AGAIN_S = 60.0  # after which a tracer that could not begin is tried again
 
 Tell = Callable[[Calls], None]
@@ -53,6 +54,11 @@ class Told(msgspec.Struct):
         self.lost_texts += bool(event.lost)
         self.threads[event.tid] = event
         self.complete |= event.last
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether a call has one that was copied, or was to be."""
+        return any(call.texts for event in self.threads.values() for call in event.calls)
 
     @property
     def lost(self) -> dict[str, str]:
@@ -246,6 +252,8 @@ class CallKeeper:
         told = self._dead.pop(_key(ask.pid, ask.start_ns), None)
         if told is None:
             self._tell(Calls(record=ask.record, lost="too many processes ended at that time"))
+        elif not ask.texts and told.has_texts:  # whatever the rules of today copy
+            self._tell(Calls(record=ask.record, lost=_TEXTS))
         else:
             self._tell(_written(ask, told, self._lost()))
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from collector.errors import CorewardError
 from collector.export.metrics import Metrics
@@ -94,12 +95,15 @@ class FlightRecorder:
         """
         return bool(self._rules.watch) and self._ask(Ask, "samples", record, answered)
 
-    def ask_calls(self, record: Record, answered: Answered) -> bool:
-        """The same for the last system calls of its threads. False: nothing is traced."""
-        return bool(self._rules.trace) and self._ask(AskCalls, "calls", record, answered)
+    def ask_calls(self, record: Record, answered: Answered, *, texts: bool) -> bool:
+        """The same for the last system calls of its threads; texts: whether they may have some.
+        False: nothing is traced."""
+        if not self._rules.trace:
+            return False
+        return self._ask(partial(AskCalls, texts=texts), "calls", record, answered)
 
     def _ask(
-        self, kind: type[Ask] | type[AskCalls], what: str, record: Record, answered: Answered
+        self, kind: Callable[..., Ask | AskCalls], what: str, record: Record, answered: Answered
     ) -> bool:
         key = record.id, what
         with self._lock:

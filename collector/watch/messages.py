@@ -46,6 +46,7 @@ class AskCalls(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pid: int
     start_ns: int
     folder: str
+    texts: bool = True  # False: none of them, if one has a text that was copied from memory
 
 
 class Calls(msgspec.Struct, frozen=True, kw_only=True, tag=True):

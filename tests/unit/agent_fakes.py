@@ -197,7 +197,7 @@ class FakeNative:
 
 
 class FakeRecorder:
-    def ask_calls(self, record: Record, answered: object) -> bool:
+    def ask_calls(self, record: Record, answered: object, *, texts: bool) -> bool:
         """No trace rule."""
         return False
 

@@ -124,9 +124,17 @@ def test_an_agent_that_stops_leaves_out_what_nobody_has_looked_through(make: Mak
     assert "the agent was stopped" in record.lost["redaction"]
 
 
-@pytest.mark.parametrize(("strings", "kept"), [(0, True), (8, False)])
-def test_texts_of_system_calls_are_not_kept(make: Make, strings: int, kept: bool) -> None:
-    trace = f"trace: [{{name: all, match: {{uid: [0, 1000]}}, strings: {strings}}}]"
-    agent = prepared(make, POLICY + trace)
+@pytest.mark.parametrize(("policy", "texts"), [(POLICY, False), ("", True)])
+def test_the_recorder_is_told_whether_calls_may_have_texts(
+    make: Make, monkeypatch: pytest.MonkeyPatch, policy: str, texts: bool
+) -> None:
+    # GIVEN no `trace` rule of today's: calls that are kept may be of yesterday's
+    said: list[bool] = []
+    ask = lambda *_, texts: bool(said.append(texts))  # noqa: E731
+    agent = make(policy)
+    monkeypatch.setattr(agent.context.recorder, "ask_calls", ask)
+    agent.probe.tell(fatal())
+    agent.hand_over()
+    agent.probe.tell(ended())
     agent.settle()
-    assert ("calls" not in agent.record().lost) is kept
+    assert said == [texts]

@@ -13,8 +13,9 @@ from collector.policy.types import Match, Trace
 from collector.trace import Rule, layout
 from collector.trace.layout import RECORD, Call, KeptEvent, Text
 from collector.watch import kept
-from collector.watch.calls import Told, rule_of
+from collector.watch.calls import CallKeeper, Told, rule_of
 from collector.watch.kept import KeptCalls, KeptThread
+from collector.watch.messages import AskCalls, Calls
 from tests.unit.trace_samples import call
 
 THREAD = KeptThread(
@@ -93,6 +94,28 @@ def event(tid: int, *, lost: int = 0, lost_calls: int = 0, last: bool = False) -
         lost_calls=lost_calls,
         calls=(),
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "has_text", "kept_file"),
+    [(False, True, False), (False, False, True), (True, True, True)],
+)
+def test_texts_that_may_not_be_kept_are_seen_in_the_calls_themselves(
+    texts: bool, has_text: bool, kept_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN calls of a process that has ended, kept by a rule that there is no more
+    texts_of_it = {1: Text(b"secret")} if has_text else {}
+    made = call("openat", -100, 0x7F00, 0, result=3, texts=texts_of_it)
+    answers: list[Calls] = []
+    keeper = CallKeeper(answers.append)
+    keeper._note(msgspec.structs.replace(event(7, last=True), calls=(made,)))
+    # WHEN the agent asks for them, THEN their contents decide
+    ask = AskCalls(record="r", pid=7, start_ns=1, folder=str(tmp_path), texts=texts)
+    keeper._answer(ask)
+    assert [(one.facts is not None, one.lost) for one in answers] == [
+        (True, None) if kept_file else (False, "not kept: the texts in them cannot be redacted")
+    ]
+    assert (tmp_path / kept.FILE).exists() is kept_file
 
 
 def test_what_could_not_be_kept_or_told_is_counted() -> None:
