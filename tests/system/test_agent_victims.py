@@ -661,17 +661,20 @@ def test_the_report_of_java(watching: RunningAgent, tmp_path: Path) -> None:
     assert f"its report was {report}" in watching.command("info", record["id"])
 
 
-@pytest.mark.parametrize("thread", ["main", "other"])
-def test_functions_of_python(watching: RunningAgent, thread: str, tmp_path: Path) -> None:
-    # GIVEN a Python program WHEN it dies in C code, called by one function through another in C
-    with running("py_crash.py", thread, cwd=tmp_path) as victim:
+def test_functions_of_python(watching: RunningAgent, tmp_path: Path) -> None:
+    # GIVEN a Python program WHEN a thread of it dies in C code, below a function that C code called
+    with running("py_crash.py", "other", cwd=tmp_path) as victim:
         record = die(watching, victim)
     # THEN its functions are in the record, each with its line, before the native frame that runs it
     script = str(SOURCES / "py_crash.py")
     frames = record["frames"]
     own = [(f["function"], f["line"]) for f in frames if f["file"] == script]
-    outer = [("in_thread", 20)] if thread == "other" else [("main", 28), ("<module>", 35)]
-    assert own == [("crash", 12), ("through_c.<locals>.<lambda>", 16), ("through_c", 16), *outer]
+    assert own == [
+        ("crash", 12),
+        ("through_c.<locals>.<lambda>", 16),
+        ("through_c", 16),
+        ("in_thread", 20),
+    ]
     told = [number for number, frame in enumerate(frames) if frame["language"] == "python"]
     assert {frames[number]["file"] for number in told} >= {script}
     runs = [frames[n + 1]["function"] for n in told if frames[n + 1]["language"] is None]
@@ -687,12 +690,6 @@ def test_functions_of_python(watching: RunningAgent, thread: str, tmp_path: Path
     ("how", "reason"),
     [
         ("panic", "Go panic: no order 7, in `main.place` (gopanic.go:18)"),
-        (
-            "nil",
-            # which has no frame of its own, so that without symbols its caller is found
-            "Go panic: runtime error: invalid memory address or nil pointer dereference,"
-            " in `main.main` (gopanic.go:35), after handling SIGSEGV at address 0x0",
-        ),
         ("deadlock", "Go panic: all goroutines are asleep - deadlock!"),
     ],
 )
