@@ -26,20 +26,27 @@ static bool has_ended(int pidfd)
 	return poll(&(struct pollfd){ pidfd, POLLIN, 0 }, 1, MESSAGE_MS) == 1;
 }
 
+/* Whether a program is what is at a path now, and root's. */
+static bool is_at(const char *path, const struct stat *program)
+{
+	struct stat now;
+
+	return !stat(path, &now) && !now.st_uid && !(now.st_mode & 022) &&
+	       now.st_dev == program->st_dev && now.st_ino == program->st_ino;
+}
+
 /*
- * Whether a program is what the kernel starts for a crash: the file that it was when we began to listen,
- * or the one that is there now. An upgrade puts another one in its place while we go on. The kernel
- * looks for it in the root of process 1, whatever is mounted in ours. */
+ * Whether a program is what the kernel starts for a crash: the file that it was when we began to
+ * listen, or the one that is there now. An upgrade puts another one in its place while we go on: in
+ * our own root, and in that of process 1, where the kernel looks whatever is mounted in ours. */
 static bool is_helper(const struct orders *o, const struct stat *program)
 {
 	char path[sizeof("/proc/1/root") + HELPER_PATH];
-	struct stat now;
 
 	if (program->st_dev == o->helper_device && program->st_ino == o->helper_inode)
 		return true;
 	snprintf(path, sizeof(path), "/proc/1/root%s", o->helper_path);
-	return *o->helper_path && !stat(path, &now) && !now.st_uid && !(now.st_mode & 022) &&
-	       now.st_dev == program->st_dev && now.st_ino == program->st_ino;
+	return *o->helper_path && (is_at(o->helper_path, program) || is_at(path, program));
 }
 
 /* Whether the helper at the other end is what it should be. */
