@@ -49,6 +49,7 @@ class _Page:
         self.gone = False
         self._out = sys.stdout.fileno()
         self._in = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        self._typed = ""  # 64 keys at most
         self._modes: list[object] | None = None
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ends = contextlib.ExitStack()
@@ -88,6 +89,8 @@ class _Page:
     def wait(self, seconds: float) -> str | None:
         """The key that is pressed meanwhile; None after a change of size, or so many seconds."""
         watched = [self._wake] if self._in is None else [self._wake, self._in]
+        if self._typed:
+            return self._next()
         ready, _, _ = select.select(watched, [], [], max(seconds, 0))
         if self._wake in ready:
             os.read(self._wake, 512)
@@ -98,7 +101,14 @@ class _Page:
         except OSError:
             pressed = b""
         self.gone = not pressed
-        return pressed[:1].decode("ascii", "replace").lower() or None
+        self._typed += pressed.decode("ascii", "replace").lower()
+        return self._next() if self._typed else None
+
+    def _next(self) -> str:
+        """The first of the keys that were typed and not taken yet; `q` ends it whatever is typed
+        before."""
+        key, self._typed = self._typed[0], self._typed[1:]
+        return "q" if "q" in self._typed else key
 
     def _enter(self) -> None:
         if self._in is not None:

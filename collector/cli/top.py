@@ -170,6 +170,7 @@ def _died(store: Store, now: datetime.datetime) -> tuple[list[Died], dict[str | 
     """Who died, and the texts of their signatures."""
     try:
         single, storms = store.recent.single(now), store.recent.storms(now)
+        single += store.recent.older_storms(now)
         texts: dict[str | None, str] = {}
         texts.update(store.signatures.texts())
     except StoreError:  # a user's own, or no index: the records are read

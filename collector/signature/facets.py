@@ -36,7 +36,12 @@ def facets_of(record: Record) -> dict[str, str]:
     }
     # attributes that the policy takes from the environment: the process chose their values
     found |= {f"attribute {name}"[:_LONGEST]: value for name, value in record.attributes.items()}
-    return {name: value[:_LONGEST] for name, value in found.items() if value}
+    # SQLite takes a NUL for the end of a text
+    return {
+        name: value[:_LONGEST].replace("\0", "\N{REPLACEMENT CHARACTER}")
+        for name, value in found.items()
+        if value
+    }
 
 
 def _size(count: int) -> str:

@@ -17,6 +17,7 @@ from collector.store.filter import microseconds, signature_of
 WINDOWS = (60, 3600, 86400)  # seconds
 _SECOND = 1_000_000
 _MOST_STORMS = 200  # the last ones; each is a record to be read
+_MOST_OLDER = 20_000  # of which no more is known than the index has
 
 Query = Callable[[str, Mapping[str, object]], list[tuple[Any, ...]]]
 
@@ -63,6 +64,34 @@ class Recent:
         )
         return [id for (id,) in found]
 
+    def older_storms(self, now: datetime.datetime) -> list[Died]:
+        """Those beyond these, as the index alone has them: a record was last written some time
+        after the last of its deaths."""
+        since = (microseconds(now) - WINDOWS[-1] * _SECOND) * 1000
+        found = self._query(
+            "SELECT unit, exe, comm, signature, deaths, time, mtime / 1000 FROM deaths "
+            "WHERE deaths > 1 AND mtime >= :since AND cause != :not "
+            "ORDER BY mtime DESC LIMIT :most OFFSET :read",
+            {
+                "since": since,
+                "not": Cause.SNAPSHOT.value,
+                "most": _MOST_OLDER,
+                "read": _MOST_STORMS,
+            },
+        )
+        end = microseconds(now)
+        died = (
+            _evenly(
+                Died(unit, exe, comm, signature, 0, 0, 0, 0),
+                count,
+                first,
+                max(first, min(last, end)),
+                end,
+            )
+            for unit, exe, comm, signature, count, first, last in found
+        )
+        return [one for one in died if one.day > 0]
+
 
 def of_records(records: Iterable[Record], now: datetime.datetime) -> list[Died]:
     """The same of each of these records; of a user's own, say, of which there is no index."""
@@ -76,21 +105,17 @@ def of_records(records: Iterable[Record], now: datetime.datetime) -> list[Died]:
 
 def _of_record(record: Record, now: datetime.datetime) -> Died:
     first, last = record.time, max(record.last or record.time, record.time)
-    count, end = record.count or 1, microseconds(now)
+    who = Died(record.unit, record.exe, record.comm, signature_of(record), 0, 0, 0, 0)
+    count = record.count or 1
+    return _evenly(who, count, microseconds(first), microseconds(last), microseconds(now))
+
+
+def _evenly(who: Died, count: int, first: int, last: int, end: int) -> Died:
+    """So many deaths from first to last, in the windows before `end`; microseconds."""
     minute, hour, day = (
-        count * _part(microseconds(first), microseconds(last), end - window * _SECOND, end)
-        for window in WINDOWS
+        count * _part(first, last, end - window * _SECOND, end) for window in WINDOWS
     )
-    return Died(
-        unit=record.unit,
-        exe=record.exe,
-        comm=record.comm,
-        signature=signature_of(record),
-        minute=minute,
-        hour=hour,
-        day=day,
-        last=microseconds(last),
-    )
+    return who._replace(minute=minute, hour=hour, day=day, last=last)
 
 
 def _part(first: int, last: int, since: int, until: int) -> float:

@@ -23,6 +23,7 @@ from collector.cli import main, render
 from collector.cli.live import _Page, live
 from collector.cli.top import Deaths, lines, top_of
 from collector.model import Cause
+from collector.store import recent
 from collector.store.index import NAME
 from collector.store.store import Store
 from tests.system.victims import PATIENCE
@@ -109,6 +110,37 @@ def test_deaths_that_one_record_stands_for_come_evenly(store: Store) -> None:
     (store.path / NAME).unlink()
     with Store(store.path, create=False, readonly=True) as without:
         assert top_of(without, later, "hour").deaths.day == 3600
+
+
+def test_of_many_storms_none_is_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN three storms, of which one is read, and of the others no more known than the index has
+    monkeypatch.setattr(recent, "_MOST_STORMS", 1)
+    now = datetime.datetime.now(datetime.UTC)
+    for number in range(3):
+        first = now - datetime.timedelta(hours=1)
+        storm = death(number, COUNT, unit=f"{number}.service", time=first, count=100, last=now)
+        store.put(storm)
+    # THEN all of their deaths count
+    found = top_of(store, now + datetime.timedelta(seconds=1), "hour")
+    assert {one.unit for one in found.units} == {"0.service", "1.service", "2.service"}
+    assert found.deaths.day == 300
+
+
+def test_keys_that_are_typed_fast_are_taken_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # GIVEN keys that come in one read
+    end, others = os.pipe()
+    monkeypatch.setattr(sys, "stdin", None)
+    page = _Page()
+    page._in = end
+    os.write(others, b"mHd")
+    # THEN each is taken, and `q` ends it whatever is before
+    assert [page.wait(PATIENCE) for _ in range(3)] == ["m", "h", "d"]
+    os.write(others, b"mq")
+    assert page.wait(PATIENCE) == "q"
+    for fd in (end, others, page._wake, page._woken):
+        os.close(fd)
 
 
 def test_what_a_wrong_clock_has_left_in_the_future_does_not_count(store: Store) -> None:

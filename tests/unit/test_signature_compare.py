@@ -185,3 +185,9 @@ def test_what_deaths_are_compared_by() -> None:
         "hour": "03 UTC",
         "threads": "up to 16",
     }
+
+
+def test_a_facet_has_no_end_of_a_text_in_it() -> None:
+    # (SQLite would take what is behind it for nothing, and two values for one)
+    record = msgspec.structs.replace(death(1, own("f")), attributes={"RELEASE": "1\x00a"})
+    assert facets_of(record)["attribute RELEASE"] == "1\ufffda"

@@ -118,9 +118,8 @@ def test_after_another_boot_the_folders_are_looked_at(
         assert agent.count_matching(Filter()) == 20
 
 
-@pytest.mark.parametrize("version", range(OLDEST, VERSION))
-def test_an_older_index_is_migrated(store: Store, version: int) -> None:
-    # GIVEN records, and the index that an older version had of them
+def made_by_older(store: Store, version: int) -> Path:
+    """The index that an older version had of two records; the store is closed."""
     store.put(numbered(1, unit="a.service", reason="killed"))
     store.put(numbered(2, cause=Cause.OOM))
     store.close()
@@ -138,6 +137,27 @@ def test_an_older_index_is_migrated(store: Store, version: int) -> None:
     db.execute(f"PRAGMA user_version = {version}")
     db.commit()
     db.close()
+    return file
+
+
+@pytest.mark.parametrize("version", range(OLDEST, VERSION))
+def test_a_reader_takes_an_older_index_as_it_is(store: Store, version: int) -> None:
+    # GIVEN records, and the index that an older version had of them
+    file = made_by_older(store, version)
+    before = file.read_bytes()
+    # WHEN somebody reads THEN he has all, without a complaint, and the file is as it was
+    damage: list[StoreError] = []
+    with Store(store.path, create=False, readonly=True) as reader:
+        found = [*reader.each(Filter(), damage.append)]
+        assert [record.start_ns for record in found] == [2, 1]
+        assert reader._catalogue.query("SELECT count(*) FROM deaths", {}) == [(2,)]
+    assert (damage, file.read_bytes()) == ([], before)
+
+
+@pytest.mark.parametrize("version", range(OLDEST, VERSION))
+def test_an_older_index_is_migrated(store: Store, version: int) -> None:
+    # GIVEN records, and the index that an older version had of them
+    file = made_by_older(store, version)
     inode = file.stat().st_ino
 
     # WHEN the agent starts THEN it is the same file, of this version, and its rows are right
