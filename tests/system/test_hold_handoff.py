@@ -26,7 +26,7 @@ from collector.model import TICK_NS, Backend
 from collector.native.build import build
 from tests.system.hold_support import BOTH, Place, Victim, accept, place
 from tests.system.needs import by_socket, needs
-from tests.system.victims import PATIENCE, SLOWNESS
+from tests.system.victims import PATIENCE
 
 SEGV_WITH_CORE_BIT = signal.SIGSEGV | 0x80
 PATTERN = Path("/proc/sys/kernel/core_pattern")
@@ -133,7 +133,7 @@ def test_the_notes_at_the_head_of_the_stream(here: Place, kind: Backend, threads
         victim.crash()
         with accept(backend) as held:
             notes = held.read_notes()
-        assert victim.is_gone(within_s=SLOWNESS)
+        assert victim.is_gone(PATIENCE)
     elf = ELFFile(io.BytesIO(notes))
     segment = next(elf.iter_segments("PT_NOTE"))
     assert segment["p_offset"] + segment["p_filesz"] == len(notes)
@@ -188,7 +188,7 @@ def test_fifty_crashes_at_once_all_arrive(here: Place, kind: Backend) -> None:
         assert not any(v.is_gone() for v in victims)
         for hand_off in held:
             hand_off.release()
-        assert all(v.is_gone(within_s=SLOWNESS) for v in victims)
+        assert all(v.is_gone(PATIENCE) for v in victims)
         assert (backend.refused, backend.late) == (0, 0)
 
 
