@@ -247,6 +247,7 @@ def test_what_is_known_of_the_time_and_place() -> None:
         "host": "web1, Linux 6.1",
         "CPU": "fast",
         "boot": "b" * 36,
+        "runtime": None,
     }
     (line,) = log_lines(record)
     assert line.endswith(" 8: bye\\x1b[1m")
