@@ -115,7 +115,15 @@ def _asked(kind: str, *, or_files: bool = False) -> dict[str, object]:
             # ids alone: compgen expands what it is given
             "bash": f"""\
 {function}() {{
-  compgen -W "$({_ASK} --{kind} "$1" 2>/dev/null | cut -f1)" -- "$1"
+  local store= at word ids
+  for ((at = 1; at < COMP_CWORD; at++)); do  # the line may name another one
+    [[ "${{COMP_WORDS[at]}}" == --store ]] || continue
+    word="${{COMP_WORDS[at + 1]}}"
+    [[ "$word" == = ]] && word="${{COMP_WORDS[at + 2]}}"  # bash parts words at it
+    store="${{word/#\\~\\//$HOME/}}"
+  done
+  ids="$(${{store:+env "COREWARD_STORE=$store"}} {_ASK} --{kind} "$1" 2>/dev/null | cut -f1)"
+  compgen -W "$ids" -- "$1"
 {files["bash"]}}}
 """,
             "zsh": f"""\

@@ -71,10 +71,16 @@ def redacted(found: Found, contents: CoreContents, fill: bytes = b"\0") -> Redac
     from collector.capture.redacted import Redactor  # noqa: PLC0415 - it loads RE2
 
     if found.in_file is not None:
-        raise CaptureError("its memory was staged in the core's file before it was redacted")
+        _refuse_to_redact(contents)
     whose = Redactor(contents.redact, found.image.mappings, found.opened.text, found.memory.read)
     view = whose.view(found.memory, fill)
     return Redacted(whose.image(found.image), view, view.pieces(found.pieces), view, whose.told())
+
+
+def _refuse_to_redact(contents: CoreContents) -> None:
+    """Where memory is in the core's file as it was. Raises CaptureError."""
+    if contents.redact.anything:
+        raise CaptureError("its memory was staged in the core's file before it was redacted")
 
 
 def in_words(facts: SnapshotFacts) -> str:
@@ -118,6 +124,7 @@ def write_plain(
 def _write_around(
     found: Found, staged: StagedMemory, contents: CoreContents, fd: int, progress: Progress | None
 ) -> Core:
+    _refuse_to_redact(contents)
     plan = _planned(found, contents)
     wanted = [(s.vaddr, s.vaddr + s.filesz) for s in plan.segments if s.filesz]
     staged.keep_only(wanted)

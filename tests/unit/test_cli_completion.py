@@ -50,7 +50,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_bash_completes_verbs_options_choices_and_ids(store: Path, tmp_path: Path) -> None:
     command = tmp_path / "bin" / "coreward"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m collector "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m collector "$@"\n')
     command.chmod(0o755)
     asked = {
         "sig": "signatures signature",
@@ -61,13 +61,24 @@ def test_bash_completes_verbs_options_choices_and_ids(store: Path, tmp_path: Pat
         "debug 00000000000000a": "00000000000000ab",
         "debug pyproj": "pyproject.toml",  # a bundle is a file
         "completion ''": "bash zsh fish",
+        "--store other info 00000000000000": "00000000000000ef",
+        "--store = other info 00000000000000": "00000000000000ef",  # as bash parts it
+        "debug 'a b'": "a b.tar.zst",
     }
+    with Store(tmp_path / "other", create=True) as other:
+        other.put(numbered(0xEF))
+    (tmp_path / "a b.tar.zst").touch()
+    (tmp_path / "pyproject.toml").touch()
     lines = [f"complete_words coreward {words}" for words in asked]
     done = subprocess.run(
         ["bash", "--norc"],
         input="\n".join([script("bash"), ASK, *lines]),
-        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
-        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{command.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,

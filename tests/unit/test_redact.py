@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
@@ -21,6 +23,7 @@ from collector.cli import redaction
 from collector.cli.redaction import redaction_by
 from collector.diagnosis import Diagnosis, Evidence
 from collector.elfcore.types import CorewardNote, Mapping, ProcessImage, Prot, PsInfo, Thread
+from collector.errors import CaptureError
 from collector.model import KilledBy, Killer, OomFacts, OomTask, Record, Relative, Sender
 from collector.policy.load import PolicyErrors, loads
 from collector.ranges import Range
@@ -32,6 +35,9 @@ from collector.redact.record import HIDDEN, concealed, withheld
 from collector.redact.rules import OutOfTime, Rules, compiled
 from collector.redact.types import REACH, Pattern, Redact
 from collector.redact.words import argument_spans, environment_spans, hidden_arguments
+from collector.snapshot.take import Found
+from collector.snapshot.write import CoreContents, write_plain
+from collector.snapshot.write import redacted as hidden_of
 from tests.unit.store_samples import numbered
 
 RW = Prot.R | Prot.W
@@ -559,3 +565,19 @@ def test_what_is_redacted_of_a_process_that_lives(
     assert capsys.readouterr().err == f"coreward: {config} cannot be read: nothing is redacted\n"
     monkeypatch.setattr(redaction, "DEFAULT_CONFIG", tmp_path / "none")
     assert not redaction_by()(os.getpid()).anything
+
+
+@pytest.mark.parametrize("redact", [REDACT, Redact(mappings=("heap",))])
+def test_a_core_whose_memory_is_in_its_file_already_is_refused(
+    redact: Redact, tmp_path: Path
+) -> None:
+    # GIVEN memory that was staged in the core's own file, whoever asked for that
+    found = cast(Found, SimpleNamespace(in_file=object(), core=3))
+    file = tmp_path / "core"
+    # THEN neither way of writing it takes that for a redacted one
+    with file.open("wb") as core:
+        with pytest.raises(CaptureError, match="before it was redacted"):
+            write_plain(found, CoreContents(redact=redact), core.fileno())
+        with pytest.raises(CaptureError, match="before it was redacted"):
+            hidden_of(found, CoreContents(redact=redact))
+    assert file.read_bytes() == b""
