@@ -26,7 +26,8 @@ HAVE = struct.Struct("<IQ")
 DATA_AT = struct.Struct("<QQ")
 MAX_READ = 8 << 20  # bytes of one answer
 _LENGTH = struct.Struct("<I")
-_MAX_MESSAGE = 1 << 18
+# bytes: a policy has a MiB, and a character of it six in JSON; who holds a process says a sentence
+_MAX_JOB, _MAX_READY = 8 << 20, 1 << 18
 
 
 class HoldJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +64,7 @@ def receive_message(
 ) -> Message:
     """Wait for a message. Raises as `receive`, and ValueError for nonsense."""
     (length,) = _LENGTH.unpack(receive(end, _LENGTH.size, deadline))
-    if length > _MAX_MESSAGE:
+    if length > (_MAX_JOB if kind is HoldJob else _MAX_READY):
         raise ValueError(f"a message of {length} bytes")
     return msgspec.json.decode(receive(end, length, deadline), type=kind)
 
