@@ -88,6 +88,7 @@ class Arming:
         except ProbeError as error:
             log.error("no process can be armed: %s", error)
             return False
+        context.native.know_armed(self._probe.armed_map)
         for fd in (self._wake, self._probe.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="arm", daemon=True)

@@ -17,7 +17,7 @@ memory, is left for later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from collector.agent.context import Context
@@ -28,11 +28,13 @@ from collector.agent.export import count, open_held, recorded
 from collector.agent.gather import Gathered, gather
 from collector.agent.hold import release_or_hold
 from collector.agent.logs import read_logs
+from collector.agent.unheld import record_untold
 from collector.agent.unit import ask_systemd
 from collector.agent.write import give_up, write
 from collector.errors import HoldError, in_words
+from collector.handoff.handoff import HandOff
 from collector.handoff.native import Taken
-from collector.model import Capture, Outcome
+from collector.model import Capture, Outcome, ProcessKey
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def handle(context: Context, taken: Taken) -> None:
             gathered.close()
             raise
     except Exception as error:
-        _fail(context, taken.handoff.pid, crash, error)
+        _fail(context, taken.handoff, taken.key, taken.texts, crash, error)
         return
     _attempt(context, crash, partial(_begin, context, crash))
 
@@ -106,23 +108,33 @@ def _attempt(context: Context, crash: Crash, work: Callable[[], None]) -> None:
         work()
     except Exception as error:
         gathered.close()
-        _fail(context, gathered.handoff.pid, crash, error)
+        dying = gathered.dying
+        texts = {"status": dying.text.status, "cgroup": dying.text.cgroup}
+        _fail(context, gathered.handoff, dying.key, texts, crash, error)
     except BaseException:
         gathered.close()
         raise
 
 
-def _fail(context: Context, pid: int, crash: Crash | None, error: Exception) -> None:
-    """Whatever it is, what BPF saw of the death goes on record."""
+def _fail(
+    context: Context,
+    handoff: HandOff,
+    key: ProcessKey | None,
+    texts: Mapping[str, bytes],
+    crash: Crash | None,
+    error: Exception,
+) -> None:
+    """Whatever it is, what BPF saw of the death goes on record; without BPF, what is known here."""
     why, usual = in_words(error)
     context.metrics.errors.labels("handoff").inc()
-    log.error("process %d: %s", pid, why, exc_info=None if usual else error)
-    if crash is None:
-        return
-    if crash.is_open:
+    log.error("process %d: %s", handoff.pid, why, exc_info=None if usual else error)
+    if crash is not None and crash.is_open:
         give_up(context, crash, why)
-    elif context.registry.give_back(crash, why, blind=context.blind):
+        return
+    if crash is not None and context.registry.give_back(crash, why, blind=context.blind):
         complete(context, crash)
+    if context.blind:
+        context.record(partial(record_untold, context, handoff, key, dict(texts), why))
 
 
 def _join(context: Context, gathered: Gathered) -> Crash:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from collector import copies, proof
@@ -24,9 +24,11 @@ from collector.arch.x86_64 import PAGE, RED_ZONE, SP
 from collector.capture.event_core import write_event_core
 from collector.capture.job import MAX_EXPLAIN_CORE
 from collector.errors import CorewardError
+from collector.handoff.handoff import HandOff
 from collector.handoff.pipe import PipeNote
 from collector.linux.bounded import bounded_file, seal
 from collector.model import TICK_NS, Capture, Cause, Identity, Outcome, ProcessKey, Record
+from collector.policy.facts import facts_from
 from collector.policy.match import decide
 from collector.policy.site import site_of
 from collector.policy.types import Decision, Facts, Routine
@@ -181,6 +183,46 @@ def _why_not_held(context: Context, crash: Crash, who: Identity, late: bool) -> 
     if seen.fatal is not None and seen.fatal.core_byte and context.backend.backend == "pipe":
         return "the kernel did not hand it over: its RLIMIT_CORE is one byte"
     return "the kernel did not hand it over: not dumpable, as after a change of user"
+
+
+def record_untold(
+    context: Context, handoff: HandOff, key: ProcessKey | None, texts: Mapping[str, bytes], why: str
+) -> None:
+    """A hand-off that came to nothing where there is no BPF: nobody else tells of the death.
+
+    texts: its files of /proc by name, as far as they were read.
+    """
+    status, groups = texts.get("status") or None, texts.get("cgroup") or None
+    told = facts_from(Cause.SIGNAL, handoff.signal, status=status, groups=groups, exe=None)
+    facts = with_pod(context, told, waits=False)
+    decision = decide(context.policy.policy, facts)
+    if decision.action.capture is Capture.NONE:
+        count(context, Cause.SIGNAL, handoff.signal, Outcome.IGNORED)
+        return
+    key = key or ProcessKey(handoff.pid, 0)
+    identity = record_id(context.boot_id, key)
+    if copies.is_copy(key) or context.store.has(identity):
+        return
+    record = Record(
+        id=identity,
+        time=datetime.datetime.now(datetime.UTC),
+        pid=key.pid,
+        tid=key.pid,
+        cause=Cause.SIGNAL,
+        comm=facts.comm or "",
+        start_ns=key.start_ns,
+        uid=facts.uid,
+        cgroup=facts.cgroup,
+        unit=facts.unit,
+        container=facts.container,
+        pod=facts.of_pod,
+        signal=handoff.signal,
+        signal_name=signal_name(handoff.signal),
+        rule=decision.rule,
+        capture_wanted=decision.action.capture,
+        lost={"core": why, "event": "the agent has no BPF"},
+    )
+    close(context, record)
 
 
 class Notes:

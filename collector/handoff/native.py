@@ -94,7 +94,8 @@ class Native:
         built, or not for this version.
         """
         self._library = library.load(path)
-        self._orders = contract.Orders(threads_program, mappings_program, counted_map=-1)
+        programs = threads_program, mappings_program
+        self._orders = contract.Orders(*programs, counted_map=-1, armed_map=-1)
         self.streams = threads_program < 0 if stream is None else stream
         self._orders.stream = self.streams
         self._in_hand = memoryview(self._orders.in_hand).cast("B").cast("i")
@@ -118,6 +119,11 @@ class Native:
         self._orders.counted_map = counted_map
         self._orders.stream = self.streams = False
         self._refill()
+
+    def know_armed(self, armed_map: int = -1) -> None:
+        """Which processes' memory we hold while they live, and so use with them: BPF's map of them,
+        which must stay open; -1: none's."""
+        self._orders.armed_map = armed_map
 
     def allow(
         self, *, instant: bool, max_pins: int, max_pinned: int, patience_s: float = 0

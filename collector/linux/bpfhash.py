@@ -22,7 +22,7 @@ def _call(name: str, arguments: int) -> Any:
 
 
 class HashMap:
-    """One open map; owns `descriptor`. Safe for several threads, and while programs change it."""
+    """One open map; owns its descriptor. Safe for several threads, and while programs change it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -33,6 +33,11 @@ class HashMap:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """For whoever looks it up by itself; it stays this one's."""
+        return self._descriptor
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key (BPF_MAP_LOOKUP_ELEM); None: there is none. OSError else."""

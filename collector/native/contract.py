@@ -102,7 +102,7 @@ class Orders(ctypes.Structure):
         ("pins", Pin * PINS),
         ("in_hand", Hand * HANDS),
         ("counted_map", c_int32),
-        ("unused", c_int32),
+        ("armed_map", c_int32),
         ("heard", c_uint64),
         ("helper_device", c_uint64),
         ("helper_inode", c_uint64),

@@ -89,7 +89,7 @@ static bool has_memory_of_parent(struct taken *t)
 }
 
 /* Who else uses its memory, and may go on writing to it (vfork(2), clone(2) with CLONE_VM). */
-static void count_others(struct taken *t)
+static void count_others(const struct orders *o, struct taken *t)
 {
 	struct cw_mapping first;
 	bool vfork;
@@ -100,7 +100,7 @@ static void count_others(struct taken *t)
 	}
 	memcpy(&first, (const void *)(uintptr_t)t->mappings.at, sizeof(first));
 	vfork = first.flags & CW_MAPPING_VFORK;
-	first.others -= 1; /* the iterator itself */
+	first.others -= 1 + is_armed(o, t); /* the iterator itself, and our own pin */
 	if (vfork && first.others <= 1)
 		t->others = -1;
 	else
@@ -115,7 +115,7 @@ static bool collect(struct orders *o, struct taken *t)
 		return false;
 	if (!t->spared) {
 		t->address = readable(t);
-		count_others(t);
+		count_others(o, t);
 	}
 	/* the iterators go by its number, which is another's once it was killed and reaped */
 	return is_there(t) || because(t, "it has gone meanwhile");

@@ -95,7 +95,7 @@ struct orders {
 	struct pin pins[PINS];
 	struct hand in_hand[HANDS];/* ours */
 	int32_t counted_map;       /* BPF's, of deaths that it has only counted; -1: there is none */
-	int32_t unused;
+	int32_t armed_map;         /* BPF's, of processes whose memory we hold while they live; -1 */
 	uint64_t heard;            /* address of a number that pipe helpers see: ours; 0: none; see pipe.py */
 	uint64_t helper_device;    /* of the helper's program, as stat(2) tells them */
 	uint64_t helper_inode;

@@ -67,6 +67,7 @@ uint64_t owner_of(int pid, uint32_t uid, uint64_t cgroup);
 
 /* counted.c */
 bool was_counted(const struct orders *o, const struct taken *t);
+bool is_armed(const struct orders *o, const struct taken *t);
 
 /* spared.c */
 void note_spared(const struct taken *t);

@@ -144,6 +144,11 @@ class ArmedProbe:
         os.close(self._order)
         os.close(self._settings)
 
+    @property
+    def armed_map(self) -> int:
+        """Descriptor of the map of those that are armed: struct cw_armed by pid."""
+        return self._armed.descriptor
+
     def fileno(self) -> int:
         """A descriptor for epoll(7), readable when records wait."""
         return self._ring.descriptor

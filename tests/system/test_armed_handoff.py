@@ -27,6 +27,8 @@ def test_a_crash_is_handed_over_as_ever(tmp_path: Path) -> None:
         # THEN its core is that of the hand-off, by the rule for crashes, and the only one
         record = one.record(victim.pid)
         assert (record["rule"], record["outcome"]) == ("recorded", "complete")
+        # BECAUSE who holds it while it lives is nobody who goes on writing to it
+        assert record["release"] == "instant", record["release_reason"]
         assert [found["id"] for found in one.listed() if found["pid"] == victim.pid] == [
             record["id"]
         ]

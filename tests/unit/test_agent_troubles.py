@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import threading
@@ -17,6 +18,7 @@ import pytest
 from collector import proof
 from collector.agent.events import ended as end_of
 from collector.agent.export import store_again
+from collector.agent.flow import handle
 from collector.errors import StoreError
 from collector.handoff.coredump_socket import SocketBackend
 from collector.handoff.native import Native
@@ -51,6 +53,27 @@ def test_without_bpf_nothing_waits_for_ends(make: Make, policy: str) -> None:
     agent.settle()
     # THEN nothing of it is remembered
     assert not agent.context.registry.waits
+
+
+@pytest.mark.parametrize("policy", ["", IGNORED], ids=["recorded", "ignored"])
+def test_without_bpf_a_hand_off_that_came_to_nothing_is_on_record(make: Make, policy: str) -> None:
+    # GIVEN an agent without BPF
+    agent = make(policy)
+    agent.context.probe = None
+    # WHEN a process could not be gathered, and was let go
+    why = "it was not released in time (hold.patience)"
+    handle(agent.context, dataclasses.replace(agent.taken(pinned=False), why=why))
+    agent.settle()
+    # THEN what is known of it is on record, unless policy wants none
+    found = agent.store.list()
+    if policy:
+        assert found == []
+        return
+    (record,) = found
+    assert (record.pid, record.uid, record.unit) == (KEY.pid, 1000, "victim.service")
+    assert (record.comm, record.outcome) == ("victim", Outcome.RECORDED)
+    assert why in record.lost["core"]
+    assert agent.announced == [record]
 
 
 @pytest.mark.parametrize("policy", ["", IGNORED], ids=["recorded", "ignored"])
