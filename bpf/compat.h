@@ -123,6 +123,11 @@ FN struct fpu *task_fpu(struct task_struct *t)
 #endif
 }
 
+FN u64 robust_list(struct task_struct *t)
+{
+	return (u64)READ(t, robust_list);
+}
+
 #ifdef COREWARD_MEMORY_CGROUPS
 #define HAS_MEMORY_CGROUP_TYPES 1
 #define HAS_MEMORY_CGROUPS 1
@@ -182,6 +187,32 @@ FN struct fpu *task_fpu(struct task_struct *t)
 	if (bpf_core_field_exists(struct thread_struct___before_6_16, fpu))
 		return &old->thread.fpu;
 	return (struct fpu *)((char *)t + bpf_core_type_size(struct task_struct));
+}
+
+struct task_struct___before_7 {
+	void *robust_list;
+} __attribute__((preserve_access_index));
+
+struct futex_sched_data___since_7 {
+	void *robust_list;
+} __attribute__((preserve_access_index));
+
+struct task_struct___since_7 {
+	struct futex_sched_data___since_7 futex;
+} __attribute__((preserve_access_index));
+
+/* The head of a thread's robust list, which later kernels keep in a struct of its own; 0 where it is
+ * somewhere else: then its futexes are in the core as the thread's end has left them. */
+FN u64 robust_list(struct task_struct *t)
+{
+	struct task_struct___before_7 *old = (void *)t;
+	struct task_struct___since_7 *now = (void *)t;
+
+	if (bpf_core_field_exists(struct task_struct___before_7, robust_list))
+		return (u64)READ(old, robust_list);
+	if (bpf_core_field_exists(struct futex_sched_data___since_7, robust_list))
+		return (u64)READ(now, futex.robust_list);
+	return 0;
 }
 
 #endif

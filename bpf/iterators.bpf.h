@@ -56,7 +56,7 @@ FN void fill_thread(struct cw_thread *out, struct task_struct *t)
 	out->cutime = READ(signal, cutime);
 	out->cstime = READ(signal, cstime);
 	out->clear_child_tid = (u64)READ(t, clear_child_tid);
-	out->robust_list = (u64)READ(t, robust_list);
+	out->robust_list = robust_list(t);
 	out->pkru = READ(t, thread.pkru);
 	bpf_probe_read_kernel(out->regs, CW_PT_REGS * sizeof(u64), (void *)bpf_task_pt_regs(t));
 	fill_selectors(out->regs, t);
