@@ -165,14 +165,16 @@ def left_of(record: dict[str, Any], store: Path) -> list[Path]:
 
 def test_a_core_that_does_not_fit(small_disk: Path, tmp_path: Path) -> None:
     # GIVEN a disk that is smaller than the process
-    config = "store: {min_free: 4MiB}\ndefaults: {limit: none, compress: none}"
+    config = "store: {min_free: 0B}\ndefaults: {limit: none, compress: none}"
     with agent(tmp_path, config=config) as one:
         # WHEN the process dies
         record = large_death(one, tmp_path)
         # THEN a smaller capture is kept, and the record says why
         assert outcome(record)[:2] == ("stacks", "reduced")
         why = r"it does not fit into the 15\d MiB free on the disk: stacks instead of full"
-        assert re.fullmatch(why, record["lost"].pop("memory")) and not record["lost"]
+        assert re.fullmatch(why, record["lost"].pop("memory"))
+        # (the backtraces of all threads had no room if they came while the disk was full)
+        assert record["lost"].keys() <= {"threads"}
         assert [f["function"] for f in record["frames"]][:2] == ["crash", "main"]
         assert left_of(record, small_disk) == []
         # WHEN not even that fits

@@ -4,7 +4,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"strings"
 )
 
 type order struct{ number int }
@@ -20,11 +22,20 @@ func place(o *order, how string) {
 	o.number++
 }
 
+// How many goroutines wait for the channel that never was.
+func waiting() int {
+	text := make([]byte, 1<<16)
+	return strings.Count(string(text[:runtime.Stack(text, true)]), "[chan receive (nil chan)")
+}
+
 func main() {
 	debug.SetTraceback("crash") // as GOTRACEBACK=crash: it aborts, and does not exit with 2
 	var never chan int
 	for i := 0; i < 20; i++ {
 		go worker(never)
+	}
+	for waiting() < 20 {
+		runtime.Gosched()
 	}
 	fmt.Println("ready")
 	var line string
