@@ -689,7 +689,7 @@ def test_functions_of_python(watching: RunningAgent, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("panic", "Go panic: no order 7, in `main.place` (gopanic.go:18)"),
+        ("panic", "Go panic: no order 7, in `main.place` (gopanic.go:20)"),
         ("deadlock", "Go panic: all goroutines are asleep - deadlock!"),
     ],
 )
