@@ -118,7 +118,11 @@ class ProcFolder:
 
     def identity(self) -> ProcessIdentity:
         stat, status = self.stat(), self.read(self._of_memory("status"))
-        path = cgroupfs.path_in(text) if (text := self._cgroup_or_none()) else None
+        path = (
+            cgroupfs.path_in(text)
+            if (text := self._read_or_none(self._of_memory("cgroup")))
+            else None
+        )
         nested = len((procfs.field(status, b"NSpid") or b"").split()) > 1
         words = self._cmdline().rstrip(b"\0").split(b"\0")
         return ProcessIdentity(
@@ -152,11 +156,6 @@ class ProcFolder:
     def _read_or_none(self, name: str) -> bytes | None:
         with contextlib.suppress(ProcessError):
             return self.read(name)
-        return None
-
-    def _cgroup_or_none(self) -> bytes | None:
-        with contextlib.suppress(ProcessError):
-            return self.cgroup()
         return None
 
     def _exe(self) -> str | None:

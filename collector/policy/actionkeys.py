@@ -74,22 +74,18 @@ def _compress(doc: Document, node: yaml.Node, path: str) -> dict[str, Any]:
     return nodes.mapping(doc, node, path, _COMPRESS)
 
 
-def _limit(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
-    if nodes.is_off(node):
-        return None
-    if isinstance(node, yaml.ScalarNode):
-        right = "expected keys (captures, period, fallback), or none"
-        raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
-    return nodes.mapping(doc, node, path, _LIMIT)
+def _keys_or_none(fields: Mapping[str, Parser]) -> Parser:
+    """Parser of a mapping with these keys; None: there is to be none."""
 
+    def parse(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
+        if nodes.is_off(node):
+            return None
+        if isinstance(node, yaml.ScalarNode):
+            right = f"expected keys ({', '.join(fields)}), or none"
+            raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
+        return nodes.mapping(doc, node, path, fields)
 
-def _collect(doc: Document, node: yaml.Node, path: str) -> dict[str, Any] | None:
-    if nodes.is_off(node):
-        return None
-    if isinstance(node, yaml.ScalarNode):
-        right = "expected keys (first, then, times, after, period), or none"
-        raise Problem(node, path, f"{right}, not {nodes.describe(node)}")
-    return nodes.mapping(doc, node, path, COLLECT_KEYS)
+    return parse
 
 
 def either(doc: Document, node: yaml.Node, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +135,11 @@ COLLECT_KEYS: Mapping[str, Parser] = {
 SUBKEYS = {"memory": _MEMORY, "compress": _COMPRESS, "limit": _LIMIT, "redact": REDACT}
 ACTION: Mapping[str, Parser] = {
     "capture": nodes.choice({str(capture): capture for capture in Capture}),
-    "collect": _collect,
+    "collect": _keys_or_none(COLLECT_KEYS),
     "memory": section(_MEMORY),
     "release": RELEASE,
     "compress": _compress,
-    "limit": _limit,
+    "limit": _keys_or_none(_LIMIT),
     "routine": nodes.choice({str(routine): routine for routine in Routine}),
     "honour_rlimit": nodes.boolean,
     "attributes": _attributes,
